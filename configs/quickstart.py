@@ -1,0 +1,85 @@
+"""InstructGPT end to end on a laptop: sentiment-steered movie reviews with a 1.3M-parameter GPT.
+
+Paper:    Ouyang et al. 2022, every stage of it, at 1/130,000 of the size.
+Command:  python -m experiments.instructgpt --config configs/quickstart.py
+Hardware: 2 CPU cores, about 2 GB of memory.
+"""
+
+from pathlib import Path
+
+from rlhf_jax.config import (
+    CompareConfig,
+    EvaluateConfig,
+    InstructGPTConfig,
+    KLConfig,
+    ModelConfig,
+    OptimConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    RunConfig,
+    SamplingConfig,
+    SFTConfig,
+    TextDataConfig,
+)
+
+MIX = (0.25, 0.5, 0.25)
+"""Shares of gutenberg, reviews and polarity in pretraining text."""
+
+
+def get_config() -> InstructGPTConfig:
+    text = TextDataConfig(weights=MIX, block_size=64)
+    return InstructGPTConfig(
+        dir=Path("runs/quickstart"),
+        pretrain=PretrainConfig(
+            run=RunConfig(save_every=250, eval_every=250),
+            data=text,
+            model=ModelConfig(n_layers=4, d_model=128, n_heads=4, context=64),
+            optim=OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05),
+            batch_size=16,
+            steps=1400,
+        ),
+        sft=SFTConfig(
+            pretrain_data=text,
+            optim=OptimConfig(lr=1.5e-3, warmup_steps=10),
+            batch_size=20,
+            epochs=2,
+        ),
+        compare=CompareConfig(num_prompts=1200, responses_per_prompt=6),
+        reward=RewardConfig(
+            optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20),
+            batch_size=4,
+            epochs=2,
+            unit_std=True,
+        ),
+        ppo=PPOConfig(
+            iterations=24,
+            batch_size=128,
+            num_minibatches=4,
+            kl=KLConfig(coef=0.2),
+            value_clip_eps=0.5,
+            missing_eos_penalty=-1.0,
+            ptx_coef=0.5,
+            ptx_batch_size=16,
+            ptx_data=TextDataConfig(weights=MIX, block_size=48),
+            optim=OptimConfig(
+                lr=3e-4,
+                schedule="linear",
+                warmup_steps=3,
+                warmup_init=0.1,
+                final_lr=0.2,
+                weight_decay=0.0,
+                eps=1e-5,
+            ),
+            value_optim=OptimConfig(
+                lr=1e-3,
+                schedule="linear",
+                warmup_steps=3,
+                warmup_init=0.1,
+                final_lr=0.2,
+                weight_decay=0.0,
+                eps=1e-5,
+            ),
+        ),
+        evaluate=EvaluateConfig(sampling=SamplingConfig(temperature=0.7), text=text),
+    )

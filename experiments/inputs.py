@@ -1,0 +1,142 @@
+"""What stages read: corpora of text, and the model that an earlier stage left in its run folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.cli import from_dict, to_dict
+from rlhf_jax.config import ModelConfig, TextDataConfig
+from rlhf_jax.data.batches import Batches, text_batches
+from rlhf_jax.data.datasets import Rows, load_texts, split
+from rlhf_jax.data.encoding import encode_texts
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.heads import LanguageModel
+from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.types import Params
+
+
+class Corpora(NamedTuple):
+    names: tuple[str, ...]
+    train: tuple[Rows, ...]
+    heldout: tuple[Rows, ...]
+
+
+def load_corpora(config: TextDataConfig) -> Corpora:
+    """Each corpus of ``config`` with its held-out part. Raises InputError if there is none."""
+    if not config.path:
+        raise InputError("data.path is empty: give --data.path FILE.txt or FILE.jsonl")
+    names = tuple(path.stem.removeprefix("corpus_") for path in config.path)
+    train = [load_texts(path, data_dir=config.cache) for path in config.path]
+    if config.heldout:
+        heldout = [load_texts(path, data_dir=config.cache) for path in config.heldout]
+    else:
+        pairs = [split(rows, heldout_fraction=config.heldout_fraction) for rows in train]
+        train, heldout = zip(*pairs, strict=True)
+    return Corpora(names, tuple(train), tuple(heldout))
+
+
+def text_stream(
+    corpora: Corpora, tokenizer: Tokenizer, config: TextDataConfig, *, batch_size: int, seed: int
+) -> Batches:
+    """Endless packed batches of the training text, mixed by ``config.weights``."""
+    return text_batches(
+        *[encode_texts(rows, tokenizer) for rows in corpora.train],
+        weights=config.weights,
+        block_size=config.block_size,
+        batch_size=batch_size,
+        seed=seed,
+        pad_id=tokenizer.pad_id,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def make_text_evaluation(
+    lm: LanguageModel,
+    parallel: Parallel,
+    corpora: Corpora,
+    tokenizer: Tokenizer,
+    config: TextDataConfig,
+    *,
+    batch_size: int,
+    max_batches: int,
+) -> Callable[[Params], dict[str, float]]:
+    """Held-out loss of a model on each corpus: nats per token, and bits per byte.
+
+    Bits per byte = Σ nats / ln 2 / Σ bytes of the target tokens, which does not depend on the
+    tokenizer (an end of text has no bytes but its nats count).
+    """
+    token_bytes = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
+    sets = {}
+    for name, rows in zip(corpora.names, corpora.heldout, strict=True):
+        stream = text_batches(
+            encode_texts(rows, tokenizer),
+            weights=(),
+            block_size=config.block_size,
+            batch_size=batch_size,
+            seed=None,
+            pad_id=tokenizer.pad_id,
+        )
+        count = min(max_batches, stream.steps_per_epoch)
+        sets[name] = [next(stream) for _ in range(count)]
+
+    @parallel.function
+    def nats(params, batch):
+        loss, _ = lm_loss(lm.packed_logits(params, batch, None), batch, count=jnp.float32(1))
+        return loss, count_targets(batch)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        results = {}
+        for name, batches in sets.items():
+            sums = [nats(params, parallel.shard(batch)) for batch in batches]
+            total, tokens = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
+            bytes_ = sum(token_bytes[b.tokens][b.loss_mask].sum() for b in batches)
+            results[f"eval/{name}/nats_per_token"] = total / tokens
+            results[f"eval/{name}/bits_per_byte"] = total / np.log(2) / bytes_
+        return results
+
+    return evaluate
+
+
+class Trained(NamedTuple):
+    """A finished stage's model."""
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    params: Params
+
+
+def save_model_card(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The model's shape and its tokenizer, which later stages read."""
+    tokenizer.save(folder / "tokenizer")
+    card = {"model": to_dict(model), "vocab_size": tokenizer.vocab_size}
+    (folder / "model.json").write_text(json.dumps(card, indent=1))
+
+
+def load_trained(folder: Path, *, flag: str) -> Trained:
+    """The final parameters, shape and tokenizer of a finished stage.
+
+    Raises InputError naming ``flag`` if the folder holds none.
+    """
+    if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
+        raise InputError(f"--{flag} {folder}: expected the run folder of a finished stage")
+    card = json.loads((folder / "model.json").read_text())
+    model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
+    params = load_params(folder / "final")
+    trunk = as_layout(params["trunk"], model)
+    return Trained(model, load_tokenizer(folder / "tokenizer"), params | {"trunk": trunk})
+
+
+def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:
+    """Raise InputError unless both models read the same ids."""
+    if first.tokenizer.digest != second.tokenizer.digest:
+        raise InputError(f"--{flags[0]} and --{flags[1]} have different tokenizers")

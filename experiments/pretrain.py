@@ -1,0 +1,90 @@
+"""Pretraining: a GPT learns raw text.
+
+    python -m experiments.pretrain --data.path train.txt --data.block-size 128
+    python -m experiments.pretrain --config configs/quickstart.py
+"""
+
+import jax
+from jax.random import fold_in
+
+from experiments.inputs import load_corpora, make_text_evaluation, save_model_card, text_stream
+from experiments.stage import Stage
+from rlhf_jax.cli import main
+from rlhf_jax.config import PretrainConfig
+from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
+from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import make_update_step
+
+
+def run(config: PretrainConfig) -> dict:
+    with Stage(config, "pretrain") as stage:
+        if stage.summary is not None:
+            return stage.summary
+
+        # Data
+        parallel = make_parallel(config.parallel)
+        parallel.check_batch("batch_size", config.batch_size)
+        corpora = load_corpora(config.data)
+        if config.tokenizer.path is not None:
+            tokenizer = load_tokenizer(config.tokenizer.path)
+        else:
+            texts = (row.text for rows in corpora.train for row in rows)
+            tokenizer = train_bpe(texts, vocab_size=config.tokenizer.vocab_size)
+        save_model_card(config.run.dir, config.model, tokenizer)
+        batches = text_stream(
+            corpora,
+            tokenizer,
+            config.data,
+            batch_size=config.batch_size // jax.process_count(),
+            seed=config.run.data_seed,
+        )
+
+        # Model and state
+        lm = make_language_model(config.model, tokenizer.vocab_size)
+        tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
+        k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
+        state = make_state(lm.init(k_init), tx, ema_decay=config.optim.ema_decay)
+        state = stage.restore(parallel.replicate(state), train=batches)
+
+        # Functions
+        def loss_fn(params, batch, key, count):
+            logits = lm.packed_logits(params, batch, key if config.model.dropout else None)
+            return lm_loss(logits, batch, count=count)
+
+        update = parallel.update(
+            make_update_step(
+                loss_fn,
+                count_targets,
+                tx,
+                accumulate=config.optim.accumulate,
+                ema_decay=config.optim.ema_decay,
+            )
+        )
+        evaluate = make_text_evaluation(
+            lm,
+            parallel,
+            corpora,
+            tokenizer,
+            config.data,
+            batch_size=config.batch_size,
+            max_batches=config.eval_batches,
+        )
+
+        # Loop
+        for step in stage.steps(config.steps):
+            batch = parallel.shard(next(batches))
+            state, metrics = update(state, batch, fold_in(k_train, step))
+            stage.log(metrics, tokens=batch.tokens.size, show=("loss",))
+            if stage.due(config.run.eval_every):
+                stage.log_evaluation(evaluate(state.params))
+            stage.checkpoint(state)
+
+        # Save
+        return stage.finish(state.params, heldout=evaluate(state.params))
+
+
+if __name__ == "__main__":
+    main(run, PretrainConfig)

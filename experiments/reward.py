@@ -1,0 +1,157 @@
+"""Reward model: the SFT model with a scalar head learns people's rankings.
+
+    python -m experiments.reward --config configs/quickstart.py
+    python -m experiments.reward --init runs/sft --data comparisons.jsonl
+
+All C(K, 2) pairs of a prompt are one batch element (Ouyang et al. 2022, eq. 1): K forward passes,
+and no response is seen in several updates of one epoch. Afterwards the score is shifted so that
+demonstrations score 0 on average, and optionally divided by its spread within prompts.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.random import fold_in
+
+from experiments.inputs import load_trained, save_model_card
+from experiments.stage import Stage
+from rlhf_jax.cli import main
+from rlhf_jax.config import RewardConfig
+from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
+from rlhf_jax.data.formats import Comparison
+from rlhf_jax.evaluation.metrics import calibration, pair_accuracy
+from rlhf_jax.models.heads import make_scalar_model, normalise_head
+from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.types import ComparisonBatch
+
+
+def flat_responses(batch: ComparisonBatch):
+    """[B, K] responses as B·K sequences ``[query | response]`` with their masks."""
+    K = batch.ranks.shape[1]
+    repeat = lambda x: jnp.repeat(x, K, axis=0)
+    rows = lambda x: x.reshape(-1, x.shape[-1])
+    tokens = jnp.concatenate([repeat(batch.queries), rows(batch.responses)], axis=1)
+    return tokens, jnp.concatenate([repeat(batch.query_mask), rows(batch.mask)], axis=1)
+
+
+def run(config: RewardConfig) -> dict:
+    with Stage(config, "reward") as stage:
+        if stage.summary is not None:
+            return stage.summary
+
+        # Data
+        parallel = make_parallel(config.parallel)
+        parallel.check_batch("batch_size", config.batch_size)
+        sft = load_trained(config.init, flag="init")
+        tokenizer = sft.tokenizer
+        model_config = replace(sft.model, dropout=config.dropout)
+        save_model_card(config.run.dir, model_config, tokenizer)
+        rows = load_comparisons(config.data, data_dir=config.cache)
+        if config.heldout is not None:
+            heldout = load_comparisons(config.heldout, data_dir=config.cache)
+        else:
+            rows, heldout = split(rows, heldout_fraction=config.heldout_fraction)
+
+        def comparisons(rows, batch_size, seed):
+            return comparison_batches(
+                rows,
+                tokenizer,
+                query_length=config.prompt_length,
+                response_length=config.response_length,
+                batch_size=batch_size,
+                seed=seed,
+            )
+
+        batches = comparisons(rows, config.batch_size, config.run.data_seed)
+        stage.note(comparisons=batches.report._asdict())
+
+        # Model and state
+        model = make_scalar_model(model_config, tokenizer.vocab_size)
+        total = config.epochs * batches.steps_per_epoch
+        tx = make_optimizer(config.optim, total, updates_per_step=1)
+        k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
+        params = model.init(k_head, sft.params["trunk"])
+        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
+        state = stage.restore(parallel.replicate(state), train=batches)
+
+        # Functions
+        def scores_of(params, batch, key):
+            tokens, mask = flat_responses(batch)
+            return model.score(params, tokens, mask, key).reshape(batch.ranks.shape)
+
+        def loss_fn(params, batch, key, count):
+            scores = scores_of(params, batch, key if config.dropout else None)
+            return ranking_loss(scores, batch.ranks, count=count)
+
+        update = parallel.update(
+            make_update_step(
+                loss_fn,
+                lambda batch: count_ranked(batch.ranks),
+                tx,
+                accumulate=config.optim.accumulate,
+                ema_decay=config.optim.ema_decay,
+            )
+        )
+        scores_fn = parallel.function(lambda params, batch: scores_of(params, batch, None))
+
+        def score_all(params, rows):
+            """Scores [P, K] (NaN where a response is absent) and ranks of every prompt in order."""
+            stream = comparisons(rows, EVALUATION_ROWS, None)
+            scores, ranks = [], []
+            for _ in range(stream.steps_per_epoch):
+                batch = next(stream)
+                scores.append(np.asarray(scores_fn(params, parallel.shard(batch))))
+                ranks.append(batch.ranks)
+            scores, ranks = np.concatenate(scores)[: len(rows)], np.concatenate(ranks)[: len(rows)]
+            return np.where(ranks >= 0, scores, np.nan), ranks
+
+        def evaluate(params):
+            scores, ranks = score_all(params, heldout)
+            accuracy = pair_accuracy(scores, ranks)
+            return {
+                "eval/accuracy": accuracy.overall,
+                "eval/margin": accuracy.margin,
+                "eval/ece": calibration(scores, ranks).ece,
+            }
+
+        # Loop
+        for step in stage.steps(total):
+            batch = parallel.shard(next(batches))
+            state, metrics = update(state, batch, fold_in(k_train, step))
+            stage.log(metrics, tokens=batch.responses.size + batch.queries.size, show=("loss",))
+            if stage.due(config.run.eval_every):
+                stage.log_evaluation(evaluate(state.params))
+            stage.checkpoint(state)
+
+        # Save
+        bias, gain = normalisation(config, state.params, score_all, rows)
+        results = evaluate(state.params)
+        return stage.finish(normalise_head(state.params, bias=bias, gain=gain), heldout=results, bias=bias, gain=gain)
+
+
+def normalisation(config, params, score_all, rows) -> tuple[float, float]:
+    """Bias that brings demonstrations to 0 (InstructGPT §3.5) and gain to unit within-prompt spread.
+
+    Demonstrations are scored as comparisons of a single response.
+    """
+    scores, _ = score_all(params, rows)
+    spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
+    centre = float(np.nanmean(scores))
+    if config.demonstrations is not None:
+        shown = load_demonstrations(config.demonstrations, data_dir=config.cache)
+        answers = [Comparison(row.prompt, (row.completion,), (0,)) for row in shown]
+        centre = float(np.nanmean(score_all(params, answers)[0]))
+    return -centre, 1 / spread if config.unit_std else 1.0
+
+
+EVALUATION_ROWS = 32
+"""Prompts per batch when scoring without gradients."""
+
+if __name__ == "__main__":
+    main(run, RewardConfig)

@@ -1,0 +1,83 @@
+"""Responses of a policy to a list of prompts, as ids, text and log-probs."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from rlhf_jax.config import SamplingConfig
+from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.formats import Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.models.heads import LanguageModel
+from rlhf_jax.rollouts.generate import generate, row_keys
+from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.types import Generation, Params, QueryBatch
+
+
+class Sampled(NamedTuple):
+    """K responses to each of the prompts of one batch (empty rows of the last batch are cut)."""
+
+    batch: QueryBatch
+    """Each query repeated K times."""
+    generation: Generation
+    texts: list[str]
+
+
+def make_sampler(
+    lm: LanguageModel,
+    tokenizer: Tokenizer,
+    parallel: Parallel,
+    config: SamplingConfig,
+    *,
+    prompt_length: int,
+    response_length: int,
+    prompts_per_batch: int,
+    responses_per_prompt: int,
+):
+    """``(params, prompts, key, skip) -> Sampled per batch``; row r of the list uses ``key`` and r.
+
+    ``skip`` batches are passed over, for resuming.
+    """
+
+    @parallel.function
+    def sample(params, batch: QueryBatch, keys) -> Generation:
+        return generate(
+            lm,
+            params,
+            batch.queries,
+            batch.query_mask,
+            keys,
+            length=response_length,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+        )
+
+    def batches(
+        params: Params, prompts: Sequence[str], key: Key[Array, ""], *, skip: int = 0
+    ) -> Iterator[Sampled]:
+        rows = [Prompt(prompt) for prompt in prompts]
+        stream = query_batches(
+            rows, tokenizer, query_length=prompt_length, batch_size=prompts_per_batch, seed=None
+        )
+        K = responses_per_prompt
+        for number in range(stream.steps_per_epoch):
+            batch = jax.tree.map(lambda x: np.repeat(x, K, axis=0), next(stream))
+            if number < skip:
+                continue
+            keys = row_keys(jax.random.fold_in(key, number), len(batch.index))
+            generation = sample(params, parallel.shard(batch), keys)
+            real = batch.index >= 0
+            batch, generation = jax.tree.map(lambda x: np.asarray(x)[real], (batch, generation))
+            texts = [
+                tokenizer.decode(ids[mask])
+                for ids, mask in zip(generation.responses, generation.mask, strict=True)
+            ]
+            yield Sampled(batch, generation, texts)
+
+    return batches

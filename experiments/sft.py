@@ -1,0 +1,130 @@
+"""Supervised fine-tuning: the pretrained GPT imitates people's demonstrations.
+
+    python -m experiments.sft --config configs/quickstart.py
+    python -m experiments.sft --init runs/pretrain --data demonstrations.jsonl
+
+A share of every batch is pretraining text (InstructGPT, appendix C.4: 10 %), so that the model
+forgets less of it; this run is also the reference of PPO's KL term.
+"""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+from jax.random import fold_in
+
+from experiments.inputs import (
+    load_corpora,
+    load_trained,
+    save_model_card,
+    text_stream,
+)
+from experiments.stage import Stage
+from rlhf_jax.cli import main
+from rlhf_jax.config import SFTConfig, check
+from rlhf_jax.data.batches import demonstration_batches
+from rlhf_jax.data.datasets import load_demonstrations, split
+from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import make_update_step
+
+
+def run(config: SFTConfig) -> dict:
+    with Stage(config, "sft") as stage:
+        if stage.summary is not None:
+            return stage.summary
+
+        # Data
+        parallel = make_parallel(config.parallel)
+        parallel.check_batch("batch_size", config.batch_size)
+        pretrained = load_trained(config.init, flag="init")
+        tokenizer = pretrained.tokenizer
+        model = replace(pretrained.model, dropout=config.dropout)
+        save_model_card(config.run.dir, model, tokenizer)
+        text_rows = round(config.pretrain_mix * config.batch_size)
+        check(
+            config.pretrain_mix == 0 or text_rows > 0,
+            f"pretrain_mix={config.pretrain_mix} of batch_size={config.batch_size} is no whole row",
+        )
+        rows, heldout = split(
+            load_demonstrations(config.data, data_dir=config.cache),
+            heldout_fraction=config.heldout_fraction,
+        )
+
+        def demonstrations(rows, batch_size, seed):
+            return demonstration_batches(
+                rows,
+                tokenizer,
+                block_size=config.block_size,
+                batch_size=batch_size,
+                prompt_length=config.prompt_length,
+                response_length=config.response_length,
+                target=config.target,
+                seed=seed,
+            )
+
+        batches = demonstrations(rows, config.batch_size - text_rows, config.run.data_seed)
+        stage.note(demonstrations=batches.report._asdict())
+        iterators = {"train": batches}
+        corpora = None
+        if config.pretrain_data.path:
+            corpora = load_corpora(config.pretrain_data)
+            if text_rows:
+                seed = config.run.data_seed + 1
+                iterators["text"] = text_stream(
+                    corpora, tokenizer, config.pretrain_data, batch_size=text_rows, seed=seed
+                )
+        check(
+            text_rows == 0 or corpora is not None,
+            f"pretrain_mix={config.pretrain_mix} needs --pretrain-data.path (or --pretrain-mix 0)",
+        )
+
+        # Model and state
+        lm = make_language_model(model, tokenizer.vocab_size)
+        total = config.epochs * batches.steps_per_epoch
+        tx = make_optimizer(config.optim, total, updates_per_step=1)
+        key = jax.random.key(config.run.seed)
+        state = make_state(pretrained.params, tx, ema_decay=config.optim.ema_decay)
+        state = stage.restore(parallel.replicate(state), **iterators)
+
+        # Functions
+        def loss_fn(params, batch, key, count):
+            logits = lm.packed_logits(params, batch, key if config.dropout else None)
+            return lm_loss(logits, batch, count=count)
+
+        update = parallel.update(
+            make_update_step(
+                loss_fn,
+                count_targets,
+                tx,
+                accumulate=config.optim.accumulate,
+                ema_decay=config.optim.ema_decay,
+            )
+        )
+        heldout_batches = list(demonstrations(heldout, config.batch_size, None))
+        heldout_loss = parallel.function(lambda p, b: (loss_fn(p, b, key, 1.0)[0], count_targets(b)))
+
+        def evaluate(params):
+            sums = [heldout_loss(params, parallel.shard(b)) for b in heldout_batches]
+            nats, tokens = (sum(map(float, column)) for column in zip(*sums, strict=True))
+            return {"eval/loss": nats / tokens}
+
+        # Loop
+        for step in stage.steps(total):
+            parts = [next(iterator) for iterator in iterators.values()]
+            batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            state, metrics = update(state, parallel.shard(batch), fold_in(key, step))
+            stage.log(metrics, tokens=batch.tokens.size, show=("loss",))
+            if stage.due(config.run.eval_every):
+                stage.log_evaluation(evaluate(state.params))
+            stage.checkpoint(state)
+
+        # Save
+        results = evaluate(state.params)
+        return stage.finish(state.params, heldout=results)
+
+
+if __name__ == "__main__":
+    main(run, SFTConfig)

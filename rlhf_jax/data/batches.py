@@ -1,0 +1,238 @@
+"""Resumable iterators of batches, as numpy arrays.
+
+Every function takes ``seed``: the order of an endless, shuffled stream in which each epoch is a new
+permutation of all rows; or None for one pass in order, the last batch filled up with empty rows.
+``batch_size`` is per process. Process p of n takes rows p, p + n, ... of one common stream, so the
+batches of all processes together do not depend on n.
+"""
+
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from rlhf_jax.data.encoding import (
+    EncodingReport,
+    encode_comparisons,
+    encode_demonstrations,
+    encode_documents,
+    encode_prompts,
+)
+from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch
+
+
+class Batches:
+    """An iterator of batches that can tell where it stands and go there.
+
+    ``data`` is a container of arrays with a row for each example and an empty last row, ``sizes``
+    the number of rows of each corpus in it, ``weights`` the corpora's shares of the batches' rows
+    (empty: one corpus, all rows alike often).
+    """
+
+    def __init__(
+        self,
+        data: LMBatch | QueryBatch | ComparisonBatch,
+        report: EncodingReport,
+        *,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int | None,
+        process_index: int,
+        process_count: int,
+    ):
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1")
+        self.data = data
+        self.report = report
+        self.rows = sum(sizes)
+        self.global_batch_size = batch_size * process_count
+        self._order = {"seed": seed, "weights": list(weights), "sizes": list(sizes)}
+        if seed is None:
+            stream = grain.MapDataset.range(self.steps_per_epoch * self.global_batch_size)
+        else:
+            stream = _endless(sizes, weights, seed)
+        mine = stream[process_index::process_count].batch(batch_size)
+        # All is in memory, so reading threads only cost: a batch of 16 rows takes 0.25 ms without
+        # them and 0.44 ms with four.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        self._indices = iter(mine.to_iter_dataset(options))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that show every row once, the last one perhaps not full."""
+        return math.ceil(self.rows / self.global_batch_size)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> LMBatch | QueryBatch | ComparisonBatch:
+        index = next(self._indices)
+        index = np.where(index < self.rows, index, -1)  # the empty row
+        return type(self.data)(*(_rows(leaf, index) for leaf in self.data))
+
+    def get_state(self) -> dict:
+        """Where the iterator stands, for JSON; the same in every process."""
+        return {"position": self._indices.get_state(), **self._identity}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from ``state``, with the same or another number of processes.
+
+        Raises InputError if the state is of other data, another order or global batch size.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise InputError(
+                    f"cannot resume the data: {name} was {state.get(name)} and is now {value}"
+                )
+        self._indices.set_state(state["position"])
+
+    @cached_property
+    def _identity(self) -> dict:
+        checksum = 0
+        for leaf in self.data:
+            checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+        return {**self._order, "global_batch_size": self.global_batch_size, "checksum": checksum}
+
+
+def text_batches(
+    *corpora: Iterable[Int[np.ndarray, "_"]],
+    weights: Sequence[float],
+    block_size: int,
+    batch_size: int,
+    seed: int | None,
+    pad_id: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """LMBatches of packed documents (``encode_texts``), one or several corpora.
+
+    ``weights`` are the shares of the corpora in the rows of the stream, a corpus starting anew when
+    it is used up; empty mixes by size, so that an epoch shows each row of all corpora once. Rows
+    are nearly full, so shares of rows are shares of tokens.
+    """
+    if weights and (len(weights) != len(corpora) or min(weights) <= 0):
+        raise InputError(f"weights={list(weights)}: expected {len(corpora)} numbers over 0")
+    if weights and seed is None:
+        raise InputError("one pass in order takes no weights")
+    packed = [encode_documents(each, block_size=block_size, pad_id=pad_id) for each in corpora]
+    return Batches(
+        _joined([data for data, _ in packed]),
+        EncodingReport(*map(sum, zip(*(report for _, report in packed), strict=True))),
+        sizes=[len(data.tokens) - 1 for data, _ in packed],
+        weights=weights,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def demonstration_batches(
+    demonstrations: Iterable[Demonstration],
+    tokenizer: Tokenizer,
+    *,
+    block_size: int,
+    batch_size: int,
+    prompt_length: int,
+    response_length: int,
+    target: Literal["response", "all"],
+    seed: int | None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """LMBatches of packed demonstrations (``encode_demonstrations``)."""
+    data, report = encode_demonstrations(
+        demonstrations,
+        tokenizer,
+        block_size=block_size,
+        prompt_length=prompt_length,
+        response_length=response_length,
+        target=target,
+    )
+    return _one_corpus(data, report, batch_size, seed, process_index, process_count)
+
+
+def query_batches(
+    prompts: Iterable[Prompt],
+    tokenizer: Tokenizer,
+    *,
+    query_length: int,
+    batch_size: int,
+    seed: int | None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """QueryBatches; ``index`` counts the prompts from 0, and is -1 in an empty row."""
+    data, report = encode_prompts(prompts, tokenizer, query_length=query_length)
+    return _one_corpus(data, report, batch_size, seed, process_index, process_count)
+
+
+def comparison_batches(
+    comparisons: Iterable[Comparison],
+    tokenizer: Tokenizer,
+    *,
+    query_length: int,
+    response_length: int,
+    batch_size: int,
+    seed: int | None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """ComparisonBatches of ``batch_size`` prompts, each with all its responses."""
+    data, report = encode_comparisons(
+        comparisons, tokenizer, query_length=query_length, response_length=response_length
+    )
+    return _one_corpus(data, report, batch_size, seed, process_index, process_count)
+
+
+def _one_corpus(
+    data: LMBatch | QueryBatch | ComparisonBatch,
+    report: EncodingReport,
+    batch_size: int,
+    seed: int | None,
+    process_index: int,
+    process_count: int,
+) -> Batches:
+    return Batches(
+        data,
+        report,
+        sizes=[len(data[0]) - 1],
+        weights=(),
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def _joined(packed: list[LMBatch]) -> LMBatch:
+    """The rows of all corpora, and one empty row."""
+    leaves = zip(*packed, strict=True)
+    return LMBatch(*(np.concatenate([*(a[:-1] for a in leaf), leaf[-1][-1:]]) for leaf in leaves))
+
+
+def _endless(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """Row numbers for ever. Shuffled, then repeated: each epoch is a new permutation."""
+    bounds = np.cumsum([0, *sizes]).tolist()
+    if not weights:
+        bounds = [0, bounds[-1]]
+    streams = [
+        grain.MapDataset.range(start, stop).seed(seed + n).shuffle().repeat(None)
+        for n, (start, stop) in enumerate(pairwise(bounds))
+    ]
+    return grain.MapDataset.mix(streams, list(weights)) if weights else streams[0]
+
+
+def _rows(leaf: np.ndarray, index: np.ndarray) -> np.ndarray:
+    rows = leaf[index]
+    return rows if rows.dtype == bool else rows.astype(np.int32, copy=False)

@@ -1,0 +1,239 @@
+"""TFDS data sets of the user's own files: prepared once, then read at random without loading all.
+
+No TensorFlow: files are array_record, read through ``as_data_source``. The configuration's name is
+a hash of the files' bytes and of the code that reads them, so an edited file is prepared anew.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import io
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rlhf_jax.data import files, formats
+from rlhf_jax.data.files import find_files
+from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text, iterate
+from rlhf_jax.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
+
+READ_AT_ONCE = 256
+"""Rows per read when a whole set is gone through."""
+
+string = tfds.features.Text
+integers = tfds.features.Sequence(np.int32)
+
+
+@dataclass
+class FilesConfig(tfds.core.BuilderConfig):
+    """The files of a data set; ``name`` is their hash."""
+
+    path: str = ""
+
+
+class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """One split of rows of one kind, in the order of the files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [FilesConfig(name="none", description="no files")]
+    KIND: ClassVar[type]
+    FEATURES: ClassVar[dict]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(self.FEATURES)
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for key, row in enumerate(iterate(self.builder_config.path, self.KIND)):
+            yield key, self.encode(row)
+
+    @staticmethod
+    def encode(row: tuple) -> dict:
+        """A row as TFDS stores it."""
+        return row._asdict()
+
+    @classmethod
+    def decode(cls, stored: dict) -> tuple:
+        """A row as it was read: TFDS gives bytes for text."""
+        return cls.KIND(**{name: value.decode() for name, value in stored.items()})
+
+
+class RlhfTexts(RowsBuilder):
+    KIND = Text
+    FEATURES: ClassVar = {"text": string()}
+
+
+class RlhfPrompts(RowsBuilder):
+    KIND = Prompt
+    FEATURES: ClassVar = {"prompt": string()}
+
+
+class RlhfDemonstrations(RowsBuilder):
+    KIND = Demonstration
+    FEATURES: ClassVar = {"prompt": string(), "completion": string()}
+
+
+class RlhfComparisons(RowsBuilder):
+    """Sampled token ids are stored end to end, with the number of each response's."""
+
+    KIND = Comparison
+    FEATURES: ClassVar = {
+        "prompt": string(),
+        "responses": tfds.features.Sequence(string()),
+        "ranks": integers,
+        "tokens": integers,
+        "token_counts": integers,
+    }
+
+    @staticmethod
+    def encode(row: Comparison) -> dict:
+        tokens = row.tokens or ()
+        flat = [i for ids in tokens for i in ids]
+        return row._asdict() | {"tokens": flat, "token_counts": [len(ids) for ids in tokens]}
+
+    @classmethod
+    def decode(cls, stored: dict) -> Comparison:
+        counts = [int(count) for count in stored["token_counts"]]
+        ids = iter([int(i) for i in stored["tokens"]])
+        return Comparison(
+            prompt=stored["prompt"].decode(),
+            responses=tuple(each.decode() for each in stored["responses"]),
+            ranks=tuple(int(rank) for rank in stored["ranks"]),
+            tokens=tuple(tuple(next(ids) for _ in range(n)) for n in counts) if counts else None,
+        )
+
+
+class Rows(Sequence):
+    """Rows of a prepared data set, read when they are asked for."""
+
+    def __init__(self, source: Sequence, decode: Callable[[dict], tuple], numbers: Sequence[int]):
+        self._source, self._decode, self._numbers = source, decode, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int | slice) -> "tuple | Rows":
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        return self._decode(self._source[self._numbers[index]])
+
+    def __iter__(self) -> Iterator[tuple]:
+        for start in range(0, len(self), READ_AT_ONCE):
+            numbers = list(self._numbers[start : start + READ_AT_ONCE])
+            yield from map(self._decode, self._source.__getitems__(numbers))
+
+    def select(self, indices: Sequence[int]) -> "Rows":
+        """The rows at ``indices``, still unread."""
+        return Rows(self._source, self._decode, [self._numbers[i] for i in indices])
+
+
+def load_texts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+    """Texts of ``path`` (see ``formats.read_texts``), prepared under ``data_dir`` if need be."""
+    return prepare(RlhfTexts, path, data_dir=data_dir)
+
+
+def load_prompts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+    """Prompts of ``path``."""
+    return prepare(RlhfPrompts, path, data_dir=data_dir)
+
+
+def load_demonstrations(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+    """Demonstrations of ``path``."""
+    return prepare(RlhfDemonstrations, path, data_dir=data_dir)
+
+
+def load_comparisons(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+    """Comparisons of ``path``."""
+    return prepare(RlhfComparisons, path, data_dir=data_dir)
+
+
+def prepare(
+    builder_class: type[RowsBuilder], path: str | os.PathLike, *, data_dir: str | os.PathLike
+) -> Rows:
+    """The data set of these files, made now unless it exists; safe in several processes at once.
+
+    Raises InputError for what is wrong with the files, RunError if ``data_dir`` takes no more.
+    """
+    config = FilesConfig(name=digest(path), description=str(path), path=str(path))
+    with _quiet():
+        builder = builder_class(config=config, data_dir=str(data_dir), file_format="array_record")
+        if not _is_complete(builder):
+            log.info("preparing %s under %s", path, data_dir)
+            _write(builder)
+            builder = builder_class(config=config, data_dir=str(data_dir))
+        source = builder.as_data_source("train")
+    return Rows(source, builder_class.decode, range(len(source)))
+
+
+def _write(builder: RowsBuilder) -> None:
+    settings = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(download_config=settings)
+    except OSError as error:
+        # TFDS writes elsewhere and renames, which fails if another process was first.
+        if not _is_complete(builder):
+            message = f"cannot write the data set {builder.data_path}: {error}"
+            raise RunError(message) from error
+
+
+def _is_complete(builder: RowsBuilder) -> bool:
+    return (Path(builder.data_path) / "dataset_info.json").is_file()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS prints, warns and draws bars about every local data set."""
+    chatter = logging.getLogger("absl")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        chatter.setLevel(level)
+        tfds.enable_progress_bar()
+
+
+def digest(path: str | os.PathLike) -> str:
+    """Hash of the files at ``path`` and of the code that reads rows from them."""
+    total = hashlib.sha256((inspect.getsource(files) + inspect.getsource(formats)).encode())
+    for file in find_files(path):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256")
+        total.update(f"{''.join(file.suffixes)} {content.hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def split(rows: Rows, *, heldout_fraction: float) -> tuple[Rows, Rows]:
+    """(training rows, held-out rows), by the hash of each text or prompt.
+
+    Rows with the same text or prompt stay together. Of the distinct ones the fraction, rounded up,
+    with the smallest hashes is held out, so a row keeps its side when few others come or go.
+    Raises InputError if nothing would be left to train on.
+    """
+    if heldout_fraction == 0:
+        return rows, rows[:0]
+    keys = [hashlib.sha256(row[0].encode()).digest() for row in rows]
+    distinct = sorted(set(keys))
+    count = math.ceil(heldout_fraction * len(distinct))
+    if not 0 <= heldout_fraction < 1 or count == len(distinct):
+        raise InputError(
+            f"holding out {heldout_fraction} of {len(distinct)} different rows leaves none to train"
+        )
+    heldout = set(distinct[:count])
+    inside = [n for n, key in enumerate(keys) if key not in heldout]
+    outside = [n for n, key in enumerate(keys) if key in heldout]
+    return rows.select(inside), rows.select(outside)

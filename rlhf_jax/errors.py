@@ -1,0 +1,9 @@
+"""The two errors a user meets: bad input, and a run that must stop."""
+
+
+class InputError(ValueError):
+    """Bad input: one sentence naming the file, line or flag, what was found, what was expected."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (NaN loss, disk full, gate not met): what, where, what next."""

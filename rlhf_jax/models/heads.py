@@ -1,0 +1,243 @@
+"""Policy, value and reward models as pure functions of parameters and arrays.
+
+Everyone outside ``models/`` holds these functions and a tree of parameters, never a module.
+
+    language model   {"trunk"}              logits = hidden · wteᵀ            (tied, no bias)
+    scalar model     {"trunk", "head"}      hidden · w + b                    (reward, value)
+    policy and value {"policy", "value"}    two trunks (InstructGPT), or
+                     {"policy": {"trunk", "head"}}  a value head on the policy's trunk (2019)
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.transformer import (
+    KeyValues,
+    Transformer,
+    as_layout,
+    causal_mask,
+    packed_mask,
+    positions_of,
+    stack_blocks,
+)
+from rlhf_jax.objectives.masked import last_index
+from rlhf_jax.types import LMBatch, Params
+
+
+class Cache(NamedTuple):
+    """What decoding carries from token to token."""
+
+    layers: tuple[KeyValues, ...] | KeyValues
+    mask: Bool[Array, "B S"]
+    """Slots that hold a real token."""
+    positions: Int[Array, "B"]
+    """Position of the next token of each row."""
+    index: Int[Array, ""]
+    """Slot of the next token, the same for all rows."""
+
+
+class LanguageModel(NamedTuple):
+    """Pure functions of one model shape. ``start`` skips the unembedding of earlier positions."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    logits: Callable[..., Float[Array, "B L V"]]
+    """(params, tokens [B T], mask [B T], *, start) -> logits of positions start..T-1."""
+    packed_logits: Callable[..., Float[Array, "B T V"]]
+    """(params, LMBatch, dropout_key | None) -> logits; dropout acts only when a key is given."""
+    prefill: Callable[..., tuple[Float[Array, "B V"], Cache]]
+    """(params, queries, query_mask, *, length) -> logits of the first response token, cache."""
+    decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
+    """(params, tokens [B], cache) -> logits of the next token, cache."""
+
+
+class ScalarModel(NamedTuple):
+    """A number per position: reward (read at the last real token) or value."""
+
+    init: Callable[[Key[Array, ""], Params], Params]
+    """(key, trunk parameters to start from) -> params."""
+    values: Callable[..., Float[Array, "B L"]]
+    """(params, tokens [B T], mask [B T], *, start) -> outputs of positions start..T-1."""
+    score: Callable[..., Float[Array, "B"]]
+    """(params, tokens, mask, dropout_key | None) -> output at the last real token."""
+
+
+class PolicyValue(NamedTuple):
+    """The pair that PPO trains, whatever its trunks."""
+
+    init: Callable[[Params, Params], Params]
+    """(language-model params, reward-model params) -> params."""
+    policy: Callable[[Params], Params]
+    """The language-model part of the parameters."""
+    evaluate: Callable[..., tuple[Float[Array, "B R V"], Float[Array, "B R"]]]
+    """(params, queries, query_mask, responses, mask) -> what predicts each response token."""
+
+
+def unembed(trunk: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
+    """Logits through the transposed embedding, accumulated in float32."""
+    rows = hidden.reshape(-1, hidden.shape[-1]).astype(dtype)
+    # The barrier keeps the transpose apart: folded into the product, it makes the gradient of the
+    # embedding a slower kind of product on CPU (a quarter of the head's time).
+    transposed = jax.lax.optimization_barrier(trunk["wte"].astype(dtype).T)
+    logits = jnp.dot(rows, transposed, preferred_element_type=jnp.float32)
+    return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
+    trunk = make_trunk(config, vocab_size)
+    head = partial(unembed, dtype=config.dtype)
+
+    def logits(params, tokens, mask, *, start):
+        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        return head(params["trunk"], hidden[:, start:])
+
+    def packed_logits(params, batch: LMBatch, dropout_key):
+        attend = packed_mask(batch.segment_ids)
+        apply = (
+            partial(trunk.apply_dropout, dropout_key) if dropout_key is not None else trunk.apply
+        )
+        hidden, _ = apply(params["trunk"], batch.tokens, batch.positions, attend)
+        return head(params["trunk"], hidden)
+
+    def prefill(params, queries, query_mask, *, length):
+        positions = positions_of(query_mask)
+        hidden, layers = trunk.apply(params["trunk"], queries, positions, causal_mask(query_mask))
+        room = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
+        cache = Cache(
+            layers=jax.tree.map(room, layers),
+            mask=jnp.pad(query_mask, [(0, 0), (0, length)]),
+            positions=query_mask.sum(axis=1),
+            index=jnp.int32(queries.shape[1]),
+        )
+        return head(params["trunk"], hidden[:, -1]), cache
+
+    def decode(params, tokens, cache: Cache):
+        mask = cache.mask.at[:, cache.index].set(True)
+        hidden, layers = trunk.apply(
+            params["trunk"],
+            tokens[:, None],
+            cache.positions[:, None],
+            mask[:, None, None, :],
+            cache.layers,
+            cache.index,
+        )
+        cache = Cache(layers, mask, cache.positions + 1, cache.index + 1)
+        return head(params["trunk"], hidden[:, 0]), cache
+
+    return LanguageModel(
+        init=lambda key: {"trunk": trunk.init(key)},
+        logits=logits,
+        packed_logits=packed_logits,
+        prefill=prefill,
+        decode=decode,
+    )
+
+
+def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
+    trunk = make_trunk(config, vocab_size)
+
+    def init(key, trunk_params):
+        # N(0, 1/√(d+1)) as OpenAI's released reward models (Stiennon et al. 2020's text lost the
+        # root); zero bias. The K-wise loss never moves the bias: it is for normalisation.
+        stddev = (config.d_model + 1) ** -0.5
+        kernel = stddev * jax.random.normal(key, (config.d_model, 1))
+        return {
+            "trunk": as_layout(trunk_params, config),
+            "head": {"kernel": kernel, "bias": jnp.zeros(1)},
+        }
+
+    def values(params, tokens, mask, *, start):
+        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        return apply_head(params["head"], hidden[:, start:])
+
+    def score(params, tokens, mask, dropout_key):
+        apply = (
+            partial(trunk.apply_dropout, dropout_key) if dropout_key is not None else trunk.apply
+        )
+        hidden, _ = apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        last = jnp.take_along_axis(hidden, last_index(mask)[:, None, None], axis=1)[:, 0]
+        return apply_head(params["head"], last)
+
+    return ScalarModel(init, values, score)
+
+
+def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    return (hidden.astype(jnp.float32) @ head["kernel"])[..., 0] + head["bias"][0]
+
+
+def normalise_head(params: Params, *, bias: float, gain: float) -> Params:
+    """Fold ``gain · (output + bias)`` into the head, so that no one has to carry it along."""
+    head = params["head"]
+    head = {"kernel": head["kernel"] * gain, "bias": (head["bias"] + bias) * gain}
+    return params | {"head": head}
+
+
+def make_policy_value(
+    config: ModelConfig, vocab_size: int, value_trunk: Literal["separate", "shared"]
+) -> PolicyValue:
+    lm = make_language_model(config, vocab_size)
+    scalar = make_scalar_model(config, vocab_size)
+    trunk = make_trunk(config, vocab_size)
+
+    def init(lm_params, reward_params):
+        if value_trunk == "separate":
+            return {"policy": lm_params, "value": reward_params}
+        # On another trunk the reward model's head means nothing: start at 0 (Ziegler et al. 2019).
+        head = {"kernel": jnp.zeros((config.d_model, 1)), "bias": jnp.zeros(1)}
+        return {"policy": lm_params | {"head": head}}
+
+    def evaluate(params, queries, query_mask, responses, mask):
+        tokens, mask = episode_inputs(queries, query_mask, responses, mask)
+        start = queries.shape[1] - 1
+        if value_trunk == "separate":
+            logits = lm.logits(params["policy"], tokens, mask, start=start)
+            return logits, scalar.values(params["value"], tokens, mask, start=start)
+        policy = params["policy"]
+        hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        hidden = hidden[:, start:]
+        return unembed(policy["trunk"], hidden, config.dtype), apply_head(policy["head"], hidden)
+
+    return PolicyValue(init, lambda params: params["policy"], evaluate)
+
+
+def episode_inputs(
+    queries: Int[Array, "B Q"],
+    query_mask: Bool[Array, "B Q"],
+    responses: Int[Array, "B R"],
+    mask: Bool[Array, "B R"],
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+    """Tokens whose outputs at Q−1, Q, ... predict the response: all but its last token."""
+    tokens = jnp.concatenate([queries, responses[:, :-1]], axis=1)
+    return tokens, jnp.concatenate([query_mask, mask[:, :-1]], axis=1)
+
+
+class Trunk(NamedTuple):
+    init: Callable[[Key[Array, ""]], Params]
+    apply: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
+    apply_dropout: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
+
+
+def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
+    """The transformer as functions. Both layouts of layers start from the same parameters."""
+    unrolled = Transformer(replace(config, scan_layers=False, remat=False), vocab_size)
+    module = Transformer(config, vocab_size)
+    training = Transformer(config, vocab_size, dropout=config.dropout)
+
+    def init(key):
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        params = unrolled.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]
+        return stack_blocks(params, config.n_layers) if config.scan_layers else params
+
+    def apply(params, *inputs):
+        return module.apply({"params": params}, *inputs)
+
+    def apply_dropout(key, params, *inputs):
+        return training.apply({"params": params}, *inputs, rngs={"dropout": key})
+
+    return Trunk(init, apply, apply_dropout)

@@ -1,0 +1,46 @@
+"""Learning what people prefer, from rankings of K responses."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.types import Metrics
+
+
+def ordered_pairs(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
+    """[b, i, j] is True where response i is ranked better than j; not for ties or absent ones."""
+    better = ranks[:, :, None] < ranks[:, None, :]
+    return better & (ranks >= 0)[:, :, None] & (ranks >= 0)[:, None, :]
+
+
+def count_ranked(ranks: Int[Array, "B K"]) -> Float[Array, ""]:
+    """Number of queries with at least one pair that is not tied."""
+    return ordered_pairs(ranks).any(axis=(1, 2)).sum().astype(jnp.float32)
+
+
+def ranking_loss(
+    scores: Float[Array, "B K"],
+    ranks: Int[Array, "B K"],
+    *,
+    count: Float[Array, ""] | float | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """−1/C(K,2) Σ log σ(r(x, y_w) − r(x, y_l)), all pairs of a query (Ouyang et al. 2022, eq. 1).
+
+    Ties are dropped and the pairs that remain are averaged within each query, then queries that
+    have any are averaged: a query weighs the same whatever its K. ``count`` is the number of such
+    queries in the whole batch.
+    """
+    pairs = ordered_pairs(ranks)
+    number = jnp.maximum(pairs.sum(axis=(1, 2)), 1)
+    count = count_ranked(ranks) if count is None else count
+    # Outside the pairs scores may be anything (padding): cut them off before the difference.
+    scores = jnp.where((ranks >= 0), scores, 0.0)
+    margin = scores[:, :, None] - scores[:, None, :]
+
+    def mean(x):
+        per_query = jnp.where(pairs, x, 0.0).sum(axis=(1, 2)) / number
+        return per_query.sum() / jnp.maximum(count, 1)
+
+    loss = mean(-jax.nn.log_sigmoid(margin))
+    accuracy = mean((margin > 0).astype(margin.dtype))
+    return loss, {"loss": loss, "accuracy": accuracy, "margin": mean(margin)}

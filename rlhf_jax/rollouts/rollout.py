@@ -1,0 +1,79 @@
+"""One batch of experience: query → response → log-probs, values, score."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel, episode_inputs
+from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
+from rlhf_jax.rollouts.generate import generate, row_keys
+from rlhf_jax.types import Generation, Params, QueryBatch, Rollout
+
+
+def make_rollout(
+    lm: LanguageModel,
+    policy_value: PolicyValue,
+    reward_model: ScalarModel,
+    *,
+    length: int,
+    temperature: float,
+    eos_id: int,
+    pad_id: int,
+    recompute_logprobs: bool,
+) -> Callable[[Params, Params, Params, QueryBatch, Key[Array, ""]], Rollout]:
+    """``(params, ref_params, reward_params, queries, key) -> Rollout``, pure and without dropout.
+
+    All log-probs are those of logits / ``temperature``, the distribution that was sampled. The old
+    log-probs come from the sampling pass, or with ``recompute_logprobs`` from one more forward
+    pass (when sampler and trainer differ numerically, as they may in bfloat16).
+    """
+
+    def rollout(params, ref_params, reward_params, batch: QueryBatch, key) -> Rollout:
+        queries, query_mask = batch.queries, batch.query_mask
+        sampled = generate(
+            lm,
+            policy_value.policy(params),
+            queries,
+            query_mask,
+            row_keys(key, queries.shape[0]),
+            length=length,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            eos_id=eos_id,
+            pad_id=pad_id,
+        )
+        responses, mask, logprobs = sampled
+        logits, values = policy_value.evaluate(params, queries, query_mask, responses, mask)
+        if recompute_logprobs:
+            logprobs = token_logprobs(scale_logits(logits, temperature), responses)
+        reference = reference_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
+        tokens = jnp.concatenate([queries, responses], axis=1)
+        token_mask = jnp.concatenate([query_mask, mask], axis=1)
+        return Rollout(
+            queries=queries,
+            query_mask=query_mask,
+            responses=responses,
+            mask=mask,
+            logprobs=jnp.where(mask, logprobs, 0.0),
+            ref_logprobs=jnp.where(mask, reference, 0.0),
+            values=jnp.where(mask, values, 0.0),
+            scores=reward_model.score(reward_params, tokens, token_mask, None),
+        )
+
+    return rollout
+
+
+def reference_logprobs(
+    lm: LanguageModel,
+    ref_params: Params,
+    batch: QueryBatch,
+    sampled: Generation,
+    *,
+    temperature: float,
+):
+    """log π_ref of each response token at the sampling temperature."""
+    tokens, mask = episode_inputs(batch.queries, batch.query_mask, sampled.responses, sampled.mask)
+    logits = lm.logits(ref_params, tokens, mask, start=batch.queries.shape[1] - 1)
+    return token_logprobs(scale_logits(logits, temperature), sampled.responses)

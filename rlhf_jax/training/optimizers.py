@@ -1,0 +1,88 @@
+"""AdamW, its schedules, what decays, and the average of the weights."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from rlhf_jax.config import OptimConfig
+from rlhf_jax.types import Params, TrainState
+
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
+    """Learning rate of each step, counted from 0.
+
+    Warm-up: lr · (w + (1 − w) t / warmup_steps), w = ``warmup_init``. Then from lr to
+    ``final_lr`` · lr at ``total_steps``, along a half cosine or a line; constant stays at lr.
+    """
+    after = max(total_steps - config.warmup_steps, 1)
+    shape = {
+        "cosine": lambda x: 0.5 * (1 + jnp.cos(jnp.pi * x)),
+        "linear": lambda x: 1 - x,
+        "constant": lambda x: jnp.ones_like(x),
+    }[config.schedule]
+
+    def schedule(step):
+        progress = jnp.clip((step - config.warmup_steps) / after, 0.0, 1.0)
+        decayed = config.final_lr + (1 - config.final_lr) * shape(progress)
+        warm = jnp.minimum(step / max(config.warmup_steps, 1), 1.0)
+        warmed = config.warmup_init + (1 - config.warmup_init) * warm
+        return config.lr * jnp.where(step < config.warmup_steps, warmed, decayed)
+
+    return schedule
+
+
+def decay_mask(params: Params) -> Params:
+    """True on the kernels of dense layers: biases, normalisation and embeddings do not decay."""
+    is_kernel = lambda path, leaf: path[-1].key == "kernel"
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def make_optimizer(
+    config: OptimConfig, total_steps: int, *, updates_per_step: int
+) -> optax.GradientTransformation:
+    """Clip by the global norm, then AdamW: p ← p − lr (m̂ / (√v̂ + ε) + wd p).
+
+    The schedule counts steps of the experiment: in PPO iterations, of ``updates_per_step``
+    optimizer updates each, as InstructGPT and lm-human-preferences do.
+    """
+    schedule = make_schedule(config, total_steps)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(lambda count: schedule(count // updates_per_step)),
+    )
+
+
+def make_policy_value_optimizer(
+    policy: OptimConfig, value: OptimConfig, total_steps: int, *, updates_per_step: int
+) -> optax.GradientTransformation:
+    """One optimizer for each of PPO's networks, each clipped by its own norm.
+
+    With a shared trunk there is no ``value`` subtree and the policy's optimizer updates everything.
+    """
+    make = lambda config: make_optimizer(config, total_steps, updates_per_step=updates_per_step)
+    label = lambda params: {
+        name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in params.items()
+    }
+    return optax.partition({"policy": make(policy), "value": make(value)}, label)
+
+
+def make_state(params: Params, tx: optax.GradientTransformation, *, ema_decay: float) -> TrainState:
+    """A fresh state that owns its buffers: steps donate them, the reference keeps the originals."""
+    params = jax.tree.map(jnp.copy, params)
+    average = jax.tree.map(lambda p: jnp.copy(p).astype(jnp.float32), params) if ema_decay else None
+    return TrainState(jnp.int32(0), params, tx.init(params), average)
+
+
+def update_ema(average: Params | None, params: Params, *, decay: float) -> Params | None:
+    """e ← decay · e + (1 − decay) · p, in float32, starting from the initial weights."""
+    if average is None:
+        return None
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, params)

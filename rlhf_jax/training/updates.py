@@ -1,0 +1,221 @@
+"""Pure update steps: gradients summed over micro-batches and devices, then one optimizer update.
+
+A loss function here is ``(params, batch, key, count) -> (loss, metrics)`` where ``count`` is the
+number of counted elements (tokens, prompts) in the *global* batch. The loss and metrics of a part
+of the batch are then shares of the global mean, and shares add: over micro-batches and devices
+alike. ``axis_name`` names the mapped device axis under ``pmap``; None is the global view.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from rlhf_jax.models.heads import PolicyValue
+from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
+from rlhf_jax.objectives.masked import masked_mean, whiten
+from rlhf_jax.objectives.rewards import kl_penalised_rewards, penalise_missing_eos
+from rlhf_jax.training.optimizers import update_ema
+from rlhf_jax.types import LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
+
+LossFn = Callable[[Params, Any, Key[Array, ""], Any], tuple[Float[Array, ""], Metrics]]
+UpdateStep = Callable[..., tuple[TrainState, Metrics]]
+
+
+def psum(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def accumulated_gradients(
+    loss_fn: LossFn, params: Params, batch: Any, key: Key[Array, ""], count: Any, *, accumulate: int
+) -> tuple[Params, Metrics]:
+    """Sum of the gradients (and metrics) of ``accumulate`` micro-batches of equal row number.
+
+    Micro-batch i takes rows i, i + accumulate, ... so that each is spread over all devices.
+    """
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        return gradient(params, batch, key, count)
+    micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total, inputs):
+        rows, i = inputs
+        return jax.tree.map(
+            jnp.add, total, gradient(params, rows, jax.random.fold_in(key, i), count)
+        ), None
+
+    first = gradient(params, jax.tree.map(lambda x: x[0], micro), jax.random.fold_in(key, 0), count)
+    rest = jax.tree.map(lambda x: x[1:], micro)
+    total, _ = jax.lax.scan(add, first, (rest, jnp.arange(1, accumulate)))
+    return total
+
+
+def apply_gradients(
+    state: TrainState, grads: Params, tx: optax.GradientTransformation, *, ema_decay: float
+) -> TrainState:
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = update_ema(state.ema_params, params, decay=ema_decay)
+    return TrainState(state.step + 1, params, opt_state, average)
+
+
+def make_update_step(
+    loss_fn: LossFn,
+    count_fn: Callable[[Any], Any],
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int,
+    ema_decay: float,
+) -> UpdateStep:
+    """``(state, batch, key) -> (state, metrics)``: pretraining, SFT and reward modelling."""
+
+    def step(state: TrainState, batch: Any, key: Key[Array, ""], *, axis_name: str | None = None):
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        count = psum(count_fn(batch), axis_name)
+        shares = accumulated_gradients(
+            loss_fn, state.params, batch, key, count, accumulate=accumulate
+        )
+        grads, metrics = psum(shares, axis_name)
+        metrics |= {"grad_norm": optax.global_norm(grads)}
+        return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
+
+    return step
+
+
+def prepare_batch(
+    rollout: Rollout,
+    kl_coef: Float[Array, ""],
+    *,
+    gamma: float,
+    lam: float,
+    whiten_rewards: bool,
+    whiten_advantages: bool,
+    missing_eos_penalty: float | None,
+    eos_id: int,
+) -> tuple[PPOBatch, Metrics]:
+    """Rewards → GAE → whitening, in that order, once for the whole rollout batch of all devices.
+
+    Returns R = Â + V come before Â is whitened. The metrics are means over episodes of sums over
+    tokens, in nats, under the names of TRL's PPO (which descend from lm-human-preferences).
+    """
+    r = rollout
+    scores = r.scores
+    if missing_eos_penalty is not None:
+        scores = penalise_missing_eos(
+            scores, r.responses, r.mask, eos_id=eos_id, penalty=missing_eos_penalty
+        )
+    rewards = kl_penalised_rewards(scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=kl_coef)
+    metrics = episode_metrics(rollout, scores, rewards, kl_coef, eos_id=eos_id)
+    if whiten_rewards:
+        rewards = whiten(rewards, r.mask, shift_mean=False)
+    advantages, returns = gae(rewards, r.values, r.mask, gamma=gamma, lam=lam)
+    error = masked_mean((returns - r.values) ** 2, r.mask)
+    spread = masked_mean((returns - masked_mean(returns, r.mask)) ** 2, r.mask)
+    metrics |= {"val/var_explained": 1 - error / jnp.maximum(spread, 1e-8)}
+    if whiten_advantages:
+        advantages = whiten(advantages, r.mask, shift_mean=True)
+    return PPOBatch(
+        r.queries, r.query_mask, r.responses, r.mask, r.logprobs, r.values, advantages, returns
+    ), metrics
+
+
+def episode_metrics(
+    rollout: Rollout,
+    scores: Float[Array, "B"],
+    rewards: Float[Array, "B R"],
+    kl_coef: Float[Array, ""],
+    *,
+    eos_id: int,
+) -> Metrics:
+    r = rollout
+    per_episode = lambda x: jnp.where(r.mask, x, 0.0).sum(axis=1).mean()
+    total = per_episode(rewards)
+    return {
+        "objective/kl": per_episode(r.logprobs - r.ref_logprobs),
+        "objective/entropy": per_episode(-r.logprobs),
+        "objective/non_score_reward": total - scores.mean(),
+        "objective/rlhf_reward": total,
+        "objective/scores": scores.mean(),
+        "objective/kl_coef": kl_coef,
+        "val/num_eos_tokens": ((r.responses == eos_id) & r.mask).sum().astype(jnp.float32),
+        "response_length": r.mask.sum(axis=1).mean(dtype=jnp.float32),
+    }
+
+
+def shuffle_minibatches(
+    batch: Any, key: Key[Array, ""], *, epochs: int, num_minibatches: int
+) -> Any:
+    """[B, ...] → [epochs · num_minibatches, B / num_minibatches, ...], a new order each epoch.
+
+    Every episode is used exactly ``epochs`` times. Done on the global batch, so that a minibatch
+    holds the same episodes on any number of devices.
+    """
+    B = jax.tree.leaves(batch)[0].shape[0]
+    orders = [jax.random.permutation(jax.random.fold_in(key, e), B) for e in range(epochs)]
+    order = jnp.concatenate(orders).reshape(epochs * num_minibatches, B // num_minibatches)
+    return jax.tree.map(lambda x: x[order], batch)
+
+
+def make_ppo_loss(
+    policy_value: PolicyValue, objective: Callable[..., Any], *, temperature: float
+) -> LossFn:
+    """A loss of parameters from ``objective(new_logprobs, new_values, batch, count=...)``."""
+
+    def loss_fn(params, batch: PPOBatch, key, count):
+        logits, values = policy_value.evaluate(
+            params, batch.queries, batch.query_mask, batch.responses, batch.mask
+        )
+        logits = scale_logits(logits, temperature)
+        logprobs = token_logprobs(logits, batch.responses)
+        loss, metrics = objective(logprobs, values, batch, count=count)
+        mean_entropy = masked_mean(jax.lax.stop_gradient(entropy(logits)), batch.mask, count=count)
+        return loss, metrics | {"policy/entropy_avg": mean_entropy}
+
+    return loss_fn
+
+
+def make_ppo_update(
+    loss_fn: LossFn,
+    ptx_loss_fn: LossFn | None,
+    ptx_count_fn: Callable[[LMBatch], Float[Array, ""]] | None,
+    tx: optax.GradientTransformation,
+    *,
+    ptx_coef: float,
+    ema_decay: float,
+) -> UpdateStep:
+    """``(state, (minibatches, ptx minibatches | None), key) -> (state, metrics)``: one iteration.
+
+    Minibatches have a leading axis and are taken in turn. PPO-ptx (Ouyang et al. 2022, eq. 2)
+    adds ``ptx_coef`` times the gradient of the language-model loss on pretraining text to that of
+    PPO *before* the sum is clipped and Adam takes one step. Metrics are means over minibatches.
+    """
+
+    def gradients(params, batch, ptx, key, axis_name):
+        count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)
+        shares = jax.grad(loss_fn, has_aux=True)(params, batch, key, count)
+        grads, metrics = psum(shares, axis_name)
+        metrics |= {"policy/grad_norm": optax.global_norm(grads["policy"])}
+        if ptx is None:
+            return grads, metrics
+        count = psum(ptx_count_fn(ptx), axis_name)
+        shares = jax.grad(ptx_loss_fn, has_aux=True)(params, ptx, key, count)
+        ptx_grads, ptx_metrics = psum(shares, axis_name)
+        metrics |= {"loss/ptx_avg": ptx_metrics["loss"]}
+        metrics |= {"policy/ptx_grad_norm": ptx_coef * optax.global_norm(ptx_grads)}
+        return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics
+
+    def update(state: TrainState, batches, key: Key[Array, ""], *, axis_name: str | None = None):
+        def minibatch(state, inputs):
+            batch, ptx = inputs
+            grads, metrics = gradients(state.params, batch, ptx, key, axis_name)
+            return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
+
+        state, metrics = jax.lax.scan(minibatch, state, batches)
+        return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
+
+    return update

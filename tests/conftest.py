@@ -1,0 +1,24 @@
+"""Global switches: every test runs with the strictest settings JAX has."""
+
+import os
+import pathlib
+import tempfile
+
+import jax
+import pytest
+
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}"
+
+
+def pytest_configure(config):
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_debug_key_reuse", True)
+    jax.config.update("jax_legacy_prng_key", "error")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

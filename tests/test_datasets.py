@@ -1,0 +1,148 @@
+"""Prepared data sets: the same rows as the files, never stale, never half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_jax.data import datasets
+from rlhf_jax.data.datasets import (
+    load_comparisons,
+    load_demonstrations,
+    load_prompts,
+    load_texts,
+    split,
+)
+from rlhf_jax.data.formats import (
+    Comparison,
+    Demonstration,
+    Prompt,
+    Text,
+    read_comparisons,
+    read_texts,
+)
+from rlhf_jax.errors import InputError, RunError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*rows, name="rows.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def test_texts_keep_their_order_and_type(write, cache):
+    path = write(*({"text": f"text {n} é😀"} for n in range(600)))
+    rows = load_texts(path, data_dir=cache)
+    assert list(rows) == read_texts(path)
+    assert type(rows[7]) is Text and rows[7] == Text("text 7 é😀")
+    assert rows[-1] == Text("text 599 é😀") and len(rows) == 600
+    assert list(rows[10:20:5]) == [rows[10], rows[15]]
+    with pytest.raises(IndexError):
+        rows[600]
+
+
+def test_prompts_and_demonstrations(write, cache):
+    path = write({"prompt": "p\x00", "completion": ""}, {"prompt": "q", "completion": " c"})
+    assert list(load_prompts(path, data_dir=cache)) == [Prompt("p\x00"), Prompt("q")]
+    expected = [Demonstration("p\x00", ""), Demonstration("q", " c")]
+    assert list(load_demonstrations(path, data_dir=cache)) == expected
+
+
+def test_comparisons_keep_ranks_ties_and_sampled_ids(write, cache):
+    path = write(
+        {"prompt": "p", "responses": ["a", "", "é"], "ranks": [1, 0, 1]},
+        {
+            "prompt": "q",
+            "responses": ["a", "b"],
+            "ranks": [0, 1],
+            "response_tokens": [[70000], [2, 0, 1]],
+        },
+    )
+    rows = list(load_comparisons(path, data_dir=cache))
+    assert rows == read_comparisons(path)
+    assert rows[0] == Comparison("p", ("a", "", "é"), (1, 0, 1), None)
+    assert rows[1].tokens == ((70000,), (2, 0, 1))
+    assert all(type(value) is int for value in (*rows[0].ranks, *rows[1].tokens[1]))
+
+
+def test_a_set_is_prepared_once_and_anew_when_its_file_is_edited(write, cache, monkeypatch):
+    assert load_texts(write({"text": "old"}), data_dir=cache)[0] == Text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "iterate", None)  # reading the file again would fail
+        assert load_texts(write({"text": "old"}), data_dir=cache)[0] == Text("old")
+    assert load_texts(write({"text": "new"}), data_dir=cache)[0] == Text("new")
+    write({"text": "more"}, name="second.jsonl")
+    assert len(load_texts(write({"text": "new"}).parent, data_dir=cache)) == 2
+
+
+def test_a_bad_row_leaves_nothing_behind(write, cache):
+    path = write({"prompt": "p"}, {"prompt": 3})
+    with pytest.raises(InputError, match=r"rows.jsonl, line 2: prompt is a number"):
+        load_prompts(path, data_dir=cache)
+    assert not list(cache.rglob("*.array_record*"))
+    assert load_prompts(write({"prompt": "p"}), data_dir=cache)[0] == Prompt("p")
+
+
+def test_another_process_may_be_first(write, cache, monkeypatch):
+    path = write({"text": "a"}, {"text": "b"})
+    iterate = datasets.iterate
+
+    def overtaken(*args):
+        monkeypatch.setattr(datasets, "iterate", iterate)
+        load_texts(path, data_dir=cache)
+        return iterate(*args)
+
+    monkeypatch.setattr(datasets, "iterate", overtaken)
+    assert list(load_texts(path, data_dir=cache)) == [Text("a"), Text("b")]
+    assert not list(cache.rglob("*incomplete*"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(write, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match=r"cannot write the data set .*file/rlhf_texts"):
+        load_texts(write({"text": "a"}), data_dir=tmp_path / "file")
+
+
+def test_preparing_is_silent_and_needs_no_tensorflow(write, cache, capfd):
+    load_texts(write({"text": "a"}), data_dir=cache)
+    assert capfd.readouterr() == ("", "")
+    code = "import sys, rlhf_jax.data.datasets; print('tensorflow' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_split_holds_out_whole_prompts_by_hash(write, cache):
+    path = write(*({"prompt": f"p{n % 50}", "completion": str(n)} for n in range(100)))
+    rows = load_demonstrations(path, data_dir=cache)
+    train, heldout = split(rows, heldout_fraction=0.1)
+    assert sorted([*train, *heldout]) == sorted(rows)
+    assert len({row.prompt for row in heldout}) == 5
+    assert not {row.prompt for row in train} & {row.prompt for row in heldout}
+    assert [row.completion for row in train] == sorted((r.completion for r in train), key=int)
+
+
+def test_split_does_not_depend_on_order_nor_on_other_rows(write, cache):
+    rows = [{"text": f"t{n}"} for n in range(100)]
+    splits = [
+        set(split(load_texts(write(*some), data_dir=cache), heldout_fraction=0.1)[1])
+        for some in (rows, rows[::-1], rows[:90])
+    ]
+    assert splits[0] == splits[1]
+    assert len(splits[0]) == 10 and len(splits[0] & splits[2]) >= 8
+
+
+def test_split_never_holds_out_nothing_or_everything(write, cache):
+    rows = load_texts(write({"text": "a"}, {"text": "b"}, {"text": "b"}), data_dir=cache)
+    assert [len(part) for part in split(rows, heldout_fraction=0.0)] == [3, 0]
+    assert min(len(part) for part in split(rows, heldout_fraction=0.01)) >= 1
+    with pytest.raises(InputError, match=r"holding out 0.6 of 2 different rows leaves none"):
+        split(rows, heldout_fraction=0.6)
