@@ -8,12 +8,12 @@ and the lexicons never labelled anything. The first policy is the baseline (SFT)
 against its answer to the same prompt, and best-of-n picks among its samples by reward model.
 """
 
-import json
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.random import fold_in
 
 from experiments.inputs import Trained, load_corpora, load_trained, make_text_evaluation
 from experiments.sampling import make_sampler
@@ -21,12 +21,25 @@ from experiments.stage import Stage
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, check
 from rlhf_jax.data.formats import read_prompts
-from rlhf_jax.evaluation import metrics as m
+from rlhf_jax.evaluation import metrics as measure
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
-from rlhf_jax.rollouts.rollout import reference_logprobs
+from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks import sentiment
 from rlhf_jax.training.parallel import Parallel, make_parallel
+
+
+class Answers(NamedTuple):
+    """What one policy said to every prompt, n times each; arrays are [P, n]."""
+
+    texts: list[list[str]]
+    scores: np.ndarray
+    """By the reward model."""
+    gold: np.ndarray
+    kl: np.ndarray
+    """log π − log π_baseline, summed over the response, in nats."""
+    length: np.ndarray
+    """In tokens, end of text included."""
+    ended: np.ndarray
 
 
 def run(config: EvaluateConfig) -> dict:
@@ -41,14 +54,26 @@ def run(config: EvaluateConfig) -> dict:
         reward = load_trained(config.reward, flag="reward")
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         task = sentiment.build(config.source)
-        baseline = next(iter(policies))
+        names = list(policies)
 
         # Answers
-        key = jax.random.key(config.run.seed)
-        best_n = max(config.best_of)
         answers = {}
-        for name, policy in policies.items():
-            n = best_n if name == baseline else 1
-            answers[name] = answer(
-                config, parallel, policy, policies[baseline], reward, prompts, key, n=n
-            )
+        for name in stage.each(names):
+            n = max(config.best_of) if name == names[0] else 1
+            answer = make_answer(config, parallel, policies[names[0]], reward, task, n)
+            answers[name] = answer(policies[name], prompts, jax.random.key(config.run.seed))
+            stage.log_samples(sample_rows(name, prompts, answers[name]))
+
+        # Figures
+        base = answers[names[0]]
+        table = {name: describe(prompts, answers[name], base, task) for name in names}
+        for n in config.best_of:
+            table[f"best_of_{n}"] = describe(prompts, best_of(base, n), base, task) | {
+                "kl": measure.interval([np.log(n) - (n - 1) / n])
+            }
+        text = {}
+        if config.text.path:
+            corpora = load_corpora(config.text)
+            for name in stage.each([*names, *(path.name for path in config.text_only)]):
+                ...
+        return stage.finish(None, policies=table, text=text, prompts=len(prompts))

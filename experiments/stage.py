@@ -1,7 +1,7 @@
-"""The frame of a stage: its run folder, resuming, logs, checkpoints, stopping. The loop stays outside.
+"""The frame of a stage: run folder, resuming, logs, checkpoints, stopping. The loop stays outside.
 
     with Stage(config, "sft") as stage:
-        if stage.summary is not None:          # finished earlier
+        if stage.summary is not None:  # finished earlier
             return stage.summary
         state = stage.restore(state, train=batches)
         for step in stage.steps(total):
@@ -12,10 +12,11 @@
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches

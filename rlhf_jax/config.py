@@ -48,9 +48,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with global-norm clipping, a schedule, and optionally an average of the weights."""
+    """AdamW or Muon with global-norm clipping, a schedule, optionally an average of the weights."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon (Jordan et al. 2024) updates the trunk's kernels along orthogonalised momentum and the
+    rest by AdamW."""
     lr: float = 1e-3
+    adam_lr: float = 0.0
+    """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = 0
     """Steps from ``warmup_init`` x lr up to lr. In PPO a step is an iteration, not a minibatch."""
@@ -72,6 +77,10 @@ class OptimConfig:
 
     def __post_init__(self):
         check(self.lr > 0, f"optim.lr={self.lr} must be > 0")
+        check(
+            self.optimizer == "adamw" or self.adam_lr > 0,
+            f"optim.optimizer=muon needs optim.adam_lr > 0, found {self.adam_lr}",
+        )
         check(0 <= self.ema_decay < 1, f"optim.ema_decay={self.ema_decay} is not in [0, 1)")
         check(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be >= 1")
 

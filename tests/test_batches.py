@@ -231,7 +231,7 @@ def test_mixing_follows_the_weights_and_repeats_small_corpora():
     it = text_batches(
         [doc + 10_000 for doc in small],
         large,
-        weights=(3, 1),
+        weights=(3.0, 1.0),
         block_size=8,
         batch_size=4,
         seed=0,
@@ -252,10 +252,10 @@ def test_without_weights_corpora_are_mixed_by_size():
 
 
 def test_bad_text_options():
-    with pytest.raises(InputError, match=r"weights=\[1\]: expected 2 numbers over 0"):
-        make_mix(weights=(1,))
-    with pytest.raises(InputError, match=r"weights=\[1, 0\]: expected 2 numbers over 0"):
-        make_mix(weights=(1, 0))
+    with pytest.raises(InputError, match=r"weights=\[1.0\]: expected 2 numbers over 0"):
+        make_mix(weights=(1.0,))
+    with pytest.raises(InputError, match=r"weights=\[1.0, 0.0\]: expected 2 numbers over 0"):
+        make_mix(weights=(1.0, 0.0))
     with pytest.raises(InputError, match=r"one pass in order takes no weights"):
         make_mix(seed=None)
     with pytest.raises(InputError, match=r"block_size=1 is under 2"):
@@ -349,6 +349,11 @@ def test_index_finds_the_prompt_of_a_shuffled_query(tokenizer):
     for batch in islice(it, 8):
         for row, index in zip(batch.queries, batch.index, strict=True):
             assert tokenizer.decode(row) == prompts[index].prompt
+
+
+def test_an_empty_set_is_refused(tokenizer):
+    with pytest.raises(InputError, match=r"the data set has no rows"):
+        query_batches([], tokenizer, query_length=4, batch_size=5, seed=3)
 
 
 # --- comparisons ----------------------------------------------------------------------------------

@@ -112,9 +112,9 @@ def test_a_folder_that_cannot_be_written_is_named(write, tmp_path):
         load_texts(write({"text": "a"}), data_dir=tmp_path / "file")
 
 
-def test_preparing_is_silent_and_needs_no_tensorflow(write, cache, capfd):
+def test_preparing_is_silent_and_needs_no_tensorflow(write, cache, capfd, caplog):
     load_texts(write({"text": "a"}), data_dir=cache)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and not caplog.records
     code = "import sys, rlhf_jax.data.datasets; print('tensorflow' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"

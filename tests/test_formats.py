@@ -29,7 +29,8 @@ ASKED = "\n\nHuman: Hi?\n\nAssistant:"
 @pytest.fixture
 def write(tmp_path):
     def write(*rows, name="rows.jsonl"):
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        dump = lambda row: row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)
+        lines = map(dump, rows)
         (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
         return tmp_path / name
 

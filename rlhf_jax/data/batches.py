@@ -52,6 +52,8 @@ class Batches:
     ):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        if not sum(sizes):
+            raise InputError("the data set has no rows, expected at least one")
         self.data = data
         self.report = report
         self.rows = sum(sizes)

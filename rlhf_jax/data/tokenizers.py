@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import tokenizers
+from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rlhf_jax.errors import InputError
@@ -64,7 +66,7 @@ class Tokenizer:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int] | Int[np.ndarray, "_"]) -> bytes:
         """Bytes of ``ids``, special ids left out; may end in the middle of a character.
 
         Raises InputError for an id outside the vocabulary.
@@ -75,7 +77,7 @@ class Tokenizer:
             raise InputError(f"token id {wrong} is outside the vocabulary of {len(self._bytes)}")
         return b"".join(self._bytes[i] for i in ids)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, "_"]) -> str:
         """Text of ``ids``, special ids left out; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import OptimConfig
@@ -45,18 +46,45 @@ def decay_mask(params: Params) -> Params:
 def make_optimizer(
     config: OptimConfig, total_steps: int, *, updates_per_step: int
 ) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW: p ← p − lr (m̂ / (√v̂ + ε) + wd p).
+    """Clip by the global norm, then AdamW: p ← p − lr (m̂ / (√v̂ + ε) + wd p), or Muon.
 
     The schedule counts steps of the experiment: in PPO iterations, of ``updates_per_step``
     optimizer updates each, as InstructGPT and lm-human-preferences do.
     """
     schedule = make_schedule(config, total_steps)
+    rate = lambda count: schedule(count // updates_per_step)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    if config.optimizer == "muon":
+        return optax.chain(clip, muon(config, rate))
     return optax.chain(
         clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.scale_by_learning_rate(lambda count: schedule(count // updates_per_step)),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def muon(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the trunk's kernels, Adam for everything else.
+
+    A kernel's momentum is replaced by its nearest semi-orthogonal matrix, found by five
+    Newton-Schulz iterations; kernels of stacked layers are taken one by one.
+    """
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    def kernels(params):
+        in_trunk = lambda path: path[-1].key == "kernel" and any(p.key == "trunk" for p in path)
+        label = lambda path, leaf: matrix if in_trunk(path) else None
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.contrib.muon(
+        rate,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decay_mask,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_learning_rate=lambda count: rate(count) * (config.adam_lr / config.lr),
+        muon_weight_dimension_numbers=kernels,
     )
 
 

@@ -1,0 +1,55 @@
+"""Everything about installing rlhf_jax; pyproject.toml only configures tools.
+
+Requirements are lower bounds. The exact versions that the results were made with are in
+constraints.txt: ``pip install -c constraints.txt -e ".[report,tensorboard]"``.
+"""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    # flax 0.12.8, the last for Python 3.11, breaks on jax >= 0.11.1, which only 3.12 can install;
+    # flax 0.12.12 requires that jax. Without the two markers pip may join the wrong pair.
+    'flax>=0.12.7; python_version < "3.12"',
+    'flax>=0.12.12; python_version >= "3.12"',
+    "jax>=0.10,!=0.11.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.16",
+    "tensorflow-datasets>=4.9.10",
+    # Imported by tensorflow-datasets, which does not declare it.
+    "importlib_resources>=6.4",
+    "numpy>=2.0",
+    "scipy>=1.14",
+    "tokenizers>=0.22",
+    "jaxtyping>=0.3",
+    "tyro>=1.0",
+    "jinja2>=3.1",
+    "rich>=13.7",
+    "tqdm>=4.66",
+]
+REPORT = ["matplotlib>=3.9"]
+TENSORBOARD = ["tensorboardX>=2.6"]
+# The tests draw reports and write event files too.
+TEST = [*REPORT, *TENSORBOARD, "absl-py>=2.1", "beartype>=0.20", "chex>=0.1.90", "pytest>=8.3"]
+
+setup(
+    name="rlhf_jax",
+    version="0.1.0",
+    description="InstructGPT whole in JAX/Flax: pretraining, SFT, K-wise reward model, PPO-ptx, "
+    "evaluation",
+    author="The rlhf_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["rlhf_jax*", "experiments*", "configs*"]),
+    install_requires=CORE,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb>=0.19"],
+        "report": REPORT,
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.12"],
+    },
+)
