@@ -8,7 +8,7 @@ and the lexicons never labelled anything. The first policy is the baseline (SFT)
 against its answer to the same prompt, and best-of-n picks among its samples by reward model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks import sentiment
 from rlhf_jax.training.parallel import Parallel, make_parallel
+from rlhf_jax.types import Params
 
 
 class Answers(NamedTuple):
@@ -51,29 +52,140 @@ def run(config: EvaluateConfig) -> dict:
         parallel = make_parallel(config.parallel)
         check(len(config.policies) > 0, "policies is empty: give --policies RUN [RUN ...]")
         policies = {path.name: load_trained(path, flag="policies") for path in config.policies}
+        text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
+        baseline = next(iter(policies))
         reward = load_trained(config.reward, flag="reward")
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         task = sentiment.build(config.source)
-        names = list(policies)
 
         # Answers
+        key = jax.random.key(config.run.seed)
+        answer = make_answer(config, parallel, policies[baseline], reward, task.gold)
         answers = {}
-        for name in stage.each(names):
-            n = max(config.best_of) if name == names[0] else 1
-            answer = make_answer(config, parallel, policies[names[0]], reward, task, n)
-            answers[name] = answer(policies[name], prompts, jax.random.key(config.run.seed))
+        for name, policy in policies.items():
+            n = max(config.best_of) if name == baseline else 1
+            answers[name] = answer(policy.params, prompts, key, n=n)
             stage.log_samples(sample_rows(name, prompts, answers[name]))
 
         # Figures
-        base = answers[names[0]]
-        table = {name: describe(prompts, answers[name], base, task) for name in names}
+        base = answers[baseline]
+        table = {name: describe(prompts, given, base, task) for name, given in answers.items()}
         for n in config.best_of:
-            table[f"best_of_{n}"] = describe(prompts, best_of(base, n), base, task) | {
-                "kl": measure.interval([np.log(n) - (n - 1) / n])
-            }
-        text = {}
-        if config.text.path:
-            corpora = load_corpora(config.text)
-            for name in stage.each([*names, *(path.name for path in config.text_only)]):
-                ...
-        return stage.finish(None, policies=table, text=text, prompts=len(prompts))
+            table[f"best_of_{n}"] = describe(prompts, best_of(base, n), base, task)
+            table[f"best_of_{n}"]["kl"] = measure.best_of_n_kl(n)
+        text = text_losses(config, parallel, policies | text_only) if config.text.path else {}
+        return stage.finish(None, baseline=baseline, policies=table, text=text)
+
+
+def make_answer(
+    config: EvaluateConfig, parallel: Parallel, baseline: Trained, reward: Trained, gold: Callable
+) -> Callable[..., Answers]:
+    """``(params, prompts, key, n) -> Answers`` for policies of the baseline's shape."""
+    tokenizer = baseline.tokenizer
+    lm = make_language_model(baseline.model, tokenizer.vocab_size)
+    reward_model = make_scalar_model(reward.model, tokenizer.vocab_size)
+    temperature = config.sampling.temperature or 1.0
+
+    @parallel.function
+    def judge(params, batch, generation):
+        tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
+        mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
+        logprobs = lambda p: response_logprobs(lm, p, batch, generation, temperature=temperature)
+        kl = jnp.where(generation.mask, logprobs(params) - logprobs(baseline.params), 0.0)
+        return reward_model.score(reward.params, tokens, mask, None), kl.sum(axis=1)
+
+    def answer(params: Params, prompts: Sequence[str], key, *, n: int) -> Answers:
+        sampler = make_sampler(
+            lm,
+            tokenizer,
+            parallel,
+            config.sampling,
+            prompt_length=config.prompt_length,
+            response_length=config.response_length,
+            prompts_per_batch=config.batch_size // n,
+            responses_per_prompt=n,
+        )
+        texts, columns = [], []
+        for sampled in sampler(params, prompts, key):
+            scores, kl = judge(params, sampled.padded_batch, sampled.padded_generation)
+            g = sampled.generation
+            ended = (g.responses == tokenizer.eos_id).any(axis=1)
+            rows = len(sampled.texts)
+            columns.append((scores[:rows], kl[:rows], g.mask.sum(axis=1), ended))
+            texts += sampled.texts
+        scores, kl, length, ended = (
+            np.concatenate([np.asarray(x) for x in column]).reshape(-1, n)
+            for column in zip(*columns, strict=True)
+        )
+        groups = [texts[i : i + n] for i in range(0, len(texts), n)]
+        graded = gold([p for p in prompts for _ in range(n)], texts)
+        return Answers(groups, scores, np.reshape(graded, (-1, n)), kl, length, ended)
+
+    return answer
+
+
+def best_of(answers: Answers, n: int) -> Answers:
+    """The answer that the reward model likes best among each prompt's first n."""
+    best = answers.scores[:, :n].argmax(axis=1)
+    pick = lambda x: np.take_along_axis(x, best[:, None], axis=1)
+    texts = [[group[i]] for group, i in zip(answers.texts, best, strict=True)]
+    return Answers(texts, *map(pick, answers[1:]))
+
+
+def describe(prompts: list[str], answers: Answers, base: Answers, task) -> dict:
+    """One row of the results table, from each prompt's first answer: mean and 95 % half-width."""
+    responses = [group[0] for group in answers.texts]
+    gold, base_gold = answers.gold[:, 0], base.gold[:, 0]
+    words = [task.words(text) for text in responses]
+    judged = {
+        name: measure.mean_ci(judge(prompts, responses)) for name, judge in task.judges.items()
+    }
+    return {
+        "gold": measure.mean_ci(gold),
+        "gold_gain_in_sd": float((gold.mean() - base_gold.mean()) / base_gold.std()),
+        "win_rate": measure.win_rate(gold, base_gold),
+        "score": measure.mean_ci(answers.scores[:, 0]),
+        "kl": measure.mean_ci(answers.kl[:, 0]),
+        "length": measure.mean_ci(answers.length[:, 0]),
+        "ended": float(answers.ended[:, 0].mean()),
+        "distinct_2": measure.distinct_n(words, 2),
+        "repeated_words": float(np.mean([measure.repeated_word_rate(w) for w in words])),
+        "judges": judged,
+    }
+
+
+def text_losses(config: EvaluateConfig, parallel: Parallel, models: dict[str, Trained]) -> dict:
+    """Held-out loss of every model on every corpus: what alignment cost (the tax)."""
+    corpora = load_corpora(config.text)
+    first = next(iter(models.values()))
+    evaluate = make_text_evaluation(
+        make_language_model(first.model, first.tokenizer.vocab_size),
+        parallel,
+        corpora,
+        first.tokenizer,
+        config.text,
+        batch_size=16,
+        max_batches=config.text_batches,
+    )
+    return {name: evaluate(model.params) for name, model in models.items()}
+
+
+def sample_rows(name: str, prompts: list[str], answers: Answers) -> list[dict]:
+    """Every first answer with its figures, for samples.jsonl."""
+    a = answers
+    return [
+        {
+            "policy": name,
+            "prompt": prompt,
+            "response": a.texts[i][0],
+            "score": float(a.scores[i, 0]),
+            "gold": float(a.gold[i, 0]),
+            "kl": float(a.kl[i, 0]),
+            "length": int(a.length[i, 0]),
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+if __name__ == "__main__":
+    main(run, EvaluateConfig)

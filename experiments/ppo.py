@@ -98,7 +98,7 @@ def run(config: PPOConfig) -> dict:
         reward_params = parallel.replicate(reward.params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(parallel.replicate(state), **iterators)
-        kl_coef = jnp.float32(stage.restored.get("kl_coef", config.kl.coef))
+        kl_coef = jnp.float32(stage.extra.get("kl_coef", config.kl.coef))
 
         # Functions
         temperature = config.sampling.temperature

@@ -11,18 +11,190 @@
         return stage.finish(state.params)
 """
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import jax
-import numpy as np
 
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
-from rlhf_jax.training.checkpoints import Checkpoints, params_sha256, save_params
-from rlhf_jax.training.logs import MetricsLog, Progress, peak_rss_mib
+from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
+from rlhf_jax.training.logs import MetricsLog, make_sinks
+from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.training.runs import open_run
 from rlhf_jax.training.signals import StopRequest
 from rlhf_jax.training.startup import start
 from rlhf_jax.types import Metrics, Params, TrainState
+
+MAY_CHANGE = ("run.dir", "run.save_every", "run.keep_latest", "run.log_every", "run.stop_after") + (
+    *("run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
+    *("parallel", "init", "reward", "force", "data.cache", "cache"),
+)
+"""Config fields that a resumed run may change: they do not change what it computes."""
+
+
+class Stage:
+    """One stage of training in its run folder; ``config`` is a stage's config with ``run``."""
+
+    def __init__(self, config: Any, name: str):
+        self.config, self.run_config, self.name = config, config.run, name
+        self.done = 0
+        """Steps that are done: of the restored checkpoint, then counted by ``steps``."""
+        self.extra: dict[str, Any] = {}
+        """What ``checkpoint`` was given besides the state, restored."""
+        self._notes: dict[str, Any] = {}
+        self._iterators: dict[str, Batches] = {}
+        self._units = {"tokens": 0, "episodes": 0}
+        self._throughput = Throughput()
+        self._evaluation: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        start(
+            tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache
+        )
+        self._started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            self._run = stack.enter_context(
+                open_run(
+                    self.run_config.dir,
+                    stage=self.name,
+                    config=to_dict(self.config),
+                    config_class=type(self.config).__name__,
+                    ignore=MAY_CHANGE,
+                )
+            )
+            self._stop = stack.enter_context(StopRequest())
+            self._checkpoints = stack.enter_context(
+                Checkpoints(
+                    self._run.checkpoints,
+                    keep_latest=self.run_config.keep_latest,
+                    keep_best=0,
+                    best_metric=None,
+                    best_mode="max",
+                )
+            )
+            self._stack = stack.pop_all()
+        if self.summary is not None:
+            say(f"{self.name}: finished before, in {self.run_config.dir}")
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What ``finish`` wrote when this stage was finished before."""
+        return self._run.done
+
+    def restore(self, state: TrainState, **iterators: Batches) -> TrainState:
+        """``state``, or that of the newest checkpoint with the iterators moved to where it stood."""
+        self._iterators = iterators
+        restored = self._checkpoints.restore_latest(state)
+        if restored is not None:
+            state, self.done, self.extra = restored.state, restored.step, restored.extra
+            self._units = self.extra.pop("units")
+            for name, iterator in iterators.items():
+                iterator.set_state(restored.data[name])
+            say(f"{self.name}: resumed after step {self.done}")
+        self._open_log()
+        return state
+
+    def note(self, **facts: Any) -> None:
+        """Facts for the summary; what was cut or dropped is also said at once."""
+        self._notes |= facts
+        for name, fact in facts.items():
+            lost = {k: v for k, v in fact.items() if k != "kept" and v}
+            if lost:
+                say(f"{self.name}: {name}: {', '.join(f'{v} {k}' for k, v in lost.items())}")
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Numbers of the steps still to do; ends the process politely when asked to stop."""
+        resume_step = self.done if self.done else None
+        with Progress(self.name, total, start=resume_step or 0) as self._progress:
+            for step in range(self.done, total):
+                self._last = step + 1 == total
+                yield step
+        self._log.flush()
+
+    def log(self, metrics: Metrics, *, show: Sequence[str], **units: int) -> None:
+        """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
+        self.done += 1
+        for name, count in units.items():
+            self._units[name] += count
+            self._throughput.add(count)
+        write = self._last or self.done % self.run_config.log_every == 0
+        row = dict(metrics)
+        if write and units:
+            row[f"{next(iter(units))}_per_second"] = self._throughput.rate()
+        self._log.scalars(self.done, row, write=write)
+        shown = {name.rpartition("/")[2]: self._log.latest.get(name) for name in show}
+        self._progress.update(self.done, **{k: v for k, v in shown.items() if v is not None})
+
+    def due(self, every: int) -> bool:
+        """Whether something done each ``every`` steps, but not at the last, is due now."""
+        return self.done % every == 0 and not self._last
+
+    def log_evaluation(self, figures: Mapping[str, float]) -> None:
+        self._evaluation = dict(figures)
+        self._log.scalars(self.done, figures)
+
+    def log_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._log.samples(self.done, rows)
+
+    def checkpoint(self, state: TrainState, **extra: float) -> None:
+        """Save if it is time, if this was the last step, or if asked to stop (then exit)."""
+        stopping = self._stop.requested or self.done == self._stop_after
+        if not (stopping or self._last or self.done % self.run_config.save_every == 0):
+            return
+        self._log.flush()  # raises before a state after a NaN can be saved
+        self._checkpoints.save(
+            self.done,
+            state,
+            data={name: iterator.get_state() for name, iterator in self._iterators.items()},
+            extra={name: float(value) for name, value in extra.items()} | {"units": self._units},
+            metrics=self._evaluation,
+        )
+        if stopping and not self._last:
+            self._checkpoints.wait()
+            say(f"{self.name}: saved at step {self.done}; the same command goes on from here")
+            raise SystemExit(self._stop.exit_code)
+
+    def finish(self, params: Params | None, **results: Any) -> dict[str, Any]:
+        """Save the final parameters for the stages to come, write the summary, mark as done."""
+        seconds = time.monotonic() - self._started
+        summary = {
+            "steps": self.done,
+            "seconds": round(seconds, 1),
+            **{name: count for name, count in self._units.items() if count},
+            "peak_memory_mib": round(peak_memory()),
+            **self._notes,
+            **results,
+        }
+        if params is not None:
+            folder = self.run_config.dir / "final"
+            frame = dict(keep_latest=1, keep_best=0, best_metric=None, best_mode="max")
+            with Checkpoints(folder, **frame) as final:
+                state = TrainState(jax.numpy.int32(self.done), params, (), None)
+                final.save(self.done, state, data={}, extra={}, metrics={})
+            summary["params_sha256"] = params_sha256(params)
+        self._checkpoints.wait()
+        self._run.finish(summary)
+        return summary
+
+    def _open_log(self) -> None:
+        stop_after = self.run_config.stop_after
+        self._stop_after = self.done + stop_after if stop_after else -1
+        resume_step = self.done if self.done else None
+        sinks = make_sinks(
+            self.run_config.dir,
+            stage=self.name,
+            config=to_dict(self.config),
+            resume_step=resume_step,
+            tensorboard=self.run_config.tensorboard,
+            wandb=self.run_config.wandb,
+        )
+        watch = ("loss", "grad_norm", "policy/grad_norm")
+        log = MetricsLog(self.run_config.dir, resume_step=resume_step, watch=watch, sinks=sinks)
+        self._log = self._stack.enter_context(log)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel, episode_inputs
 from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
@@ -48,7 +48,7 @@ def make_rollout(
         logits, values = policy_value.evaluate(params, queries, query_mask, responses, mask)
         if recompute_logprobs:
             logprobs = token_logprobs(scale_logits(logits, temperature), responses)
-        reference = reference_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
+        reference = response_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
         tokens = jnp.concatenate([queries, responses], axis=1)
         token_mask = jnp.concatenate([query_mask, mask], axis=1)
         return Rollout(
@@ -65,15 +65,15 @@ def make_rollout(
     return rollout
 
 
-def reference_logprobs(
+def response_logprobs(
     lm: LanguageModel,
-    ref_params: Params,
+    params: Params,
     batch: QueryBatch,
     sampled: Generation,
     *,
     temperature: float,
-):
-    """log π_ref of each response token at the sampling temperature."""
+) -> Float[Array, "B R"]:
+    """log π of each response token at the sampling temperature, by one forward pass."""
     tokens, mask = episode_inputs(batch.queries, batch.query_mask, sampled.responses, sampled.mask)
-    logits = lm.logits(ref_params, tokens, mask, start=batch.queries.shape[1] - 1)
+    logits = lm.logits(params, tokens, mask, start=batch.queries.shape[1] - 1)
     return token_logprobs(scale_logits(logits, temperature), sampled.responses)

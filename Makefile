@@ -1,0 +1,73 @@
+# Each command makes its own .venv first, from setup.py and constraints.txt, with plain pip.
+# Needs Python >= 3.11 and nothing else. To choose one: make PYTHON=python3.12 quickstart
+.PHONY: help quickstart test test-fast lint clean rebuild
+
+help:
+	@echo "make quickstart  pretraining, SFT, reward model, PPO-ptx, evaluation on this machine"
+	@echo "make test        every test that can run here"
+	@echo "make test-fast   the tests that take seconds"
+	@echo "make lint        ruff"
+	@echo "make clean       remove .venv and caches; runs/ stays"
+	@echo "ARGS='...' is passed on: make quickstart ARGS='--seed 1'"
+
+quickstart: .venv/installed-quickstart
+	.venv/bin/python -m experiments.instructgpt --config configs/quickstart.py $(ARGS)
+
+# The empty expression overrides pyproject.toml's: slow and multi-device tests run too, and those
+# that need more than .venv has skip themselves.
+test: .venv/installed-test
+	.venv/bin/python -m pytest -m "" $(ARGS)
+
+test-fast: .venv/installed-test
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache build dist rlhf_jax.egg-info
+
+# --- .venv -------------------------------------------------------------------------------------
+EXTRAS_quickstart := report,tensorboard
+EXTRAS_test := test
+EXTRAS_dev := dev
+
+CANDIDATES = $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)
+ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+USABLE := .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+
+# A .venv whose interpreter is gone or too old is made anew, whatever its files say.
+ifneq ($(shell $(USABLE) && echo usable),usable)
+BROKEN := rebuild
+endif
+
+# The file is written after pip has succeeded, so that a failed installation is tried again; a
+# killed one leaves .cache/installing, and then .venv is made anew. The lock lets one make install
+# while others wait.
+.venv/installed-%: setup.py constraints.txt $(BROKEN)
+	@set -e; mkdir -p .cache; exec 9>.cache/setup.lock; \
+	if command -v flock >/dev/null; then flock 9; fi; \
+	if [ -e .cache/installing ] || ! $(USABLE); then \
+	    python=; \
+	    for name in $(CANDIDATES); do \
+	        if "$$name" -c '$(ENOUGH)' 2>/dev/null; then python=$$name; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        echo "error: found no Python >= 3.11 with the modules venv and ensurepip (tried:" \
+	            "$(CANDIDATES)). Install one (Debian, Ubuntu: python3-venv too)" \
+	            "or name it: make PYTHON=/path/to/python3 $*" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "Making .venv with $$("$$python" --version)"; \
+	    touch .cache/installing; \
+	    "$$python" -m venv --clear .venv; \
+	elif [ $@ -nt setup.py ] && [ $@ -nt constraints.txt ]; then \
+	    exit 0; \
+	fi; \
+	echo "Installing into .venv (about 1.2 GB)"; \
+	touch .cache/installing; \
+	.venv/bin/python -m pip install --disable-pip-version-check \
+	    -c constraints.txt -e ".[$(EXTRAS_$*)]" || { rm .cache/installing; exit 1; }; \
+	touch $@; \
+	rm .cache/installing

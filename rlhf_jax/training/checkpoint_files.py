@@ -1,0 +1,115 @@
+"""One checkpoint on disk: the only module that knows Orbax, with the checks Orbax lacks.
+
+A checkpoint is a folder of separate items: trees of arrays and ``info`` (JSON), which holds the
+shape, dtype and SHA-256 of every leaf. Orbax writes under a temporary name and renames at the end,
+so a folder whose name is a number is complete; a flipped bit in it Orbax would load in silence.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+TEMPORARY = ".orbax-checkpoint-tmp"
+
+
+class Damaged(Exception):
+    """A checkpoint that does not load, or holds other values than were saved."""
+
+
+def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> ocp.AsyncResponse:
+    """Copy ``items`` to the host and write them in the background; ``result()`` waits.
+
+    The arrays may be donated as soon as this returns.
+    """
+    host = jax.tree.map(np.asarray, jax.device_get(items))
+    leaves = {name: describe(leaf) for name, leaf in flatten(host).items()}
+    info = json.loads(json.dumps(info | {"leaves": leaves}))  # lists and string keys, as read back
+    info["sha256"] = json_sha256(info)
+    with orbax_options():
+        return ocp.save_checkpointables_async(path, host | {"info": info})
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint. Raises Damaged."""
+    info = load(path, ["info"])["info"]
+    if info.get("sha256") != json_sha256({k: v for k, v in info.items() if k != "sha256"}):
+        raise Damaged(f"checkpoint {path} is damaged: info is not what was saved")
+    return info
+
+
+def read_items(path: Path, info: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Items as nested dicts (and lists) of NumPy arrays, every leaf verified. Raises Damaged."""
+    items = load(path, names)
+    found = {name: describe(np.asarray(leaf)) for name, leaf in flatten(items).items()}
+    expected = {k: v for k, v in info["leaves"].items() if k.split("/")[0] in names}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise Damaged(f"checkpoint {path} is damaged: {name} is not what was saved")
+    return items
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Complete checkpoints, oldest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def remove_step(path: Path) -> None:
+    # Renamed first: a kill in the middle must not leave half a checkpoint under a step's name.
+    doomed = path.with_name(f"{path.name}.deleted{TEMPORARY}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed or failed saves left behind."""
+    for path in folder.glob(f"*{TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"params/wte/embedding": leaf, ...}: the same names for dicts, lists and NamedTuples."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def describe(leaf: np.ndarray) -> dict[str, Any]:
+    raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    digest = hashlib.sha256(raw).hexdigest()
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
+
+
+def json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def orbax_options() -> ocp.Context:
+    """Without them Orbax writes a dict of strings and numbers as a tree of arrays."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="info")
+    options = ocp.Context()
+    options.checkpointables.registry = registry
+    return options
+
+
+def load(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Items as Orbax finds them. Raises Damaged for whatever goes wrong."""
+    try:
+        with orbax_options():
+            return ocp.load_checkpointables(path, dict.fromkeys(names))
+    except MemoryError:
+        raise
+    except Exception as error:  # Orbax raises another class for each kind of missing file
+        reason = first_line(error.__cause__ or error)
+        raise Damaged(f"checkpoint {path} does not load ({reason})") from error
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -1,0 +1,250 @@
+"""Metrics and samples of a run: JSON lines are the truth, TensorBoard and W&B are copies of it.
+
+Metric names are those of TRL's PPO, so that curves overlay. Device arrays are fetched one call
+late, when they are ready anyway: logging never waits for the step under way.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self, TextIO
+
+import jax
+
+from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.training.progress import say
+
+
+class Sink(Protocol):
+    """Where a row goes besides the JSON lines."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and ``samples.jsonl`` of a run folder, and copies in other sinks.
+
+    Args:
+        resume_step: The restored step; later rows are dropped. None starts the files anew.
+        watch: Metrics that must stay finite, by name or group ("loss" also covers "loss/...").
+        sinks: From ``make_sinks``; closed with the log.
+
+    A row of metrics is {"step", "time": seconds since the stage began (stops not counted), and
+    numbers}; a number that is not finite is written as null.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None,
+        watch: Collection[str],
+        sinks: Sequence[Sink],
+    ):
+        self.latest: dict[str, float] = {}
+        """The numbers fetched last, for the progress line."""
+        self._watch, self._sinks = tuple(watch), list(sinks)
+        self._held: tuple[int, Mapping[str, Any], bool] | None = None
+        self._primary = jax.process_index() == 0
+        before = 0.0
+        if self._primary:
+            rows = rewind(folder / "metrics.jsonl", resume_step)
+            before = rows[-1]["time"] if rows else 0.0
+            rewind(folder / "samples.jsonl", resume_step)
+            self._metrics = open_lines(folder / "metrics.jsonl")
+            self._samples = open_lines(folder / "samples.jsonl")
+        self._start = time.monotonic() - before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    def scalars(self, step: int, metrics: Mapping[str, Any], *, write: bool = True) -> None:
+        """Hold the metrics of ``step`` (device arrays or numbers) and handle those held before.
+
+        With ``write=False`` they are only watched: call it every step, write every so often.
+        Raises RunError when a watched metric of the step before is NaN or infinite.
+        """
+        self.flush()
+        self._held = step, dict(metrics), write
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Generated texts, one dict each (prompt, response, score ...)."""
+        if not self._primary:
+            return
+        for row in rows:
+            self._samples.write(to_line({"step": step, **row}))
+        for sink in self._sinks:
+            sink.samples(step, rows)
+
+    def flush(self) -> None:
+        """Fetch and write what is held; call it before saving, so that no bad state is saved.
+
+        Raises RunError when a watched metric is NaN or infinite.
+        """
+        if self._held is None:
+            return
+        (step, metrics, write), self._held = self._held, None
+        wanted = metrics if write else {k: v for k, v in metrics.items() if self._watched(k)}
+        values = {name: float(value) for name, value in jax.device_get(wanted).items()}
+        if write:
+            self.latest = values
+            self._write(step, values)
+        for name, value in values.items():
+            if self._watched(name) and not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} at step {step} (batch {step} of this stage); stopped with "
+                    "the last good checkpoint kept: resume with a lower learning rate, or look at "
+                    "that batch"
+                )
+
+    def close(self) -> None:
+        if self._primary:
+            self._metrics.close()
+            self._samples.close()
+            for sink in self._sinks:
+                sink.close()
+
+    def _watched(self, name: str) -> bool:
+        return any(name == group or name.startswith(f"{group}/") for group in self._watch)
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._primary:
+            return
+        seconds = round(time.monotonic() - self._start, 3)
+        self._metrics.write(to_line({"step": step, "time": seconds, **values}))
+        for sink in self._sinks:
+            sink.scalars(step, values)
+
+
+def open_lines(path: Path) -> TextIO:
+    # Line-buffered: a killed process loses at most the line it was writing.
+    return open(path, "a", buffering=1, encoding="utf-8")
+
+
+def to_line(row: Mapping[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, ensure_ascii=False) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines log; a torn last line, which a kill can leave, is left out.
+
+    Raises InputError naming any other line that is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise InputError(f"{path}, line {number}: not JSON: {line[:60]!r}") from None
+    return rows
+
+
+def rewind(path: Path, step: int | None) -> list[dict[str, Any]]:
+    """Drop the rows after ``step`` (None: all) and a torn last line; returns what is left."""
+    rows = [row for row in read_rows(path) if step is not None and row["step"] <= step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(map(to_line, rows)), encoding="utf-8")
+    os.replace(temporary, path)
+    return rows
+
+
+def make_sinks(
+    folder: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    resume_step: int | None,
+    tensorboard: bool,
+    wandb: str,
+) -> list[Sink]:
+    """The sinks that are asked for; only process 0 has any."""
+    sinks: list[Sink] = []
+    if jax.process_index() != 0:
+        return sinks
+    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        say("tensorboardX is not installed: metrics go to metrics.jsonl only")
+    elif tensorboard:
+        sinks.append(TensorBoard(folder / "tb", resume_step=resume_step))
+    if wandb:
+        sinks.append(WeightsAndBiases(folder, project=wandb, stage=stage, config=config))
+    return sinks
+
+
+class TensorBoard:
+    """Event files for TensorBoard, by tensorboardX (no TensorFlow)."""
+
+    def __init__(self, folder: Path, *, resume_step: int | None):
+        from tensorboardX import SummaryWriter
+
+        purge = 0 if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        # JSON has no raw newline, so model text cannot leave the indented block, shown as it is.
+        self._writer.add_text("samples", "".join(f"    {to_line(row)}" for row in rows), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb.ai, resumed by the id kept in the folder. InputError when not installed."""
+
+    def __init__(self, folder: Path, *, project: str, stage: str, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError:
+            raise InputError(
+                f"--run.wandb {project}: wandb is not installed (pip install wandb)"
+            ) from None
+        self._wandb = wandb
+        identity = folder / "wandb-id"
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(8))
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            job_type=stage,
+            dir=str(folder),
+            id=identity.read_text(),
+            resume="allow",
+            config=dict(config),
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = list(rows[0])
+        table = self._wandb.Table(columns=columns, data=[[r.get(c) for c in columns] for r in rows])
+        self._run.log({"samples": table}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

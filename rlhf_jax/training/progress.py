@@ -1,0 +1,110 @@
+"""What a person sees while a stage runs: one bar in a terminal, plain lines anywhere else."""
+
+import resource
+import sys
+import time
+
+import jax
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """One line on stderr, from process 0 only, above a running bar."""
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def show(name: str, value: float) -> str:
+    """ "loss 5.12"; a name ending in /s is a rate: "18.4k tok/s"."""
+    if not name.endswith("/s"):
+        return f"{name} {value:.3g}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter} {name}"
+    return f"{value:.3g} {name}"
+
+
+class Progress:
+    """Progress of one stage: a tqdm bar on a terminal, else a line every ``seconds``.
+
+    The time left counts from the first ``update``, so that compilation does not inflate it.
+    """
+
+    def __init__(self, stage: str, total: int, *, start: int, seconds: float = 10.0):
+        self._stage, self._total, self._seconds = stage, total, seconds
+        self._first: tuple[int, float] | None = None
+        self._printed = -float("inf")
+        self._line = ""
+        self._bar = None
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=stage, dynamic_ncols=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close()
+
+    def update(self, step: int, **numbers: float) -> None:
+        """``step`` steps are done; ``numbers`` are shown beside (2 or 3 of them)."""
+        shown = " ".join(show(name, value) for name, value in numbers.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        parts = f"{self._stage} {step}/{self._total} {100 * step // max(self._total, 1)}%", shown
+        self._line = " ".join([*filter(None, parts), f"ETA {self._left(step, now)}"])
+        if now - self._printed >= self._seconds or step >= self._total:
+            self._print(now)
+
+    def close(self) -> None:
+        """Show where it stopped, if the last line did not."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._line:
+            self._print(time.monotonic())
+
+    def _print(self, now: float) -> None:
+        say(self._line)
+        self._line, self._printed = "", now
+
+    def _left(self, step: int, now: float) -> str:
+        first_step, first_time = self._first
+        if step >= self._total:
+            return "0:00"
+        if step == first_step:
+            return "?"
+        return clock((self._total - step) * (now - first_time) / (step - first_step))
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 0:42, 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Throughput:
+    """Units (tokens, episodes) per second between two readings."""
+
+    def __init__(self):
+        self._count, self._since = 0, time.monotonic()
+
+    def add(self, count: int) -> None:
+        self._count += count
+
+    def rate(self) -> float:
+        """Units per second since the last reading, or since the start."""
+        now = time.monotonic()
+        rate = self._count / max(now - self._since, 1e-9)
+        self._count, self._since = 0, now
+        return rate
+
+
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here

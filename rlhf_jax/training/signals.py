@@ -1,0 +1,47 @@
+"""Stopping a run politely: finish the step, save, exit."""
+
+import os
+import signal
+from typing import Self
+
+
+class StopRequest:
+    """SIGINT and SIGTERM set a flag that the loop reads; a second Ctrl-C stops at once.
+
+        with StopRequest() as stop:
+            for step in ...:
+                ...
+                if stop.requested:
+                    save; break
+        if stop.requested:
+            raise SystemExit(stop.exit_code)
+
+    SIGTERM is a scheduler taking the machine back: the run is saved, so the exit code is 0.
+    Ctrl-C is a person: 130, as shells expect, so that a script of several stages stops too.
+    With several processes each sees its own signal: let the scheduler kill them and resume.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.exit_code = 0
+
+    def __enter__(self) -> Self:
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        if number == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.exit_code = 130 if number == signal.SIGINT else 0
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        again = " (again: stop at once)" if number == signal.SIGINT else ""
+        # Not print: the handler may have interrupted a print that holds the stream's lock.
+        os.write(2, f"\n{name}: finishing this step, then saving{again}\n".encode())
