@@ -2,10 +2,12 @@
 
     python -m experiments.compare --config configs/quickstart.py
 
-The labeler here is simulated (gold score plus Bradley-Terry noise); people rank the same files.
+The labeler here is simulated: a gold scorer plus Bradley-Terry noise, as much of it as makes two
+labelers agree as often as InstructGPT's did. A person is another ``Labeler``.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,13 +18,14 @@ from experiments.sampling import make_sampler
 from experiments.stage import Stage
 from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
-from rlhf_jax.data.files import write_text
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.labelers import SimulatedLabeler, calibrate_tau, noise_ceiling
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.tasks import sentiment
+from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: CompareConfig) -> dict:
@@ -30,17 +33,16 @@ def run(config: CompareConfig) -> dict:
         if stage.summary is not None:
             return stage.summary
 
-        # Data
+        # Data and model
         parallel = make_parallel(config.parallel)
         policy = load_trained(config.init, flag="init")
         total = config.num_prompts + config.heldout_prompts
         prompts = [row.prompt for row in read_prompts(config.prompts)][:total]
         if len(prompts) < total:
             raise InputError(
-                f"{config.prompts} has {len(prompts)} prompts; num_prompts + heldout_prompts = {total}"
+                f"{config.prompts} has {len(prompts)} prompts; num_prompts={config.num_prompts} + "
+                f"heldout_prompts={config.heldout_prompts} were asked for"
             )
-
-        # Sample
         sampler = make_sampler(
             make_language_model(policy.model, policy.tokenizer.vocab_size),
             policy.tokenizer,
@@ -51,5 +53,77 @@ def run(config: CompareConfig) -> dict:
             prompts_per_batch=config.prompts_per_batch,
             responses_per_prompt=config.responses_per_prompt,
         )
+
+        # Sample: each batch is appended when it is complete, and a resumed run goes on after it
+        key = jax.random.key(config.run.seed)
         path = config.run.dir / "responses.jsonl"
-        rows = sample_rows(stage, sampler, policy, prompts, path, config)
+        rows = read_rows(path)
+        batches = len(rows) // config.prompts_per_batch
+        rows = rows[: batches * config.prompts_per_batch]
+        write_rows(path, rows)
+        K = config.responses_per_prompt
+        with open(path, "a", encoding="utf-8") as file:
+            for sampled in stage.each(
+                sampler(policy.params, prompts, key, skip=batches),
+                start=batches,
+                total=-(-total // config.prompts_per_batch),
+            ):
+                answers = zip(sampled.texts, sampled.tokens, strict=True)
+                groups = list(zip(*[answers] * K, strict=True))
+                new = [
+                    {
+                        "prompt": prompt,
+                        "responses": [text for text, _ in group],
+                        "response_tokens": [ids for _, ids in group],
+                    }
+                    for prompt, group in zip(prompts[len(rows) :], groups, strict=False)
+                ]
+                file.write("".join(map(to_line, new)))
+                file.flush()
+                rows += new
+
+        # Rank
+        gold = sentiment.build(config.source).gold
+        utility = gold_scores(gold, rows)
+        tau = calibrate_tau(utility, agreement=config.labeler.agreement)
+        labeler = SimulatedLabeler(
+            gold, tau=tau, tie_width=config.labeler.tie_width, seed=config.run.seed
+        )
+        ranks = labeler.rank_many(
+            [row["prompt"] for row in rows], [row["responses"] for row in rows]
+        )
+        for row, ranked, scores in zip(rows, ranks, utility, strict=True):
+            row |= {"ranks": list(map(int, ranked)), "gold": list(map(float, scores))}
+
+        # Save
+        train, heldout = rows[: config.num_prompts], rows[config.num_prompts :]
+        write_rows(config.run.dir / "train.jsonl", train)
+        write_rows(config.run.dir / "heldout.jsonl", heldout)
+        ceiling = noise_ceiling(utility[config.num_prompts :], tau=tau)
+        return stage.finish(
+            None,
+            comparisons=len(train),
+            tau=tau,
+            labeler_agreement=config.labeler.agreement,
+            noise_ceiling=ceiling,
+            within_prompt_gold_std=float(np.sqrt(utility.var(axis=1).mean())),
+        )
+
+
+def gold_scores(gold, rows: Sequence[dict]) -> np.ndarray:
+    """Gold score of every response, [P, K]."""
+    prompts = [row["prompt"] for row in rows for _ in row["responses"]]
+    responses = [response for row in rows for response in row["responses"]]
+    return np.reshape(gold(prompts, responses), (len(rows), -1))
+
+
+def to_line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    write_atomically(path, "".join(map(to_line, rows)))
+
+
+if __name__ == "__main__":
+    main(run, CompareConfig)

@@ -62,7 +62,7 @@ def run(config: EvaluateConfig) -> dict:
         key = jax.random.key(config.run.seed)
         answer = make_answer(config, parallel, policies[baseline], reward, task.gold)
         answers = {}
-        for name, policy in policies.items():
+        for name, policy in stage.each(policies.items(), total=len(policies)):
             n = max(config.best_of) if name == baseline else 1
             answers[name] = answer(policy.params, prompts, key, n=n)
             stage.log_samples(sample_rows(name, prompts, answers[name]))
@@ -107,11 +107,11 @@ def make_answer(
         )
         texts, columns = [], []
         for sampled in sampler(params, prompts, key):
-            scores, kl = judge(params, sampled.padded_batch, sampled.padded_generation)
             g = sampled.generation
-            ended = (g.responses == tokenizer.eos_id).any(axis=1)
-            rows = len(sampled.texts)
-            columns.append((scores[:rows], kl[:rows], g.mask.sum(axis=1), ended))
+            scores, kl = judge(params, sampled.batch, g)
+            ended = ((g.responses == tokenizer.eos_id) & g.mask).any(axis=1)
+            figures = (scores, kl, g.mask.sum(axis=1), ended)
+            columns.append([x[: len(sampled.texts)] for x in figures])
             texts += sampled.texts
         scores, kl, length, ended = (
             np.concatenate([np.asarray(x) for x in column]).reshape(-1, n)

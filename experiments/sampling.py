@@ -18,12 +18,20 @@ from rlhf_jax.types import Generation, Params, QueryBatch
 
 
 class Sampled(NamedTuple):
-    """K responses to each of the prompts of one batch (empty rows of the last batch are cut)."""
+    """K responses to each of the prompts of one batch."""
 
     batch: QueryBatch
-    """Each query repeated K times."""
+    """Each query repeated K times; the last batch is filled up with empty rows."""
     generation: Generation
     texts: list[str]
+    """Of the real rows, which come first."""
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Ids of each text, end of text included."""
+        g = jax.device_get(self.generation)
+        rows = zip(g.responses[: len(self.texts)], g.mask, strict=False)
+        return [ids[mask].tolist() for ids, mask in rows]
 
 
 def make_sampler(
@@ -72,11 +80,10 @@ def make_sampler(
                 continue
             keys = row_keys(jax.random.fold_in(key, number), len(batch.index))
             generation = sample(params, parallel.shard(batch), keys)
-            real = batch.index >= 0
-            batch, generation = jax.tree.map(lambda x: np.asarray(x)[real], (batch, generation))
+            g = jax.device_get(generation)
             texts = [
-                tokenizer.decode(ids[mask])
-                for ids, mask in zip(generation.responses, generation.mask, strict=True)
+                tokenizer.decode(g.responses[row][g.mask[row]])
+                for row in range(int((batch.index >= 0).sum()))
             ]
             yield Sampled(batch, generation, texts)
 

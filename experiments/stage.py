@@ -13,8 +13,9 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self, TypeVar
 
 import jax
 
@@ -27,6 +28,8 @@ from rlhf_jax.training.runs import open_run
 from rlhf_jax.training.signals import StopRequest
 from rlhf_jax.training.startup import start
 from rlhf_jax.types import Metrics, Params, TrainState
+
+T = TypeVar("T")
 
 MAY_CHANGE = ("run.dir", "run.save_every", "run.keep_latest", "run.log_every", "run.stop_after") + (
     *("run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
@@ -98,7 +101,8 @@ class Stage:
             for name, iterator in iterators.items():
                 iterator.set_state(restored.data[name])
             say(f"{self.name}: resumed after step {self.done}")
-        self._open_log()
+        stop_after = self.run_config.stop_after
+        self._stop_after = self.done + stop_after if stop_after else -1
         return state
 
     def note(self, **facts: Any) -> None:
@@ -111,12 +115,21 @@ class Stage:
 
     def steps(self, total: int) -> Iterator[int]:
         """Numbers of the steps still to do; ends the process politely when asked to stop."""
-        resume_step = self.done if self.done else None
-        with Progress(self.name, total, start=resume_step or 0) as self._progress:
+        with Progress(self.name, total, start=self.done) as self._progress:
             for step in range(self.done, total):
                 self._last = step + 1 == total
                 yield step
         self._log.flush()
+
+    def each(self, items: Iterable[T], *, total: int, start: int = 0) -> Iterator[T]:
+        """``items`` of a stage without training, with progress; stops politely between two."""
+        with Progress(self.name, total, start=start) as progress:
+            for number, item in enumerate(items, start=start + 1):
+                yield item
+                progress.update(number)
+                if self._stop.requested:
+                    say(f"{self.name}: stopped; the same command goes on from here")
+                    raise SystemExit(self._stop.exit_code)
 
     def log(self, metrics: Metrics, *, show: Sequence[str], **units: int) -> None:
         """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
@@ -183,9 +196,9 @@ class Stage:
         self._run.finish(summary)
         return summary
 
-    def _open_log(self) -> None:
-        stop_after = self.run_config.stop_after
-        self._stop_after = self.done + stop_after if stop_after else -1
+    @cached_property
+    def _log(self) -> MetricsLog:
+        """Opened at first use, when it is known which step the run goes on from."""
         resume_step = self.done if self.done else None
         sinks = make_sinks(
             self.run_config.dir,
@@ -197,4 +210,4 @@ class Stage:
         )
         watch = ("loss", "grad_norm", "policy/grad_norm")
         log = MetricsLog(self.run_config.dir, resume_step=resume_step, watch=watch, sinks=sinks)
-        self._log = self._stack.enter_context(log)
+        return self._stack.enter_context(log)

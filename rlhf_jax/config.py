@@ -254,6 +254,7 @@ class CompareConfig:
     prompts_per_batch: int = 32
     prompt_length: int = 16
     response_length: int = 32
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
         check(
@@ -374,6 +375,8 @@ class EvaluateConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/evaluate")))
     policies: tuple[Path, ...] = ()
     """Run folders to compare; the first is the baseline (SFT)."""
+    text_only: tuple[Path, ...] = ()
+    """Run folders whose loss on held-out text is measured besides."""
     reward: Path = Path("runs/reward")
     source: Path = Path("data")
     """Folder of the raw data, from which the gold scorer and the judges learn."""
@@ -384,8 +387,22 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: int = 16
     response_length: int = 32
-    batch_size: int = 128
+    batch_size: int = 256
+    """Responses sampled at a time."""
     text_batches: int = 32
+    """Held-out batches of 16 rows per corpus."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Talking to a checkpoint in the terminal."""
+
+    init: Path = Path("runs/quickstart/ppo")
+    """Run folder of any finished language-model stage."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    response_length: int = 32
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -36,6 +36,7 @@ from rlhf_jax.types import Params, TrainState
 SCHEMA = 1
 
 
+@runtime_checkable
 class Pending(Protocol):
     def result(self) -> Any: ...
 
@@ -79,7 +80,7 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         self._pending: tuple[int, Pending] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         self.folder.mkdir(parents=True, exist_ok=True)
         # Orbax logs pages of tracebacks for a failure that it also raises.
         self._log_level = logging.getLogger("absl").level
@@ -135,7 +136,9 @@ class Checkpoints:
         }
         try:
             response = start_write(self.folder / str(step), to_items(state), info)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not is_disk_full(error):
+                raise  # not the disk's fault
             raise self._save_error(step, error) from error
         self._pending = step, response
         self._scores[step] = score(info)
@@ -162,6 +165,7 @@ class Checkpoints:
 
         Raises InputError for a checkpoint of other shapes, RunError when all are damaged.
         """
+        self.wait()
         steps = list_steps(self.folder)
         for step in reversed(steps):
             path = self.folder / str(step)

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 
@@ -20,6 +20,7 @@ from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.progress import say
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where a row goes besides the JSON lines."""
 
@@ -64,7 +65,7 @@ class MetricsLog:
             self._samples = open_lines(folder / "samples.jsonl")
         self._start = time.monotonic() - before
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -200,7 +201,8 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         purge = 0 if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        # Its file names count seconds only: the suffix keeps a quick restart from overwriting.
+        self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{purge}")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 
@@ -57,7 +57,7 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind, error, trace) -> None:

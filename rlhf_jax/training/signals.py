@@ -2,7 +2,6 @@
 
 import os
 import signal
-from typing import Self
 
 
 class StopRequest:
@@ -25,7 +24,7 @@ class StopRequest:
         self.requested = False
         self.exit_code = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         self._previous = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)

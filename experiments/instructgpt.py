@@ -1,0 +1,102 @@
+"""InstructGPT, all stages in a row, each in its own sub-folder of one run folder.
+
+    python -m experiments.instructgpt --config configs/quickstart.py
+
+raw text → pretraining → SFT on demonstrations → K ranked answers per prompt → reward model →
+PPO-ptx → evaluation → report. Every stage can be killed; the same command goes on from there.
+"""
+
+import json
+import time
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
+from rlhf_jax.cli import main, to_dict
+from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.tasks import sentiment
+from rlhf_jax.training.progress import peak_memory
+from rlhf_jax.training.runs import config_digest, environment, write_atomically
+
+
+def run(config: InstructGPTConfig) -> dict:
+    started = time.monotonic()
+    c = config.resolve()
+
+    # Data: the task's demonstrations, prompts and text, as files that the stages read
+    sentiment.write(sentiment.build(c.source), c.dir / "data")
+
+    # Stages
+    summaries = {
+        "pretrain": pretrain.run(c.pretrain),
+        "sft": sft.run(c.sft),
+        "comparisons": compare.run(c.compare),
+        "reward": reward.run(c.reward),
+        "ppo": ppo.run(c.ppo),
+    }
+    if c.ablations:
+        # The alignment tax: SFT without pretraining text, and PPO without its ptx term
+        plain_sft, plain_ppo = c.dir / "sft_without_mix", c.dir / "ppo_without_ptx"
+        summaries["sft_without_mix"] = sft.run(
+            replace(c.sft, run=replace(c.sft.run, dir=plain_sft), pretrain_mix=0.0)
+        )
+        summaries["ppo_without_ptx"] = ppo.run(
+            replace(c.ppo, run=replace(c.ppo.run, dir=plain_ppo), ptx_coef=0.0)
+        )
+        c = replace(
+            c,
+            evaluate=replace(
+                c.evaluate,
+                policies=(*c.evaluate.policies, plain_ppo),
+                text_only=(*c.evaluate.text_only, plain_sft),
+            ),
+        )
+    summaries["evaluate"] = evaluate.run(c.evaluate)
+
+    # Save
+    seconds = round(sum(summary["seconds"] for summary in summaries.values()), 1)
+    summary = {
+        "schema": 1,
+        "config_digest": config_digest(to_dict(config)),
+        **environment(),
+        "seconds": seconds,
+        "wall_seconds_of_this_process": round(time.monotonic() - started, 1),
+        "peak_memory_mib": round(peak_memory()),
+        "stages": summaries,
+    }
+    write_atomically(c.dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    report.write([c.dir], c.dir / "report.html")
+    show(summaries, seconds, c.dir)
+    return summary
+
+
+def show(summaries: dict, seconds: float, folder) -> None:
+    """The closing table: each stage, what it took and the number that matters."""
+    table = Table(title="InstructGPT", title_justify="left")
+    for column in ("stage", "seconds", "units/s", "result"):
+        table.add_column(column)
+    for name, s in summaries.items():
+        unit = next((u for u in ("episodes", "tokens") if u in s), None)
+        rate = f"{s[unit] / max(s['seconds'], 1e-9):,.0f} {unit}" if unit else ""
+        table.add_row(name, f"{s['seconds']:.0f}", rate, headline(name, s))
+    table.add_row("total", f"{seconds:.0f}", "", f"{folder}/report.html")
+    Console().print(table)
+
+
+def headline(name: str, s: dict) -> str:
+    if name == "comparisons":
+        return f"{s['comparisons']} prompts ranked; noise ceiling {s['noise_ceiling']:.3f}"
+    if name == "evaluate":
+        rows = s["policies"]
+        policy = rows.get("ppo", next(reversed(rows.values())))
+        win = policy["win_rate"]
+        return f"PPO wins {win['mean']:.2f} ± {win['ci']:.2f} against SFT at KL {policy['kl']['mean']:.1f}"
+    heldout = s.get("heldout", {})
+    shown = {k.removeprefix("eval/"): v for k, v in heldout.items() if "nats" not in k}
+    return ", ".join(f"{k} {v:.3f}" for k, v in shown.items())
+
+
+if __name__ == "__main__":
+    main(run, InstructGPTConfig)
