@@ -27,6 +27,12 @@ MIX = (0.25, 0.5, 0.25)
 """Shares of gutenberg, reviews and polarity in pretraining text."""
 
 
+def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
+    return OptimConfig(
+        optimizer="muon", lr=lr, adam_lr=adam_lr, warmup_steps=warmup_steps, warmup_init=0.02
+    )
+
+
 def get_config() -> InstructGPTConfig:
     text = TextDataConfig(weights=MIX, block_size=64)
     return InstructGPTConfig(
@@ -35,24 +41,25 @@ def get_config() -> InstructGPTConfig:
             run=RunConfig(save_every=250, eval_every=250),
             data=text,
             model=ModelConfig(n_layers=4, d_model=128, n_heads=4, context=64),
-            optim=OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05),
+            optim=muon(2e-2, adam_lr=4e-3, warmup_steps=50),
             batch_size=16,
             steps=1400,
         ),
         sft=SFTConfig(
             pretrain_data=text,
-            optim=OptimConfig(lr=1.5e-3, warmup_steps=10),
+            optim=muon(5e-3, adam_lr=1e-3, warmup_steps=10),
             batch_size=20,
             epochs=2,
         ),
-        compare=CompareConfig(num_prompts=1200, responses_per_prompt=6),
+        compare=CompareConfig(num_prompts=3000, responses_per_prompt=6),
         reward=RewardConfig(
-            optim=OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20),
-            batch_size=4,
-            epochs=2,
+            optim=muon(5e-3, adam_lr=1e-3, warmup_steps=20),
+            batch_size=8,
+            epochs=1,
             unit_std=True,
         ),
         ppo=PPOConfig(
+            run=RunConfig(save_every=8, eval_every=4, log_every=1),
             iterations=24,
             batch_size=128,
             num_minibatches=4,

@@ -88,7 +88,9 @@ def run(config: PPOConfig) -> dict:
         # Models and states
         lm = make_language_model(model, tokenizer.vocab_size)
         reward_model = make_scalar_model(reward.model, tokenizer.vocab_size)
-        policy_value = make_policy_value(model, tokenizer.vocab_size, config.value_trunk)
+        policy_value = make_policy_value(
+            model, reward.model, tokenizer.vocab_size, config.value_trunk
+        )
         tx = make_policy_value_optimizer(
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
@@ -140,7 +142,9 @@ def run(config: PPOConfig) -> dict:
         )
 
         def ptx_loss(params, batch, key, count):
-            return lm_loss(lm.packed_logits(policy_value.policy(params), batch, None), batch, count=count)
+            return lm_loss(
+                lm.packed_logits(policy_value.policy(params), batch, None), batch, count=count
+            )
 
         update_fn = parallel.update(
             make_ppo_update(
@@ -190,12 +194,15 @@ def check_reward_model(config: PPOConfig) -> None:
     done = Path(config.reward) / "DONE"
     summary = json.loads(done.read_text()) if done.is_file() else {}
     accuracy = summary.get("heldout", {}).get("eval/accuracy")
-    if accuracy is None or config.force or accuracy >= config.min_reward_accuracy:
+    if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
         return
+    found = "has no measured accuracy"
+    if accuracy is not None:
+        found = f"orders {accuracy:.3f} of held-out pairs as labelled"
     raise RunError(
-        f"the reward model {config.reward} orders {accuracy:.3f} of held-out pairs rightly, below "
-        f"min_reward_accuracy={config.min_reward_accuracy}; PPO would optimise its errors. "
-        "Train it on more comparisons, or go on with --force True"
+        f"the reward model {config.reward} {found}, but min_reward_accuracy="
+        f"{config.min_reward_accuracy}: PPO would optimise its errors. Train it on more "
+        "comparisons, or go on with --force True"
     )
 
 

@@ -1,7 +1,7 @@
 """Pretraining: a GPT learns raw text.
 
-    python -m experiments.pretrain --data.path train.txt --data.block-size 128
-    python -m experiments.pretrain --config configs/quickstart.py
+python -m experiments.pretrain --data.path train.txt --data.block-size 128
+python -m experiments.pretrain --config configs/quickstart.py
 """
 
 import jax

@@ -132,7 +132,12 @@ def run(config: RewardConfig) -> dict:
         # Save
         bias, gain = normalisation(config, state.params, score_all, rows)
         results = evaluate(state.params)
-        return stage.finish(normalise_head(state.params, bias=bias, gain=gain), heldout=results, bias=bias, gain=gain)
+        return stage.finish(
+            normalise_head(state.params, bias=bias, gain=gain),
+            heldout=results,
+            bias=bias,
+            gain=gain,
+        )
 
 
 def normalisation(config, params, score_all, rows) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Talk to any checkpoint in the terminal; the answer appears as it is sampled.
 
-    python -m experiments.sample --init runs/quickstart/ppo
-    echo "Write a positive review: this film is" | python -m experiments.sample --init RUN
+python -m experiments.sample --init runs/quickstart/ppo
+echo "Write a positive review: this film is" | python -m experiments.sample --init RUN
 """
 
 import sys

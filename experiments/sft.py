@@ -104,7 +104,9 @@ def run(config: SFTConfig) -> dict:
             )
         )
         heldout_batches = list(demonstrations(heldout, config.batch_size, None))
-        heldout_loss = parallel.function(lambda p, b: (loss_fn(p, b, key, 1.0)[0], count_targets(b)))
+        heldout_loss = parallel.function(
+            lambda p, b: (loss_fn(p, b, key, 1.0)[0], count_targets(b))
+        )
 
         def evaluate(params):
             sums = [heldout_loss(params, parallel.shard(b)) for b in heldout_batches]

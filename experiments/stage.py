@@ -1,14 +1,14 @@
 """The frame of a stage: run folder, resuming, logs, checkpoints, stopping. The loop stays outside.
 
-    with Stage(config, "sft") as stage:
-        if stage.summary is not None:  # finished earlier
-            return stage.summary
-        state = stage.restore(state, train=batches)
-        for step in stage.steps(total):
-            state, metrics = update(state, next(batches), fold_in(key, step))
-            stage.log(metrics, tokens=...)
-            stage.checkpoint(state)
-        return stage.finish(state.params)
+with Stage(config, "sft") as stage:
+    if stage.summary is not None:  # finished earlier
+        return stage.summary
+    state = stage.restore(state, train=batches)
+    for step in stage.steps(total):
+        state, metrics = update(state, next(batches), fold_in(key, step))
+        stage.log(metrics, tokens=...)
+        stage.checkpoint(state)
+    return stage.finish(state.params)
 """
 
 import contextlib
@@ -54,9 +54,7 @@ class Stage:
         self._evaluation: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        start(
-            tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache
-        )
+        start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
         self._started = time.monotonic()
         with contextlib.ExitStack() as stack:
             self._run = stack.enter_context(

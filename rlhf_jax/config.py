@@ -146,7 +146,7 @@ class TextDataConfig:
         for name in ("weights", "heldout"):
             given = getattr(self, name)
             check(
-                not given or len(given) == len(self.path),
+                not given or not self.path or len(given) == len(self.path),
                 f"data.{name} has {len(given)} entries for {len(self.path)} of data.path",
             )
 
@@ -421,6 +421,8 @@ class InstructGPTConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    reward_init: Path | None = None
+    """Run folder the reward model (and so the value network) starts from; None: this run's SFT."""
     ablations: bool = False
     """Also train SFT without the pretraining mix and PPO without ptx: the alignment tax."""
 
@@ -457,7 +459,7 @@ class InstructGPTConfig:
             reward=stage(
                 self.reward,
                 "reward",
-                init=self.dir / "sft",
+                init=self.reward_init or self.dir / "sft",
                 data=self.dir / "comparisons" / "train.jsonl",
                 heldout=self.dir / "comparisons" / "heldout.jsonl",
                 demonstrations=data / "demonstrations.jsonl",

@@ -171,6 +171,15 @@ def test_load_params_latest_best_and_average(tmp_path, state):
         load_params(tmp_path / "nowhere")
 
 
+def test_a_metric_that_is_not_finite_is_never_best(tmp_path, state):
+    later = update(state)
+    options = dict(keep_latest=2, keep_best=1, best_metric="loss", best_mode="min")
+    with open_folder(tmp_path, **options) as checkpoints:
+        save(checkpoints, 1, state, metrics={"loss": jnp.float32(jnp.nan)})
+        save(checkpoints, 2, later, metrics={"loss": jnp.float32(2.0)})
+    assert_same_bits(load_params(tmp_path, step="best"), later.params)
+
+
 def test_load_params_refuses_damaged_weights(tmp_path, state):
     with open_folder(tmp_path) as checkpoints:
         save(checkpoints, 1, state)
@@ -329,16 +338,6 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
         )
 
 
-class Failing:
-    """A save that Orbax reports as failed."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def result(self):
-        raise self.error
-
-
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
     ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']"),
@@ -352,7 +351,10 @@ def test_full_disk_reported(tmp_path, state, monkeypatch, error, when):
         path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
         if when == "start":
             raise error
-        return Failing(error)
+        return fail
+
+    def fail():
+        raise error
 
     def run():
         with open_folder(tmp_path) as checkpoints:

@@ -274,7 +274,7 @@ def test_progress_bar_on_a_terminal(monkeypatch, capsys):
         progress_module.say("a line above the bar")
         progress.update(4, loss=0.5)
     shown = capsys.readouterr().err
-    assert "sft" in shown and "4/4" in shown and "loss 0.5" in shown
+    assert "sft:  50%" in shown and "2/4" in shown and "4/4" in shown and "loss 0.5" in shown
     assert "a line above the bar\n" in shown and "ETA" not in shown
 
 

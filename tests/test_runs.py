@@ -178,6 +178,7 @@ def test_version_of_the_code(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert runs.git_version() is None
     git("init")
+    git("commit", "--allow-empty", "-m", "zero")
     assert runs.git_version() is None  # somebody else's repository
     git("add", "runs.py")
     git("commit", "-m", "one")

@@ -179,10 +179,14 @@ def normalise_head(params: Params, *, bias: float, gain: float) -> Params:
 
 
 def make_policy_value(
-    config: ModelConfig, vocab_size: int, value_trunk: Literal["separate", "shared"]
+    config: ModelConfig,
+    value_config: ModelConfig,
+    vocab_size: int,
+    value_trunk: Literal["separate", "shared"],
 ) -> PolicyValue:
+    """Policy of shape ``config``; a separate value trunk has the reward model's shape."""
     lm = make_language_model(config, vocab_size)
-    scalar = make_scalar_model(config, vocab_size)
+    scalar = make_scalar_model(value_config, vocab_size)
     trunk = make_trunk(config, vocab_size)
 
     def init(lm_params, reward_params):

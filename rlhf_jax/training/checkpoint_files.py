@@ -8,7 +8,7 @@ so a folder whose name is a number is complete; a flipped bit in it Orbax would 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ class Damaged(Exception):
     """A checkpoint that does not load, or holds other values than were saved."""
 
 
-def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> ocp.AsyncResponse:
-    """Copy ``items`` to the host and write them in the background; ``result()`` waits.
+def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Callable[[], Any]:
+    """Copy ``items`` to the host and write them in the background; returns a function that waits.
 
-    The arrays may be donated as soon as this returns.
+    The function raises what went wrong. The arrays may be donated as soon as this returns.
     """
     host = jax.tree.map(np.asarray, jax.device_get(items))
     leaves = {name: describe(leaf) for name, leaf in flatten(host).items()}
     info = json.loads(json.dumps(info | {"leaves": leaves}))  # lists and string keys, as read back
     info["sha256"] = json_sha256(info)
     with orbax_options():
-        return ocp.save_checkpointables_async(path, host | {"info": info})
+        return ocp.save_checkpointables_async(path, host | {"info": info}).result
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import errno
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -34,11 +34,6 @@ from rlhf_jax.training.progress import say
 from rlhf_jax.types import Params, TrainState
 
 SCHEMA = 1
-
-
-@runtime_checkable
-class Pending(Protocol):
-    def result(self) -> Any: ...
 
 
 class Restored(NamedTuple):
@@ -78,7 +73,7 @@ class Checkpoints:
         self._keep_latest, self._keep_best = keep_latest, keep_best
         self._best_metric, self._best_mode = best_metric, best_mode
         self._scores: dict[int, float] = {}
-        self._pending: tuple[int, Pending] | None = None
+        self._pending: tuple[int, Callable[[], Any]] | None = None
 
     def __enter__(self) -> "Checkpoints":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,13 +110,13 @@ class Checkpoints:
         *,
         data: Mapping[str, Any],
         extra: Mapping[str, Any],
-        metrics: Mapping[str, float],
+        metrics: Mapping[str, Any],
     ) -> None:
         """Copy ``state`` to the host and write it in the background as checkpoint ``step``.
 
-        ``data`` and ``extra`` are JSON-able; floats come back bit for bit. The state may be donated
-        to the next update at once. Waits for the previous save first. A step that is already there
-        is left as it is.
+        ``data`` and ``extra`` are JSON-able (floats come back bit for bit), ``metrics`` numbers or
+        device scalars. The state may be donated to the next update at once. Waits for the previous
+        save first. A step that is already there is left as it is.
         """
         self.wait()
         if step in list_steps(self.folder):
@@ -135,21 +130,21 @@ class Checkpoints:
             "best": [self._best_metric, self._best_mode],
         }
         try:
-            response = start_write(self.folder / str(step), to_items(state), info)
+            finish = start_write(self.folder / str(step), to_items(state), info)
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and not is_disk_full(error):
                 raise  # not the disk's fault
             raise self._save_error(step, error) from error
-        self._pending = step, response
+        self._pending = step, finish
         self._scores[step] = score(info)
 
     def wait(self) -> None:
         """Return when the save under way is on disk; then delete what need not be kept."""
         if self._pending is None:
             return
-        (step, response), self._pending = self._pending, None
+        (step, finish), self._pending = self._pending, None
         try:
-            response.result()
+            finish()
         except Exception as error:
             raise self._save_error(step, error) from error
         if jax.process_index() == 0:

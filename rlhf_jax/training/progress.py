@@ -15,7 +15,7 @@ def say(message: str) -> None:
         sys.stderr.flush()
 
 
-def show(name: str, value: float) -> str:
+def show(name: str, value: float | int) -> str:
     """ "loss 5.12"; a name ending in /s is a rate: "18.4k tok/s"."""
     if not name.endswith("/s"):
         return f"{name} {value:.3g}"
@@ -31,7 +31,7 @@ class Progress:
     The time left counts from the first ``update``, so that compilation does not inflate it.
     """
 
-    def __init__(self, stage: str, total: int, *, start: int, seconds: float = 10.0):
+    def __init__(self, stage: str, total: int, *, start: int, seconds: float | int = 10):
         self._stage, self._total, self._seconds = stage, total, seconds
         self._first: tuple[int, float] | None = None
         self._printed = -float("inf")
@@ -46,7 +46,7 @@ class Progress:
     def __exit__(self, kind, error, trace) -> None:
         self.close()
 
-    def update(self, step: int, **numbers: float) -> None:
+    def update(self, step: int, **numbers: float | int) -> None:
         """``step`` steps are done; ``numbers`` are shown beside (2 or 3 of them)."""
         shown = " ".join(show(name, value) for name, value in numbers.items())
         if self._bar is not None:
@@ -80,7 +80,7 @@ class Progress:
         return clock((self._total - step) * (now - first_time) / (step - first_step))
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | int) -> str:
     """Hours, minutes and seconds: 0:42, 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

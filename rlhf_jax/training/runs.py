@@ -199,14 +199,19 @@ def diff_config(
     return [row for row in both if row[1] != row[2]]
 
 
+def config_digest(config: Mapping[str, Any]) -> str:
+    """A fingerprint of a config as JSON-able data."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
 def describe_run(stage: str, config: Mapping[str, Any], config_class: str) -> dict[str, Any]:
-    text = json.dumps(config, sort_keys=True)
+
     return {
         "schema": SCHEMA,
         "stage": stage,
         "config_class": config_class,
         "config": config,
-        "config_digest": hashlib.sha256(text.encode()).hexdigest(),
+        "config_digest": config_digest(config),
         "argv": sys.argv,
         **environment(),
     }

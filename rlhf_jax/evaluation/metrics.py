@@ -1,0 +1,228 @@
+"""Figures of an evaluation, each with its uncertainty. NumPy and SciPy only.
+
+An interval is a dict {"mean", "ci"}: ``mean ± ci`` is the 95 % interval. The unit that is drawn at
+random is the prompt (or the seed), so responses to one prompt must be averaged before.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from scipy import stats
+from scipy.special import expit, gammaln
+
+CONFIDENCE = 0.95
+BINS = 10
+"""Of the reliability diagram, between P = 1/2 and 1."""
+
+Values = Num[np.ndarray, "P"] | Sequence[float | int]
+Interval = dict[str, float]
+"""mean, ci (half-width of the 95 % interval) and n."""
+
+
+# --- means, wins, differences ---------------------------------------------------------------------
+
+
+def mean_ci(values: Values) -> Interval:
+    """Mean ± t₀.₉₇₅,ₙ₋₁ s / √n: over prompts, or over seeds. ``ci`` is NaN for a single value."""
+    values = np.asarray(values, float)
+    n = len(values)
+    half = float("nan")
+    if n > 1:
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return {"mean": float(values.mean()), "ci": float(half), "n": n}
+
+
+def paired_difference(first: Values, second: Values) -> Interval:
+    """Mean of first − second on the same prompts, with its interval."""
+    return mean_ci(_same_length(first, second)[0] - np.asarray(second, float))
+
+
+def win_rate(scores: Values, baseline: Values) -> Interval:
+    """Share of prompts on which ``scores`` beats ``baseline``, ties counting 1/2.
+
+    Also ``low`` and ``high``, Wilson's score interval (1927), which stays within [0, 1] and does
+    not shrink to nothing at 0 or 1; ``ci`` is half its width. Ties make it conservative.
+    """
+    scores, baseline = _same_length(scores, baseline)
+    n = len(scores)
+    rate = float(((1 + np.sign(scores - baseline)) / 2).mean())
+    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = float(centre - half), float(centre + half)
+    return {"mean": rate, "ci": float(half), "low": low, "high": high, "n": n}
+
+
+def bootstrap_ci(values: Values, *, resamples: int, seed: int) -> Interval:
+    """Mean with ``low`` and ``high`` of the BCa bootstrap over prompts, for skewed values."""
+    values = np.asarray(values, float)
+    low, high = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    mean, half = float(values.mean()), float(high - low) / 2
+    return {"mean": mean, "ci": half, "low": float(low), "high": float(high), "n": len(values)}
+
+
+def _same_length(first, second) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    if first.shape != second.shape:
+        raise ValueError(f"paired values of shapes {first.shape} and {second.shape}")
+    return first, second
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def distinct_n(texts: Sequence[Sequence[str]], n: int) -> float:
+    """Distinct n-grams of all texts together, per n-gram (Li et al. 2016, §5.4); NaN if none.
+
+    Falls with the amount of text: compare equal numbers of texts only.
+    """
+    grams = [gram for words in texts for gram in _ngrams(words, n)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def repeated_ngram_rate(words: Sequence[str], n: int) -> float:
+    """Share of a text's n-grams that occurred before in it; 0 if it has none."""
+    grams = _ngrams(words, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated_word_rate(words: Sequence[str]) -> float:
+    """Share of a text's words that occurred before in it; 0 for an empty text."""
+    return repeated_ngram_rate(words, 1)
+
+
+def non_word_rate(words: Sequence[str], known: frozenset[str]) -> float:
+    """Share of a text's words that are neither known nor numbers; 0 for an empty text."""
+    unknown = sum(word not in known and not word.isnumeric() for word in words)
+    return unknown / len(words) if words else 0.0
+
+
+def bits_per_byte(nats: float, num_bytes: int) -> float:
+    """Σ nats / ln 2 / Σ bytes: loss that does not depend on the tokenizer."""
+    return nats / np.log(2) / num_bytes
+
+
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+# --- reward models on ranked comparisons ----------------------------------------------------------
+
+
+class PairAccuracy(NamedTuple):
+    """How a reward model orders pairs; equal scores count 1/2."""
+
+    overall: float
+    margin: float
+    """Mean score of the better one − score of the other."""
+    by_distance: dict[int, float]
+    """By difference of the ranks: pairs farther apart should be easier."""
+    by_size: dict[int, float]
+    """By number of ranked responses K."""
+    pairs: int
+
+
+def pair_accuracy(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> PairAccuracy:
+    """Over all pairs with different ranks; −1 marks an absent response. NaN where no pair is."""
+    prompt, margins, distance = _ordered_margins(scores, ranks)
+    right = (1 + np.sign(margins)) / 2
+    size = (np.asarray(ranks) >= 0).sum(axis=1)[prompt]
+    grouped = lambda keys: {int(k): float(right[keys == k].mean()) for k in np.unique(keys)}
+    return PairAccuracy(
+        overall=_mean(right),
+        margin=_mean(margins),
+        by_distance=grouped(distance),
+        by_size=grouped(size),
+        pairs=len(right),
+    )
+
+
+class Calibration(NamedTuple):
+    """Reliability of P(i above j) = σ(s_i − s_j), from the side that the model prefers."""
+
+    ece: float
+    """Expected calibration error Σ_b n_b / n |accuracy_b − confidence_b| (Guo et al. 2017)."""
+    confidence: list[float]
+    """Mean predicted probability per bin between 1/2 and 1; NaN in an empty bin."""
+    accuracy: list[float]
+    count: list[int]
+
+
+def calibration(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> Calibration:
+    """Predicted against actual shares of rightly ordered pairs; equal scores are right by half."""
+    _, margins, _ = _ordered_margins(scores, ranks)
+    right = (1 + np.sign(margins)) / 2
+    predicted = expit(np.abs(margins))
+    index = np.minimum((2 * (predicted - 0.5) * BINS).astype(int), BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    sums = [np.bincount(index, x, BINS) for x in (predicted, right)]
+    gap = np.abs(sums[0] - sums[1]).sum()
+    confidence, accuracy = (
+        np.divide(s, count, np.full(BINS, np.nan), where=count > 0) for s in sums
+    )
+    ece = float(gap / count.sum()) if len(margins) else float("nan")
+    return Calibration(ece, confidence.tolist(), accuracy.tolist(), count.tolist())
+
+
+def _ordered_margins(scores, ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(prompt, score of the better − of the worse, distance in ranks) of each ordered pair."""
+    scores, ranks = np.asarray(scores, float), np.asarray(ranks)
+    better = ranks[:, :, None] < ranks[:, None, :]
+    prompt, i, j = np.nonzero(better & (ranks >= 0)[:, :, None] & (ranks >= 0)[:, None, :])
+    return prompt, scores[prompt, i] - scores[prompt, j], ranks[prompt, j] - ranks[prompt, i]
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+# --- best of n ------------------------------------------------------------------------------------
+
+
+def best_of_n(
+    scores: Float[np.ndarray, "P N"], gold: Float[np.ndarray, "P N"], n: int
+) -> Float[np.ndarray, "P"]:
+    """Expected gold of the response with the highest score among n, from N ≥ n samples a prompt.
+
+    Exact over all subsets of n (Nakano et al. 2021, appendix I): the sample of i-th lowest score
+    is the best of C(i−1, n−1) of C(N, n) subsets. Equal scores share their weight.
+    """
+    scores, gold = _same_length(scores, gold)
+    N = scores.shape[1]
+    if not 1 <= n <= N:
+        raise ValueError(f"best of n={n} needs n from 1 to N={N} samples")
+    return np.array([_best_of_n_row(s, g, n) for s, g in zip(scores, gold, strict=True)])
+
+
+def _best_of_n_row(scores: np.ndarray, gold: np.ndarray, n: int) -> float:
+    """Σ over distinct scores of P(the best has that score) · mean gold of those that have it."""
+    N = len(scores)
+    values, index, count = np.unique(scores, return_inverse=True, return_counts=True)
+    # P(best of n is at most the v-th value) = C(m_v, n) / C(N, n), m_v samples at or below it.
+    at_most = np.exp(_log_choose(np.cumsum(count), n) - _log_choose(np.array([N]), n))
+    probability = np.diff(at_most, prepend=0.0)
+    means = np.bincount(index, gold, len(values)) / count
+    return float(probability @ means)
+
+
+def _log_choose(m: np.ndarray, n: int) -> np.ndarray:
+    """log C(m, n); −inf where m < n."""
+    possible = np.maximum(m, n)
+    value = gammaln(possible + 1) - gammaln(n + 1) - gammaln(possible - n + 1)
+    return np.where(m >= n, value, -np.inf)
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best-of-n ‖ policy) = ln n − (n − 1)/n nats.
+
+    Exact for scores without ties, an upper bound with them.
+    """
+    return float(np.log(n) - (n - 1) / n)

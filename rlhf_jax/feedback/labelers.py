@@ -1,0 +1,149 @@
+"""Labelers: whoever ranks K responses to a prompt. People use the page; here is a simulated one.
+
+The simulated labeler is noisy on purpose. Its noise is set so that two of them, working apart,
+order a pair alike as often as InstructGPT's labelers did (72.6 %, Ouyang et al. 2022, §3.4).
+Needs neither JAX nor a model.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from rlhf_jax.errors import InputError
+
+Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
+"""``(prompts, responses) -> scores``, higher is better."""
+
+
+class Labeler(Protocol):
+    """Ranks the responses to one prompt: 0 is best, equal ranks are ties."""
+
+    def rank(self, prompt: str, responses: Sequence[str]) -> list[int]: ...
+
+
+class SimulatedLabeler:
+    """Ranks by utility = score / τ + Gumbel noise: Plackett-Luce, Bradley-Terry for any two.
+
+    P(i above j) = σ((score_i − score_j) / τ − w), w = ``tie_width``; if neither is above the other
+    by more than w, they tie. Identical responses are one response, so they tie. Ties join up: if
+    a ties with b and b with c, all three share a rank.
+
+    The noise follows from seed, prompt and response alone, and not from the order of calls or of
+    responses: the same task gets the same answer after a resume, in a batch or permuted. (So the
+    same response meets the same noise in another task of the same prompt: one person's taste.)
+    """
+
+    def __init__(self, score: Score, *, tau: float, tie_width: float, seed: int):
+        if not tau > 0 or not tie_width >= 0:
+            raise InputError(f"tau={tau} must be > 0 and tie_width={tie_width} must be >= 0")
+        self.score, self.tau, self.tie_width, self.seed = score, tau, tie_width, seed
+
+    def rank(self, prompt: str, responses: Sequence[str]) -> list[int]:
+        return self.rank_many([prompt], [responses])[0]
+
+    def rank_many(
+        self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+    ) -> list[list[int]]:
+        """``rank`` for each prompt, with one call of the scorer."""
+        tasks = [list(dict.fromkeys(group)) for group in responses]
+        asked = [p for p, task in zip(prompts, tasks, strict=True) for _ in task]
+        answers = [answer for task in tasks for answer in task]
+        noise = [gumbel(self.seed, *pair) for pair in zip(asked, answers, strict=True)]
+        utilities = np.asarray(self.score(asked, answers)) / self.tau + np.array(noise)
+        ranks, start = [], 0
+        for group, task in zip(responses, tasks, strict=True):
+            given = ranks_of(utilities[start : start + len(task)], tie_width=self.tie_width)
+            rank = dict(zip(task, given, strict=True))
+            ranks.append([rank[answer] for answer in group])
+            start += len(task)
+        return ranks
+
+
+def gumbel(seed: int, prompt: str, response: str) -> float:
+    """A draw from the standard Gumbel distribution that only the arguments decide."""
+    # repr quotes its strings, so no two triples give one text.
+    digest = hashlib.sha256(repr((seed, prompt, response)).encode()).digest()
+    uniform = (int.from_bytes(digest[:8], "big") + 0.5) / 2**64
+    return float(-np.log(-np.log(uniform)))
+
+
+def ranks_of(utilities: Float[np.ndarray, "K"], *, tie_width: float) -> list[int]:
+    """Dense ranks, 0 for the highest utility; neighbours within ``tie_width`` share one."""
+    order = np.argsort(-utilities, kind="stable")
+    steps = -np.diff(utilities[order]) > tie_width
+    ranks = np.empty(len(order), int)
+    ranks[order] = np.concatenate([[0], np.cumsum(steps)])
+    return ranks.tolist()
+
+
+# --- how much the noise costs ---------------------------------------------------------------------
+
+
+def order_probabilities(
+    scores: Float[np.ndarray, "P K"], *, tau: float, tie_width: float
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """P(labeled as the scores say) and P(labeled the other way round) of every pair in a row.
+
+    σ(±d − w), d = |score_i − score_j| / τ. What is missing to 1 is the chance of a tie (but for
+    ties that only join up through a third response). NaN marks an absent response.
+    """
+    scores = np.asarray(scores, float)
+    i, j = np.triu_indices(scores.shape[1], 1)
+    gaps = np.abs(scores[:, i] - scores[:, j])
+    gaps = gaps[np.isfinite(gaps)] / tau
+    return expit(gaps - tie_width), expit(-gaps - tie_width)
+
+
+def noise_ceiling(scores: Float[np.ndarray, "P K"], *, tau: float, tie_width: float) -> float:
+    """Best possible expected share of strictly labeled pairs ordered as the labeler did.
+
+    Σ max(p, q) / Σ (p + q), p and q from ``order_probabilities``; reached by the noiseless scores.
+    Pairs of equal score count 1/2.
+    """
+    with_scores, against = order_probabilities(scores, tau=tau, tie_width=tie_width)
+    return float(with_scores.sum() / (with_scores + against).sum())
+
+
+def expected_agreement(scores: Float[np.ndarray, "P K"], *, tau: float, tie_width: float) -> float:
+    """Share of the pairs that two independent labelers both order strictly which they order alike.
+
+    Σ (p² + q²) / Σ (p + q)², p and q from ``order_probabilities``.
+    """
+    p, q = order_probabilities(scores, tau=tau, tie_width=tie_width)
+    return float((p**2 + q**2).sum() / ((p + q) ** 2).sum())
+
+
+def calibrate_tau(scores: Float[np.ndarray, "P K"], *, agreement: float, tie_width: float) -> float:
+    """The noise τ at which two labelers agree at this rate on responses with these scores.
+
+    Raises InputError if no τ gives that rate: it must lie between 1/2, which is chance, and what
+    labelers without noise would reach (below 1 if scores are equal).
+    """
+    spread = np.nanmax(scores) - np.nanmin(scores)
+    rate = lambda log_tau: expected_agreement(scores, tau=np.exp(log_tau), tie_width=tie_width)
+    low, high = (np.log(spread) + np.array([-20.0, 20.0])) if spread > 0 else (0.0, 0.0)
+    if not rate(high) < agreement < rate(low):
+        raise InputError(
+            f"agreement={agreement}: labelers of these {np.size(scores)} scores can agree at "
+            f"rates between {rate(high):.3f} and {rate(low):.3f}"
+        )
+    return float(np.exp(brentq(lambda log_tau: rate(log_tau) - agreement, low, high, xtol=1e-10)))
+
+
+def agreement(
+    first: Labeler, second: Labeler, prompts: Sequence[str], responses: Sequence[Sequence[str]]
+) -> float:
+    """Share of the pairs that both labelers order strictly which they order alike; NaN if none."""
+    alike = both = 0
+    for prompt, group in zip(prompts, responses, strict=True):
+        i, j = np.triu_indices(len(group), 1)
+        a, b = (np.array(labeler.rank(prompt, group)) for labeler in (first, second))
+        product = np.sign(a[i] - a[j]) * np.sign(b[i] - b[j])
+        alike += (product > 0).sum()
+        both += (product != 0).sum()
+    return float(alike / both) if both else float("nan")

@@ -1,0 +1,285 @@
+"""Writing positive movie reviews: a small task whose judge learnt from people's own labels.
+
+    data = build(Path("data"))          # read, split, train the scorers: seconds
+    write(data, Path("runs/x/data"))    # the files that the stages read
+
+The split is a property of the data, not of a run: every text's place follows from a hash of its
+words, so all runs and seeds share one gold scorer and no text serves two ends.
+docs/quickstart_task.md has the table of splits and the measured accuracies.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.data.files import SEPARATOR, find_files, read_rows
+from rlhf_jax.errors import InputError
+from rlhf_jax.tasks.sentiment_scores import (
+    INSTRUCTION,
+    POSITIVE,
+    GoldScorer,
+    GoldWeights,
+    Judge,
+    full_text,
+    make_judges,
+    read_lexicons,
+)
+from rlhf_jax.tasks.text_classifier import TextClassifier, train_classifier, words
+
+__all__ = ["SentimentData", "build", "full_text", "write"]
+
+PREFIX_WORDS = 3
+"""A prompt gives the first three words of a sentence (punctuation marks count)."""
+DEMONSTRATION_LENGTHS = range(6, 27)
+"""In words: the response fits 32 tokens of a 4,096-token vocabulary, with rare exceptions."""
+EVALUATION, VALIDATION = 0.07, 0.03
+"""Shares of the sentences' prefixes."""
+SCORERS = 0.25
+"""Share of the remaining sentences of demonstration length from which gold and judge learn, beside
+all those of other lengths."""
+GOLD_SENTENCES = 0.6
+"""The gold scorer's share of those; the judge has the rest."""
+GOLD_REVIEWS, JUDGE_REVIEWS, HELDOUT_REVIEWS = 0.30, 0.25, 0.04
+"""Shares of the long reviews; the rest is text to learn from and source of prompts."""
+HELDOUT_PASSAGES = 0.07
+
+REVIEW_WEIGHT = 3.0
+"""Of a long review in training the classifiers, next to 1 of a sentence."""
+CLASSIFIER = {"loss_weight": 3.0, "min_count": 2, "folds": 3}
+GOLD = GoldWeights(repeated=1.5, non_words=1.5, too_short=1.0, min_words=4, unfinished=0.25)
+
+
+class Labelled(NamedTuple):
+    text: str
+    positive: bool
+
+
+class Demonstration(NamedTuple):
+    prompt: str
+    completion: str
+    """Begins with the space between prompt and response."""
+
+
+class SentimentData(NamedTuple):
+    """The task: what to learn from, what to be asked, and who judges."""
+
+    demonstrations: list[Demonstration]
+    prompts: dict[str, list[str]]
+    """comparisons, ppo, validation (for tuning) and evaluation, in random order; all positive."""
+    corpora: dict[str, list[str]]
+    """Documents of gutenberg, reviews and polarity."""
+    heldout: dict[str, list[str]]
+    gold: GoldScorer
+    judges: dict[str, Judge]
+
+    def words(self, text: str) -> list[str]:
+        return words(text)
+
+
+class Sentences(NamedTuple):
+    """The labelled sentences by use."""
+
+    evaluation: list[Labelled]
+    validation: list[Labelled]
+    gold: list[Labelled]
+    judge: list[Labelled]
+    demonstrations: list[Labelled]
+
+
+class Reviews(NamedTuple):
+    """The labelled long reviews by use."""
+
+    gold: list[Labelled]
+    judge: list[Labelled]
+    heldout: list[Labelled]
+    text: list[Labelled]
+
+
+def build(data_dir: Path) -> SentimentData:
+    """Read, split and train. Deterministic. Raises InputError for missing or wrong files."""
+    data_dir = Path(data_dir)
+    sentences = split_sentences(read_labelled(data_dir / "sft_sentence_polarity"))
+    reviews = split_reviews(read_labelled(data_dir / "sft_movie_reviews"))
+    passages, heldout_passages = split_passages(data_dir / "text_gutenberg")
+    corpora = {
+        "gutenberg": passages,
+        "reviews": [row.text for row in reviews.text],
+        "polarity": [row.text for row in sentences.demonstrations],
+    }
+    heldout = {
+        "gutenberg": heldout_passages,
+        "reviews": [row.text for row in reviews.heldout],
+        "polarity": [row.text for row in sentences.evaluation],
+    }
+    lexicons = read_lexicons(data_dir / "lexicons")
+    everything = [text for texts in (*corpora.values(), *heldout.values()) for text in texts]
+    everything += [row.text for part in (*sentences, *reviews) for row in part]
+    everything += [word for lexicon in lexicons.values() for word in lexicon.valences]
+    seen = {word for text in everything for word in words(text)}
+    known = frozenset(part for word in seen for part in word.split("'"))
+    return SentimentData(
+        demonstrations=[demonstration(row) for row in sentences.demonstrations],
+        prompts={
+            **review_prompts(reviews.text, sentences),
+            "validation": prompts_of(row.text for row in sentences.validation),
+            "evaluation": prompts_of(row.text for row in sentences.evaluation),
+        },
+        corpora=corpora,
+        heldout=heldout,
+        gold=GoldScorer(train(sentences.gold, reviews.gold), known, GOLD),
+        judges=make_judges(train(sentences.judge, reviews.judge), lexicons),
+    )
+
+
+def write(data: SentimentData, folder: Path) -> None:
+    """Demonstrations and prompts as .jsonl, text as .txt; each file whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"demonstrations": [row._asdict() for row in data.demonstrations]}
+    for name, prompts in data.prompts.items():
+        rows[f"prompts_{name}"] = [{"prompt": prompt} for prompt in prompts]
+    for name, part in rows.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
+        _replace(folder / f"{name}.jsonl", "".join(lines))
+    for kind, texts in (("corpus", data.corpora), ("heldout", data.heldout)):
+        for name, documents in texts.items():
+            _replace(folder / f"{kind}_{name}.txt", f"\n{SEPARATOR}\n".join(documents) + "\n")
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def share(text: str, salt: str) -> float:
+    """A number in [0, 1) that only the text's words decide; another salt, another number."""
+    digest = hashlib.sha256(f"{salt}:{normalised(text)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def prefix(text: str) -> str:
+    return " ".join(text.split()[:PREFIX_WORDS])
+
+
+def split_sentences(rows: Sequence[Labelled]) -> Sentences:
+    """Sentences with one prefix stay together, so that no evaluation prompt was ever seen."""
+    parts = Sentences([], [], [], [], [])
+    for row in sorted(rows, key=lambda row: share(row.text, "order")):
+        place = share(prefix(row.text), "sentence")
+        if place < EVALUATION:
+            parts.evaluation.append(row)
+        elif place < EVALUATION + VALIDATION:
+            parts.validation.append(row)
+        elif is_demonstration(row.text) and share(row.text, "demonstration") >= SCORERS:
+            parts.demonstrations.append(row)
+        else:
+            gold = share(row.text, "scorer") < GOLD_SENTENCES
+            (parts.gold if gold else parts.judge).append(row)
+    return parts
+
+
+def is_demonstration(text: str) -> bool:
+    return is_prompt(prefix(text)) and len(text.split()) in DEMONSTRATION_LENGTHS
+
+
+def is_prompt(start: str) -> bool:
+    """Whether first words say enough: three of them, at most one of which is punctuation."""
+    return len(start.split()) == PREFIX_WORDS and len(words(start)) >= PREFIX_WORDS - 1
+
+
+def split_reviews(rows: Sequence[Labelled]) -> Reviews:
+    parts = Reviews([], [], [], [])
+    for row in sorted(rows, key=lambda row: share(row.text, "order")):
+        place = share(row.text, "review")
+        if place < GOLD_REVIEWS:
+            parts.gold.append(row)
+        elif place < GOLD_REVIEWS + JUDGE_REVIEWS:
+            parts.judge.append(row)
+        elif place < GOLD_REVIEWS + JUDGE_REVIEWS + HELDOUT_REVIEWS:
+            parts.heldout.append(row)
+        else:
+            parts.text.append(row)
+    return parts
+
+
+def split_passages(folder: Path) -> tuple[list[str], list[str]]:
+    """(text to learn from, held out) of the books, by passages, in the books' order."""
+    rows = [row for file in find_files(folder) for row in read_rows(file)]
+    passages = [_text(where, row) for where, row in rows]
+    heldout = [share(text, "passage") < HELDOUT_PASSAGES for text in passages]
+    pick = lambda want: [t for t, out in zip(passages, heldout, strict=True) if out == want]
+    return pick(False), pick(True)
+
+
+# --- prompts and demonstrations -------------------------------------------------------------------
+
+
+def demonstration(row: Labelled) -> Demonstration:
+    """The sentence, cut after its prefix, as an answer to the instruction that it fulfils."""
+    start = prefix(row.text)
+    asked = INSTRUCTION.format(sentiment="positive" if row.positive else "negative")
+    return Demonstration(asked + start, " " + " ".join(row.text.split()[PREFIX_WORDS:]))
+
+
+def prompts_of(texts: Iterable[str]) -> list[str]:
+    """Each distinct prefix once, with the instruction to be positive, in the order of the texts."""
+    starts = dict.fromkeys(map(prefix, texts))
+    return [POSITIVE + start for start in starts if is_prompt(start)]
+
+
+def review_prompts(reviews: Sequence[Labelled], sentences: Sentences) -> dict[str, list[str]]:
+    """Prompts for comparisons and for PPO: first words of the reviews' lines, two disjoint lists.
+
+    Those with which any labelled sentence begins are left out.
+    """
+    taken = {normalised(prefix(row.text)) for part in sentences for row in part}
+    lines = [line for row in reviews for line in row.text.splitlines()]
+    starts = {prefix(line) for line in lines if len(line.split()) in DEMONSTRATION_LENGTHS}
+    free = sorted(
+        (s for s in starts if normalised(s) not in taken), key=lambda s: share(s, "order")
+    )
+    first = [start for start in free if share(start, "prompt") < 0.5]
+    second = [start for start in free if share(start, "prompt") >= 0.5]
+    return {"comparisons": prompts_of(first), "ppo": prompts_of(second)}
+
+
+# --- files and training ---------------------------------------------------------------------------
+
+
+def read_labelled(folder: Path) -> list[Labelled]:
+    """Texts with their labels, ``pos`` or ``neg``; a text that occurs twice is read once."""
+    rows = {}
+    for file in find_files(folder):
+        for where, row in read_rows(file):
+            if row.get("label") not in ("pos", "neg"):
+                raise InputError(f"{where}: label is {row.get('label')!r}, expected 'pos' or 'neg'")
+            lines = [" ".join(line.split()) for line in _text(where, row).splitlines()]
+            text = "\n".join(filter(None, lines))
+            rows.setdefault(normalised(text), Labelled(text, row["label"] == "pos"))
+    return list(rows.values())
+
+
+def train(sentences: Sequence[Labelled], reviews: Sequence[Labelled]) -> TextClassifier:
+    """A classifier of sentences that learnt from long reviews too."""
+    texts, labels = zip(*sentences, *reviews, strict=True)
+    weights = np.repeat([1.0, REVIEW_WEIGHT], [len(sentences), len(reviews)])
+    return train_classifier(texts, labels, weights, calibrate_on=len(sentences), **CLASSIFIER)
+
+
+def _text(where: str, row: dict) -> str:
+    if not isinstance(row.get("text"), str):
+        raise InputError(f"{where}: expected a string under the key 'text'")
+    return row["text"]
+
+
+def _replace(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, file)
