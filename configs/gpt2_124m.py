@@ -1,6 +1,6 @@
 """The whole chain on GPT-2's 124M shape and vocabulary, for one accelerator.
 
-Paper:    Radford et al. 2019 for the model; stages as in the quickstart, learning rates scaled down.
+Paper:    Radford et al. 2019 for the model; stages as in the quickstart, smaller rates.
 Command:  python -m experiments.instructgpt --config configs/gpt2_124m.py
 Hardware: not yet run.
 Expected: not yet run.

@@ -85,10 +85,9 @@ def run(config: CompareConfig) -> dict:
         # Rank
         gold = sentiment.build(config.source).gold
         utility = gold_scores(gold, rows)
-        tau = calibrate_tau(utility, agreement=config.labeler.agreement)
-        labeler = SimulatedLabeler(
-            gold, tau=tau, tie_width=config.labeler.tie_width, seed=config.run.seed
-        )
+        noise = {"tie_width": config.labeler.tie_width}
+        tau = calibrate_tau(utility, agreement=config.labeler.agreement, **noise)
+        labeler = SimulatedLabeler(gold, tau=tau, seed=config.run.seed, **noise)
         ranks = labeler.rank_many(
             [row["prompt"] for row in rows], [row["responses"] for row in rows]
         )
@@ -99,7 +98,7 @@ def run(config: CompareConfig) -> dict:
         train, heldout = rows[: config.num_prompts], rows[config.num_prompts :]
         write_rows(config.run.dir / "train.jsonl", train)
         write_rows(config.run.dir / "heldout.jsonl", heldout)
-        ceiling = noise_ceiling(utility[config.num_prompts :], tau=tau)
+        ceiling = noise_ceiling(utility[config.num_prompts :], tau=tau, **noise)
         return stage.finish(
             None,
             comparisons=len(train),

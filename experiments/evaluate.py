@@ -72,7 +72,7 @@ def run(config: EvaluateConfig) -> dict:
         table = {name: describe(prompts, given, base, task) for name, given in answers.items()}
         for n in config.best_of:
             table[f"best_of_{n}"] = describe(prompts, best_of(base, n), base, task)
-            table[f"best_of_{n}"]["kl"] = measure.best_of_n_kl(n)
+            table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         text = text_losses(config, parallel, policies | text_only) if config.text.path else {}
         return stage.finish(None, baseline=baseline, policies=table, text=text)
 

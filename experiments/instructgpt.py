@@ -91,8 +91,8 @@ def headline(name: str, s: dict) -> str:
     if name == "evaluate":
         rows = s["policies"]
         policy = rows.get("ppo", next(reversed(rows.values())))
-        win = policy["win_rate"]
-        return f"PPO wins {win['mean']:.2f} ± {win['ci']:.2f} against SFT at KL {policy['kl']['mean']:.1f}"
+        win, kl = policy["win_rate"], policy["kl"]["mean"]
+        return f"PPO wins {win['mean']:.2f} ± {win['ci']:.2f} against SFT, KL {kl:.1f} nats"
     heldout = s.get("heldout", {})
     shown = {k.removeprefix("eval/"): v for k, v in heldout.items() if "nats" not in k}
     return ", ".join(f"{k} {v:.3f}" for k, v in shown.items())

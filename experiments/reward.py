@@ -22,7 +22,7 @@ from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
 from rlhf_jax.data.formats import Comparison
-from rlhf_jax.evaluation.metrics import calibration, pair_accuracy
+from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.training.optimizers import make_optimizer, make_state
@@ -130,6 +130,7 @@ def run(config: RewardConfig) -> dict:
             stage.checkpoint(state)
 
         # Save
+        bins = calibration(*score_all(state.params, heldout))
         bias, gain = normalisation(config, state.params, score_all, rows)
         results = evaluate(state.params)
         return stage.finish(
@@ -137,11 +138,12 @@ def run(config: RewardConfig) -> dict:
             heldout=results,
             bias=bias,
             gain=gain,
+            calibration=calibration_rows(bins),
         )
 
 
 def normalisation(config, params, score_all, rows) -> tuple[float, float]:
-    """Bias that brings demonstrations to 0 (InstructGPT §3.5) and gain to unit within-prompt spread.
+    """Bias that brings demonstrations to 0 (InstructGPT §3.5), gain to unit spread within prompts.
 
     Demonstrations are scored as comparisons of a single response.
     """
@@ -153,6 +155,12 @@ def normalisation(config, params, score_all, rows) -> tuple[float, float]:
         answers = [Comparison(row.prompt, (row.completion,), (0,)) for row in shown]
         centre = float(np.nanmean(score_all(params, answers)[0]))
     return -centre, 1 / spread if config.unit_std else 1.0
+
+
+def calibration_rows(bins: Calibration) -> list[dict]:
+    """How often the pairs the model is so sure of were labelled that way, for the report."""
+    columns = zip(bins.confidence, bins.accuracy, bins.count, strict=True)
+    return [{"predicted": p, "observed": o, "count": int(n)} for p, o, n in columns if n]
 
 
 EVALUATION_ROWS = 32

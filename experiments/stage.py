@@ -31,7 +31,8 @@ from rlhf_jax.types import Metrics, Params, TrainState
 
 T = TypeVar("T")
 
-MAY_CHANGE = ("run.dir", "run.save_every", "run.keep_latest", "run.log_every", "run.stop_after") + (
+MAY_CHANGE = (
+    *("run.dir", "run.save_every", "run.keep_latest", "run.log_every", "run.stop_after"),
     *("run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
     *("parallel", "init", "reward", "force", "data.cache", "cache"),
 )
@@ -90,7 +91,7 @@ class Stage:
         return self._run.done
 
     def restore(self, state: TrainState, **iterators: Batches) -> TrainState:
-        """``state``, or that of the newest checkpoint with the iterators moved to where it stood."""
+        """``state``, or the newest checkpoint's, with the iterators moved to where they stood."""
         self._iterators = iterators
         restored = self._checkpoints.restore_latest(state)
         if restored is not None:

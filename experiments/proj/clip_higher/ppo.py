@@ -1,0 +1,244 @@
+"""A fork of experiments/ppo.py: clip higher (DAPO, Yu et al. 2025, eq. 10).
+
+    python -m experiments.proj.clip_higher.ppo --config configs/quickstart.py \
+        --run.dir runs/clip_higher
+
+The ratio is clipped to [1 − ε_low, 1 + ε_high] with ε_high > ε_low, so that unlikely tokens have
+room to become likelier. ``clip_eps`` is ε_low; everything else is the original.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.random import fold_in, split
+
+from experiments.inputs import (
+    load_corpora,
+    load_trained,
+    same_tokenizer,
+    save_model_card,
+    text_stream,
+)
+from experiments.stage import Stage
+from rlhf_jax.cli import main
+from rlhf_jax.config import PPOConfig, check
+from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.datasets import load_prompts
+from rlhf_jax.errors import RunError
+from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.objectives.kl import update_kl_coef
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.masked import masked_mean
+from rlhf_jax.objectives.policy_losses import value_loss
+from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import (
+    make_ppo_loss,
+    make_ppo_update,
+    prepare_batch,
+    shuffle_minibatches,
+)
+
+CLIP_EPS_HIGH = 0.28
+
+
+def clip_higher_loss(new_logprobs, new_values, b, *, clip_eps, value_clip_eps, vf_coef, count):
+    ratio = jnp.exp(jnp.where(b.mask, new_logprobs - b.logprobs, 0.0))
+    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + CLIP_EPS_HIGH)
+    policy = masked_mean(
+        jnp.maximum(-b.advantages * ratio, -b.advantages * clipped), b.mask, count=count
+    )
+    value, metrics = value_loss(
+        new_values, b.values, b.returns, b.mask, value_clip_eps=value_clip_eps, count=count
+    )
+    return policy + vf_coef * value, metrics | {"loss/policy_avg": policy}
+
+
+def run(config: PPOConfig) -> dict:
+    with Stage(config, "ppo") as stage:
+        if stage.summary is not None:
+            return stage.summary
+        check_reward_model(config)
+
+        # Data
+        parallel = make_parallel(config.parallel)
+        parallel.check_batch("batch_size", config.batch_size)
+        minibatch_size = config.batch_size // config.num_minibatches
+        parallel.check_batch("batch_size / num_minibatches", minibatch_size)
+        sft = load_trained(config.init, flag="init")
+        reward = load_trained(config.reward, flag="reward")
+        same_tokenizer(sft, reward, ("init", "reward"))
+        tokenizer, model = sft.tokenizer, sft.model
+        save_model_card(config.run.dir, model, tokenizer)
+        check(
+            config.prompt_length + config.response_length <= model.context,
+            f"prompt_length={config.prompt_length} + response_length={config.response_length} is "
+            f"over the model's context={model.context}",
+        )
+        prompts = load_prompts(config.prompts, data_dir=config.cache)
+        queries = query_batches(
+            prompts,
+            tokenizer,
+            query_length=config.prompt_length,
+            batch_size=config.batch_size,
+            seed=config.run.data_seed,
+        )
+        stage.note(prompts=queries.report._asdict())
+        iterators = {"queries": queries}
+        updates = config.ppo_epochs * config.num_minibatches
+        if config.ptx_coef:
+            corpora = load_corpora(config.ptx_data)
+            iterators["ptx"] = text_stream(
+                corpora,
+                tokenizer,
+                config.ptx_data,
+                batch_size=updates * config.ptx_batch_size,
+                seed=config.run.data_seed + 1,
+            )
+
+        # Models and states
+        lm = make_language_model(model, tokenizer.vocab_size)
+        reward_model = make_scalar_model(reward.model, tokenizer.vocab_size)
+        policy_value = make_policy_value(
+            model, reward.model, tokenizer.vocab_size, config.value_trunk
+        )
+        tx = make_policy_value_optimizer(
+            config.optim, config.value_optim, config.iterations, updates_per_step=updates
+        )
+        params = policy_value.init(sft.params, reward.params)
+        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
+        ref_params = parallel.replicate(sft.params)
+        reward_params = parallel.replicate(reward.params)
+        root_key = jax.random.key(config.run.seed)
+        state = stage.restore(parallel.replicate(state), **iterators)
+        kl_coef = jnp.float32(stage.extra.get("kl_coef", config.kl.coef))
+
+        # Functions
+        temperature = config.sampling.temperature
+        rollout_fn = parallel.function(
+            make_rollout(
+                lm,
+                policy_value,
+                reward_model,
+                length=config.response_length,
+                temperature=temperature,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                recompute_logprobs=config.recompute_logprobs,
+            )
+        )
+
+        @parallel.function
+        def prepare(rollout, kl_coef, key):
+            batch, metrics = prepare_batch(
+                rollout,
+                kl_coef,
+                gamma=config.gamma,
+                lam=config.lam,
+                whiten_rewards=config.whiten_rewards,
+                whiten_advantages=config.whiten_advantages,
+                missing_eos_penalty=config.missing_eos_penalty,
+                eos_id=tokenizer.eos_id,
+            )
+            minibatches = shuffle_minibatches(
+                batch, key, epochs=config.ppo_epochs, num_minibatches=config.num_minibatches
+            )
+            return minibatches, metrics
+
+        objective = partial(
+            clip_higher_loss,
+            clip_eps=config.clip_eps,
+            value_clip_eps=config.value_clip_eps,
+            vf_coef=config.vf_coef,
+        )
+
+        def ptx_loss(params, batch, key, count):
+            return lm_loss(
+                lm.packed_logits(policy_value.policy(params), batch, None), batch, count=count
+            )
+
+        update_fn = parallel.update(
+            make_ppo_update(
+                make_ppo_loss(policy_value, objective, temperature=temperature),
+                ptx_loss if config.ptx_coef else None,
+                count_targets,
+                tx,
+                ptx_coef=config.ptx_coef,
+                ema_decay=config.optim.ema_decay,
+            ),
+            batch_axis=1,
+        )
+
+        # Loop
+        for step in stage.steps(config.iterations):
+            k_rollout, k_shuffle, k_update = split(fold_in(root_key, step), 3)
+            batch = parallel.shard(next(queries))
+            rollout = rollout_fn(state.params, ref_params, reward_params, batch, k_rollout)
+            minibatches, metrics = prepare(rollout, kl_coef, k_shuffle)
+            ptx = next(iterators["ptx"]) if config.ptx_coef else None
+            ptx = jax.tree.map(lambda x: x.reshape(updates, -1, *x.shape[1:]), ptx)
+            state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
+            if config.kl.target:
+                kl_coef = update_kl_coef(
+                    kl_coef,
+                    metrics["objective/kl"],
+                    target=config.kl.target,
+                    horizon=config.kl.horizon,
+                    batch_size=config.batch_size,
+                )
+            stage.log(
+                metrics | update_metrics,
+                episodes=config.batch_size,
+                show=("objective/scores", "objective/kl"),
+            )
+            if stage.due(config.run.eval_every):
+                stage.log_samples(sample_rows(rollout, batch, prompts, tokenizer))
+            stage.checkpoint(state, kl_coef=kl_coef)
+
+        # Save
+        policy = policy_value.policy(state.params if state.ema_params is None else state.ema_params)
+        return stage.finish(policy, kl_coef=float(kl_coef))
+
+
+def check_reward_model(config: PPOConfig) -> None:
+    """Raise RunError if the reward model is under the gate: PPO optimises whatever it is given."""
+    done = Path(config.reward) / "DONE"
+    summary = json.loads(done.read_text()) if done.is_file() else {}
+    accuracy = summary.get("heldout", {}).get("eval/accuracy")
+    if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
+        return
+    found = "has no measured accuracy"
+    if accuracy is not None:
+        found = f"orders {accuracy:.3f} of held-out pairs as labelled"
+    raise RunError(
+        f"the reward model {config.reward} {found}, but min_reward_accuracy="
+        f"{config.min_reward_accuracy}: PPO would optimise its errors. Train it on more "
+        "comparisons, or go on with --force True"
+    )
+
+
+def sample_rows(rollout, batch, prompts, tokenizer, *, rows: int = 8) -> list[dict]:
+    """The first episodes of an iteration, as text."""
+    index, responses, mask, scores = (
+        np.asarray(x)[:rows] for x in (batch.index, rollout.responses, rollout.mask, rollout.scores)
+    )
+    kl = np.asarray(((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1))
+    return [
+        {
+            "prompt": prompts[int(index[i])].prompt,
+            "response": tokenizer.decode(responses[i][mask[i]]),
+            "score": float(scores[i]),
+            "kl": float(kl[i]),
+            "length": int(mask[i].sum()),
+        }
+        for i in range(len(index))
+    ]
+
+
+if __name__ == "__main__":
+    main(run, PPOConfig)
