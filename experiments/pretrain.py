@@ -14,7 +14,7 @@ from rlhf_jax.config import PretrainConfig
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 
@@ -83,7 +83,8 @@ def run(config: PretrainConfig) -> dict:
             stage.checkpoint(state)
 
         # Save
-        return stage.finish(state.params, heldout=evaluate(state.params))
+        params = averaged_params(state)
+        return stage.finish(params, heldout=evaluate(params))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rlhf_jax.data.formats import Comparison
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
-from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch
@@ -41,7 +41,7 @@ def flat_responses(batch: ComparisonBatch):
 
 
 def run(config: RewardConfig) -> dict:
-    with Stage(config, "reward") as stage:
+    with Stage(config, "reward", best=("eval/accuracy", "max")) as stage:
         if stage.summary is not None:
             return stage.summary
 
@@ -130,12 +130,12 @@ def run(config: RewardConfig) -> dict:
             stage.checkpoint(state)
 
         # Save
-        bins = calibration(*score_all(state.params, heldout))
-        bias, gain = normalisation(config, state.params, score_all, rows)
-        results = evaluate(state.params)
+        params = averaged_params(state)
+        bins = calibration(*score_all(params, heldout))
+        bias, gain = normalisation(config, params, score_all, rows)
         return stage.finish(
-            normalise_head(state.params, bias=bias, gain=gain),
-            heldout=results,
+            normalise_head(params, bias=bias, gain=gain),
+            heldout=evaluate(params),
             bias=bias,
             gain=gain,
             calibration=calibration_rows(bins),

@@ -26,13 +26,13 @@ from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 
 
 def run(config: SFTConfig) -> dict:
-    with Stage(config, "sft") as stage:
+    with Stage(config, "sft", best=("eval/loss", "min")) as stage:
         if stage.summary is not None:
             return stage.summary
 
@@ -124,8 +124,8 @@ def run(config: SFTConfig) -> dict:
             stage.checkpoint(state)
 
         # Save
-        results = evaluate(state.params)
-        return stage.finish(state.params, heldout=results)
+        params = averaged_params(state)
+        return stage.finish(params, heldout=evaluate(params))
 
 
 if __name__ == "__main__":

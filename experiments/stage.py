@@ -32,7 +32,14 @@ from rlhf_jax.types import Metrics, Params, TrainState
 T = TypeVar("T")
 
 MAY_CHANGE = (
-    *("run.dir", "run.save_every", "run.keep_latest", "run.log_every", "run.stop_after"),
+    *(
+        "run.dir",
+        "run.save_every",
+        "run.keep_latest",
+        "run.keep_best",
+        "run.log_every",
+        "run.stop_after",
+    ),
     *("run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
     *("parallel", "init", "reward", "force", "data.cache", "cache"),
 )
@@ -42,7 +49,9 @@ MAY_CHANGE = (
 class Stage:
     """One stage of training in its run folder; ``config`` is a stage's config with ``run``."""
 
-    def __init__(self, config: Any, name: str):
+    def __init__(self, config: Any, name: str, *, best: tuple[str, str] = ("", "min")):
+        """``best`` names the held-out figure, "min" or "max", by which checkpoints are best."""
+        self._best = best
         self.config, self.run_config, self.name = config, config.run, name
         self.done = 0
         """Steps that are done: of the restored checkpoint, then counted by ``steps``."""
@@ -72,9 +81,9 @@ class Stage:
                 Checkpoints(
                     self._run.checkpoints,
                     keep_latest=self.run_config.keep_latest,
-                    keep_best=0,
-                    best_metric=None,
-                    best_mode="max",
+                    keep_best=self.run_config.keep_best if self._best[0] else 0,
+                    best_metric=self._best[0] or None,
+                    best_mode=self._best[1],
                 )
             )
             self._stack = stack.pop_all()
@@ -133,6 +142,7 @@ class Stage:
     def log(self, metrics: Metrics, *, show: Sequence[str], **units: int) -> None:
         """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
         self.done += 1
+        self._evaluation = {}
         for name, count in units.items():
             self._units[name] += count
             self._throughput.add(count)

@@ -17,6 +17,14 @@ def check(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def check_microbatches(name: str, rows: int, optim: "OptimConfig") -> None:
+    """Raise unless ``rows`` split evenly into the optimizer's micro-batches."""
+    check(
+        rows % optim.accumulate == 0,
+        f"{name}={rows} is not a multiple of optim.accumulate={optim.accumulate}",
+    )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A GPT-2 (Radford et al. 2019): pre-LN decoder, learned positions, tied embeddings."""
@@ -71,7 +79,8 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Global norm of the gradient after accumulation; 0 turns clipping off."""
     accumulate: int = 1
-    """Micro-batches per step: gradients are summed, then divided once by the global count."""
+    """Micro-batches per step (in PPO per minibatch, those of the policy's optimizer count for
+    both): gradients are summed, then divided once by the global count."""
     ema_decay: float = 0.0
     """e <- decay e + (1 - decay) p after each step; 0 keeps no average (InstructGPT: 0.992)."""
 
@@ -107,6 +116,8 @@ class RunConfig:
     """Steps between checkpoints (the last step is always saved); transformers: save_steps."""
     keep_latest: int = 2
     """How many of the newest checkpoints to keep; transformers: save_total_limit."""
+    keep_best: int = 1
+    """How many more to keep, the best by the stage's held-out figure (if one was measured)."""
     log_every: int = 20
     eval_every: int = 200
     stop_after: int = 0
@@ -174,6 +185,7 @@ class PretrainConfig:
             self.data.block_size <= self.model.context,
             f"data.block_size={self.data.block_size} is over model.context={self.model.context}",
         )
+        check_microbatches("batch_size", self.batch_size, self.optim)
 
 
 @dataclass(frozen=True)
@@ -210,6 +222,7 @@ class SFTConfig:
             f"block_size={self.block_size}",
         )
         check(0 <= self.pretrain_mix < 1, f"pretrain_mix={self.pretrain_mix} is not in [0, 1)")
+        check_microbatches("batch_size", self.batch_size, self.optim)
 
 
 @dataclass(frozen=True)
@@ -289,6 +302,9 @@ class RewardConfig:
     """Prompts per step, each with all its K-choose-2 pairs."""
     epochs: int = 2
 
+    def __post_init__(self):
+        check_microbatches("batch_size", self.batch_size, self.optim)
+
 
 @dataclass(frozen=True)
 class KLConfig:
@@ -360,6 +376,9 @@ class PPOConfig:
             f"batch_size={self.batch_size} is not a multiple of "
             f"num_minibatches={self.num_minibatches}",
         )
+        minibatch_size = self.batch_size // self.num_minibatches
+        check_microbatches("batch_size / num_minibatches", minibatch_size, self.optim)
+        check_microbatches("ptx_batch_size", self.ptx_batch_size, self.optim)
         check(self.sampling.temperature > 0, "PPO needs sampling.temperature > 0")
         check(
             self.sampling.top_k == 0 and self.sampling.top_p == 1.0,

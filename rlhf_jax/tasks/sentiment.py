@@ -39,12 +39,12 @@ DEMONSTRATION_LENGTHS = range(6, 27)
 """In words: the response fits 32 tokens of a 4,096-token vocabulary, with rare exceptions."""
 EVALUATION, VALIDATION = 0.07, 0.03
 """Shares of the sentences' prefixes."""
-SCORERS = 0.25
+SCORERS = 0.15
 """Share of the remaining sentences of demonstration length from which gold and judge learn, beside
 all those of other lengths."""
 GOLD_SENTENCES = 0.6
 """The gold scorer's share of those; the judge has the rest."""
-GOLD_REVIEWS, JUDGE_REVIEWS, HELDOUT_REVIEWS = 0.30, 0.25, 0.04
+GOLD_REVIEWS, JUDGE_REVIEWS, HELDOUT_REVIEWS = 0.35, 0.28, 0.04
 """Shares of the long reviews; the rest is text to learn from and source of prompts."""
 HELDOUT_PASSAGES = 0.07
 
@@ -103,8 +103,9 @@ class Reviews(NamedTuple):
 def build(data_dir: Path) -> SentimentData:
     """Read, split and train. Deterministic. Raises InputError for missing or wrong files."""
     data_dir = Path(data_dir)
-    sentences = split_sentences(read_labelled(data_dir / "sft_sentence_polarity"))
-    reviews = split_reviews(read_labelled(data_dir / "sft_movie_reviews"))
+    labelled = read_labelled(data_dir / "sft_sentence_polarity")
+    long = read_labelled(data_dir / "sft_movie_reviews")
+    sentences, reviews = split_sentences(not_quoted(labelled, long)), split_reviews(long)
     passages, heldout_passages = split_passages(data_dir / "text_gutenberg")
     corpora = {
         "gutenberg": passages,
@@ -166,6 +167,12 @@ def normalised(text: str) -> str:
 
 def prefix(text: str) -> str:
     return " ".join(text.split()[:PREFIX_WORDS])
+
+
+def not_quoted(rows: Sequence[Labelled], reviews: Sequence[Labelled]) -> list[Labelled]:
+    """The sentences that are not also a line of a review: the two sets overlap a little."""
+    lines = {normalised(line) for review in reviews for line in review.text.splitlines()}
+    return [row for row in rows if normalised(row.text) not in lines]
 
 
 def split_sentences(rows: Sequence[Labelled]) -> Sentences:
@@ -261,7 +268,7 @@ def read_labelled(folder: Path) -> list[Labelled]:
             if row.get("label") not in ("pos", "neg"):
                 raise InputError(f"{where}: label is {row.get('label')!r}, expected 'pos' or 'neg'")
             lines = [" ".join(line.split()) for line in _text(where, row).splitlines()]
-            text = "\n".join(filter(None, lines))
+            text = "\n".join(line for line in lines if line)
             rows.setdefault(normalised(text), Labelled(text, row["label"] == "pos"))
     return list(rows.values())
 

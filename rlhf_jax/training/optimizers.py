@@ -109,6 +109,11 @@ def make_state(params: Params, tx: optax.GradientTransformation, *, ema_decay: f
     return TrainState(jnp.int32(0), params, tx.init(params), average)
 
 
+def averaged_params(state: TrainState) -> Params:
+    """What a stage hands on: the average of the weights if one is kept, else the weights."""
+    return state.params if state.ema_params is None else state.ema_params
+
+
 def update_ema(average: Params | None, params: Params, *, decay: float) -> Params | None:
     """e ← decay · e + (1 − decay) · p, in float32, starting from the initial weights."""
     if average is None:

@@ -186,6 +186,7 @@ def make_ppo_update(
     tx: optax.GradientTransformation,
     *,
     ptx_coef: float,
+    accumulate: int,
     ema_decay: float,
 ) -> UpdateStep:
     """``(state, (minibatches, ptx minibatches | None), key) -> (state, metrics)``: one iteration.
@@ -197,13 +198,13 @@ def make_ppo_update(
 
     def gradients(params, batch, ptx, key, axis_name):
         count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)
-        shares = jax.grad(loss_fn, has_aux=True)(params, batch, key, count)
+        shares = accumulated_gradients(loss_fn, params, batch, key, count, accumulate=accumulate)
         grads, metrics = psum(shares, axis_name)
         metrics |= {"policy/grad_norm": optax.global_norm(grads["policy"])}
         if ptx is None:
             return grads, metrics
         count = psum(ptx_count_fn(ptx), axis_name)
-        shares = jax.grad(ptx_loss_fn, has_aux=True)(params, ptx, key, count)
+        shares = accumulated_gradients(ptx_loss_fn, params, ptx, key, count, accumulate=accumulate)
         ptx_grads, ptx_metrics = psum(shares, axis_name)
         metrics |= {"loss/ptx_avg": ptx_metrics["loss"]}
         metrics |= {"policy/ptx_grad_norm": ptx_coef * optax.global_norm(ptx_grads)}

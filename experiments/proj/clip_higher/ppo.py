@@ -35,7 +35,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.masked import masked_mean
 from rlhf_jax.objectives.policy_losses import value_loss
 from rlhf_jax.rollouts.rollout import make_rollout
-from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import (
     make_ppo_loss,
@@ -169,6 +169,7 @@ def run(config: PPOConfig) -> dict:
                 count_targets,
                 tx,
                 ptx_coef=config.ptx_coef,
+                accumulate=config.optim.accumulate,
                 ema_decay=config.optim.ema_decay,
             ),
             batch_axis=1,
@@ -201,7 +202,7 @@ def run(config: PPOConfig) -> dict:
             stage.checkpoint(state, kl_coef=kl_coef)
 
         # Save
-        policy = policy_value.policy(state.params if state.ema_params is None else state.ema_params)
+        policy = policy_value.policy(averaged_params(state))
         return stage.finish(policy, kl_coef=float(kl_coef))
 
 
