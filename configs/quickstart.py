@@ -70,7 +70,7 @@ def get_config() -> InstructGPTConfig:
             ptx_batch_size=16,
             ptx_data=TextDataConfig(weights=MIX, block_size=48),
             optim=OptimConfig(
-                lr=3e-4,
+                lr=4e-4,
                 schedule="linear",
                 warmup_steps=3,
                 warmup_init=0.1,

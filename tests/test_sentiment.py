@@ -1,4 +1,4 @@
-"""The sentiment task: no text serves two ends, the gold scorer is a fair person, files are whole."""
+"""The sentiment task: no text serves two ends, gold scorer and judges are fair, files are whole."""
 
 import json
 import os

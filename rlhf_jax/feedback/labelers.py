@@ -7,7 +7,7 @@ Needs neither JAX nor a model.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +20,7 @@ Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
 """``(prompts, responses) -> scores``, higher is better."""
 
 
+@runtime_checkable
 class Labeler(Protocol):
     """Ranks the responses to one prompt: 0 is best, equal ranks are ties."""
 
