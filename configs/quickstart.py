@@ -37,6 +37,7 @@ def get_config() -> InstructGPTConfig:
     text = TextDataConfig(weights=MIX, block_size=64)
     return InstructGPTConfig(
         dir=Path("runs/quickstart"),
+        ablations=True,
         pretrain=PretrainConfig(
             run=RunConfig(save_every=250, eval_every=250),
             data=text,
@@ -51,7 +52,7 @@ def get_config() -> InstructGPTConfig:
             batch_size=20,
             epochs=2,
         ),
-        compare=CompareConfig(num_prompts=3000, responses_per_prompt=6),
+        compare=CompareConfig(num_prompts=3000, heldout_prompts=300, responses_per_prompt=6),
         reward=RewardConfig(
             optim=muon(5e-3, adam_lr=1e-3, warmup_steps=20),
             batch_size=8,
@@ -60,17 +61,18 @@ def get_config() -> InstructGPTConfig:
         ),
         ppo=PPOConfig(
             run=RunConfig(save_every=8, eval_every=4, log_every=1),
-            iterations=24,
+            iterations=28,
             batch_size=128,
-            num_minibatches=4,
-            kl=KLConfig(coef=0.2),
+            ppo_epochs=2,
+            num_minibatches=2,
+            kl=KLConfig(coef=0.25),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.5,
             ptx_batch_size=16,
             ptx_data=TextDataConfig(weights=MIX, block_size=48),
             optim=OptimConfig(
-                lr=4e-4,
+                lr=5e-4,
                 schedule="linear",
                 warmup_steps=3,
                 warmup_init=0.1,

@@ -147,6 +147,8 @@ def test_identical_responses_tie_and_count_once():
         ranks = person.rank(prompt, group)
         assert person.rank(prompt, [*group, group[0], group[2]]) == [*ranks, ranks[0], ranks[2]]
     assert person.rank("p", ["1", "1", "1"]) == [0, 0, 0]
+    assert person.rank_many(["p", "q"], [["1"], ["1", "1"]]) == [[0], [0, 0]]
+    assert person.rank_many([], []) == []
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ class SimulatedLabeler:
     """Ranks by utility = score / τ + Gumbel noise: Plackett-Luce, Bradley-Terry for any two.
 
     P(i above j) = σ((score_i − score_j) / τ − w), w = ``tie_width``; if neither is above the other
-    by more than w, they tie. Identical responses are one response, so they tie. Ties join up: if
-    a ties with b and b with c, all three share a rank.
+    by more than w, they tie. Identical responses meet identical noise, so they tie too. Ties join
+    up: if a ties with b and b with c, all three share a rank.
 
     The noise follows from seed, prompt and response alone, and not from the order of calls or of
     responses: the same task gets the same answer after a resume, in a batch or permuted. (So the
@@ -51,25 +51,20 @@ class SimulatedLabeler:
         self, prompts: Sequence[str], responses: Sequence[Sequence[str]]
     ) -> list[list[int]]:
         """``rank`` for each prompt, with one call of the scorer."""
-        tasks = [list(dict.fromkeys(group)) for group in responses]
-        asked = [p for p, task in zip(prompts, tasks, strict=True) for _ in task]
-        answers = [answer for task in tasks for answer in task]
+        asked = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
+        answers = [answer for group in responses for answer in group]
         noise = [gumbel(self.seed, *pair) for pair in zip(asked, answers, strict=True)]
         utilities = np.asarray(self.score(asked, answers)) / self.tau + np.array(noise)
-        ranks, start = [], 0
-        for group, task in zip(responses, tasks, strict=True):
-            given = ranks_of(utilities[start : start + len(task)], tie_width=self.tie_width)
-            rank = dict(zip(task, given, strict=True))
-            ranks.append([rank[answer] for answer in group])
-            start += len(task)
-        return ranks
+        ends = np.cumsum([len(group) for group in responses])
+        tasks = np.split(utilities, ends[:-1]) if len(ends) else []
+        return [ranks_of(task, tie_width=self.tie_width) for task in tasks]
 
 
 def gumbel(seed: int, prompt: str, response: str) -> float:
     """A draw from the standard Gumbel distribution that only the arguments decide."""
     # repr quotes its strings, so no two triples give one text.
     digest = hashlib.sha256(repr((seed, prompt, response)).encode()).digest()
-    uniform = (int.from_bytes(digest[:8], "big") + 0.5) / 2**64
+    uniform = (int.from_bytes(digest[:6], "big") + 0.5) / 2**48
     return float(-np.log(-np.log(uniform)))
 
 
