@@ -33,7 +33,12 @@ from rlhf_jax.objectives.kl import update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import make_rollout
-from rlhf_jax.training.optimizers import averaged_params, make_policy_value_optimizer, make_state
+from rlhf_jax.training.optimizers import (
+    averaged_params,
+    make_policy_value_optimizer,
+    make_schedule,
+    make_state,
+)
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import (
     make_ppo_loss,
@@ -91,6 +96,7 @@ def run(config: PPOConfig) -> dict:
         policy_value = make_policy_value(
             model, reward.model, tokenizer.vocab_size, config.value_trunk
         )
+        schedule = make_schedule(config.optim, config.iterations)
         tx = make_policy_value_optimizer(
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
@@ -177,7 +183,7 @@ def run(config: PPOConfig) -> dict:
                     batch_size=config.batch_size,
                 )
             stage.log(
-                metrics | update_metrics,
+                metrics | update_metrics | {"lr": schedule(step)},
                 episodes=config.batch_size,
                 show=("objective/scores", "objective/kl"),
             )

@@ -14,7 +14,7 @@ from rlhf_jax.config import PretrainConfig
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 
@@ -44,6 +44,7 @@ def run(config: PretrainConfig) -> dict:
 
         # Model and state
         lm = make_language_model(config.model, tokenizer.vocab_size)
+        schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
         k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
         state = make_state(lm.init(k_init), tx, ema_decay=config.optim.ema_decay)
@@ -77,7 +78,7 @@ def run(config: PretrainConfig) -> dict:
         for step in stage.steps(config.steps):
             batch = parallel.shard(next(batches))
             state, metrics = update(state, batch, fold_in(k_train, step))
-            stage.log(metrics, tokens=batch.tokens.size, show=("loss",))
+            stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
                 stage.log_evaluation(evaluate(state.params))
             stage.checkpoint(state)

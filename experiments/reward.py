@@ -25,7 +25,7 @@ from rlhf_jax.data.formats import Comparison
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
-from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch
@@ -74,6 +74,7 @@ def run(config: RewardConfig) -> dict:
         # Model and state
         model = make_scalar_model(model_config, tokenizer.vocab_size)
         total = config.epochs * batches.steps_per_epoch
+        schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
         params = model.init(k_head, sft.params["trunk"])
@@ -124,7 +125,11 @@ def run(config: RewardConfig) -> dict:
         for step in stage.steps(total):
             batch = parallel.shard(next(batches))
             state, metrics = update(state, batch, fold_in(k_train, step))
-            stage.log(metrics, tokens=batch.responses.size + batch.queries.size, show=("loss",))
+            stage.log(
+                metrics | {"lr": schedule(step)},
+                tokens=batch.responses.size + batch.queries.size,
+                show=("loss",),
+            )
             if stage.due(config.run.eval_every):
                 stage.log_evaluation(evaluate(state.params))
             stage.checkpoint(state)

@@ -26,7 +26,7 @@ from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_state
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 
@@ -84,6 +84,7 @@ def run(config: SFTConfig) -> dict:
         # Model and state
         lm = make_language_model(model, tokenizer.vocab_size)
         total = config.epochs * batches.steps_per_epoch
+        schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
         state = make_state(pretrained.params, tx, ema_decay=config.optim.ema_decay)
@@ -118,7 +119,7 @@ def run(config: SFTConfig) -> dict:
             parts = [next(iterator) for iterator in iterators.values()]
             batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
             state, metrics = update(state, parallel.shard(batch), fold_in(key, step))
-            stage.log(metrics, tokens=batch.tokens.size, show=("loss",))
+            stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
                 stage.log_evaluation(evaluate(state.params))
             stage.checkpoint(state)

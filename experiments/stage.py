@@ -151,8 +151,10 @@ class Stage:
         if write and units:
             row[f"{next(iter(units))}_per_second"] = self._throughput.rate()
         self._log.scalars(self.done, row, write=write)
-        shown = {name.rpartition("/")[2]: self._log.latest.get(name) for name in show}
-        self._progress.update(self.done, **{k: v for k, v in shown.items() if v is not None})
+        latest = self._log.latest
+        shown = {name.rpartition("/")[2]: latest[name] for name in show if name in latest}
+        rates = {f"{unit}/s": latest.get(f"{unit}_per_second") for unit in units}
+        self._progress.update(self.done, **shown, **{k: v for k, v in rates.items() if v})
 
     def due(self, every: int) -> bool:
         """Whether something done each ``every`` steps, but not at the last, is due now."""
