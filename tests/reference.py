@@ -1,0 +1,71 @@
+"""Slow float64 loops, written from the papers and not from the code, to hold the code against."""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Σₗ (γλ)ˡ δₜ₊ₗ by its definition, over each row's real tokens."""
+    advantages = np.zeros(rewards.shape)
+    for b in range(rewards.shape[0]):
+        at = np.flatnonzero(mask[b])
+        v = [*values[b, at], 0.0]
+        deltas = [rewards[b, i] + gamma * v[n + 1] - v[n] for n, i in enumerate(at)]
+        for n, i in enumerate(at):
+            advantages[b, i] = sum((gamma * lam) ** k * d for k, d in enumerate(deltas[n:]))
+    return advantages, np.where(mask, advantages + values, 0.0)
+
+
+def whiten(x, mask, shift_mean):
+    real = x[mask]
+    out = np.zeros(x.shape)
+    out[mask] = (real - real.mean()) / math.sqrt(real.var() + 1e-8) + (
+        0 if shift_mean else real.mean()
+    )
+    return out
+
+
+def logprobs(logits, tokens):
+    out = np.zeros(tokens.shape)
+    for i in np.ndindex(tokens.shape):
+        z = logits[i]
+        out[i] = z[tokens[i]] - z.max() - math.log(sum(math.exp(v - z.max()) for v in z))
+    return out
+
+
+def kl_rewards(scores, logp, ref, mask, kl_coef):
+    out = np.zeros(logp.shape)
+    for b in range(len(scores)):
+        at = np.flatnonzero(mask[b])
+        out[b, at] = -kl_coef * (logp[b, at] - ref[b, at])
+        if len(at):
+            out[b, at[-1]] += scores[b]
+    return out
+
+
+def ppo(new_logp, logp, adv, new_v, v, ret, mask, eps, eps_v):
+    policy, value, clipped = [], [], []
+    for i in zip(*np.nonzero(mask), strict=True):
+        ratio = math.exp(new_logp[i] - logp[i])
+        plain, cut = -adv[i] * ratio, -adv[i] * min(max(ratio, 1 - eps), 1 + eps)
+        policy.append(max(plain, cut))
+        clipped.append(cut > plain)
+        near = min(max(new_v[i], v[i] - eps_v), v[i] + eps_v)
+        value.append(0.5 * max((new_v[i] - ret[i]) ** 2, (near - ret[i]) ** 2))
+    return np.mean(policy), np.mean(value), np.mean(clipped)
+
+
+def ranking(scores, ranks):
+    """Mean over prompts of the mean over its untied pairs of log(1 + exp(−margin))."""
+    per_prompt = []
+    for s, r in zip(scores, ranks, strict=True):
+        losses = [
+            math.log1p(math.exp(-(s[i] - s[j])))
+            for i, j in itertools.permutations(range(len(s)), 2)
+            if 0 <= r[i] < r[j]
+        ]
+        if losses:
+            per_prompt.append(np.mean(losses))
+    return np.mean(per_prompt)
