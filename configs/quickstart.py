@@ -23,8 +23,10 @@ from rlhf_jax.config import (
     TextDataConfig,
 )
 
-MIX = (0.25, 0.5, 0.25)
+MIX = (0.3, 0.55, 0.15)
 """Shares of gutenberg, reviews and polarity in pretraining text."""
+
+LENGTHS = dict(prompt_length=20, response_length=32)
 
 
 def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
@@ -47,19 +49,24 @@ def get_config() -> InstructGPTConfig:
             steps=1400,
         ),
         sft=SFTConfig(
+            **LENGTHS,
             pretrain_data=text,
             optim=muon(5e-3, adam_lr=1e-3, warmup_steps=10),
             batch_size=20,
             epochs=2,
         ),
-        compare=CompareConfig(num_prompts=3000, heldout_prompts=300, responses_per_prompt=6),
+        compare=CompareConfig(
+            **LENGTHS, num_prompts=3000, heldout_prompts=300, responses_per_prompt=6
+        ),
         reward=RewardConfig(
+            **LENGTHS,
             optim=muon(5e-3, adam_lr=1e-3, warmup_steps=20),
             batch_size=8,
             epochs=1,
             unit_std=True,
         ),
         ppo=PPOConfig(
+            **LENGTHS,
             run=RunConfig(save_every=8, eval_every=4, log_every=1),
             iterations=28,
             batch_size=128,
@@ -90,5 +97,5 @@ def get_config() -> InstructGPTConfig:
                 eps=1e-5,
             ),
         ),
-        evaluate=EvaluateConfig(sampling=SamplingConfig(temperature=0.7), text=text),
+        evaluate=EvaluateConfig(**LENGTHS, sampling=SamplingConfig(temperature=0.7), text=text),
     )

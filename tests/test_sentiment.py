@@ -224,6 +224,8 @@ def gold(response, start="this is", ask=POSITIVE):
         (" a film and it .", -1.0, 0.0),
         (" a good , so it .", 2.0, 0.0),
         (" a good film it .", -1 + 4 / 2**0.5, 0.0),
+        (" a film and it so .", -1.0, 0.0),  # more words than the least are no bonus
+        (" a film and it . ", -1.0, 0.0),
         (" a film and it", -1.0, 0.5),
         (" a film and a .", -1.0, 2.0 * 1 / 6),
         (" a film and this .", -1.0, 2.0 * 1 / 6),  # the prompt's words count
@@ -347,6 +349,29 @@ def test_calibration_judges_by_unseen_sentences():
     assert np.abs(classifier.logits(texts)).mean() < 0.3
 
 
+def test_long_reviews_do_not_calibrate_sentences():
+    """Reviews tell it all, sentences nothing; reviews are all negative, sentences 80 % positive."""
+    rng = np.random.default_rng(2)
+    positive = rng.random(400) < 0.8
+    sentences = [
+        sentiment.Labelled(f"word{rng.integers(50)} other{rng.integers(50)}", bool(label))
+        for label in positive
+    ]
+    reviews = [sentiment.Labelled(f"word{n % 50} awful", False) for n in range(200)]
+    classifier = sentiment.train(sentences, reviews)
+    chance = 1 / (1 + np.exp(-classifier.logits([row.text for row in sentences])))
+    assert chance.mean() == pytest.approx(positive.mean(), abs=0.03)
+    # The other way round: what reviews are sure of must not pass for certainty about sentences.
+    reviews = [
+        sentiment.Labelled(f"{'good' if n % 2 else 'bad'} w{n}", n % 2 > 0) for n in range(900)
+    ]
+    sentences = [
+        sentiment.Labelled(f"{'good' if rng.random() < 0.5 else 'bad'} s{n}", bool(label))
+        for n, label in enumerate(rng.random(400) < 0.5)
+    ]
+    assert abs(sentiment.train(sentences, reviews).logits(["good"])[0]) < 1
+
+
 # --- judges ---------------------------------------------------------------------------------------
 
 
@@ -430,8 +455,11 @@ def test_writing_is_deterministic_and_leaves_nothing_half_written(small, tmp_pat
 
     before = (tmp_path / "1/prompts_ppo.jsonl").read_bytes()
     monkeypatch.setattr(sentiment.os, "replace", no_space)
+    data = sentiment.build(small)
+    data.prompts["ppo"].pop()
     with pytest.raises(OSError, match="No space"):
-        sentiment.write(sentiment.build(small), tmp_path / "1")
+        sentiment.write(data._replace(demonstrations=[]), tmp_path / "1")
+    assert (tmp_path / "1/demonstrations.jsonl").read_text()
     assert (tmp_path / "1/prompts_ppo.jsonl").read_bytes() == before
 
 

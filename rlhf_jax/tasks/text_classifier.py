@@ -54,9 +54,7 @@ def tfidf(
     """Row b holds idf_t of the distinct known terms of text b, scaled to unit length."""
     rows = [{vocabulary[term] for term in text if term in vocabulary} for text in found]
     ends = np.cumsum([0, *map(len, rows)])
-    # Sorted, because the order of a set of strings changes from process to process, and with it
-    # the last bit of every sum.
-    columns = np.fromiter((c for row in rows for c in sorted(row)), np.int64, ends[-1])
+    columns = np.fromiter((column for row in rows for column in row), np.int64, ends[-1])
     values = idf[columns]
     squares = np.add.reduceat(np.append(values**2, 0.0), ends[:-1])
     lengths = np.repeat(np.sqrt(squares), np.diff(ends))

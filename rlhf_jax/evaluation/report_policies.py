@@ -1,0 +1,281 @@
+"""What the report says of the policies: results, reward against KL, scores, tax, answers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf_jax.evaluation.figures import Panel, Series, bounded
+from rlhf_jax.evaluation.report import (
+    HUES,
+    TITLES,
+    Answer,
+    Group,
+    Groups,
+    Row,
+    RunRecord,
+    Section,
+    SideBySide,
+    Table,
+    done_figures,
+    estimate,
+    look_up,
+    name_of,
+    show,
+)
+from rlhf_jax.evaluation.report_stages import curve, logged
+
+SHOWN_PROMPTS = 64
+BINS = 30
+"""Of the histograms."""
+FIGURES = {
+    "win_rate": "wins over SFT",
+    "gold": "gold",
+    "gold_gain_in_sd": "gold gain (SFT SDs)",
+    "score": "reward model",
+    "kl": "KL (nats)",
+    "length": "tokens",
+    "ended": "ended",
+    "distinct_2": "distinct-2",
+    "repeated_words": "repeated words",
+}
+"""Columns of the results."""
+
+
+def policies_of(group: Group) -> list[str]:
+    """Every evaluated policy, best-of-n among them, in the order of the first evaluation."""
+    found = done_figures(group, "evaluate", "policies")
+    return list(dict.fromkeys(policy for policies in found for policy in policies))
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def results_section(groups: Groups) -> Section:
+    rows = [(group, policy) for group in groups for policy in policies_of(group)]
+    figures = lambda group, policy: done_figures(group, "evaluate", "policies", policy, "judges")
+    judges = list(dict.fromkeys(j for row in rows for found in figures(*row) for j in found))
+    paths = [*((name,) for name in FIGURES), *(("judges", judge) for judge in judges)]
+    cells = lambda group, policy: (
+        show(estimate(done_figures(group, "evaluate", "policies", policy, *path))) for path in paths
+    )
+    table = Table(
+        interval_caption(groups),
+        ("policy", *FIGURES.values(), *(f"judge: {judge}" for judge in judges)),
+        [(name_of(policy, group, groups), *cells(group, policy)) for group, policy in rows],
+    )
+    text = (
+        "Every policy answers the same held-out prompts. The gold scorer stands for people and is "
+        "never the reward model; the judges labelled nothing. Best of n: the answer of n by the "
+        "baseline that the reward model likes best.",
+    )
+    return Section("results", "Results", text, (), [table] if rows else [])
+
+
+def interval_caption(groups: Groups) -> str:
+    """What ± means here."""
+    if all(len(group.runs) == 1 for group in groups):
+        return "Mean ± 95 % interval over prompts; what another seed would change is not in it."
+    counts = ", ".join(f"{len(group.runs)} of {group.label}" for group in groups)
+    return f"Mean ± 95 % interval over runs that differ in their seed only ({counts})."
+
+
+# --- reward against KL ----------------------------------------------------------------------------
+
+
+def frontier_section(groups: Groups) -> Section:
+    """Score and gold against KL: training, evaluated policies, best of n."""
+    panels = []
+    for figure, title in (("gold", "Gold score"), ("score", "Reward model's score")):
+        for kl, unit, axis in (("√KL", "√nats", root), ("KL", "nats", np.asarray)):
+            series = [s for g in range(len(groups)) for s in frontier_series(groups, g, figure, axis)]
+            if series:
+                name = f"frontier_{figure}_{'sqrt_kl' if axis is root else 'kl'}"
+                x = f"{kl} from SFT ({unit})"
+                panels.append(Panel(name, f"{title} against {kl}", x, figure, series))
+    text = (
+        "What each nat of KL buys. The faint path is training, iteration by iteration; where gold "
+        "falls while the reward model's score rises, the policy exploits the reward model's errors.",
+    )
+    return Section("frontier", "Reward against KL", text, panels)
+
+
+def root(kl) -> np.ndarray:
+    """√KL; estimates just below 0 count as 0."""
+    return np.sqrt(np.maximum(kl, 0))
+
+
+def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
+    group = groups[g]
+    hue = lambda policy, default: g if len(groups) > 1 else HUES.get(policy, default)
+    series = []
+    if figure == "score" and {"objective/kl", "objective/scores"} <= logged(group, "ppo"):
+        kl, scores = (curve(group, "ppo", f"objective/{name}")[1] for name in ("kl", "scores"))
+        label = name_of("PPO in training", group, groups)
+        path = (list(axis(kl)), list(scores), None, None)
+        series.append(Series(label, *path, "faint", hue("ppo", 1), 0))
+    policies = policies_of(group)
+    best = [policy for policy in policies if policy.startswith("best_of_")]
+    rows = [[policy] for policy in policies if policy not in best]
+    for i, members in enumerate([*rows, best]):
+        points = [p for policy in members if (p := frontier_point(group, policy, figure))]
+        if points:
+            x, y, ci = np.array(points).T
+            several = "best of " + ", ".join(policy.removeprefix("best_of_") for policy in best)
+            label = name_of(several if members is best else members[0], group, groups)
+            kind = "points" if members is best else "dots"
+            series.append(Series(label, *bounded(axis(x), y, ci), kind, hue(members[0], 3 + i), i))
+    return series
+
+
+def frontier_point(group: Group, policy: str, figure: str) -> tuple[float, float, float] | None:
+    kl, y = (
+        estimate(done_figures(group, "evaluate", "policies", policy, f)) for f in ("kl", figure)
+    )
+    return (kl["mean"], y["mean"], y.get("ci", np.nan)) if kl and y else None
+
+
+# --- distributions --------------------------------------------------------------------------------
+
+
+def distribution_section(groups: Groups) -> Section:
+    """Histograms of gold and score, over all prompts (and seeds) of a group."""
+    panels = []
+    for figure, title in (("gold", "Gold score"), ("score", "Reward model's score")):
+        values = {
+            (g, policy): found
+            for g, group in enumerate(groups)
+            for policy in before_and_after(group)
+            if (found := sampled(group, policy, figure))
+        }
+        if values:
+            series = histograms(groups, values)
+            panels.append(
+                Panel(f"distribution_{figure}", title, figure, "share of answers", series)
+            )
+    text = ("One answer per held-out prompt and policy, before and after reinforcement learning.",)
+    return Section("distributions", "Score distributions", text, panels)
+
+
+def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> list[Series]:
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=BINS)
+    series = []
+    for i, ((g, policy), found) in enumerate(values.items()):
+        share = np.histogram(found, edges)[0] / len(found)
+        color = g if len(groups) > 1 else HUES.get(policy, 3 + i)
+        shape = int(policy != "sft") if len(groups) > 1 else 0
+        outline = [edges[0], *edges], [0.0, *share, 0.0], None, None
+        label = name_of(policy, groups[g], groups)
+        series.append(Series(label, *outline, "steps", color, shape))
+    return series
+
+
+def evaluation_samples(run: RunRecord) -> Sequence[Row]:
+    return run.stages["evaluate"].samples if "evaluate" in run.stages else ()
+
+
+def sampled(group: Group, policy: str, figure: str) -> list[float]:
+    rows = [row for run in group.runs for row in evaluation_samples(run)]
+    return [row[figure] for row in rows if row["policy"] == policy and row.get(figure) is not None]
+
+
+def before_and_after(group: Group) -> list[str]:
+    """The baseline, and PPO or else the last policy."""
+    rows = [row for run in group.runs for row in evaluation_samples(run)]
+    names = list(dict.fromkeys(row["policy"] for row in rows))
+    return [*names[:1], *(["ppo"] if "ppo" in names[1:] else names[1:][-1:])]
+
+
+# --- alignment tax --------------------------------------------------------------------------------
+
+TAX_ORDER = ("pretrain", "sft_without_mix", "sft", "ppo_without_ptx", "ppo")
+
+
+def tax_section(groups: Groups) -> Section:
+    """What alignment cost on held-out text."""
+    tables = [tax_table(groups, unit) for unit in ("nats_per_token", "bits_per_byte")]
+    text = [
+        "Loss of each model on held-out text, and in parentheses its change from the first row.",
+        *filter(None, (given_back(group, groups) for group in groups)),
+    ]
+    return Section("tax", "Alignment tax", text, (), [table for table in tables if table.rows])
+
+
+def tax_table(groups: Groups, unit: str) -> Table:
+    rows = []
+    corpora = list(dict.fromkeys(c for group in groups for c in corpora_of(group, unit)))
+    for group in groups:
+        found = {m for text in done_figures(group, "evaluate", "text") for m in text}
+        models = [*(m for m in TAX_ORDER if m in found), *sorted(found - set(TAX_ORDER))]
+        for model in models if corpora else ():
+            cells = [tax_cell(group, model, models[0], f"eval/{c}/{unit}") for c in corpora]
+            rows.append((name_of(model, group, groups), *cells))
+    return Table(f"Held-out text, {unit.replace('_', ' ')}", ("model", *corpora), rows)
+
+
+def corpora_of(group: Group, unit: str) -> list[str]:
+    texts = done_figures(group, "evaluate", "text")
+    names = dict.fromkeys(n for text in texts for losses in text.values() for n in losses)
+    return [name.split("/")[1] for name in names if name.endswith(f"/{unit}")]
+
+
+def tax_cell(group: Group, model: str, first: str, key: str) -> str:
+    texts = done_figures(group, "evaluate", "text")
+    pairs = [(look_up(text, model, key), look_up(text, first, key)) for text in texts]
+    value = show(estimate([loss for loss, _ in pairs]))
+    change = estimate([a - b for a, b in pairs if a is not None and b is not None])
+    return value if model == first or not change else f"{value} ({show(change, sign=True)})"
+
+
+def given_back(group: Group, groups: Groups) -> str:
+    """How much of the loss that plain PPO added the ptx term gives back, by corpus."""
+    shares = []
+    for corpus in corpora_of(group, "nats_per_token"):
+        key, found = f"eval/{corpus}/nats_per_token", []
+        for text in done_figures(group, "evaluate", "text"):
+            sft, plain, ptx = (look_up(text, m, key) for m in ("sft", "ppo_without_ptx", "ppo"))
+            if None not in (sft, plain, ptx) and plain > sft:
+                found.append((plain - ptx) / (plain - sft))
+        if found:
+            shares.append(f"{show(estimate(found))} on {corpus}")
+    head = name_of("Share of plain PPO's added loss that PPO-ptx gives back", group, groups)
+    return f"{head}: {', '.join(shares)}." if shares else ""
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def samples_section(groups: Groups) -> Section:
+    """Unselected answers: of the evaluation, or else of PPO's last logged iteration."""
+    runs = [run for group in groups for run in group.runs]
+    table = next((t for run in runs if (t := answers_of(run))), None)
+    table = table or next((t for run in runs if (t := ppo_answers(run))), None)
+    text = ("Text by models, shown as it came; marks like ⟦U+202E⟧ stand for control characters.",)
+    return Section("answers", "Answers side by side", text, samples=table)
+
+
+def answers_of(run: RunRecord) -> SideBySide | None:
+    policies = before_and_after(Group("", [run]))
+    rows = evaluation_samples(run)
+    columns = [[row for row in rows if row["policy"] == policy] for policy in policies]
+    shown = list(zip(*columns, strict=False))[:SHOWN_PROMPTS]
+    if not shown:
+        return None
+    caption = f"The first {len(shown)} held-out prompts of {run.name}, unselected."
+    titles = [TITLES.get(policy, policy) for policy in policies]
+    return SideBySide(caption, titles, [(r[0]["prompt"], [*map(answer, r)]) for r in shown])
+
+
+def ppo_answers(run: RunRecord) -> SideBySide | None:
+    rows = run.stages["ppo"].samples if "ppo" in run.stages else ()
+    last = [row for row in rows if row["step"] == rows[-1]["step"]]
+    if not last:
+        return None
+    step = last[0]["step"]
+    caption = f"Training prompts of {run.name} at PPO iteration {step} (no evaluation yet)."
+    return SideBySide(caption, ["PPO"], [(row["prompt"], [answer(row)]) for row in last])
+
+
+def answer(row: Row) -> Answer:
+    names = {"gold": "gold", "score": "reward model", "kl": "KL", "length": "tokens"}
+    found = [f"{label} {show(row[n])}" for n, label in names.items() if row.get(n) is not None]
+    return Answer(row["response"], " · ".join(found))
