@@ -29,7 +29,14 @@ VARIABLES = {
     **{color: f"var(--c{i})" for i, color in enumerate(COLORS)},
 }
 DASHES = ("", "5 2", "1.5 1.5", "6 2 1.5 2")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = {
+    "o": "M8 5a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
+    "s": "M8 2h6v6h-6z",
+    "^": "M11 1.5l3.5 6h-7z",
+    "D": "M11 1.2l3.8 3.8-3.8 3.8-3.8-3.8z",
+    "v": "M11 8.5l3.5-6h-7z",
+}
+"""matplotlib's name of a marker → its outline in a legend."""
 DRAWN_POINTS = 400
 """Longer curves are thinned to so many points for drawing; the CSV holds all."""
 STYLE = {
@@ -60,10 +67,10 @@ class Series(NamedTuple):
     """One named curve or set of points; ``low`` and ``high`` bound its 95 % intervals."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None
-    high: Sequence[float] | None
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    low: Sequence[float | int] | None
+    high: Sequence[float | int] | None
     kind: Literal["line", "faint", "points", "dots", "steps"]
     """points are joined, dots are not; steps are the outline of a histogram."""
     color: int
@@ -79,7 +86,7 @@ class Panel(NamedTuple):
     x_label: str
     y_label: str
     series: Sequence[Series]
-    references: Sequence[tuple[str, float]] = ()
+    references: Sequence[tuple[str, float | int]] = ()
     """Named horizontal lines."""
     diagonal: bool = False
     """Draw y = x."""
@@ -100,6 +107,14 @@ def band(values: Float[np.ndarray, "S T"]) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt(square / (n - 1) / n)
     return mean, half
+
+
+def bounded(x: Any, y: Any, half: Any) -> tuple[list, list, list | None, list | None]:
+    """x, y, low, high of a Series; without bounds when no half-width is known."""
+    x, y, half = (np.asarray(values, float) for values in (x, y, half))
+    if not np.isfinite(half).any():
+        return x.tolist(), y.tolist(), None, None
+    return x.tolist(), y.tolist(), (y - half).tolist(), (y + half).tolist()
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -130,7 +145,8 @@ def load_matplotlib() -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError(
-            'the report draws with matplotlib, which is not installed: pip install "rlhf_jax[report]"'
+            "the report draws with matplotlib, which is not installed: "
+            'pip install "rlhf_jax[report]"'
         ) from None
     return matplotlib, Figure
 
@@ -146,7 +162,7 @@ def _draw_series(axes, s: Series) -> None:
         "linewidth": 1.6,
         "linestyle": (0, [*map(float, dash.split())]) if dash else "-",
     }
-    marker = {"marker": MARKERS[s.shape % len(MARKERS)], "markersize": 4.5}
+    marker = {"marker": [*MARKERS][s.shape % len(MARKERS)], "markersize": 4.5}
     if s.kind == "steps":
         axes.fill_between(x, y, step="post", color=color, alpha=0.12, linewidth=0)
         axes.step(x, y, where="post", **line)
@@ -195,6 +211,29 @@ def _for_page(svg: str, panel: Panel) -> str:
     return image + svg[svg.index(">") + 1 :]
 
 
+def legend(panel: Panel) -> list[tuple[str, str]]:
+    """(swatch as ``<svg>``, label) of each series and reference; none for a single series."""
+    entries = [(_swatch(s), s.label) for s in panel.series]
+    entries += [(DOTTED, label) for label, _ in panel.references]
+    return entries if len(entries) > 1 else []
+
+
+def _swatch(s: Series) -> str:
+    color = "var(--soft)" if s.color < 0 else f"var(--c{s.color % len(COLORS)})"
+    dash, outline = DASHES[s.shape % len(DASHES)], [*MARKERS.values()][s.shape % len(MARKERS)]
+    line = f'<path d="M0 5h22" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"/>'
+    mark = f'<path d="{outline}" fill="{color}"/>'
+    drawn = {"dots": mark, "points": line + mark}.get(s.kind, line)
+    opacity = ' opacity=".5"' if s.kind == "faint" else ""
+    return f'<svg class="swatch" viewBox="0 0 22 10" aria-hidden="true"{opacity}>{drawn}</svg>'
+
+
+DOTTED = (
+    '<svg class="swatch" viewBox="0 0 22 10" aria-hidden="true">'
+    '<path d="M0 5h22" stroke="var(--soft)" stroke-width="1.5" stroke-dasharray="2 2"/></svg>'
+)
+
+
 def describe(panel: Panel) -> str:
     """The panel in words, for those who do not see it: each series from its first to last point."""
     parts = []
@@ -227,5 +266,5 @@ def to_csv(panel: Panel) -> str:
     return text.getvalue()
 
 
-def _number(value: float | str) -> str:
+def _number(value: Any) -> str:
     return value if value == "" else "" if not np.isfinite(value) else repr(float(value))

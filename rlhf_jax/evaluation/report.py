@@ -118,7 +118,7 @@ def estimate(values: Sequence[Any]) -> Row | None:
     return mean_ci([v["mean"] for v in found])
 
 
-def show(figure: Row | float | None, *, sign: bool = False) -> str:
+def show(figure: Row | float | int | None, *, sign: bool = False) -> str:
     """ "0.912 ± 0.034"; digits by magnitude; a dash for what is not there."""
     figure = figure if isinstance(figure, Mapping) else {"mean": figure}
     mean, ci = figure["mean"], figure.get("ci")

@@ -87,14 +87,16 @@ def frontier_section(groups: Groups) -> Section:
     panels = []
     for figure, title in (("gold", "Gold score"), ("score", "Reward model's score")):
         for kl, unit, axis in (("√KL", "√nats", root), ("KL", "nats", np.asarray)):
-            series = [s for g in range(len(groups)) for s in frontier_series(groups, g, figure, axis)]
+            series = [
+                s for g in range(len(groups)) for s in frontier_series(groups, g, figure, axis)
+            ]
             if series:
                 name = f"frontier_{figure}_{'sqrt_kl' if axis is root else 'kl'}"
                 x = f"{kl} from SFT ({unit})"
                 panels.append(Panel(name, f"{title} against {kl}", x, figure, series))
     text = (
         "What each nat of KL buys. The faint path is training, iteration by iteration; where gold "
-        "falls while the reward model's score rises, the policy exploits the reward model's errors.",
+        "falls while the reward model's score rises, the policy exploits its errors.",
     )
     return Section("frontier", "Reward against KL", text, panels)
 

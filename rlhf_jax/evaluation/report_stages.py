@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -15,13 +15,11 @@ from rlhf_jax.evaluation.report import (
     Group,
     Groups,
     Row,
-    RunRecord,
     Section,
     StageRecord,
     Table,
     done_figures,
     estimate,
-    look_up,
     name_of,
     show,
 )
@@ -76,7 +74,7 @@ def throughput(records: Sequence[StageRecord]) -> str:
     return "–"
 
 
-def key_figures(stage: str, record: StageRecord) -> dict[str, Row | float]:
+def key_figures(stage: str, record: StageRecord) -> dict[str, Any]:
     """The one to three figures that say how a stage went."""
     done = record.done or {}
     if stage == "comparisons":
@@ -90,7 +88,7 @@ def key_figures(stage: str, record: StageRecord) -> dict[str, Row | float]:
         last = record.metrics[-1] if record.metrics else {}
         found = {"score": last.get("objective/scores"), "KL": last.get("objective/kl")}
     else:
-        heldout = {n.split("/"): v for n, v in ()} or done.get("heldout", {})
+        heldout = done.get("heldout", {})
         bits = {n.split("/")[1]: v for n, v in heldout.items() if n.endswith("/bits_per_byte")}
         found = {f"{corpus} bits/byte": v for corpus, v in bits.items()} or {
             n.removeprefix("eval/"): v for n, v in heldout.items()
@@ -154,7 +152,7 @@ def curve_section(groups: Groups, stage: str) -> Section:
 
 
 def curve_panels(
-    groups: Groups, stage: str, references: Mapping[str, Sequence[tuple[str, float]]]
+    groups: Groups, stage: str, references: Mapping[str, Sequence[tuple[str, Any]]]
 ) -> list[Panel]:
     """The panels of a stage that have data; ``references`` are lines by title of the panel."""
     panels = []
@@ -202,7 +200,9 @@ def curve_look(g, groups, stage, v, stages, m, metrics) -> tuple[int, int]:
 def logged(group: Group, stage: str) -> set[str]:
     """Names of the metrics that some run of the group logged."""
     records = [run.stages[stage] for run in group.runs if stage in run.stages]
-    return {n for r in records for row in r.metrics for n, value in row.items() if value is not None}
+    return {
+        n for r in records for row in r.metrics for n, value in row.items() if value is not None
+    }
 
 
 def curve(group: Group, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -57,12 +57,14 @@ class Parallel(NamedTuple):
         """
         if self.mode == "pmap":
             return self._pmap_update(step, batch_axis)
-        return jax.jit(
+        compiled = jax.jit(
             step,
             in_shardings=(self.replicated, self.split(batch_axis), self.replicated),
             out_shardings=(self.replicated, self.replicated),
             donate_argnums=0,
         )
+        # A batch that another program made lies where that program left it.
+        return lambda state, batch, key: compiled(state, self.shard(batch, batch_axis), key)
 
     def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a function of sharded or replicated arrays (rollouts, evaluation)."""

@@ -1,0 +1,136 @@
+"""Run by test_parallel.py in a process of its own with 8 virtual devices; prints JSON."""
+
+import json
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax.config import ModelConfig, ParallelConfig
+from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.training.optimizers import make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import (
+    make_ppo_loss,
+    make_ppo_update,
+    make_update_step,
+    prepare_batch,
+    shuffle_minibatches,
+)
+from rlhf_jax.types import LMBatch, Rollout
+
+B, T, Q, R, K, V = 16, 12, 5, 7, 3, 50
+CONFIG = ModelConfig(n_layers=2, d_model=32, n_heads=2, context=32)
+LM = make_language_model(CONFIG, V)
+SCALAR = make_scalar_model(CONFIG, V)
+BOTH = make_policy_value(CONFIG, CONFIG, V, "separate")
+# SGD and not Adam: Adam hides a gradient that is N times too large.
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
+
+
+def lm_fn(params, batch, key, count):
+    return lm_loss(LM.packed_logits(params.get("policy", params), batch, None), batch, count=count)
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    ids = lambda *shape: rng.integers(0, V, shape).astype(np.int32)
+    ragged = lambda n: np.arange(n)[None] < rng.integers(2, n + 1, B)[:, None]
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    mask = ragged(T)
+    text = LMBatch(
+        tokens=ids(B, T),
+        loss_mask=mask & (np.arange(T) > 0)[None],
+        segment_ids=mask.astype(np.int32),
+        positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+    )
+    ranks = rng.integers(0, 3, (B, K)).astype(np.int32)
+    ranks[3] = 1
+    rollout = Rollout(
+        queries=ids(B, Q),
+        query_mask=np.ones((B, Q), bool),
+        responses=ids(B, R),
+        mask=ragged(R),
+        logprobs=normal(B, R) / 10 - 3.9,
+        ref_logprobs=normal(B, R) / 10 - 3.9,
+        values=normal(B, R),
+        scores=normal(B),
+    )
+    return text, (ids(B, K, Q), ranks), rollout
+
+
+def update(stage, parallel, accumulate):
+    text, ranked, rollout = batches()
+    params = jax.tree.map(lambda x: 4 * x, LM.init(jax.random.key(0)))
+    scalar_params = SCALAR.init(jax.random.key(1), params["trunk"])
+    frame = dict(accumulate=accumulate, ema_decay=0.9)
+    state = lambda p: parallel.replicate(make_state(p, TX, ema_decay=0.9))
+    key = jax.random.key(2)
+    if stage == "lm":
+        step = parallel.update(make_update_step(lm_fn, count_targets, TX, **frame))
+        return step(state(params), parallel.shard(text), key)
+    if stage == "reward":
+
+        def loss_fn(params, batch, key, count):
+            tokens, ranks = batch
+            mask = jnp.ones((ranks.size, Q), bool)
+            scores = SCALAR.score(params, tokens.reshape(-1, Q), mask, None).reshape(ranks.shape)
+            return ranking_loss(scores, ranks, count=count)
+
+        count = lambda batch: count_ranked(batch[1])
+        step = parallel.update(make_update_step(loss_fn, count, TX, **frame))
+        return step(state(scalar_params), parallel.shard(ranked), key)
+
+    objective = partial(ppo_loss, clip_eps=0.2, value_clip_eps=0.2, vf_coef=0.5)
+    loss_fn = make_ppo_loss(BOTH, objective, temperature=0.7)
+    step = make_ppo_update(loss_fn, lm_fn, count_targets, TX, ptx_coef=0.5, **frame)
+
+    @parallel.function
+    def prepare(rollout):
+        batch, metrics = prepare_batch(
+            rollout,
+            jnp.float32(0.1),
+            gamma=1.0,
+            lam=0.95,
+            whiten_rewards=True,
+            whiten_advantages=True,
+            missing_eos_penalty=-1.0,
+            eos_id=3,
+        )
+        return shuffle_minibatches(batch, key, epochs=2, num_minibatches=2), metrics
+
+    minibatches, metrics = prepare(parallel.shard(rollout))
+    ptx = jax.tree.map(lambda x: np.stack([x[:8], x[8:]] * 2), text)
+    both = state(BOTH.init(params, scalar_params))
+    both, update_metrics = parallel.update(step, batch_axis=1)(both, (minibatches, ptx), key)
+    return both, metrics | update_metrics
+
+
+def gaps(result, reference):
+    """Largest difference of any parameter (and its average), of any metric (relative)."""
+    (state, metrics), (ref_state, ref_metrics) = jax.device_get((result, reference))
+    pairs = zip(jax.tree.leaves(state[1:]), jax.tree.leaves(ref_state[1:]), strict=True)
+    relative = lambda a, b: abs(a - b) / (1 + abs(b))
+    return (
+        max(float(np.abs(a - b).max()) for a, b in pairs),
+        max(float(relative(metrics[name], ref_metrics[name])) for name in ref_metrics),
+    )
+
+
+if __name__ == "__main__":
+    found = {}
+    for stage in ("lm", "reward", "ppo"):
+        reference = update(stage, make_parallel(ParallelConfig("mesh", 1)), 1)
+        for mode, devices, accumulate in (
+            *(("mesh", 1, 2), ("mesh", 8, 1), ("pmap", 8, 1)),
+            ("pmap", 2, 2),
+        ):
+            result = update(stage, make_parallel(ParallelConfig(mode, devices)), accumulate)
+            found[f"{stage} {mode} {devices} {accumulate}"] = gaps(result, reference)
+    json.dump(found, sys.stdout)

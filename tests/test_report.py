@@ -1,0 +1,537 @@
+"""The report, on run folders made here."""
+
+import csv
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from experiments.report import ReportConfig, group_runs, write
+from rlhf_jax.cli import load
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluation import report_policies, report_stages
+from rlhf_jax.evaluation.figures import Panel, Series, band, draw, legend, to_csv
+from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, show, visible
+from rlhf_jax.training.logs import read_rows
+
+XSS = '</td><script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
+CHINESE = "这部电影非常好看，演员的表演令人难忘。"
+BIDI = "safe\u202etxt.exe\u2066"
+CORPORA = ("gutenberg", "reviews")
+GOLD = {"sft": (0.4, 0.2), "ppo": (0.8, 0.12), "ppo_without_ptx": (0.81, 0.12)}
+KL = {"sft": 0.0, "ppo": 4.2, "ppo_without_ptx": 4.6, "best_of_4": 0.64, "best_of_16": 1.84}
+
+
+# --- run folders ----------------------------------------------------------------------------------
+
+
+def make_stage(folder, name, seed, *, config=(), done=None, metrics=(), samples=()):
+    path = folder / name
+    path.mkdir(parents=True)
+    run = {"dir": f"{folder}/{name}", "seed": seed, "data_seed": 0, "save_every": 200}
+    record = {
+        "schema": 1,
+        "stage": name.split("_")[0],
+        "config_class": "X",
+        "config": {"run": run, "init": f"{folder}/sft", **dict(config)},
+        "config_digest": "c0ffee" * 10,
+        "git": {"sha": "0123456789abcdef" * 2, "dirty": True},
+        "versions": {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.8"},
+        "platform": "Linux-6.1-x86_64",
+        "devices": ["cpu:0 cpu"],
+        "processes": 1,
+    }
+    (path / "config.json").write_text(json.dumps(record))
+    lines = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (path / "metrics.jsonl").write_text(lines(metrics), encoding="utf-8")
+    (path / "samples.jsonl").write_text(lines(samples), encoding="utf-8")
+    if done is not None:
+        summary = {"seconds": 61.5 + seed, "peak_memory_mib": 1290, **done}
+        (path / "DONE").write_text(json.dumps(summary))
+    return record
+
+
+def language_metrics(rng, steps, every, names):
+    rows = []
+    for step in range(20, steps + 1, 20):
+        loss = 4.2 + 3 * np.exp(-step / 200) + rng.normal(0, 0.06)
+        rows.append(
+            {
+                "step": step,
+                "time": step / 6,
+                "loss": loss,
+                "grad_norm": 0.8,
+                "tokens_per_second": 8e3,
+            }
+        )
+        if step % every == 0:
+            rows.append({"step": step, "time": step / 6, **{n: loss + 0.1 for n in names}})
+    return rows
+
+
+def ppo_metrics(rng, ptx):
+    rows = []
+    for step in range(1, 29):
+        t = step / 28
+        row = {
+            "objective/scores": 2.3 * t + rng.normal(0, 0.06),
+            "objective/kl": 4.4 * t**1.3 + rng.normal(0, 0.05),
+            "policy/entropy_avg": 3.1 - 0.7 * t,
+            "val/var_explained": 0.7 * (1 - np.exp(-5 * t)),
+            "policy/approxkl_avg": 0.01 + rng.normal(0, 0.001),
+            "policy/clipfrac_avg": 0.09 + rng.normal(0, 0.01),
+            "loss/value_avg": 0.3 - 0.1 * t,
+            "policy/grad_norm": 0.5 + rng.normal(0, 0.05),
+            "response_length": 24 - 2 * t,
+            "episodes_per_second": 160.0,
+            "objective/kl_coef": None,
+        }
+        if ptx:
+            row |= {"loss/ptx_avg": 4.6 + 0.04 * t, "policy/ptx_grad_norm": 0.4}
+        rows.append({"step": step, "time": step * 3.0, **row})
+    return rows
+
+
+def answers(rng, policy, texts):
+    mean, spread = GOLD[policy]
+    return [
+        {
+            "step": 0,
+            "policy": policy,
+            "prompt": f"The film {i} {CHINESE if i == 1 else ''}",
+            "response": texts[i] if i < len(texts) else f"{policy} answer number {i} , which is .",
+            "score": float(rng.normal(5 * mean - 2, 1)),
+            "gold": float(np.clip(rng.normal(mean, spread), 0, 1)),
+            "kl": KL[policy],
+            "length": 22,
+        }
+        for i in range(100)
+    ]
+
+
+def policy_row(rng, name):
+    gold = {"best_of_4": 0.6, "best_of_16": 0.7}.get(name) or GOLD[name][0]
+    gold += rng.normal(0, 0.01)
+    figure = lambda mean, ci: {"mean": mean, "ci": ci, "n": 256}
+    return {
+        "gold": figure(gold, 0.02),
+        "gold_gain_in_sd": 5 * (gold - 0.4),
+        "win_rate": figure(0.5 if name == "sft" else 0.9, 0.03),
+        "score": figure(5 * gold - 2, 0.1),
+        "kl": figure(KL[name], 0.2 if "ppo" in name else 0.0),
+        "length": figure(22.5, 0.6),
+        "ended": 0.93,
+        "distinct_2": 0.72,
+        "repeated_words": 0.11,
+        "judges": {"second classifier": figure(gold - 0.1, 0.03), "lexicon": figure(0.3, 0.03)},
+    }
+
+
+TEXT = {"pretrain": 4.4, "sft_without_mix": 4.7, "sft": 4.5, "ppo_without_ptx": 5.0, "ppo": 4.6}
+
+
+def make_run(folder, seed, *, stages=7, kl_coef=0.25):
+    """A chain of the first ``stages`` stages, as the experiments write it."""
+    rng = np.random.default_rng(seed)
+    nats = [f"eval/{c}/nats_per_token" for c in CORPORA]
+    bits = {f"eval/{c}/bits_per_byte": 1.86 for c in CORPORA}
+    heldout = {name: 4.4 for name in nats} | bits
+    make = lambda name, **rest: make_stage(folder, name, seed, **rest)
+    sha = {"params_sha256": f"{seed}abcdef0123456789"}
+    bins = [
+        {"predicted": 0.5 + i / 20 + 0.02, "observed": 0.5 + i / 25, "count": 900 - 80 * i}
+        for i in range(9)
+    ]
+    text = {
+        model: {f"eval/{c}/{unit}": loss for c in CORPORA for unit in ("nats_per_token",)}
+        for model, loss in TEXT.items()
+    }
+    chain = [
+        lambda: make(
+            "pretrain",
+            done={"steps": 1400, "heldout": heldout, **sha},
+            metrics=language_metrics(rng, 1400, 200, nats),
+        ),
+        lambda: make(
+            "sft",
+            done={"steps": 400, "heldout": {"eval/loss": 4.18}, **sha},
+            metrics=language_metrics(rng, 400, 200, ["eval/loss"]),
+        ),
+        lambda: make("comparisons", done={"comparisons": 3000, "noise_ceiling": 0.75}),
+        lambda: make(
+            "reward",
+            done={
+                "steps": 375,
+                "heldout": {"eval/accuracy": 0.71, "eval/margin": 0.6, "eval/ece": 0.02},
+                "calibration": bins,
+                **sha,
+            },
+            metrics=[
+                {"step": t, "time": t, "loss": 0.6, "accuracy": 0.6 + t / 4000, "margin": 0.4}
+                for t in range(20, 376, 20)
+            ],
+        ),
+        lambda: make(
+            "ppo",
+            config={"kl": {"coef": kl_coef}},
+            done={"steps": 28, "kl_coef": kl_coef, **sha},
+            metrics=ppo_metrics(rng, True),
+            samples=[{"step": 4 * i, "prompt": "p", "response": f"r{i}"} for i in (1, 2)],
+        ),
+        lambda: make("ppo_without_ptx", done={"steps": 28}, metrics=ppo_metrics(rng, False)),
+        lambda: make(
+            "evaluate",
+            done={
+                "baseline": "sft",
+                "policies": {name: policy_row(rng, name) for name in KL},
+                "text": text,
+            },
+            samples=[
+                row
+                for policy, texts in (("sft", [XSS, CHINESE, BIDI]), ("ppo", ["", XSS + CHINESE]))
+                for row in answers(rng, policy, texts)
+            ],
+        ),
+    ]
+    for build in chain[:stages]:
+        record = build()
+    if stages == len(chain):
+        summary = {k: v for k, v in record.items() if not k.startswith("config")}
+        summary |= {"config_digest": "feed" * 16, "seconds": 512.4, "peak_memory_mib": 1290}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+class Page(HTMLParser):
+    """Ids, tags, outside references and the texts of the answers."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.tags, self.outside, self.answers, self.table_rows = [], [], [], [], []
+        self._row = None
+        self._depth = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            if name in attributes and not attributes[name].startswith("#"):
+                self.outside.append(attributes[name])
+        if attributes.get("class") == "text":
+            self.answers.append("")
+        self._text = attributes.get("class") == "text"
+        if tag == "tr":
+            self.table_rows.append([])
+        if tag in ("td", "th") and self.table_rows:
+            self.table_rows[-1].append("")
+            self._row = self.table_rows[-1]
+
+    def handle_endtag(self, tag):
+        self._text = False
+        if tag in ("td", "th"):
+            self._row = None
+
+    def handle_data(self, data):
+        if self._text:
+            self.answers[-1] += data
+        if self._row:
+            self._row[-1] += data
+
+    def row(self, name, at=0):
+        return [row for row in self.table_rows if row and row[0].strip() == name][at]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """(page text, its folder) of one full run."""
+    folder = tmp_path_factory.mktemp("full")
+    write([make_run(folder / "chain", 0)], folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8"), folder
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def test_page_is_one_small_file_without_script_or_network(full):
+    text, _ = full
+    page = Page(text)
+    assert len(text.encode()) < 1_000_000
+    assert "script" not in page.tags and "img" not in page.tags
+    assert page.outside == []
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert {m for m in re.findall(r"(?:url\(|href=\")#([^)\"]+)", text)} <= set(page.ids)
+
+
+def test_every_part_is_there(full):
+    ids = Page(full[0]).ids
+    parts = "results frontier distributions tax runs reward ppo sft pretrain answers"
+    assert [i for i in ids if i in parts.split()] == parts.split()
+
+
+def test_drawings_are_well_formed_and_described(full):
+    drawings = re.findall(r"<svg viewBox.*?</svg>", full[0], flags=re.DOTALL)
+    assert len(drawings) > 20
+    for drawing in drawings:
+        root = ElementTree.fromstring(
+            drawing.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
+        )
+        assert root.get("role") == "img" and len(root.get("aria-label")) > 40
+    assert "#0b62a8" not in "".join(drawings) and "var(--c0)" in "".join(drawings)
+
+
+def test_model_text_is_escaped_and_otherwise_untouched(full):
+    answers = Page(full[0]).answers
+    assert answers[1] == XSS
+    assert CHINESE in answers and XSS + CHINESE in answers
+    assert "safe⟦U+202E⟧txt.exe⟦U+2066⟧" in answers and "\u202e" not in full[0]
+
+
+def test_first_prompts_are_shown_side_by_side(full):
+    answers = Page(full[0]).answers
+    assert len(answers) == 64 * 3
+    assert answers[-3:] == ["The film 63 ", "sft answer number 63 , which is .", answers[-1]]
+    assert answers[-1].startswith("ppo answer number 63")
+    assert "The first 64 held-out prompts of chain, unselected." in full[0]
+
+
+def test_results_keep_the_interval_over_prompts(full):
+    row = Page(full[0]).row("PPO")
+    assert row[1] == "0.900 ± 0.030" and row[5] == "4.200 ± 0.200"
+    assert "over prompts" in full[0]
+
+
+def test_tax_is_the_change_from_pretraining(full):
+    page = Page(full[0])
+    assert page.row("pretraining")[1] == "4.400"
+    assert page.row("PPO", 1)[1] == "4.600 (+0.200)"
+    assert "0.800 on gutenberg" in full[0]  # (5.0 − 4.6) / (5.0 − 4.5)
+
+
+def test_stages_say_what_they_took(full):
+    row = Page(full[0]).row("pretraining", 1)
+    assert row[1:4] == ["61.50", "8,000 tokens", "1,290"]
+    assert row[4] == "gutenberg bits/byte 1.860, reviews bits/byte 1.860"
+    assert row[5] == "0abcdef01234"
+
+
+def test_reward_model_is_held_against_the_noise_ceiling(full):
+    assert "orders 0.710 of held-out pairs" in full[0] and "(gap 0.040)" in full[0]
+    rows = read_csv(full[1] / "report_data" / "reward_pair_accuracy.csv")
+    assert ["noise ceiling", "", "0.75", "", ""] in rows
+
+
+def test_identity_of_the_run(full):
+    page = Page(full[0])
+    assert page.row("commit")[1] == "0123456789ab + local changes"
+    assert page.row("seed")[1] == "0" and page.row("config digest")[1] == "feedfeedfeed"
+    assert page.row("devices")[1] == "1 × cpu" and "jax 0.10.2" in page.row("versions")[1]
+    assert "Missing" not in full[0]
+
+
+def test_same_records_same_bytes(full, tmp_path):
+    text, folder = full
+    write([folder / "chain"], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_csv_holds_every_logged_point(full):
+    folder = full[1]
+    rows = read_csv(folder / "report_data" / "ppo_kl_from_sft.csv")
+    logged = read_rows(folder / "chain" / "ppo" / "metrics.jsonl")
+    found = [(float(r[1]), float(r[2])) for r in rows if r[0] == "PPO"]
+    assert found == [(row["step"], row["objective/kl"]) for row in logged]
+
+
+def test_final_held_out_figure_ends_the_curve(full):
+    rows = read_csv(full[1] / "report_data" / "sft_loss.csv")
+    assert [row[:3] for row in rows if row[0] == "held out"][-1] == ["held out", "400.0", "4.18"]
+
+
+def test_histograms_are_shares(full):
+    rows = read_csv(full[1] / "report_data" / "distribution_gold.csv")
+    for policy in ("SFT", "PPO"):
+        assert sum(float(row[2]) for row in rows if row[0] == policy) == pytest.approx(1)
+
+
+def test_calibration_bars_are_wilson_intervals():
+    p, n, z = 0.8, 50, 1.959963984540054
+    _, _, low, high = report_stages.reliability([{"predicted": 0.7, "observed": p, "count": n}])
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    np.testing.assert_allclose([low[0], high[0]], [centre - half, centre + half])
+
+
+# --- several runs ---------------------------------------------------------------------------------
+
+
+def test_seeds_are_one_group_with_an_interval_over_them(tmp_path):
+    folders = [make_run(tmp_path / f"s{seed}", seed) for seed in (0, 1)]
+    (group,) = group_runs(folders)
+    assert group.label == "s0, s1"
+    write(folders, tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    golds = [
+        json.loads((f / "evaluate" / "DONE").read_text())["policies"]["ppo"]["gold"]["mean"]
+        for f in folders
+    ]
+    half = 12.7062047 * np.std(golds, ddof=1) / np.sqrt(2)  # t with one degree of freedom
+    assert Page(text).row("PPO")[2] == f"{np.mean(golds):.3f} ± {half:.3f}"
+    assert "over runs that differ in their seed only (2 of s0, s1)" in text
+    assert Page(text).row("seed")[1:] == ["0", "1"]
+    rows = read_csv(tmp_path / "both_data" / "ppo_kl_from_sft.csv")
+    x, y, low, high = map(float, rows[1][1:])
+    kls = [read_rows(f / "ppo" / "metrics.jsonl")[0]["objective/kl"] for f in folders]
+    assert (x, y) == (1, pytest.approx(np.mean(kls)))
+    assert high - low == pytest.approx(2 * 12.7062047 * np.std(kls, ddof=1) / np.sqrt(2))
+
+
+def test_other_configs_are_other_groups(tmp_path):
+    folders = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 1, kl_coef=0.5)]
+    assert [group.label for group in group_runs(folders)] == ["a", "b"]
+    write(folders, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.row("PPO · a")[1] == "0.900 ± 0.030"
+    series = {row[0] for row in read_csv(tmp_path / "report_data" / "ppo_kl_from_sft.csv")[1:]}
+    assert series == {"PPO · a", "PPO without ptx · a", "PPO · b", "PPO without ptx · b"}
+
+
+def test_half_a_seed_joins_its_group(tmp_path):
+    folders = [make_run(tmp_path / "s0", 0), make_run(tmp_path / "s1", 1, stages=2)]
+    assert [len(group.runs) for group in group_runs(folders)] == [2]
+
+
+def test_band_counts_the_seeds_that_reached_a_step():
+    values = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, np.nan], [5.0, 8.0, np.nan]])
+    mean, half = band(values)
+    np.testing.assert_allclose(mean, [3, 4, 5])
+    t = 4.30265273  # two degrees of freedom
+    np.testing.assert_allclose(half[:2], t * np.std(values[:, :2], axis=0, ddof=1) / np.sqrt(3))
+    assert np.isnan(half[2])
+
+
+# --- partial and bad runs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
+def test_partial_run_says_what_is_missing(tmp_path, stages):
+    write([make_run(tmp_path / "part", 0, stages=stages)], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Missing in part: stage evaluate." in text
+    assert "Missing in part: summary.json." in text
+    assert ("Missing in part: stage reward." in text) == (stages < 4)
+    assert 'id="results"' not in text and 'id="pretrain"' in text
+    assert ('id="answers"' in text) == (stages == 5) and ("r1" in Page(text).answers) is False
+
+
+def test_unfinished_and_failed_stages_are_told_apart(tmp_path):
+    folder = make_run(tmp_path / "part", 0, stages=5)
+    (folder / "ppo" / "DONE").unlink()
+    (folder / "reward" / "FAILED").write_text("RunError: <b>loss</b> is nan")
+    with open(folder / "ppo" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 29, "obj')  # torn by a kill
+    write([folder], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "the end of ppo (28 steps are logged)" in text
+    assert "reward failed (RunError: &lt;b&gt;loss&lt;/b&gt; is nan)" in text
+
+
+def test_single_stage_folder(tmp_path):
+    folder = make_run(tmp_path / "chain", 0, stages=2) / "sft"
+    write([folder], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="sft"' in text and 'id="pretrain"' not in text and "Missing" not in text
+
+
+def test_bad_input_writes_nothing(tmp_path):
+    run, out = make_run(tmp_path / "run", 0, stages=1), tmp_path / "out" / "report.html"
+    with pytest.raises(InputError, match=r"nowhere: expected a run folder"):
+        write([run, tmp_path / "nowhere"], out)
+    with pytest.raises(InputError, match="is a folder"):
+        write([run], tmp_path)
+    (run / "pretrain" / "DONE").write_text("{")
+    with pytest.raises(InputError, match=r"DONE: not JSON"):
+        write([run], out)
+    (run / "pretrain" / "DONE").unlink()
+    (run / "pretrain" / "metrics.jsonl").write_text("[1\n{}\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 1: not JSON"):
+        write([run], out)
+    assert not out.parent.exists()
+
+
+def test_without_matplotlib_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install .rlhf_jax\[report\]"):
+        write([make_run(tmp_path / "run", 0, stages=1)], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_command_line():
+    config = load(ReportConfig, ["runs/a", "runs/b", "--out", "x.html"])
+    assert [str(f) for f in config.folders] == ["runs/a", "runs/b"] and config.out.name == "x.html"
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "figure, text",
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (-0.1234, "−0.123"),
+        (12.345, "12.35"),
+        (123456.7, "123,457"),
+        (28, "28"),
+        ({"mean": 12.3, "ci": 0.256}, "12.30 ± 0.26"),
+        ({"mean": 0.5, "ci": float("nan")}, "0.500"),
+    ],
+)
+def test_show(figure, text):
+    assert show(figure) == text
+
+
+def test_estimate_of_one_run_is_its_own():
+    assert estimate([{"mean": 1.0, "ci": 0.5}, None]) == {"mean": 1.0, "ci": 0.5}
+    assert estimate([None]) is None
+    assert estimate([{"mean": 1.0, "ci": 0.5}, 3.0])["mean"] == 2.0
+
+
+def test_visible_marks_what_breaks_a_page():
+    assert (
+        visible("a\x00\x1b[31m\n\tb\ud800\u200dé中")
+        == "a⟦U+0000⟧⟦U+001B⟧[31m\n\tb⟦U+D800⟧\u200dé中"
+    )
+
+
+def test_long_curves_are_thinned_in_the_drawing_only():
+    x = list(range(50_000))
+    y = np.random.default_rng(0).normal(size=50_000).tolist()
+    panel = Panel("p", "P", "x", "y", [Series("s", x, y, None, None, "line", 0, 0)])
+    assert len(draw(panel)) < 30_000 and len(to_csv(panel).splitlines()) == 50_001
+    assert legend(panel) == []
+
+
+def test_labels_cannot_leave_the_drawing():
+    series = [Series(f'"><script>{i}', [0], [1.0], None, None, "dots", i, i) for i in (0, 1)]
+    assert "<script" not in draw(Panel("p", 'a"><script>', "x", "y", series))
+
+
+def test_one_policy_only_has_no_second_column():
+    samples = [{"policy": "mine", "prompt": "p", "response": "r", "score": 1.0, "step": 0}]
+    stages = {"evaluate": StageRecord(None, [], samples)}
+    section = report_policies.samples_section([Group("g", [RunRecord("g", {}, [], stages)])])
+    assert section.samples.policies == ["mine"]
+    assert section.samples.rows[0][1][0].figures == "reward model 1.000"
