@@ -46,7 +46,7 @@ def get_config() -> InstructGPTConfig:
             model=ModelConfig(n_layers=4, d_model=128, n_heads=4, context=64),
             optim=muon(2e-2, adam_lr=4e-3, warmup_steps=50),
             batch_size=16,
-            steps=1400,
+            steps=1250,
         ),
         sft=SFTConfig(
             **LENGTHS,
@@ -56,7 +56,7 @@ def get_config() -> InstructGPTConfig:
             epochs=2,
         ),
         compare=CompareConfig(
-            **LENGTHS, num_prompts=3000, heldout_prompts=300, responses_per_prompt=6
+            **LENGTHS, num_prompts=4000, heldout_prompts=300, responses_per_prompt=6
         ),
         reward=RewardConfig(
             **LENGTHS,
@@ -72,10 +72,10 @@ def get_config() -> InstructGPTConfig:
             batch_size=128,
             ppo_epochs=2,
             num_minibatches=2,
-            kl=KLConfig(coef=0.25),
+            kl=KLConfig(coef=0.28),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
-            ptx_coef=0.5,
+            ptx_coef=0.2,
             ptx_batch_size=16,
             ptx_data=TextDataConfig(weights=MIX, block_size=48),
             optim=OptimConfig(

@@ -213,7 +213,7 @@ class Page(HTMLParser):
         super().__init__()
         self.ids, self.tags, self.outside, self.answers, self.table_rows = [], [], [], [], []
         self._row = None
-        self._depth = []
+        self._text = False
         self.feed(text)
         self.close()
 

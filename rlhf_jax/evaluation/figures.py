@@ -124,7 +124,7 @@ def draw(panel: Panel) -> str:
     """The panel as an ``<svg>`` element, the same text each time. InputError if not installed."""
     matplotlib, figure_class = load_matplotlib()
     with matplotlib.rc_context(STYLE):
-        figure = figure_class(figsize=(4.3, 2.75), layout="constrained")
+        figure = figure_class(figsize=(3.8, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for series in panel.series:
             _draw_series(axes, series)
@@ -196,7 +196,8 @@ def _set_limits(axes, panel: Panel) -> None:
 
 
 def _for_page(svg: str, panel: Panel) -> str:
-    """Drop the prolog, name the image, take colours from the page, keep ids apart from others'."""
+    """Drop the prolog, name the image, take colours from the page, keep ids apart from others',
+    round coordinates to 1/100 pt."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     linked = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
@@ -205,6 +206,7 @@ def _for_page(svg: str, panel: Panel) -> str:
     svg = re.sub(r"(url\(|href=\")#", rf"\1#{panel.name}-", svg)
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, variable)
+    svg = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     box = re.search(r'viewBox="([^"]*)"', svg)[1]
     image = f'<svg viewBox="{box}" role="img" aria-label="{escape(describe(panel))}">'

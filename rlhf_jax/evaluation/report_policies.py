@@ -125,7 +125,7 @@ def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
             several = "best of " + ", ".join(policy.removeprefix("best_of_") for policy in best)
             label = name_of(several if members is best else members[0], group, groups)
             kind = "points" if members is best else "dots"
-            series.append(Series(label, *bounded(axis(x), y, ci), kind, hue(members[0], 3 + i), i))
+            series.append(Series(label, *bounded(axis(x), y, ci), kind, hue(members[0], 3), i))
     return series
 
 
