@@ -30,6 +30,9 @@ CHAIN = ("pretrain", "sft", "comparisons", "reward", "ppo", "evaluate")
 NOT_COMPARED = ("run.", "parallel.", "cache", "data.cache", "force")
 """Config fields that do not tell groups apart (``run.data_seed`` does)."""
 
+LABEL_LENGTH = 40
+"""Longer differences of configs are listed in the table of runs only."""
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -106,7 +109,35 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
                 break
         else:
             found.append((configs, [record]))
-    return [Group(", ".join(run.name for run in runs), runs) for _, runs in found]
+    differences = differing_fields([known for known, _ in found])
+    labels = [group_label(texts, runs) for texts, (_, runs) in zip(differences, found, strict=True)]
+    return [
+        Group(label, [run._replace(facts=run.facts | {"config": ", ".join(texts)}) for run in runs])
+        if texts
+        else Group(label, runs)
+        for label, texts, (_, runs) in zip(labels, differences, found, strict=True)
+    ]
+
+
+def differing_fields(configs: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """For each group ["kl.coef=0.1", ...]: the fields of its stages that others have otherwise."""
+    texts = []
+    for own in configs:
+        others = [other for other in configs if other is not own]
+        fields = (
+            f"{name}={value}"
+            for stage, config in own.items()
+            for name, value in config.items()
+            if any(stage in other and other[stage].get(name) != value for other in others)
+        )
+        texts.append(list(dict.fromkeys(fields)))
+    return texts
+
+
+def group_label(differences: Sequence[str], runs: Sequence[RunRecord]) -> str:
+    """What sets the group apart if that is short, else the names of its runs."""
+    text = ", ".join(differences)
+    return text if 0 < len(text) <= LABEL_LENGTH else ", ".join(run.name for run in runs)
 
 
 def comparable(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from experiments.report import ReportConfig, group_runs, write
 from rlhf_jax.cli import load
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluation import report_policies, report_stages
+from rlhf_jax.evaluation import report, report_policies, report_stages
 from rlhf_jax.evaluation.figures import Panel, Series, band, draw, legend, to_csv
 from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, show, visible
 from rlhf_jax.training.logs import read_rows
@@ -256,6 +256,12 @@ def full(tmp_path_factory):
     return (folder / "report.html").read_text(encoding="utf-8"), folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests that look at the words and tables only: drawing takes most of the time."""
+    monkeypatch.setattr(report, "draw", lambda panel: "<svg></svg>")
+
+
 # --- one run --------------------------------------------------------------------------------------
 
 
@@ -312,7 +318,17 @@ def test_tax_is_the_change_from_pretraining(full):
     page = Page(full[0])
     assert page.row("pretraining")[1] == "4.400"
     assert page.row("PPO", 1)[1] == "4.600 (+0.200)"
+    assert "its change from pretraining." in full[0]
     assert "0.800 on gutenberg" in full[0]  # (5.0 − 4.6) / (5.0 − 4.5)
+
+
+def test_tax_without_pretraining_is_the_change_from_the_baseline():
+    text = {m: {"eval/a/nats_per_token": TEXT[m]} for m in ("sft_without_mix", "sft", "ppo")}
+    stages = {"evaluate": StageRecord({"baseline": "sft", "text": text}, [], [])}
+    section = report_policies.tax_section([Group("g", [RunRecord("g", {}, [], stages)])])
+    rows = {row[0]: row[1] for row in section.tables[0].rows}
+    assert rows["SFT"] == "4.500" and rows["PPO"] == "4.600 (+0.100)"
+    assert section.text[0].endswith("its change from SFT.")
 
 
 def test_stages_say_what_they_took(full):
@@ -323,7 +339,7 @@ def test_stages_say_what_they_took(full):
 
 
 def test_reward_model_is_held_against_the_noise_ceiling(full):
-    assert "orders 0.710 of held-out pairs" in full[0] and "(gap 0.040)" in full[0]
+    assert "Reward model: 0.710 of held-out pairs" in full[0] and "(gap 0.040)" in full[0]
     rows = read_csv(full[1] / "report_data" / "reward_pair_accuracy.csv")
     assert ["noise ceiling", "", "0.75", "", ""] in rows
 
@@ -345,6 +361,14 @@ def test_same_records_same_bytes(full, tmp_path):
 def read_csv(path):
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
+
+
+def test_stale_tables_are_removed(tmp_path, undrawn):
+    run = make_run(tmp_path / "run", 0, stages=2)
+    write([run], tmp_path / "page.html")
+    assert (tmp_path / "page_data" / "sft_loss.csv").exists()
+    write([run / "pretrain"], tmp_path / "page.html")
+    assert not (tmp_path / "page_data" / "sft_loss.csv").exists()
 
 
 def test_csv_holds_every_logged_point(full):
@@ -377,7 +401,7 @@ def test_calibration_bars_are_wilson_intervals():
 # --- several runs ---------------------------------------------------------------------------------
 
 
-def test_seeds_are_one_group_with_an_interval_over_them(tmp_path):
+def test_seeds_are_one_group_with_an_interval_over_them(tmp_path, undrawn):
     folders = [make_run(tmp_path / f"s{seed}", seed) for seed in (0, 1)]
     (group,) = group_runs(folders)
     assert group.label == "s0, s1"
@@ -389,7 +413,7 @@ def test_seeds_are_one_group_with_an_interval_over_them(tmp_path):
     ]
     half = 12.7062047 * np.std(golds, ddof=1) / np.sqrt(2)  # t with one degree of freedom
     assert Page(text).row("PPO")[2] == f"{np.mean(golds):.3f} ± {half:.3f}"
-    assert "over runs that differ in their seed only (2 of s0, s1)" in text
+    assert "over runs that differ in their seed only (n = 2)" in text
     assert Page(text).row("seed")[1:] == ["0", "1"]
     rows = read_csv(tmp_path / "both_data" / "ppo_kl_from_sft.csv")
     x, y, low, high = map(float, rows[1][1:])
@@ -398,14 +422,16 @@ def test_seeds_are_one_group_with_an_interval_over_them(tmp_path):
     assert high - low == pytest.approx(2 * 12.7062047 * np.std(kls, ddof=1) / np.sqrt(2))
 
 
-def test_other_configs_are_other_groups(tmp_path):
+def test_other_configs_are_other_groups(tmp_path, undrawn):
     folders = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 1, kl_coef=0.5)]
-    assert [group.label for group in group_runs(folders)] == ["a", "b"]
+    assert [group.label for group in group_runs(folders)] == ["kl.coef=0.25", "kl.coef=0.5"]
     write(folders, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.row("PPO · a")[1] == "0.900 ± 0.030"
+    assert page.row("PPO · kl.coef=0.25")[1] == "0.900 ± 0.030"
     series = {row[0] for row in read_csv(tmp_path / "report_data" / "ppo_kl_from_sft.csv")[1:]}
-    assert series == {"PPO · a", "PPO without ptx · a", "PPO · b", "PPO without ptx · b"}
+    stages = "PPO", "PPO without ptx"
+    assert series == {f"{s} · kl.coef={c}" for s in stages for c in (0.25, 0.5)}
+    assert page.row("config")[1:] == ["kl.coef=0.25", "kl.coef=0.5"]
 
 
 def test_half_a_seed_joins_its_group(tmp_path):
@@ -426,7 +452,7 @@ def test_band_counts_the_seeds_that_reached_a_step():
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
-def test_partial_run_says_what_is_missing(tmp_path, stages):
+def test_partial_run_says_what_is_missing(tmp_path, undrawn, stages):
     write([make_run(tmp_path / "part", 0, stages=stages)], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Missing in part: stage evaluate." in text
@@ -436,7 +462,7 @@ def test_partial_run_says_what_is_missing(tmp_path, stages):
     assert ('id="answers"' in text) == (stages == 5) and ("r1" in Page(text).answers) is False
 
 
-def test_unfinished_and_failed_stages_are_told_apart(tmp_path):
+def test_unfinished_and_failed_stages_are_told_apart(tmp_path, undrawn):
     folder = make_run(tmp_path / "part", 0, stages=5)
     (folder / "ppo" / "DONE").unlink()
     (folder / "reward" / "FAILED").write_text("RunError: <b>loss</b> is nan")
@@ -448,7 +474,7 @@ def test_unfinished_and_failed_stages_are_told_apart(tmp_path):
     assert "reward failed (RunError: &lt;b&gt;loss&lt;/b&gt; is nan)" in text
 
 
-def test_single_stage_folder(tmp_path):
+def test_single_stage_folder(tmp_path, undrawn):
     folder = make_run(tmp_path / "chain", 0, stages=2) / "sft"
     write([folder], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -534,4 +560,4 @@ def test_one_policy_only_has_no_second_column():
     stages = {"evaluate": StageRecord(None, [], samples)}
     section = report_policies.samples_section([Group("g", [RunRecord("g", {}, [], stages)])])
     assert section.samples.policies == ["mine"]
-    assert section.samples.rows[0][1][0].figures == "reward model 1.000"
+    assert section.samples.rows[0][1][0].figures == "score 1.00"

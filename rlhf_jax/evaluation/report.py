@@ -42,6 +42,7 @@ class Group(NamedTuple):
     """Runs that differ in their seed only."""
 
     label: str
+    """What sets it apart from other groups."""
     runs: Sequence[RunRecord]
 
 
@@ -126,7 +127,9 @@ def show(figure: Row | float | int | None, *, sign: bool = False) -> str:
         return "–"
     digits = next((d for d, size in enumerate((1000, 100, 10)) if abs(mean) >= size), 3)
     digits = 0 if isinstance(mean, int) else digits
-    half = f" ± {ci:,.{digits}f}" if ci is not None and np.isfinite(ci) and ci > 0 else ""
+    # Equal figures of several seeds have an interval of rounding errors only.
+    known = ci is not None and np.isfinite(ci) and ci > 1e-9 * max(abs(mean), 1)
+    half = f" ± {ci:,.{digits}f}" if known else ""
     return f"{mean:{'+' if sign else ''},.{digits}f}{half}".replace("-", "−")
 
 

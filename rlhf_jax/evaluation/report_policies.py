@@ -28,14 +28,14 @@ SHOWN_PROMPTS = 64
 BINS = 30
 """Of the histograms."""
 FIGURES = {
-    "win_rate": "wins over SFT",
+    "win_rate": "win rate",
     "gold": "gold",
-    "gold_gain_in_sd": "gold gain (SFT SDs)",
+    "gold_gain_in_sd": "gold gain (SDs)",
     "score": "reward model",
     "kl": "KL (nats)",
     "length": "tokens",
     "ended": "ended",
-    "distinct_2": "distinct-2",
+    "distinct_2": "distinct‑2",
     "repeated_words": "repeated words",
 }
 """Columns of the results."""
@@ -65,8 +65,10 @@ def results_section(groups: Groups) -> Section:
     )
     text = (
         "Every policy answers the same held-out prompts. The gold scorer stands for people and is "
-        "never the reward model; the judges labelled nothing. Best of n: the answer of n by the "
-        "baseline that the reward model likes best.",
+        "never the reward model; the judges labelled nothing. The first policy is the baseline: "
+        "win rate (by gold, ties half) and gold gain (in standard deviations of its gold) are "
+        "against it, and best of n is the one of n of its answers that the reward model likes "
+        "best.",
     )
     return Section("results", "Results", text, (), [table] if rows else [])
 
@@ -75,7 +77,7 @@ def interval_caption(groups: Groups) -> str:
     """What ± means here."""
     if all(len(group.runs) == 1 for group in groups):
         return "Mean ± 95 % interval over prompts; what another seed would change is not in it."
-    counts = ", ".join(f"{len(group.runs)} of {group.label}" for group in groups)
+    counts = ", ".join(name_of(f"n = {len(group.runs)}", group, groups) for group in groups)
     return f"Mean ± 95 % interval over runs that differ in their seed only ({counts})."
 
 
@@ -195,8 +197,10 @@ TAX_ORDER = ("pretrain", "sft_without_mix", "sft", "ppo_without_ptx", "ppo")
 def tax_section(groups: Groups) -> Section:
     """What alignment cost on held-out text."""
     tables = [tax_table(groups, unit) for unit in ("nats_per_token", "bits_per_byte")]
+    references = dict.fromkeys(name_of(reference(g), g, [g]) for g in groups if reference(g))
     text = [
-        "Loss of each model on held-out text, and in parentheses its change from the first row.",
+        "Loss of each model on held-out text, and in parentheses its change from "
+        f"{' or '.join(references)}.",
         *filter(None, (given_back(group, groups) for group in groups)),
     ]
     return Section("tax", "Alignment tax", text, (), [table for table in tables if table.rows])
@@ -206,12 +210,23 @@ def tax_table(groups: Groups, unit: str) -> Table:
     rows = []
     corpora = list(dict.fromkeys(c for group in groups for c in corpora_of(group, unit)))
     for group in groups:
-        found = {m for text in done_figures(group, "evaluate", "text") for m in text}
-        models = [*(m for m in TAX_ORDER if m in found), *sorted(found - set(TAX_ORDER))]
+        models = measured(group)
+        models = [m for m in TAX_ORDER if m in models] + [m for m in models if m not in TAX_ORDER]
         for model in models if corpora else ():
-            cells = [tax_cell(group, model, models[0], f"eval/{c}/{unit}") for c in corpora]
+            cells = [tax_cell(group, model, f"eval/{c}/{unit}") for c in corpora]
             rows.append((name_of(model, group, groups), *cells))
     return Table(f"Held-out text, {unit.replace('_', ' ')}", ("model", *corpora), rows)
+
+
+def measured(group: Group) -> list[str]:
+    """Models whose loss on text was measured."""
+    return list(dict.fromkeys(m for text in done_figures(group, "evaluate", "text") for m in text))
+
+
+def reference(group: Group) -> str:
+    """The pretrained model if it was measured, else the evaluation's baseline."""
+    baselines = done_figures(group, "evaluate", "baseline")
+    return "pretrain" if "pretrain" in measured(group) else next(iter(baselines), "")
 
 
 def corpora_of(group: Group, unit: str) -> list[str]:
@@ -220,7 +235,8 @@ def corpora_of(group: Group, unit: str) -> list[str]:
     return [name.split("/")[1] for name in names if name.endswith(f"/{unit}")]
 
 
-def tax_cell(group: Group, model: str, first: str, key: str) -> str:
+def tax_cell(group: Group, model: str, key: str) -> str:
+    first = reference(group)
     texts = done_figures(group, "evaluate", "text")
     pairs = [(look_up(text, model, key), look_up(text, first, key)) for text in texts]
     value = show(estimate([loss for loss, _ in pairs]))
@@ -278,6 +294,11 @@ def ppo_answers(run: RunRecord) -> SideBySide | None:
 
 
 def answer(row: Row) -> Answer:
-    names = {"gold": "gold", "score": "reward model", "kl": "KL", "length": "tokens"}
-    found = [f"{label} {show(row[n])}" for n, label in names.items() if row.get(n) is not None]
-    return Answer(row["response"], " · ".join(found))
+    formats = {
+        "gold": "gold {:.2f}",
+        "score": "score {:.2f}",
+        "kl": "KL {:.2f}",
+        "length": "{} tokens",
+    }
+    found = [text.format(row[name]) for name, text in formats.items() if row.get(name) is not None]
+    return Answer(row["response"], " · ".join(found).replace("-", "−"))

@@ -237,8 +237,8 @@ def reward_section(groups: Groups) -> Section:
             ceilings.append((name_of("noise ceiling", group, groups), ceiling["mean"]))
         if ceiling and accuracy:
             text.append(
-                f"{group.label}: the reward model orders {show(accuracy)} of held-out pairs as "
-                f"labelled; the labeler's own noise allows {show(ceiling)} (gap "
+                f"{name_of('Reward model', group, groups)}: {show(accuracy)} of held-out pairs are "
+                f"ordered as labelled; the labeler's own noise allows {show(ceiling)} (gap "
                 f"{show(ceiling['mean'] - accuracy['mean'])})."
             )
     panels = curve_panels(groups, "reward", {"Pair accuracy": ceilings})

@@ -179,7 +179,7 @@ class Transformer(nn.Module):
 def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
     """Each token attends to the real tokens up to itself."""
     T = mask.shape[1]
-    return (jnp.tril(jnp.ones((T, T), bool)) & mask[:, None, :])[:, None]
+    return (jnp.tril(jnp.ones((1, T, T), bool)) & mask[:, None, :])[:, None]
 
 
 def packed_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:

@@ -1,0 +1,161 @@
+"""Sampling: the right distribution, the right log-probs, rows that do not depend on each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
+from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
+from rlhf_jax.rollouts.generate import generate, row_keys
+from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
+from rlhf_jax.types import QueryBatch
+
+CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32)
+V, B, Q, R = 19, 6, 5, 8
+EOS, PAD = 17, 18
+LM = make_language_model(CONFIG, V)
+OPTIONS = dict(length=R, temperature=0.7, top_k=0, top_p=1.0, eos_id=EOS, pad_id=PAD)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: 8 * x, LM.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    mask = jnp.arange(Q)[None] >= jnp.array([0, 1, 2, 0, 3, 4])[:, None]
+    queries = jax.random.randint(jax.random.key(1), (B, Q), 0, EOS)
+    return QueryBatch(queries, mask, jnp.arange(B))
+
+
+def sample(params, batch, keys, **changes):
+    return generate(LM, params, batch.queries, batch.query_mask, keys, **(OPTIONS | changes))
+
+
+@pytest.mark.parametrize("size", [50, 1000])
+def test_draw_follows_the_distribution(size):
+    """Bug 17: chi-square against softmax, over one and over several blocks of the vocabulary."""
+    logits = 2 * jax.random.normal(jax.random.key(0), (size,))
+    logits = logits.at[7].set(-jnp.inf)
+    n = 200_000
+    rows = jnp.broadcast_to(logits, (1000, size))
+    pick = jax.jit(lambda key: draw(jax.random.split(key, 1000), rows))
+    tokens, logprobs = zip(*(pick(jax.random.key(i)) for i in range(n // 1000)), strict=True)
+    tokens = np.concatenate(tokens)
+    probs = np.asarray(jax.nn.softmax(logits), np.float64)
+    counts = np.bincount(tokens, minlength=size)
+    assert counts[7] == 0
+    often = probs * n > 5
+    expected = np.append(probs[often], probs[~often].sum()) * n
+    seen = np.append(counts[often], counts[~often].sum())
+    chi2 = ((seen - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 5].sum()
+    assert stats.chi2.sf(chi2, often.sum()) > 1e-4
+    np.testing.assert_allclose(
+        np.concatenate(logprobs), np.log(probs[tokens]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_filters():
+    """Ties survive top-k; the token that crosses p is kept; p → 0 keeps the likeliest."""
+    logits = jnp.log(jnp.array([[0.4, 0.2, 0.2, 0.15, 0.05]]))
+    kept = lambda x: np.isfinite(x)[0].tolist()
+    assert kept(top_k_filter(logits, 2)) == [True, True, True, False, False]
+    assert kept(top_p_filter(logits, 0.5)) == [True, True, False, False, False]
+    assert kept(top_p_filter(logits, 0.7)) == [True, True, True, False, False]
+    assert kept(top_p_filter(logits, 1e-6)) == [True, False, False, False, False]
+    # Temperature comes first: at T = 0.25 the first token alone holds the mass.
+    both = filter_logits(logits, temperature=0.25, top_k=0, top_p=0.5)
+    assert kept(both) == [True, False, False, False, False]
+
+
+def test_a_row_does_not_depend_on_its_batch(params, batch):
+    keys = lambda: row_keys(jax.random.key(3), B)  # the same keys, made anew for each use
+    whole = sample(params, batch, keys())
+    flipped = sample(params, jax.tree.map(lambda x: x[::-1], batch), keys()[::-1])
+    np.testing.assert_array_equal(flipped.responses[::-1], whole.responses)
+    alone = sample(params, jax.tree.map(lambda x: x[2:3], batch), keys()[2:3])
+    np.testing.assert_array_equal(alone.responses[0], whole.responses[2])
+
+
+def test_keys_differ_by_row_and_step(params, batch):
+    """Bug 40: one prompt eight times gives different answers, and so does the next step."""
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 8, axis=0), batch)
+    first, second = (
+        sample(params, same, row_keys(jax.random.key(k), 8), temperature=3.0) for k in (4, 5)
+    )
+    assert len({tuple(map(int, row)) for row in first.responses}) > 4
+    assert (np.asarray(first.responses) != np.asarray(second.responses)).any()
+
+
+def test_the_mask_ends_with_eos(params, batch):
+    """After EOS: padding, mask False, log-prob 0. Sampling the pad id ends nothing."""
+    found = [sample(params, batch, row_keys(jax.random.key(k), B)) for k in range(20)]
+    responses, mask, logprobs = (np.concatenate(x) for x in zip(*found, strict=True))
+    assert (responses[mask] == PAD).any() and (responses[mask] == EOS).any()
+    for ids, real, lp in zip(responses, mask, logprobs, strict=True):
+        end = np.flatnonzero(ids == EOS)
+        length = end[0] + 1 if len(end) else R
+        assert real.tolist() == [t < length for t in range(R)]
+        assert (ids[length:] == PAD).all() and (lp[length:] == 0).all()
+
+
+def test_logprobs_of_sampling_are_those_of_the_trainer(params, batch):
+    """Bugs 15, 23, 35: at T = 0.7 the ratio is 1 before the first update."""
+    sampled = sample(params, batch, row_keys(jax.random.key(6), B))
+    again = response_logprobs(LM, params, batch, sampled, temperature=0.7)
+    np.testing.assert_allclose(
+        np.where(sampled.mask, again, 0), sampled.logprobs, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_greedy_is_temperature_zero(params, batch):
+    """Bug 16: nothing is divided by zero, and the key does not matter."""
+    first, second = (
+        sample(params, batch, row_keys(jax.random.key(k), B), temperature=0.0) for k in (0, 1)
+    )
+    np.testing.assert_array_equal(first.responses, second.responses)
+    logits = LM.logits(params, batch.queries, batch.query_mask, start=Q - 1)[:, 0]
+    np.testing.assert_array_equal(first.responses[:, 0], logits.argmax(axis=-1))
+    token, logprob = greedy(logits)
+    np.testing.assert_allclose(logprob, token_logprobs(logits, token), rtol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("trunk", ["separate", "shared"])
+def test_rollout(params, batch, recompute, trunk):
+    """Policy = reference: KL 0. Values are those of the states before each token (bug 3)."""
+    reward = make_scalar_model(CONFIG, V)
+    reward_params = reward.init(jax.random.key(7), params["trunk"])
+    both = make_policy_value(CONFIG, CONFIG, V, trunk)
+    rollout = make_rollout(
+        LM,
+        both,
+        reward,
+        length=R,
+        temperature=0.7,
+        eos_id=EOS,
+        pad_id=PAD,
+        recompute_logprobs=recompute,
+    )
+    trained = both.init(params, reward_params)
+    r = rollout(trained, params, reward_params, batch, jax.random.key(8))
+    np.testing.assert_allclose(r.logprobs, r.ref_logprobs, atol=1e-4)
+    tokens = jnp.concatenate([r.queries, r.responses], axis=1)
+    mask = jnp.concatenate([r.query_mask, r.mask], axis=1)
+    np.testing.assert_allclose(
+        r.scores, reward.score(reward_params, tokens, mask, None), rtol=1e-4, atol=1e-5
+    )
+    if trunk == "separate":
+        all_values = reward.values(reward_params, tokens, mask, start=0)
+        expected = np.where(r.mask, all_values[:, Q - 1 : Q + R - 1], 0)
+        np.testing.assert_allclose(r.values, expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert (r.values == 0).all()  # a fresh head on the policy's trunk
+    logits, _ = both.evaluate(trained, r.queries, r.query_mask, r.responses, r.mask)
+    again = token_logprobs(scale_logits(logits, 0.7), r.responses)
+    np.testing.assert_allclose(np.where(r.mask, again, 0), r.logprobs, rtol=1e-4, atol=1e-4)
