@@ -3,7 +3,7 @@
     python -m experiments.report runs/quickstart
     python -m experiments.report runs/seed0 runs/seed1 runs/seed2 --out report.html
 
-Runs whose configs are equal apart from seed and folder are one group: mean ± 95 % over its seeds.
+Runs whose configs are equal apart from seed and folder are a group: mean ± 95 % over its seeds.
 Every plotted series is in ``<name of the page>_data/*.csv``.
 """
 
@@ -95,7 +95,10 @@ def described(groups: Sequence[Group]) -> str:
 
 
 def group_runs(folders: Sequence[Path]) -> list[Group]:
-    """Runs in groups that agree in the config of every stage they share, but for the seed."""
+    """Runs in groups that agree in the config of every stage they share, but for the seed.
+
+    A seed counts once in a group: a second run of it is not another draw.
+    """
     found: list[tuple[dict[str, Any], list[RunRecord]]] = []
     for folder in folders:
         paths = stage_folders(folder)
@@ -103,7 +106,8 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
         record = read_chain(folder, paths)
         for known, runs in found:
             shared = known.keys() & configs.keys()
-            if shared and all(known[stage] == configs[stage] for stage in shared):
+            new = all(run.facts["seed"] != record.facts["seed"] for run in runs)
+            if new and shared and all(known[stage] == configs[stage] for stage in shared):
                 known |= configs
                 runs.append(record)
                 break
@@ -169,7 +173,8 @@ def stage_folders(folder: Path) -> dict[str, Path]:
 def read_chain(folder: Path, stages: Mapping[str, Path]) -> RunRecord:
     records = {stage: read_stage(path) for stage, path in stages.items()}
     single = folder in stages.values()
-    missing = [f"stage {s}" for s in CHAIN if s not in stages and not single]
+    absent = [stage for stage in CHAIN if stage not in stages and not single]
+    missing = [f"stages {', '.join(absent)}"] if absent else []
     for stage, path in stages.items():
         failed = path / "FAILED"
         if failed.is_file():

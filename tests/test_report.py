@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from experiments.report import ReportConfig, group_runs, write
+from experiments.report import CHAIN, ReportConfig, group_runs, write
 from rlhf_jax.cli import load
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation import report, report_policies, report_stages
@@ -434,9 +434,19 @@ def test_other_configs_are_other_groups(tmp_path, undrawn):
     assert page.row("config")[1:] == ["kl.coef=0.25", "kl.coef=0.5"]
 
 
-def test_half_a_seed_joins_its_group(tmp_path):
+def test_half_a_seed_joins_its_group(tmp_path, undrawn):
     folders = [make_run(tmp_path / "s0", 0), make_run(tmp_path / "s1", 1, stages=2)]
     assert [len(group.runs) for group in group_runs(folders)] == [2]
+    write(folders, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "interval over prompts" in text  # of the one run that was evaluated
+    assert Page(text).row("PPO")[1] == "0.900 ± 0.030"
+
+
+def test_the_same_seed_again_is_no_second_draw(tmp_path):
+    seeds = {"a": 0, "b": 0, "c": 1}
+    folders = [make_run(tmp_path / name, seed, stages=1) for name, seed in seeds.items()]
+    assert [group.label for group in group_runs(folders)] == ["a, c", "b"]
 
 
 def test_band_counts_the_seeds_that_reached_a_step():
@@ -455,9 +465,8 @@ def test_band_counts_the_seeds_that_reached_a_step():
 def test_partial_run_says_what_is_missing(tmp_path, undrawn, stages):
     write([make_run(tmp_path / "part", 0, stages=stages)], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Missing in part: stage evaluate." in text
-    assert "Missing in part: summary.json." in text
-    assert ("Missing in part: stage reward." in text) == (stages < 4)
+    absent = ", ".join(list(CHAIN)[stages:]) if stages < 5 else "evaluate"
+    assert f"Missing in part: stages {absent}; summary.json." in text
     assert 'id="results"' not in text and 'id="pretrain"' in text
     assert ('id="answers"' in text) == (stages == 5) and ("r1" in Page(text).answers) is False
 

@@ -75,10 +75,12 @@ def results_section(groups: Groups) -> Section:
 
 def interval_caption(groups: Groups) -> str:
     """What ± means here."""
-    if all(len(group.runs) == 1 for group in groups):
+    evaluated = [(g, n) for g in groups if (n := len(done_figures(g, "evaluate", "policies")))]
+    if all(n == 1 for _, n in evaluated):
         return "Mean ± 95 % interval over prompts; what another seed would change is not in it."
-    counts = ", ".join(name_of(f"n = {len(group.runs)}", group, groups) for group in groups)
-    return f"Mean ± 95 % interval over runs that differ in their seed only ({counts})."
+    counts = ", ".join(name_of(f"n = {n}", group, groups) for group, n in evaluated)
+    alone = "; over prompts where n = 1" if any(n == 1 for _, n in evaluated) else ""
+    return f"Mean ± 95 % interval over runs that differ in their seed only ({counts}{alone})."
 
 
 # --- reward against KL ----------------------------------------------------------------------------

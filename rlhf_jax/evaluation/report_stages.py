@@ -43,7 +43,7 @@ def runs_section(groups: Groups) -> Section:
         Table("Stages", columns, rows),
         Table("Runs", ("", *(run.name for run in runs)), facts),
     ]
-    missing = [f"Missing in {run.name}: {what}." for run in runs for what in run.missing]
+    missing = [f"Missing in {run.name}: {'; '.join(run.missing)}." for run in runs if run.missing]
     return Section("runs", "Stages and runs", missing, (), tables)
 
 

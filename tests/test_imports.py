@@ -1,0 +1,50 @@
+"""The rooms and their direction (who may import whom), and habits that a search can check."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "rlhf_jax").rglob("*.py"))
+ALLOWED = {
+    "objectives": {"objectives", "types"},
+    "models": {"models", "objectives", "types", "config", "errors"},
+    "rollouts": {"rollouts", "models", "objectives", "types", "config", "errors"},
+    "data": {"data", "types", "errors"},
+    "tasks": {"tasks", "data", "evaluation", "errors"},
+    "evaluation": {"evaluation", "errors"},
+    "feedback": {"feedback", "evaluation", "errors"},
+}
+"""Rooms of the library that each room may import; rooms left out may import any."""
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # "from rlhf_jax.tasks import sentiment" imports rlhf_jax.tasks.sentiment
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_direction(path):
+    room = path.relative_to(ROOT / "rlhf_jax").parts[0]
+    names = list(imports(path))
+    tops = {name.split(".")[0] for name in names}
+    assert not tops & {"experiments", "configs"}, "the library does not know its experiments"
+    assert "flax" not in tops or room == "models", "only models/ knows Flax"
+    if room == "objectives":
+        assert tops <= {"jax", "jaxtyping", "rlhf_jax", "math", "typing", "collections"}
+    if room in ("feedback", "evaluation"):
+        assert "jax" not in tops, "the page and the report need no JAX"
+    own = {name.split(".")[1] for name in names if name.startswith("rlhf_jax.")}
+    assert own <= ALLOWED.get(room, own), f"{room}/ may not import {own - ALLOWED[room]}"
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "experiments").rglob("*.py"))], ids=str)
+def test_habits(path):
+    text = path.read_text(encoding="utf-8")
+    assert "PRNGKey" not in text, "typed keys only"
+    assert "from __future__ import annotations" not in text, "shapes are checked at run time"
