@@ -148,7 +148,7 @@ class Stage:
             self._throughput.add(count)
         write = self._last or self.done % self.run_config.log_every == 0
         row = dict(metrics)
-        if write and units:
+        if write and self._throughput.rate():
             row[f"{next(iter(units))}_per_second"] = self._throughput.rate()
         self._log.scalars(self.done, row, write=write)
         latest = self._log.latest

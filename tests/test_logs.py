@@ -296,7 +296,7 @@ def test_only_process_zero_writes(tmp_path, monkeypatch, capsys):
 def test_throughput_and_units(monkeypatch):
     time = Clock(monkeypatch)
     throughput = Throughput()
-    for count, seconds, rate in ((100, 2, 50), (300, 1, 300), (0, 1, 0)):
+    for count, seconds, rate in ((999, 2, 0), (100, 2, 25), (300, 1, 80), (0, 5, 40)):
         throughput.add(count)
         time.now += seconds
         assert throughput.rate() == rate

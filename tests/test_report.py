@@ -449,6 +449,12 @@ def test_the_same_seed_again_is_no_second_draw(tmp_path):
     assert [group.label for group in group_runs(folders)] == ["a, c", "b"]
 
 
+def test_a_group_is_known_by_all_stages_of_its_runs(tmp_path):
+    part = make_run(tmp_path / "part", 0, stages=2)
+    full = [make_run(tmp_path / f"s{i}", i, kl_coef=c) for i, c in ((1, 0.25), (2, 0.5))]
+    assert [len(group.runs) for group in group_runs([part, *full])] == [2, 1]
+
+
 def test_band_counts_the_seeds_that_reached_a_step():
     values = np.array([[1.0, 2.0, 5.0], [3.0, 2.0, np.nan], [5.0, 8.0, np.nan]])
     mean, half = band(values)
@@ -532,6 +538,7 @@ def test_command_line():
         (28, "28"),
         ({"mean": 12.3, "ci": 0.256}, "12.30 ± 0.26"),
         ({"mean": 0.5, "ci": float("nan")}, "0.500"),
+        ({"mean": 0.72, "ci": 1e-17}, "0.720"),
     ],
 )
 def test_show(figure, text):

@@ -88,20 +88,26 @@ def clock(seconds: float | int) -> str:
 
 
 class Throughput:
-    """Units (tokens, episodes) per second between two readings."""
+    """Units (tokens, episodes) per second since the first were counted.
+
+    The first count only starts the clock: it was made while its program compiled. Device programs
+    run ahead of Python, so a rate between two readings would say little.
+    """
 
     def __init__(self):
-        self._count, self._since = 0, time.monotonic()
+        self._count, self._since = 0, None
 
     def add(self, count: int) -> None:
-        self._count += count
+        if self._since is None:
+            self._since = time.monotonic()
+        else:
+            self._count += count
 
     def rate(self) -> float:
-        """Units per second since the last reading, or since the start."""
-        now = time.monotonic()
-        rate = self._count / max(now - self._since, 1e-9)
-        self._count, self._since = 0, now
-        return rate
+        """Units per second; 0 before the second count."""
+        if not self._count:
+            return 0.0
+        return self._count / max(time.monotonic() - self._since, 1e-9)
 
 
 def peak_memory() -> float:
