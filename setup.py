@@ -42,6 +42,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["rlhf_jax*", "experiments*", "configs*"]),
+    package_data={"rlhf_jax.evaluation": ["*.jinja"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -16,6 +16,7 @@ from rich.table import Table
 from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.evaluation.figures import load_matplotlib
 from rlhf_jax.tasks import sentiment
 from rlhf_jax.training.progress import peak_memory
 from rlhf_jax.training.runs import config_digest, environment, write_atomically
@@ -24,6 +25,7 @@ from rlhf_jax.training.runs import config_digest, environment, write_atomically
 def run(config: InstructGPTConfig) -> dict:
     started = time.monotonic()
     c = config.resolve()
+    load_matplotlib()  # the report needs it: better missed now than after an hour
 
     # Data: the task's demonstrations, prompts and text, as files that the stages read
     sentiment.write(sentiment.build(c.source), c.dir / "data")

@@ -106,6 +106,7 @@ class Stage:
         if restored is not None:
             state, self.done, self.extra = restored.state, restored.step, restored.extra
             self._units = self.extra.pop("units")
+            self._started -= self.extra.pop("seconds")
             for name, iterator in iterators.items():
                 iterator.set_state(restored.data[name])
             say(f"{self.name}: resumed after step {self.done}")
@@ -177,7 +178,8 @@ class Stage:
             self.done,
             state,
             data={name: iterator.get_state() for name, iterator in self._iterators.items()},
-            extra={name: float(value) for name, value in extra.items()} | {"units": self._units},
+            extra={name: float(value) for name, value in extra.items()}
+            | {"units": self._units, "seconds": time.monotonic() - self._started},
             metrics=self._evaluation,
         )
         if stopping and not self._last:

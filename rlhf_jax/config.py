@@ -495,6 +495,7 @@ class InstructGPTConfig:
                 self.evaluate,
                 "evaluate",
                 policies=(self.dir / "sft", self.dir / "ppo"),
+                text_only=(self.dir / "pretrain",),
                 reward=self.dir / "reward",
                 source=self.source,
                 prompts=data / "prompts_evaluation.jsonl",

@@ -1,0 +1,221 @@
+"""The whole chain, small: every stage stopped and started again ends with the same parameters."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import CACHE
+
+from configs import quickstart
+from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
+from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.tasks import sentiment
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def tiny(folder: Path):
+    """The quickstart with a toy model and a handful of steps, on the real data."""
+    c = quickstart.get_config()
+    run = lambda stage, **changes: replace(
+        stage,
+        run=replace(stage.run, save_every=3, log_every=1, eval_every=4, tensorboard=False),
+        **changes,
+    )
+    model = replace(c.pretrain.model, n_layers=2, d_model=16, n_heads=2)
+    return replace(
+        c,
+        dir=folder,
+        source=ROOT / "data",
+        pretrain=run(
+            c.pretrain,
+            model=model,
+            steps=8,
+            eval_batches=1,
+            tokenizer=replace(c.pretrain.tokenizer, vocab_size=600),
+        ),
+        sft=run(c.sft, batch_size=200, epochs=1, heldout_fraction=0.9),
+        compare=run(
+            c.compare,
+            num_prompts=40,
+            heldout_prompts=16,
+            responses_per_prompt=4,
+            prompts_per_batch=8,
+        ),
+        reward=run(c.reward, batch_size=4),
+        ppo=run(
+            c.ppo,
+            iterations=7,
+            batch_size=16,
+            ptx_batch_size=4,
+            force=True,
+            kl=replace(c.ppo.kl, target=0.5, horizon=100.0),
+            optim=replace(c.ppo.optim, ema_decay=0.9),
+        ),
+        evaluate=run(c.evaluate, num_prompts=32, best_of=(2,), batch_size=32, text_batches=1),
+        ablations=False,
+    )
+
+
+STAGES = {"pretrain": pretrain, "sft": sft, "comparisons": compare, "reward": reward, "ppo": ppo}
+
+
+def stages(c):
+    return dict(zip(STAGES, (c.pretrain, c.sft, c.compare, c.reward, c.ppo), strict=True))
+
+
+def outcome(folder: Path) -> str:
+    """What must be the same: final parameters, or the comparisons that were collected."""
+    done = json.loads((folder / "DONE").read_text())
+    return done.get("params_sha256") or (folder / "train.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """One uninterrupted run."""
+    c = tiny(tmp_path_factory.mktemp("chain") / "run")
+    summary = instructgpt.run(c)
+    return c, summary
+
+
+def test_summary(chain):
+    c, summary = chain
+    on_disk = json.loads((c.dir / "summary.json").read_text())
+    assert on_disk["stages"]["ppo"]["params_sha256"] == summary["stages"]["ppo"]["params_sha256"]
+    for key in ("config_digest", "git", "versions", "peak_memory_mib", "seconds"):
+        assert key in on_disk
+    policies = on_disk["stages"]["evaluate"]["policies"]
+    assert set(policies) == {"sft", "ppo", "best_of_2"}
+    assert policies["sft"]["kl"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert policies["sft"]["win_rate"]["mean"] == 0.5
+    assert on_disk["stages"]["comparisons"]["noise_ceiling"] > 0.5
+    assert (c.dir / "report.html").stat().st_size > 1000
+
+
+def test_a_finished_chain_is_not_run_again(chain):
+    c, summary = chain
+    again = instructgpt.run(c)
+    assert again["stages"] == json.loads(json.dumps(summary["stages"]))
+
+
+def test_every_step_is_logged_once(chain):
+    c, _ = chain
+    for name in ("pretrain", "sft", "reward", "ppo"):
+        rows = [json.loads(line) for line in (c.dir / name / "metrics.jsonl").open()]
+        steps = [row["step"] for row in rows if "lr" in row]
+        assert steps == list(range(1, steps[-1] + 1))
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "ppo"])
+def test_stopped_and_resumed(chain, name, tmp_path):
+    """Bug 48: parameters, optimizer, keys, data cursor, KL coefficient and EMA all come back."""
+    c, _ = chain
+    config = stages(c.resolve())[name]
+    stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=2))
+    for _ in range(20):
+        try:
+            STAGES[name].run(stopping)
+            break
+        except SystemExit as stop:
+            assert stop.code == 0
+    assert outcome(tmp_path / name) == outcome(c.dir / name)
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_killed_and_resumed(chain, name, tmp_path):
+    """kill -9 at any moment, several times; the same command ends as if nothing had been."""
+    c, _ = chain
+    config = stages(c.resolve())[name]
+    record = json.loads((c.dir / name / "config.json").read_text())
+    preset = tmp_path / "config.json"
+    preset.write_text(json.dumps(record))
+    module = "compare" if name == "comparisons" else name
+    command = [sys.executable, "-m", f"experiments.{module}", "--config", str(preset)]
+    command += ["--run.dir", str(tmp_path / name), "--run.compile-cache", str(CACHE)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    start = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for fraction in (0.5, 0.7, 0.9):
+        process = subprocess.Popen(command, **start)
+        began = time.monotonic()
+        folder = tmp_path / name / ("checkpoints" if name != "comparisons" else "")
+        while process.poll() is None and time.monotonic() - began < 60:
+            saved = list(folder.glob("*")) if folder.exists() else []
+            if len(saved) > 1 and time.monotonic() - began > 3 * fraction:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, **start, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert outcome(tmp_path / name) == outcome(c.dir / name)
+    assert config.run.seed == 0
+
+
+def test_another_config_or_stage_is_refused(chain):
+    c, _ = chain
+    r = c.resolve()
+    with pytest.raises(InputError, match="steps was 8, now 9"):
+        pretrain.run(replace(r.pretrain, steps=9))
+    with pytest.raises(InputError, match="belongs to stage 'pretrain'"):
+        sft.run(replace(r.sft, run=r.pretrain.run))
+
+
+def test_the_gate(chain, tmp_path):
+    """PPO refuses a reward model below the bar, and says how to go on."""
+    c, _ = chain
+    config = c.resolve().ppo
+    weak = replace(
+        config,
+        run=replace(config.run, dir=tmp_path / "ppo"),
+        force=False,
+        min_reward_accuracy=0.999,
+    )
+    with pytest.raises(RunError, match=r"min_reward_accuracy=0\.999.*--force True"):
+        ppo.run(weak)
+
+
+def test_not_a_number_stops_the_run(chain, tmp_path):
+    """The step is named and no state after it is saved."""
+    c, _ = chain
+    config = c.resolve().pretrain
+    wild = replace(
+        config,
+        run=replace(config.run, dir=tmp_path / "nan", save_every=1),
+        optim=replace(config.optim, optimizer="adamw", lr=1e30, warmup_steps=0),
+    )
+    with pytest.raises(RunError, match=r"is (nan|inf) at step \d"):
+        pretrain.run(wild)
+    assert (tmp_path / "nan" / "FAILED").exists() and not (tmp_path / "nan" / "DONE").exists()
+
+
+def test_prompts_longer_than_the_context_keep_their_end(chain, capsys):
+    c, _ = chain
+    done = json.loads((c.dir / "ppo" / "DONE").read_text())
+    assert done["prompts"]["prompts_truncated"] >= 0
+    with pytest.raises(InputError, match="over the model's context"):
+        ppo.run(
+            replace(
+                c.resolve().ppo,
+                prompt_length=60,
+                run=replace(c.resolve().ppo.run, dir=c.dir / "ppo_long"),
+            )
+        )
+
+
+def test_evaluate_alone(chain, tmp_path):
+    c, summary = chain
+    config = c.resolve().evaluate
+    again = evaluate.run(replace(config, run=replace(config.run, dir=tmp_path / "evaluate")))
+    expected = summary["stages"]["evaluate"]["policies"]["ppo"]["gold"]
+    assert again["policies"]["ppo"]["gold"] == expected
+
+
+def test_the_task_is_the_same_for_every_seed():
+    assert sentiment.build(ROOT / "data").prompts == sentiment.build(ROOT / "data").prompts
