@@ -12,6 +12,7 @@ with Stage(config, "sft") as stage:
 """
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,6 +22,7 @@ import jax
 
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
+from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.logs import MetricsLog, make_sinks
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
@@ -66,6 +68,7 @@ class Stage:
     def __enter__(self) -> Self:
         start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
         self._started = time.monotonic()
+        self._fresh = not self.run_config.dir.exists()
         with contextlib.ExitStack() as stack:
             self._run = stack.enter_context(
                 open_run(
@@ -91,8 +94,11 @@ class Stage:
             say(f"{self.name}: finished before, in {self.run_config.dir}")
         return self
 
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, kind, error, trace) -> None:
+        self._stack.__exit__(kind, error, trace)
+        if self._fresh and isinstance(error, InputError):
+            # Bad input leaves nothing behind: the corrected command may use the same folder.
+            shutil.rmtree(self.run_config.dir)
 
     @property
     def summary(self) -> dict[str, Any] | None:
