@@ -81,7 +81,7 @@ def make_update_step(
             loss_fn, state.params, batch, key, count, accumulate=accumulate
         )
         grads, metrics = psum(shares, axis_name)
-        metrics |= {"grad_norm": optax.global_norm(grads)}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
 
     return step
@@ -200,14 +200,14 @@ def make_ppo_update(
         count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)
         shares = accumulated_gradients(loss_fn, params, batch, key, count, accumulate=accumulate)
         grads, metrics = psum(shares, axis_name)
-        metrics |= {"policy/grad_norm": optax.global_norm(grads["policy"])}
+        metrics |= {"policy/grad_norm": optax.tree.norm(grads["policy"])}
         if ptx is None:
             return grads, metrics
         count = psum(ptx_count_fn(ptx), axis_name)
         shares = accumulated_gradients(ptx_loss_fn, params, ptx, key, count, accumulate=accumulate)
         ptx_grads, ptx_metrics = psum(shares, axis_name)
         metrics |= {"loss/ptx_avg": ptx_metrics["loss"]}
-        metrics |= {"policy/ptx_grad_norm": ptx_coef * optax.global_norm(ptx_grads)}
+        metrics |= {"policy/ptx_grad_norm": ptx_coef * optax.tree.norm(ptx_grads)}
         return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics
 
     def update(state: TrainState, batches, key: Key[Array, ""], *, axis_name: str | None = None):
