@@ -37,6 +37,19 @@ def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
     )
 
 
+def linear(lr: float) -> OptimConfig:
+    """Adam as PPO has it here: three iterations of warm-up, then linearly to a fifth."""
+    return OptimConfig(
+        lr=lr,
+        schedule="linear",
+        warmup_steps=3,
+        warmup_init=0.1,
+        final_lr=0.2,
+        weight_decay=0.0,
+        eps=1e-5,
+    )
+
+
 def get_config() -> InstructGPTConfig:
     text = TextDataConfig(weights=MIX, block_size=64)
     return InstructGPTConfig(
@@ -79,24 +92,8 @@ def get_config() -> InstructGPTConfig:
             ptx_coef=0.2,
             ptx_batch_size=16,
             ptx_data=TextDataConfig(weights=MIX, block_size=48),
-            optim=OptimConfig(
-                lr=5e-4,
-                schedule="linear",
-                warmup_steps=3,
-                warmup_init=0.1,
-                final_lr=0.2,
-                weight_decay=0.0,
-                eps=1e-5,
-            ),
-            value_optim=OptimConfig(
-                lr=1e-3,
-                schedule="linear",
-                warmup_steps=3,
-                warmup_init=0.1,
-                final_lr=0.2,
-                weight_decay=0.0,
-                eps=1e-5,
-            ),
+            optim=linear(5e-4),
+            value_optim=linear(1e-3),
         ),
         evaluate=EvaluateConfig(**LENGTHS, sampling=SamplingConfig(temperature=0.7), text=text),
     )
