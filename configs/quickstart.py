@@ -2,8 +2,8 @@
 
 Paper:    Ouyang et al. 2022, every stage of it, at 1/130,000 of the size.
 Command:  python -m experiments.instructgpt --config configs/quickstart.py
-Hardware: 2 CPU cores, about 2.4 GB of memory, about 890 CPU-seconds (seeds 1 and 2).
-          With --ablations True (the alignment tax) about 1,100 CPU-seconds.
+Hardware: 2 CPU cores, about 2.4 GB of memory, about 900 CPU-seconds (seeds 0 to 2).
+          With --ablations True (the alignment tax) about 1,200 CPU-seconds.
 Expected: the results table of README.md.
 """
 
