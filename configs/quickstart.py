@@ -2,7 +2,7 @@
 
 Paper:    Ouyang et al. 2022, every stage of it, at 1/130,000 of the size.
 Command:  python -m experiments.instructgpt --config configs/quickstart.py
-Hardware: 2 CPU cores, about 2.4 GB of memory, about 900 CPU-seconds (seeds 0 to 2).
+Hardware: 2 CPU cores, about 2.4 GB of memory, about 1,000 CPU-seconds (11 to 12 minutes).
           With --ablations True (the alignment tax) about 1,200 CPU-seconds.
 Expected: the results table of README.md.
 """
