@@ -78,6 +78,7 @@ def get_config() -> InstructGPTConfig:
             batch_size=8,
             epochs=1,
             unit_std=True,
+            normalise_rows=500,
         ),
         ppo=PPOConfig(
             **LENGTHS,
@@ -89,7 +90,7 @@ def get_config() -> InstructGPTConfig:
             kl=KLConfig(coef=0.28),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
-            ptx_coef=0.2,
+            ptx_coef=0.3,
             ptx_batch_size=16,
             ptx_data=TextDataConfig(weights=MIX, block_size=48),
             optim=linear(5e-4),

@@ -150,14 +150,16 @@ def run(config: RewardConfig) -> dict:
 def normalisation(config, params, score_all, rows) -> tuple[float, float]:
     """Bias that brings demonstrations to 0 (InstructGPT §3.5), gain to unit spread within prompts.
 
-    Demonstrations are scored as comparisons of a single response.
+    Demonstrations are scored as comparisons of a single response. Both are measured on
+    about ``normalise_rows`` rows spread evenly over the data.
     """
-    scores, _ = score_all(params, rows)
+    some = lambda rows: rows[:: max(len(rows) // (config.normalise_rows or len(rows)), 1)]
+    scores, _ = score_all(params, some(rows))
     spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
     centre = float(np.nanmean(scores))
     if config.demonstrations is not None:
         shown = load_demonstrations(config.demonstrations, data_dir=config.cache)
-        answers = [Comparison(row.prompt, (row.completion,), (0,)) for row in shown]
+        answers = [Comparison(row.prompt, (row.completion,), (0,)) for row in some(shown)]
         centre = float(np.nanmean(score_all(params, answers)[0]))
     return -centre, 1 / spread if config.unit_std else 1.0
 

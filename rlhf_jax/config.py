@@ -26,14 +26,48 @@ def check_microbatches(name: str, rows: int, optim: "OptimConfig") -> None:
 
 
 @dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary positions (Su et al. 2021), with Llama 3's stretching to longer contexts."""
+
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    """Share of a head's dimensions that is rotated (GPT-NeoX: 0.25)."""
+    factor: float = 1.0
+    """Slow frequencies are divided by this (Llama 3.1: 8); 1 is plain rotary."""
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A GPT-2 (Radford et al. 2019): pre-LN decoder, learned positions, tied embeddings."""
+    """A pre-LN decoder. The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm,
+    biases everywhere, tied embeddings; the other values make it GPT-NeoX, Llama or Qwen."""
 
     n_layers: int = 4
     d_model: int = 128
     n_heads: int = 4
+    n_kv_heads: int = 0
+    """Heads of keys and values, each shared by n_heads / n_kv_heads queries; 0: n_heads."""
+    head_dim: int = 0
+    """0: d_model / n_heads."""
+    d_ff: int = 0
+    """Width inside the MLP; 0: 4 d_model."""
     context: int = 256
     """Longest sequence in tokens (rows of the position table)."""
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary: RotaryConfig = field(default_factory=RotaryConfig)
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-5
+    activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
+    bias: Literal["all", "qkv", "none"] = "all"
+    """Of dense layers: everywhere (GPT-2, GPT-NeoX), at the queries, keys and values (Qwen2)."""
+    qk_norm: bool = False
+    """RMSNorm of each head's query and key before they are rotated (Qwen3)."""
+    parallel_residual: bool = False
+    """x + attention(ln_1(x)) + mlp(ln_2(x)) (GPT-NeoX), not one after the other."""
+    tied: bool = True
+    """The unembedding is the transposed embedding; otherwise a matrix of its own."""
     dropout: float = 0.0
     """On the embedding sum, attention weights and both residual outputs; only while training."""
     scan_layers: bool = False
@@ -45,13 +79,31 @@ class ModelConfig:
 
     def __post_init__(self):
         check(
-            self.d_model % self.n_heads == 0,
+            self.head_dim > 0 or self.d_model % self.n_heads == 0,
             f"model.d_model={self.d_model} is not a multiple of model.n_heads={self.n_heads}",
+        )
+        check(
+            self.n_heads % self.kv_heads == 0,
+            f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
         )
         check(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout} is not in [0, 1)")
         check(
             self.n_layers > 0 and self.context > 0, "model.n_layers and model.context must be > 0"
         )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def width(self) -> int:
+        """Dimensions of one head."""
+        return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        """Dimensions inside the MLP."""
+        return self.d_ff or 4 * self.d_model
 
 
 @dataclass(frozen=True)
@@ -290,6 +342,8 @@ class RewardConfig:
     """These score 0 on average after normalisation (InstructGPT); None: the responses of data."""
     unit_std: bool = False
     """Divide by the within-prompt standard deviation, which gives kl_coef a fixed scale."""
+    normalise_rows: int = 0
+    """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
     cache: Path = Path(".cache/datasets")
     prompt_length: int = 16
     response_length: int = 32

@@ -233,6 +233,7 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
     module = Transformer(config, vocab_size)
     training = Transformer(config, vocab_size, dropout=config.dropout)
 
+    @jax.jit  # one program, not one for each shape of parameter
     def init(key):
         tokens = jnp.zeros((1, 1), jnp.int32)
         params = unrolled.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]

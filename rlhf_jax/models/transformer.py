@@ -1,11 +1,12 @@
-"""GPT-2's trunk: a decoder-only transformer with an explicit KV cache.
+"""A decoder-only transformer with an explicit KV cache: GPT-2, GPT-NeoX, Llama and Qwen by config.
 
     h₀ = wte[tokens] + wpe[positions]
     x ← x + c_proj(attention(ln_1(x)));  x ← x + c_proj(gelu(c_fc(ln_2(x))))      for each block
     hidden = ln_f(h_N)
 
-(Radford et al. 2019; names and layout of OpenAI's release.) The module is used through
-``init``/``apply`` only; its variables are ``params`` alone. The cache is an argument and a result.
+is GPT-2 (Radford et al. 2019; names and layout of OpenAI's release); what the other families
+change is said where it is done. The module is used through ``init``/``apply`` only; its variables
+are ``params`` alone. The cache is an argument and a result.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.layers import (
+    Dense,
+    LayerNorm,
+    RMSNorm,
+    Rotation,
+    normal_init,
+    rotate,
+    rotation,
+)
 from rlhf_jax.types import Params
 
 NEGATIVE = -1e30
@@ -34,46 +44,17 @@ class KeyValues(NamedTuple):
     values: Float[Array, "*N B H S Dh"]
 
 
-def normal_init(stddev: float):
-    return nn.initializers.normal(stddev)
-
-
-class LayerNorm(nn.Module):
-    """(x − mean) / √(var + 1e-5) · scale + bias, with the two-pass biased variance of PyTorch.
-
-    Written out because the gradient of Flax's own takes 2.5 times as long on CPU.
-    """
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + 1e-5) * scale[None, None] + bias[None, None]
-
-
-class Dense(nn.Module):
-    """x W + b, with W stored [in, out] as GPT-2 does.
-
-    Rows are flattened to one axis first: on CPU the gradient of a three-dimensional product takes
-    2.5 times as long. ``dtype`` is that of the operands; the product accumulates in float32.
-    """
-
-    features: int
-    dtype: str
-    stddev: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
-        kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-        return (y + bias[None]).reshape(*x.shape[:-1], self.features)
+def norm_layer(config: ModelConfig, name: str) -> nn.Module:
+    kind = LayerNorm if config.norm == "layer" else RMSNorm
+    return kind(config.norm_eps, name=name)
 
 
 class Attention(nn.Module):
+    """softmax(q kᵀ / √Dh) v, grouped queries sharing keys and values (Ainslie 2023).
+
+    ``c_attn`` makes queries, keys and values in that order, each split into heads from the left.
+    """
+
     config: ModelConfig
     dropout: float
 
@@ -82,39 +63,56 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         attend: Bool[Array, "B 1 T S"],
+        turn: Rotation | None,
         cache: KeyValues | None,
         index: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         c = self.config
         B, T, D = x.shape
+        H, G, Dh = c.kv_heads, c.n_heads // c.kv_heads, c.width
         dtype = jnp.dtype(c.dtype)
-        qkv = Dense(3 * D, c.dtype, 0.02, name="c_attn")(x).astype(dtype)
+        sizes = (c.n_heads * Dh, H * Dh, H * Dh)
+        qkv = Dense(sum(sizes), c.dtype, 0.02, c.bias != "none", name="c_attn")(x)
         # [B, H, T, Dh]: with [B, T, H, Dh] the cached scores are 13 to 20 times slower on CPU.
-        heads = lambda y: y.reshape(B, T, c.n_heads, D // c.n_heads).transpose(0, 2, 1, 3)
-        q, k, v = map(heads, jnp.split(qkv, 3, axis=-1))
+        heads = lambda y: y.reshape(B, T, -1, Dh).transpose(0, 2, 1, 3)
+        q, k, v = map(heads, jnp.split(qkv, (sizes[0], sizes[0] + sizes[1]), axis=-1))
+        if c.qk_norm:
+            q, k = RMSNorm(c.norm_eps, name="q_norm")(q), RMSNorm(c.norm_eps, name="k_norm")(k)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
         if cache is not None:
             at = (0, 0, index, 0)
             k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
+        # A group's queries stand in the rows of one product with their common keys.
+        q = q.reshape(B, H, G * T, Dh)
         scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(attend, scores / jnp.sqrt(D / c.n_heads), NEGATIVE)
-        weights = jax.nn.softmax(scores, axis=-1)
+        scores = scores.reshape(B, H, G, T, -1) / jnp.sqrt(Dh)
+        weights = jax.nn.softmax(jnp.where(attend[:, :, None], scores, NEGATIVE), axis=-1)
         weights = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(weights)
-        out = jnp.einsum(
-            "bhqk,bhkd->bhqd", weights.astype(dtype), v, preferred_element_type=jnp.float32
-        )
-        out = out.transpose(0, 2, 1, 3).reshape(B, T, D)
-        return Dense(D, c.dtype, residual_stddev(c), name="c_proj")(out), KeyValues(k, v)
+        weights = weights.reshape(B, H, G * T, -1).astype(dtype)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=jnp.float32)
+        out = out.reshape(B, H * G, T, Dh).transpose(0, 2, 1, 3).reshape(B, T, H * G * Dh)
+        project = Dense(D, c.dtype, residual_stddev(c), c.bias == "all", name="c_proj")
+        return project(out), KeyValues(k, v)
 
 
 class MLP(nn.Module):
+    """c_proj(gelu(c_fc(x))), or c_proj(silu(c_gate(x)) · c_fc(x)) (SwiGLU, Shazeer 2020)."""
+
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
-        x = jax.nn.gelu(Dense(4 * c.d_model, c.dtype, 0.02, name="c_fc")(x), approximate=True)
-        return Dense(c.d_model, c.dtype, residual_stddev(c), name="c_proj")(x)
+        bias = c.bias == "all"
+        y = Dense(c.hidden, c.dtype, 0.02, bias, name="c_fc")(x)
+        if c.activation == "swiglu":
+            y = jax.nn.silu(Dense(c.hidden, c.dtype, 0.02, bias, name="c_gate")(x)) * y
+        else:
+            y = jax.nn.gelu(y, approximate=c.activation == "gelu_tanh")
+        return Dense(c.d_model, c.dtype, residual_stddev(c), bias, name="c_proj")(y)
 
 
 class Block(nn.Module):
@@ -122,14 +120,15 @@ class Block(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x, attend, cache, index):
+    def __call__(self, x, attend, turn, cache, index):
+        c = self.config
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
-        attended, keys_values = Attention(self.config, self.dropout, name="attn")(
-            LayerNorm(name="ln_1")(x), attend, cache, index
+        attended, keys_values = Attention(c, self.dropout, name="attn")(
+            norm_layer(c, "ln_1")(x), attend, turn, cache, index
         )
-        x = x + drop(attended)
-        x = x + drop(MLP(self.config, name="mlp")(LayerNorm(name="ln_2")(x)))
-        return x, keys_values
+        residual = x + drop(attended)
+        x = x if c.parallel_residual else residual
+        return residual + drop(MLP(c, name="mlp")(norm_layer(c, "ln_2")(x))), keys_values
 
 
 class Transformer(nn.Module):
@@ -153,8 +152,13 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]:
         c = self.config
         wte = self.param("wte", normal_init(0.02), (self.vocab_size, c.d_model))
-        wpe = self.param("wpe", normal_init(0.02), (c.context, c.d_model))
-        x = wte[tokens] + wpe[positions]
+        # An imported model may have no row for the padding id, which is masked anyway.
+        x = wte.at[tokens].get(mode="clip")
+        turn = None
+        if c.positions == "learned":
+            x = x + self.param("wpe", normal_init(0.02), (c.context, c.d_model))[positions]
+        else:
+            turn = rotation(c.rotary, c.width, positions)
         x = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(x)
         block = nn.remat(Block) if c.remat else Block
         if c.scan_layers:
@@ -162,18 +166,20 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.n_layers,
             )
-            x, keys_values = blocks(c, self.dropout, name="blocks")(x, attend, cache, index)
+            x, keys_values = blocks(c, self.dropout, name="blocks")(x, attend, turn, cache, index)
         else:
             layers = []
             for i in range(c.n_layers):
                 layer_cache = None if cache is None else cache[i]
-                x, layer = block(c, self.dropout, name=f"block_{i}")(x, attend, layer_cache, index)
+                x, layer = block(c, self.dropout, name=f"block_{i}")(
+                    x, attend, turn, layer_cache, index
+                )
                 layers.append(layer)
             keys_values = tuple(layers)
-        return LayerNorm(name="ln_f")(x), keys_values
+        return norm_layer(c, "ln_f")(x), keys_values
 
 
 def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
