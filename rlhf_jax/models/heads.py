@@ -3,6 +3,7 @@
 Everyone outside ``models/`` holds these functions and a tree of parameters, never a module.
 
     language model   {"trunk"}              logits = hidden · wteᵀ            (tied, no bias)
+                     {"trunk", "lm_head"}   logits = hidden · kernel          (untied)
     scalar model     {"trunk", "head"}      hidden · w + b                    (reward, value)
     policy and value {"policy", "value"}    two trunks (InstructGPT), or
                      {"policy": {"trunk", "head"}}  a value head on the policy's trunk (2019)
@@ -79,13 +80,16 @@ class PolicyValue(NamedTuple):
     """(params, queries, query_mask, responses, mask) -> what predicts each response token."""
 
 
-def unembed(trunk: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
-    """Logits through the transposed embedding, accumulated in float32."""
+def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
+    """Logits through the transposed embedding or ``lm_head``, accumulated in float32."""
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(dtype)
-    # The barrier keeps the transpose apart: folded into the product, it makes the gradient of the
-    # embedding a slower kind of product on CPU (a quarter of the head's time).
-    transposed = jax.lax.optimization_barrier(trunk["wte"].astype(dtype).T)
-    logits = jnp.dot(rows, transposed, preferred_element_type=jnp.float32)
+    if "lm_head" in params:
+        kernel = params["lm_head"]["kernel"].astype(dtype)
+    else:
+        # The barrier keeps the transpose apart: folded into the product, it makes the gradient of
+        # the embedding a slower kind of product on CPU (a quarter of the head's time).
+        kernel = jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
+    logits = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
     return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -93,9 +97,16 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     trunk = make_trunk(config, vocab_size)
     head = partial(unembed, dtype=config.dtype)
 
+    def init(key):
+        params = {"trunk": trunk.init(key)}
+        if config.tied:
+            return params
+        kernel = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (config.d_model, vocab_size))
+        return params | {"lm_head": {"kernel": kernel}}
+
     def logits(params, tokens, mask, *, start):
         hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
-        return head(params["trunk"], hidden[:, start:])
+        return head(params, hidden[:, start:])
 
     def packed_logits(params, batch: LMBatch, dropout_key):
         attend = packed_mask(batch.segment_ids)
@@ -103,7 +114,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             partial(trunk.apply_dropout, dropout_key) if dropout_key is not None else trunk.apply
         )
         hidden, _ = apply(params["trunk"], batch.tokens, batch.positions, attend)
-        return head(params["trunk"], hidden)
+        return head(params, hidden)
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
@@ -115,7 +126,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             positions=query_mask.sum(axis=1),
             index=jnp.int32(queries.shape[1]),
         )
-        return head(params["trunk"], hidden[:, -1]), cache
+        return head(params, hidden[:, -1]), cache
 
     def decode(params, tokens, cache: Cache):
         mask = cache.mask.at[:, cache.index].set(True)
@@ -128,10 +139,10 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             cache.index,
         )
         cache = Cache(layers, mask, cache.positions + 1, cache.index + 1)
-        return head(params["trunk"], hidden[:, 0]), cache
+        return head(params, hidden[:, 0]), cache
 
     return LanguageModel(
-        init=lambda key: {"trunk": trunk.init(key)},
+        init=init,
         logits=logits,
         packed_logits=packed_logits,
         prefill=prefill,
@@ -205,7 +216,7 @@ def make_policy_value(
         policy = params["policy"]
         hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), causal_mask(mask))
         hidden = hidden[:, start:]
-        return unembed(policy["trunk"], hidden, config.dtype), apply_head(policy["head"], hidden)
+        return unembed(policy, hidden, config.dtype), apply_head(policy["head"], hidden)
 
     return PolicyValue(init, lambda params: params["policy"], evaluate)
 
