@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.inputs import load_trained
 from experiments.sampling import make_sampler
 from experiments.stage import Stage
+from experiments.trained import load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
 from rlhf_jax.data.formats import read_prompts
@@ -44,7 +44,7 @@ def run(config: CompareConfig) -> dict:
                 f"heldout_prompts={config.heldout_prompts} were asked for"
             )
         sampler = make_sampler(
-            make_language_model(policy.model, policy.tokenizer.vocab_size),
+            make_language_model(policy.model, policy.vocab_size),
             policy.tokenizer,
             parallel,
             config.sampling,

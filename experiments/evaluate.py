@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.inputs import Trained, load_corpora, load_trained, make_text_evaluation
+from experiments.inputs import load_corpora, make_text_evaluation
 from experiments.sampling import make_sampler
 from experiments.stage import Stage
+from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, check
 from rlhf_jax.data.formats import read_prompts
@@ -54,7 +55,7 @@ def run(config: EvaluateConfig) -> dict:
         policies = {path.name: load_trained(path, flag="policies") for path in config.policies}
         text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
         baseline = next(iter(policies))
-        reward = load_trained(config.reward, flag="reward")
+        reward = load_trained(config.reward, flag="reward", kind="scalar")
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         task = sentiment.build(config.source)
 
@@ -82,8 +83,8 @@ def make_answer(
 ) -> Callable[..., Answers]:
     """``(params, prompts, key, n) -> Answers`` for policies of the baseline's shape."""
     tokenizer = baseline.tokenizer
-    lm = make_language_model(baseline.model, tokenizer.vocab_size)
-    reward_model = make_scalar_model(reward.model, tokenizer.vocab_size)
+    lm = make_language_model(baseline.model, baseline.vocab_size)
+    reward_model = make_scalar_model(reward.model, reward.vocab_size)
     temperature = config.sampling.temperature or 1.0
 
     @parallel.function
@@ -159,7 +160,7 @@ def text_losses(config: EvaluateConfig, parallel: Parallel, models: dict[str, Tr
     corpora = load_corpora(config.text)
     first = next(iter(models.values()))
     evaluate = make_text_evaluation(
-        make_language_model(first.model, first.tokenizer.vocab_size),
+        make_language_model(first.model, first.vocab_size),
         parallel,
         corpora,
         first.tokenizer,

@@ -1,25 +1,20 @@
-"""What stages read: corpora of text, and the model that an earlier stage left in its run folder."""
+"""Corpora of raw text: for pretraining, PPO-ptx and the alignment tax."""
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.cli import from_dict, to_dict
-from rlhf_jax.config import ModelConfig, TextDataConfig
+from rlhf_jax.config import TextDataConfig
 from rlhf_jax.data.batches import Batches, text_batches
 from rlhf_jax.data.datasets import Rows, load_texts, split
 from rlhf_jax.data.encoding import encode_texts
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import LanguageModel
-from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.types import Params
 
@@ -105,38 +100,3 @@ def make_text_evaluation(
         return results
 
     return evaluate
-
-
-class Trained(NamedTuple):
-    """A finished stage's model."""
-
-    model: ModelConfig
-    tokenizer: Tokenizer
-    params: Params
-
-
-def save_model_card(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """The model's shape and its tokenizer, which later stages read."""
-    tokenizer.save(folder / "tokenizer")
-    card = {"model": to_dict(model), "vocab_size": tokenizer.vocab_size}
-    (folder / "model.json").write_text(json.dumps(card, indent=1))
-
-
-def load_trained(folder: Path, *, flag: str) -> Trained:
-    """The final parameters, shape and tokenizer of a finished stage.
-
-    Raises InputError naming ``flag`` if the folder holds none.
-    """
-    if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
-        raise InputError(f"--{flag} {folder}: expected the run folder of a finished stage")
-    card = json.loads((folder / "model.json").read_text())
-    model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
-    params = load_params(folder / "final")
-    trunk = as_layout(params["trunk"], model)
-    return Trained(model, load_tokenizer(folder / "tokenizer"), params | {"trunk": trunk})
-
-
-def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:
-    """Raise InputError unless both models read the same ids."""
-    if first.tokenizer.digest != second.tokenizer.digest:
-        raise InputError(f"--{flags[0]} and --{flags[1]} have different tokenizers")

@@ -4,15 +4,19 @@ python -m experiments.pretrain --data.path train.txt --data.block-size 128
 python -m experiments.pretrain --config configs/quickstart.py
 """
 
+from dataclasses import replace
+
 import jax
 from jax.random import fold_in
 
-from experiments.inputs import load_corpora, make_text_evaluation, save_model_card, text_stream
+from experiments.inputs import Corpora, load_corpora, make_text_evaluation, text_stream
 from experiments.stage import Stage
+from experiments.trained import Trained, load_trained, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import PretrainConfig
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
@@ -28,12 +32,9 @@ def run(config: PretrainConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         corpora = load_corpora(config.data)
-        if config.tokenizer.path is not None:
-            tokenizer = load_tokenizer(config.tokenizer.path)
-        else:
-            texts = (row.text for rows in corpora.train for row in rows)
-            tokenizer = train_bpe(texts, vocab_size=config.tokenizer.vocab_size)
-        save_model_card(config.run.dir, config.model, tokenizer)
+        start = starting_point(config, corpora)
+        tokenizer = start.tokenizer
+        save_model_card(config.run.dir, start.model, start.vocab_size, tokenizer, kind="lm")
         batches = text_stream(
             corpora,
             tokenizer,
@@ -43,11 +44,12 @@ def run(config: PretrainConfig) -> dict:
         )
 
         # Model and state
-        lm = make_language_model(config.model, tokenizer.vocab_size)
+        lm = make_language_model(start.model, start.vocab_size)
         schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
         k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
-        state = make_state(lm.init(k_init), tx, ema_decay=config.optim.ema_decay)
+        params = lm.init(k_init) if start.params is None else start.params
+        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
         state = stage.restore(parallel.replicate(state), train=batches)
 
         # Functions
@@ -86,6 +88,25 @@ def run(config: PretrainConfig) -> dict:
         # Save
         params = averaged_params(state)
         return stage.finish(params, heldout=evaluate(params))
+
+
+def starting_point(config: PretrainConfig, corpora: Corpora) -> Trained:
+    """The model to go on from, or the configured shape (without parameters) and its tokenizer."""
+    if config.init is not None:
+        start = load_trained(config.init, flag="init")
+        c = config.model
+        model = replace(
+            start.model, dropout=c.dropout, scan_layers=c.scan_layers, remat=c.remat, dtype=c.dtype
+        )
+        config.check_context(model)
+        params = start.params | {"trunk": as_layout(start.params["trunk"], model)}
+        return start._replace(model=model, params=params)
+    if config.tokenizer.path is not None:
+        tokenizer = load_tokenizer(config.tokenizer.path)
+    else:
+        texts = (row.text for rows in corpora.train for row in rows)
+        tokenizer = train_bpe(texts, vocab_size=config.tokenizer.vocab_size)
+    return Trained(config.model, tokenizer.vocab_size, tokenizer, None, "lm")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
-from experiments.inputs import load_trained, save_model_card
 from experiments.stage import Stage
+from experiments.trained import load_trained, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
@@ -51,7 +51,7 @@ def run(config: RewardConfig) -> dict:
         sft = load_trained(config.init, flag="init")
         tokenizer = sft.tokenizer
         model_config = replace(sft.model, dropout=config.dropout)
-        save_model_card(config.run.dir, model_config, tokenizer)
+        save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
         rows = load_comparisons(config.data, data_dir=config.cache)
         if config.heldout is not None:
             heldout = load_comparisons(config.heldout, data_dir=config.cache)
@@ -72,7 +72,7 @@ def run(config: RewardConfig) -> dict:
         stage.note(comparisons=batches.report._asdict())
 
         # Model and state
-        model = make_scalar_model(model_config, tokenizer.vocab_size)
+        model = make_scalar_model(model_config, sft.vocab_size)
         total = config.epochs * batches.steps_per_epoch
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from experiments.inputs import load_trained
+from experiments.trained import load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import SampleConfig
 from rlhf_jax.data.batches import query_batches
@@ -23,7 +23,7 @@ def run(config: SampleConfig) -> None:
     trained = load_trained(config.init, flag="init")
     tokenizer, model = trained.tokenizer, trained.model
     query_length = model.context - config.response_length
-    lm = make_language_model(model, tokenizer.vocab_size)
+    lm = make_language_model(model, trained.vocab_size)
     prefill = jax.jit(partial(lm.prefill, length=config.response_length))
     decode = jax.jit(lm.decode, donate_argnums=2)
 

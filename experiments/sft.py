@@ -15,11 +15,10 @@ from jax.random import fold_in
 
 from experiments.inputs import (
     load_corpora,
-    load_trained,
-    save_model_card,
     text_stream,
 )
 from experiments.stage import Stage
+from experiments.trained import load_trained, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import SFTConfig, check
 from rlhf_jax.data.batches import demonstration_batches
@@ -42,7 +41,7 @@ def run(config: SFTConfig) -> dict:
         pretrained = load_trained(config.init, flag="init")
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)
-        save_model_card(config.run.dir, model, tokenizer)
+        save_model_card(config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm")
         text_rows = round(config.pretrain_mix * config.batch_size)
         check(
             config.pretrain_mix == 0 or text_rows > 0,
@@ -82,7 +81,7 @@ def run(config: SFTConfig) -> dict:
         )
 
         # Model and state
-        lm = make_language_model(model, tokenizer.vocab_size)
+        lm = make_language_model(model, pretrained.vocab_size)
         total = config.epochs * batches.steps_per_epoch
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)

@@ -219,6 +219,9 @@ class PretrainConfig:
     """Language modelling on raw text."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/pretrain")))
+    init: Path | None = None
+    """Go on from this model: its shape and tokenizer are taken, and of ``model`` only dropout,
+    scan_layers, remat and dtype. None starts from random parameters."""
     data: TextDataConfig = field(default_factory=TextDataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -233,11 +236,16 @@ class PretrainConfig:
     """Held-out batches per corpus at each evaluation."""
 
     def __post_init__(self):
-        check(
-            self.data.block_size <= self.model.context,
-            f"data.block_size={self.data.block_size} is over model.context={self.model.context}",
-        )
+        if self.init is None:
+            self.check_context(self.model)
         check_microbatches("batch_size", self.batch_size, self.optim)
+
+    def check_context(self, model: ModelConfig) -> None:
+        """Raise unless a row of text fits into the model."""
+        check(
+            self.data.block_size <= model.context,
+            f"data.block_size={self.data.block_size} is over model.context={model.context}",
+        )
 
 
 @dataclass(frozen=True)
@@ -378,6 +386,8 @@ class PPOConfig:
     init: Path = Path("runs/sft")
     """Policy and reference start from this run."""
     reward: Path = Path("runs/reward")
+    value_init: Path | None = None
+    """The value network starts from this reward or value model; None: from ``reward``."""
     prompts: Path = Path("prompts.jsonl")
     cache: Path = Path(".cache/datasets")
     prompt_length: int = 16

@@ -18,7 +18,8 @@ def scale_logits(logits: Float[Array, "*B V"], temperature: float) -> Float[Arra
 def token_logprobs(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """log softmax(logits)[token] = logit − log Σ exp(logits)."""
     logits = at_least_float32(logits)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    # Padding may lie beyond an imported vocabulary: clipped it is finite, and the mask drops it.
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 

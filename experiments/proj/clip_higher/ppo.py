@@ -16,14 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in, split
 
-from experiments.inputs import (
-    load_corpora,
-    load_trained,
-    same_tokenizer,
-    save_model_card,
-    text_stream,
-)
+from experiments.inputs import load_corpora, text_stream
 from experiments.stage import Stage
+from experiments.trained import load_trained, same_tokenizer, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import PPOConfig, check
 from rlhf_jax.data.batches import query_batches
@@ -76,10 +71,16 @@ def run(config: PPOConfig) -> dict:
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
         sft = load_trained(config.init, flag="init")
-        reward = load_trained(config.reward, flag="reward")
+        reward = load_trained(config.reward, flag="reward", kind="scalar")
+        value = reward
+        if config.value_init is not None:
+            value = load_trained(config.value_init, flag="value-init", kind="scalar")
         same_tokenizer(sft, reward, ("init", "reward"))
+        same_tokenizer(sft, value, ("init", "value-init"))
         tokenizer, model = sft.tokenizer, sft.model
-        save_model_card(config.run.dir, model, tokenizer)
+        save_model_card(
+            config.run.dir, model, sft.vocab_size, tokenizer, kind="lm", value=value.model
+        )
         check(
             config.prompt_length + config.response_length <= model.context,
             f"prompt_length={config.prompt_length} + response_length={config.response_length} is "
@@ -107,16 +108,14 @@ def run(config: PPOConfig) -> dict:
             )
 
         # Models and states
-        lm = make_language_model(model, tokenizer.vocab_size)
-        reward_model = make_scalar_model(reward.model, tokenizer.vocab_size)
-        policy_value = make_policy_value(
-            model, reward.model, tokenizer.vocab_size, config.value_trunk
-        )
+        lm = make_language_model(model, sft.vocab_size)
+        reward_model = make_scalar_model(reward.model, reward.vocab_size)
+        policy_value = make_policy_value(model, value.model, sft.vocab_size, config.value_trunk)
         schedule = make_schedule(config.optim, config.iterations)
         tx = make_policy_value_optimizer(
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
-        params = policy_value.init(sft.params, reward.params)
+        params = policy_value.init(sft.params, value.params)
         state = make_state(params, tx, ema_decay=config.optim.ema_decay)
         ref_params = parallel.replicate(sft.params)
         reward_params = parallel.replicate(reward.params)

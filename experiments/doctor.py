@@ -1,0 +1,549 @@
+"""The doctor: what must hold of every RLHF run, measured on your model, data and devices.
+
+    python -m experiments.doctor --config configs/quickstart.py
+    python -m experiments.doctor --init runs/sft --reward runs/reward --prompts prompts.jsonl
+
+It takes the command line of experiments.instructgpt or of experiments.ppo, reads the run folders
+that this names, and writes nothing. What a chain has not trained yet is freshly initialised: most
+invariants hold for any parameters. Exit code 0 only if every check that could run has passed.
+"""
+
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from experiments import pretrain
+from experiments.inputs import load_corpora
+from experiments.trained import Trained, load_trained
+from rlhf_jax import cli
+from rlhf_jax.config import (
+    InstructGPTConfig,
+    ParallelConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+    TextDataConfig,
+)
+from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.encoding import encode_demonstrations, encode_prompts
+from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, iterate
+from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.evaluation import invariants as of_model
+from rlhf_jax.evaluation import invariants_data as of_data
+from rlhf_jax.evaluation import invariants_ppo as of_ppo
+from rlhf_jax.evaluation.invariants import Finding, not_run
+from rlhf_jax.models.heads import (
+    make_language_model,
+    make_policy_value,
+    make_scalar_model,
+)
+from rlhf_jax.objectives.logprobs import entropy, scale_logits
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.objectives.rewards import kl_penalised_rewards
+from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.tasks import sentiment
+from rlhf_jax.training.checkpoints import params_sha256
+from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.startup import start
+from rlhf_jax.training.updates import (
+    accumulated_gradients,
+    make_ppo_loss,
+    make_ppo_update,
+    prepare_batch,
+)
+from rlhf_jax.types import LMBatch, Params, Rollout
+
+EPISODES = 64
+"""Sampled answers to the user's prompts; more if there are more devices."""
+FEW = 16
+"""Of these in checks that need no statistics."""
+ROWS = 20_000
+"""Prompts and demonstrations read."""
+MORE = 7
+"""Columns of padding added where padding must not matter."""
+EXACT = {"float32": 1e-4, "bfloat16": 0.1}
+"""Largest gap between two ways to one number, by model.dtype."""
+HALF = 0.25
+"""Largest gap between bfloat16 and float32 logits, in standard deviations of the logits."""
+
+EVERY_CHARACTER = "".join(map(chr, (*range(0x900), 0x4E00, 0xFFFD, 0x1F600, 0x10FFFF)))
+"""Text in which every byte that UTF-8 knows occurs."""
+
+
+class Patient(NamedTuple):
+    """What is examined."""
+
+    ppo: PPOConfig
+    policy: Trained
+    """Also the reference."""
+    reward: Trained
+    value: Trained
+    fresh: tuple[str, ...]
+    """What is not trained yet, and so has random parameters."""
+    sft: SFTConfig | None
+    comparisons: Path | None
+
+    @property
+    def exact(self) -> "Patient":
+        """The same in float32, for what does not depend on rounding."""
+        in_float32 = lambda t: t._replace(model=replace(t.model, dtype="float32"))
+        return self._replace(policy=in_float32(self.policy), reward=in_float32(self.reward))
+
+    @property
+    def lm(self) -> LanguageModel:
+        return make_language_model(self.policy.model, self.policy.vocab_size)
+
+    @property
+    def reward_model(self) -> ScalarModel:
+        return make_scalar_model(self.reward.model, self.reward.vocab_size)
+
+    @property
+    def policy_value(self) -> PolicyValue:
+        model, rows = self.policy.model, self.policy.vocab_size
+        return make_policy_value(model, self.value.model, rows, self.ppo.value_trunk)
+
+    @property
+    def params(self) -> Params:
+        """Of the policy with its value network."""
+        return self.policy_value.init(self.policy.params, self.value.params)
+
+
+class Episodes(NamedTuple):
+    """Answers of the policy, which here is its own reference, to some of the prompts."""
+
+    rollout: Rollout
+    sampled: np.ndarray
+    """The sampler's own log-probs, whether or not the rollout recomputes them."""
+    few: Rollout
+    """Some of the episodes, cut short at different places: an untrained policy never stops."""
+
+    @property
+    def sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """``few`` as (tokens, mask)."""
+        join = lambda *parts: np.concatenate(parts, axis=1)
+        return (
+            join(self.few.queries, self.few.responses),
+            join(self.few.query_mask, self.few.mask),
+        )
+
+
+def run(config: InstructGPTConfig | PPOConfig) -> list[Finding]:
+    began = time.monotonic()
+    process = config.ppo.run if isinstance(config, InstructGPTConfig) else config.run
+    start(tune_malloc=process.tune_malloc, compile_cache=process.compile_cache)
+    # Mistakes are looked for, not rounding: accelerators would round float32 products by default.
+    with jax.default_matmul_precision("highest"), tempfile.TemporaryDirectory() as scratch:
+        patient = admit(config, Path(scratch))
+        findings = examine(patient)
+    show(patient, findings, time.monotonic() - began)
+    ran = [finding for finding in findings if finding.passed is not None]
+    failed = [finding.name for finding in ran if not finding.passed]
+    if failed or not ran:
+        raise RunError(f"{len(failed)} of {len(ran)} checks failed: {'; '.join(failed)}")
+    return findings
+
+
+# --- who is examined ------------------------------------------------------------------------------
+
+
+def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
+    """Models and data that ``config`` names; a chain need not have been run, or not to its end."""
+    if isinstance(config, PPOConfig):
+        policy = load_trained(config.init, flag="init")
+        reward = load_trained(config.reward, flag="reward", kind="scalar")
+        sft, ranked = record(config.init, SFTConfig), record(config.reward, RewardConfig)
+        comparisons = ranked.data if ranked else None
+        value = starting_value(config, reward)
+        return Patient(config, policy, reward, value, (), sft, comparisons)
+    c = files = config.resolve()
+    if not (c.dir / "data").is_dir():
+        sentiment.write(sentiment.build(c.source), scratch / "data")
+        files = replace(config, dir=scratch).resolve()
+    policy, reward, fresh = chain_models(c, replace(files.pretrain.data, cache=scratch))
+    return Patient(
+        replace(c.ppo, prompts=files.ppo.prompts),
+        policy,
+        reward,
+        starting_value(c.ppo, reward),
+        fresh,
+        replace(c.sft, data=files.sft.data),
+        c.reward.data,
+    )
+
+
+def chain_models(
+    c: InstructGPTConfig, text: TextDataConfig
+) -> tuple[Trained, Trained, tuple[str, ...]]:
+    """(policy, reward model, which of them are not trained) of a chain run up to any stage."""
+    k_policy, k_reward = jax.random.split(jax.random.key(c.seed))
+    fresh = ()
+    if is_finished(c.ppo.init):
+        policy = load_trained(c.ppo.init, flag="init")
+    else:
+        fresh += (f"policy ({c.ppo.init} is not finished)",)
+        policy = pretrain.starting_point(replace(c.pretrain, data=text), load_corpora(text))
+        if policy.params is None:
+            lm = make_language_model(policy.model, policy.vocab_size)
+            policy = policy._replace(params=lm.init(k_policy))
+    if is_finished(c.ppo.reward):
+        return policy, load_trained(c.ppo.reward, flag="reward", kind="scalar"), fresh
+    fresh += (f"reward model ({c.ppo.reward} is not finished)",)
+    scalar = make_scalar_model(policy.model, policy.vocab_size)
+    params = scalar.init(k_reward, policy.params["trunk"])
+    return policy, policy._replace(params=params, kind="scalar"), fresh
+
+
+def starting_value(config: PPOConfig, reward: Trained) -> Trained:
+    if config.value_init is None:
+        return reward
+    return load_trained(config.value_init, flag="value-init", kind="scalar")
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "model.json").is_file() and (folder / "final").is_dir()
+
+
+def record(folder: Path, config_class: type):
+    """The config that a stage's run folder was made with; None if it keeps none of this class."""
+    with suppress(InputError):  # of another version: the rows that need it are "not run"
+        saved = cli.read_json(folder / "config.json") if (folder / "config.json").exists() else None
+        return saved if isinstance(saved, config_class) else None
+    return None
+
+
+# --- the examination ------------------------------------------------------------------------------
+
+
+def examine(p: Patient) -> list[Finding]:
+    prompts = list(islice(iterate(p.ppo.prompts, Prompt), ROWS))
+    episodes = sample_episodes(p, prompts)
+    return [
+        *tokenizer_findings(p, prompts),
+        *demonstration_findings(p, episodes),
+        *comparison_findings(p.comparisons),
+        *model_findings(p, episodes),
+        *logprob_findings(p, episodes),
+        *score_findings(p, episodes),
+        *reward_findings(p, episodes),
+        *update_findings(p, episodes),
+    ]
+
+
+def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
+    devices = p.ppo.parallel.devices or jax.device_count()
+    # Divisible by the devices, and on each into two micro-batches.
+    few = -(-FEW // (2 * devices)) * 2 * devices
+    queries = query_batches(
+        prompts,
+        p.policy.tokenizer,
+        query_length=p.ppo.prompt_length,
+        batch_size=max(EPISODES, few),
+        seed=p.ppo.run.data_seed,
+    )
+    batch = next(queries)
+
+    def episodes(recompute_logprobs: bool) -> Rollout:
+        rollout_fn = make_rollout(
+            p.lm,
+            p.policy_value,
+            p.reward_model,
+            length=p.ppo.response_length,
+            temperature=p.ppo.sampling.temperature,
+            eos_id=p.policy.tokenizer.eos_id,
+            pad_id=p.policy.tokenizer.pad_id,
+            recompute_logprobs=recompute_logprobs,
+        )
+        params = (p.params, p.policy.params, p.reward.params)
+        return jax.device_get(jax.jit(rollout_fn)(*params, batch, jax.random.key(p.ppo.run.seed)))
+
+    rollout = episodes(p.ppo.recompute_logprobs)
+    sampled = episodes(False).logprobs if p.ppo.recompute_logprobs else rollout.logprobs
+    some = jax.tree.map(lambda x: x[:few], rollout)
+    R = p.ppo.response_length
+    keep = 1 + np.arange(few) * 7 % R
+    cut = some.mask & (np.arange(R)[None] < keep[:, None])
+    return Episodes(rollout, sampled, some._replace(mask=cut))
+
+
+def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
+    t, length = p.policy.tokenizer, p.ppo.prompt_length
+    texts = [row.prompt for row in prompts]
+    ids = t.encode_batch(texts)
+    batch, report = encode_prompts(prompts, t, query_length=length)
+    return [
+        of_data.padding_is_not_the_end(t.pad_id, t.eos_id),
+        of_data.text_comes_back(t.encode, t.decode, [*texts, EVERY_CHARACTER]),
+        of_data.bytes_have_ids(t.decode_bytes([i]) for i in range(t.vocab_size)),
+        of_data.ids_fit_the_embedding([*ids, [t.eos_id]], rows=p.policy.vocab_size),
+        of_data.prompts_fit(report.prompts_truncated, len(texts), length=length, bound=0.05),
+        of_data.queries_keep_the_end(batch.queries[:-1], batch.query_mask[:-1], ids),
+    ]
+
+
+def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether the end of text is in SFT's loss, was learnt from it, and is sampled."""
+    r = episodes.rollout
+    ended = ((r.responses == p.policy.tokenizer.eos_id) & r.mask).any(axis=1)
+    untrained = not_run("the end of text is learnt", "needs a finished SFT run")
+    sampled = of_data.answers_end(int(ended.sum()), len(ended), bound=0.5)
+    if p.sft is None or not p.sft.data.exists():
+        reason = f"{p.sft.data} is not there" if p.sft else f"{p.ppo.init} names no demonstrations"
+        return [not_run("demonstrations", reason), untrained if p.fresh else sampled]
+    rows = list(islice(iterate(p.sft.data, Demonstration), ROWS))
+    fit = partial(
+        encode_demonstrations,
+        tokenizer=p.policy.tokenizer,
+        block_size=p.sft.block_size,
+        prompt_length=p.sft.prompt_length,
+        response_length=p.sft.response_length,
+        target="response",
+    )
+    batch, report = fit(rows)
+    findings = [
+        of_data.ends_are_targets(
+            batch.tokens,
+            batch.loss_mask,
+            eos_id=p.policy.tokenizer.eos_id,
+            demonstrations=report.kept,
+        ),
+        of_data.demonstrations_fit(
+            report.dropped, len(rows), length=p.sft.response_length, bound=0.25
+        ),
+    ]
+    if p.fresh:
+        return [*findings, untrained]
+    some = LMBatch(*(leaf[:EPISODES].astype(np.int32) for leaf in batch))
+    some = some._replace(loss_mask=some.loss_mask.astype(bool))
+    logits_fn = jax.jit(lambda params, batch: p.lm.packed_logits(params, batch, None))
+    likeliest = np.asarray(logits_fn(p.policy.params, some).argmax(axis=-1))[:, :-1]
+    ends = (some.tokens[:, 1:] == p.policy.tokenizer.eos_id) & some.loss_mask[:, 1:]
+    right = int((likeliest == p.policy.tokenizer.eos_id)[ends].sum())
+    return [*findings, of_data.ends_are_predicted(right, int(ends.sum()), bound=0.5), sampled]
+
+
+def comparison_findings(path: Path | None) -> list[Finding]:
+    if path is None or not path.exists():
+        reason = f"{path} is not there" if path else "the reward model's run names none"
+        return [not_run("comparisons", reason)]
+    rows = list(iterate(path, Comparison))
+    total = sum(1 for file in find_files(path) for _ in read_rows(file))
+    agree = of_data.comparisons_agree(of_data.find_conflicts(rows), bound=0.05)
+    return [*agree, of_data.rankings_rank(total - len(rows), total, bound=0.1)]
+
+
+def model_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    p, few = p.exact, episodes.few
+    half = make_language_model(replace(p.policy.model, dtype="bfloat16"), p.policy.vocab_size)
+    tokens, mask = episodes.sequences
+    leaves = {"policy": p.policy.params, "reward model": p.reward.params}
+    named = jax.tree_util.tree_leaves_with_path(jax.device_get(leaves))
+    logits_of = partial(jax.jit(partial(p.lm.logits, start=0)), p.policy.params)
+    half_logits_of = partial(jax.jit(partial(half.logits, start=0)), p.policy.params)
+    logits = logits_of(tokens, mask)
+    before = lambda x: x[:, few.queries.shape[1] - 1 : -1]
+    exact = EXACT["float32"]
+    return [
+        of_model.parameters_are_finite({jax.tree_util.keystr(k): leaf for k, leaf in named}),
+        of_model.padding_changes_nothing(
+            logits_of, tokens, mask, pad_id=p.policy.tokenizer.pad_id, columns=MORE, bound=exact
+        ),
+        of_model.batch_changes_nothing(logits_of, tokens, mask, rows=4, bound=exact),
+        of_model.cache_changes_nothing(
+            cached_logits(p.lm, p.policy.params, few),
+            np.asarray(before(logits)),
+            few.mask,
+            bound=exact,
+        ),
+        of_model.half_precision_is_close(
+            np.asarray(half_logits_of(tokens, mask)), np.asarray(logits), mask, bound=HALF
+        ),
+    ]
+
+
+def cached_logits(lm: LanguageModel, params: Params, r: Rollout) -> np.ndarray:
+    """Logits [B R V] that predict each response token, decoded one by one."""
+    length = r.responses.shape[1]
+    decode = jax.jit(lm.decode)
+    prefill = jax.jit(partial(lm.prefill, length=length))
+    logits, cache = prefill(params, r.queries, r.query_mask)
+    columns = [np.asarray(logits)]
+    for t in range(length - 1):
+        logits, cache = decode(params, jnp.asarray(r.responses[:, t]), cache)
+        columns.append(np.asarray(logits))
+    return np.stack(columns, axis=1)
+
+
+def logprob_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    r, bound, temperature = (
+        episodes.rollout,
+        EXACT[p.policy.model.dtype],
+        p.ppo.sampling.temperature,
+    )
+    seen = lambda logprobs, values, batch, *, count: (count, {"logprobs": logprobs})
+    loss_fn = jax.jit(make_ppo_loss(p.policy_value, seen, temperature=temperature))
+    _, metrics = loss_fn(p.params, ppo_batch(p, r), jax.random.key(0), 1.0)
+    new_logprobs = np.asarray(metrics["logprobs"])
+
+    @jax.jit
+    def entropies(params, r):
+        logits, _ = p.policy_value.evaluate(params, r.queries, r.query_mask, r.responses, r.mask)
+        return entropy(scale_logits(logits, temperature))
+
+    return [
+        of_ppo.ratio_is_one(new_logprobs, r.logprobs, r.mask, bound=bound),
+        of_ppo.kl_to_self_is_zero(r.logprobs, r.ref_logprobs, r.mask, bound=10 * bound),
+        of_ppo.sampler_agrees_with_trainer(episodes.sampled, new_logprobs, r.mask, bound=bound),
+        of_ppo.samples_follow_the_policy(
+            new_logprobs, np.asarray(entropies(p.params, r)), r.mask, bound=5
+        ),
+    ]
+
+
+def ppo_batch(p: Patient, rollout: Rollout) -> PPOBatch:
+    return jax.jit(prepare(p))(rollout, p.ppo.kl.coef)[0]
+
+
+def prepare(p: Patient, **changes):
+    options = dict(
+        gamma=p.ppo.gamma,
+        lam=p.ppo.lam,
+        whiten_rewards=p.ppo.whiten_rewards,
+        whiten_advantages=p.ppo.whiten_advantages,
+        missing_eos_penalty=p.ppo.missing_eos_penalty,
+        eos_id=p.policy.tokenizer.eos_id,
+    )
+    return partial(prepare_batch, **options | changes)
+
+
+def score_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    score_fn = jax.jit(p.exact.reward_model.score)
+    score_of = lambda tokens, mask: score_fn(p.reward.params, tokens, mask, None)
+    tokens, mask = episodes.sequences
+    vocab_size = p.reward.vocab_size
+    junk = np.random.default_rng(0).integers(0, vocab_size, tokens.shape, dtype=np.int32)
+    frame = dict(junk=junk, columns=MORE, bound=EXACT["float32"])
+    return [
+        of_ppo.score_ignores_padding(score_of, tokens, mask, **frame),
+        of_ppo.score_reads_the_last_token(
+            score_of, tokens, mask, vocab_size=vocab_size, least=EXACT["float32"]
+        ),
+    ]
+
+
+def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """On another reference, or there would be no KL to count."""
+    r, beta, bound = episodes.few, p.ppo.kl.coef, EXACT["float32"]
+    noise = np.random.default_rng(0).normal(size=r.logprobs.shape).astype(np.float32)
+    r = r._replace(ref_logprobs=r.logprobs - noise, scores=np.full_like(r.scores, 0.3))
+    four = (r.scores, r.logprobs, r.ref_logprobs, r.mask)
+    rewards = np.asarray(jax.jit(partial(kl_penalised_rewards, kl_coef=beta))(*four))
+    plain = dict(gamma=1.0, lam=1.0, whiten_rewards=False, missing_eos_penalty=None)
+    batch, _ = jax.jit(prepare(p, **plain))(r, beta)
+    expected = r.scores - beta * np.where(r.mask, noise, 0.0).sum(axis=1)
+    return [
+        of_ppo.rewards_sum_to_the_objective(rewards, *four, kl_coef=beta, bound=bound),
+        of_ppo.fractions_survive(np.asarray(batch.returns)[:, 0], expected, bound=bound),
+    ]
+
+
+def update_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    c, bound, policy_value = p.ppo, EXACT[p.policy.model.dtype], p.policy_value
+    batch, params = ppo_batch(p, episodes.few), p.params
+    clips = dict(clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef)
+    objective = partial(ppo_loss, **clips)
+    loss_fn = make_ppo_loss(policy_value, objective, temperature=c.sampling.temperature)
+    key, count = jax.random.key(0), batch.mask.sum().astype(jnp.float32)
+
+    def gradient(accumulate):
+        fn = jax.jit(partial(accumulated_gradients, loss_fn, accumulate=accumulate))
+        return leaves(fn(params, batch, key, count)[0])
+
+    def step(tx, parallel):
+        frame = dict(ptx_coef=0.0, accumulate=1, ema_decay=0.0)
+        update = parallel.update(make_ppo_update(loss_fn, None, None, tx, **frame), batch_axis=1)
+        state = parallel.replicate(make_state(params, tx, ema_decay=0.0))
+        one_minibatch = jax.tree.map(lambda x: x[None], batch)
+        return update(state, (one_minibatch, None), key)[0].params
+
+    def moved(tx, parallel):
+        pairs = zip(leaves(step(tx, parallel)), leaves(params), strict=True)
+        return [after - before for after, before in pairs]
+
+    layout = lambda devices: make_parallel(ParallelConfig(c.parallel.mode, devices))
+    # From the first step at the full rate: a warm-up may begin at 0.
+    rates = [replace(optim, warmup_steps=0) for optim in (c.optim, c.value_optim)]
+    tx = make_policy_value_optimizer(*rates, c.iterations, updates_per_step=1)
+    frozen = {"reference": p.policy.params, "reward": p.reward.params}
+    before, policy_before = digest(frozen), leaves(policy_value.policy(params))
+    policy_after = leaves(policy_value.policy(step(tx, layout(1))))
+    findings = [
+        of_ppo.chunks_change_nothing(gradient(2), gradient(1), bound=bound),
+        of_ppo.only_the_policy_moved(
+            before, digest(frozen), of_ppo.distance(policy_after, policy_before), least=1e-6
+        ),
+    ]
+    devices = c.parallel.devices or jax.device_count()
+    if devices == 1:
+        return [*findings, not_run("1 device = N devices", "one device")]
+    # Plain gradient descent, for Adam would hide a gradient that is N times too large; and steps
+    # so long that the parameters' own rounding does not count.
+    one, several = (moved(optax.sgd(1e3), layout(n)) for n in (1, devices))
+    same = of_ppo.devices_change_nothing(several, one, number=devices, bound=bound)
+    return [*findings, same]
+
+
+def leaves(params: Params) -> list[np.ndarray]:
+    return jax.tree.leaves(jax.device_get(params))
+
+
+def digest(params: Params) -> str:
+    gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    return "deleted" if gone else params_sha256(params)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def show(patient: Patient, findings: list[Finding], seconds: float) -> None:
+    device = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    title = "; ".join((*patient.names, device, f"{seconds:.0f} s"))
+    table = Table(title=title, title_justify="left")
+    for column in ("check", "measured", "bound", "result"):
+        table.add_column(column)
+    results = {True: "pass", False: "[bold red]FAIL[/]", None: "not run"}
+    for finding in findings:
+        measured = finding.measured if finding.passed is not None else finding.advice
+        table.add_row(finding.name, measured, finding.bound, results[finding.passed])
+    console = Console()
+    console.print(table)
+    for finding in findings:
+        if finding.passed is False:
+            console.print(f"FAIL {finding.name}: {finding.advice}", markup=False)
+
+
+def config_class(argv: list[str]) -> type:
+    """A preset of the whole chain is read as the chain, anything else as one PPO stage."""
+    with suppress(InputError):  # the command line is read again, and says it
+        preset, _ = cli.take_preset(argv)
+        if preset is not None and isinstance(cli.read_preset(preset), InstructGPTConfig):
+            return InstructGPTConfig
+    return PPOConfig
+
+
+if __name__ == "__main__":
+    cli.main(run, config_class(sys.argv[1:]))

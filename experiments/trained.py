@@ -1,0 +1,112 @@
+"""Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rlhf_jax.cli import from_dict, to_dict
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
+from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.types import Params
+
+Kind = Literal["lm", "scalar"]
+"""A language model, or a model with a scalar head (reward, value)."""
+
+
+class Trained(NamedTuple):
+    """A model that exists already."""
+
+    model: ModelConfig
+    vocab_size: int
+    """Rows of the embedding: an imported model may have more or fewer than its tokenizer has ids
+    (unused rows; padding that the model never sees)."""
+    tokenizer: Tokenizer
+    params: Params | None
+    kind: Kind
+
+
+def save_model_card(
+    folder: Path,
+    model: ModelConfig,
+    vocab_size: int,
+    tokenizer: Tokenizer,
+    *,
+    kind: Kind,
+    value: ModelConfig | None = None,
+) -> None:
+    """The model's shape and its tokenizer, which later stages read; ``value`` is the critic's."""
+    tokenizer.save(folder / "tokenizer")
+    card = {"model": to_dict(model), "vocab_size": vocab_size, "kind": kind}
+    if value is not None:
+        card["value"] = to_dict(value)
+    (folder / "model.json").write_text(json.dumps(card, indent=1))
+
+
+def load_trained(path: Path, *, flag: str, kind: Kind = "lm") -> Trained:
+    """The model in the run folder of a finished stage, or in a Hugging Face checkpoint.
+
+    Raises InputError naming ``flag`` if there is none, or one of another kind.
+    """
+    path = Path(path)
+    trained = _load_checkpoint(path) if is_checkpoint(path) else _load_run(path, flag)
+    if trained.kind != kind:
+        names = {"lm": "a language model", "scalar": "a reward or value model"}
+        raise InputError(f"--{flag} {path} is {names[trained.kind]}, expected {names[kind]}")
+    return trained
+
+
+def load_value(path: Path) -> Trained:
+    """The value network in the newest checkpoint of a PPO run."""
+    card = _read_card(path, "value")
+    params = load_params(path / "checkpoints")
+    tokenizer = load_tokenizer(path / "tokenizer")
+    if "value" in params:
+        model, params = card["value"], params["value"]
+    else:  # a shared trunk: its head is in the policy
+        model, params = card["model"], {k: params["policy"][k] for k in ("trunk", "head")}
+    model = from_dict(ModelConfig, model, str(path / "model.json"))
+    return Trained(model, card["vocab_size"], tokenizer, params, "scalar")
+
+
+def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:
+    """Raise InputError unless both models read the same ids."""
+    if first.tokenizer.digest != second.tokenizer.digest:
+        raise InputError(f"--{flags[0]} and --{flags[1]} have different tokenizers")
+
+
+def _load_run(folder: Path, flag: str) -> Trained:
+    if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
+        raise InputError(
+            f"--{flag} {folder}: expected the run folder of a finished stage, or a Hugging Face "
+            "checkpoint (config.json and safetensors)"
+        )
+    card = _read_card(folder, flag)
+    model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
+    params = load_params(folder / "final")
+    params |= {"trunk": as_layout(params["trunk"], model)}
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])
+
+
+def _load_checkpoint(folder: Path) -> Trained:
+    imported = load_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_id >= imported.vocab_size:
+        raise InputError(
+            f"{folder}: end of text is id {tokenizer.eos_id}, but the model has only "
+            f"{imported.vocab_size} rows of embedding"
+        )
+    kind = "scalar" if "head" in imported.params else "lm"
+    return Trained(imported.model, imported.vocab_size, tokenizer, imported.params, kind)
+
+
+def _read_card(folder: Path, flag: str) -> dict:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise InputError(f"--{flag} {folder}: expected a run folder, found no model.json in it")
+    return json.loads(path.read_text())
