@@ -1,7 +1,11 @@
 """Talk to any checkpoint in the terminal; the answer appears as it is sampled.
 
-python -m experiments.sample --init runs/quickstart/ppo
-echo "Write a positive review: this film is" | python -m experiments.sample --init RUN
+    python -m experiments.sample --init runs/quickstart/ppo
+    echo "Write a positive review: this film is" | python -m experiments.sample --init RUN
+    python -m experiments.sample --init SmolLM2-135M-Instruct.gguf --sampling.temperature 0
+
+A model with a chat template is spoken to through it; typed lines are then one conversation, piped
+ones each their own.
 """
 
 import sys
@@ -10,19 +14,40 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from experiments.trained import load_trained
+from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import SampleConfig
-from rlhf_jax.data.batches import query_batches
-from rlhf_jax.data.formats import Prompt
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 
 
 def run(config: SampleConfig) -> None:
     trained = load_trained(config.init, flag="init")
+    answer = make_answer(config, trained)
+    tokenizer = trained.tokenizer
+    chat = config.chat and tokenizer.chat_template is not None
+    opening = [{"role": "system", "content": config.system}] if config.system else []
+    key = jax.random.key(config.seed)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(f"{config.init}: type a prompt, Enter to send, Ctrl-D to leave")
+    messages = opening
+    for number, prompt in enumerate(read_prompts(interactive)):
+        if not interactive:
+            messages = opening
+        messages = [*messages, {"role": "user", "content": prompt}]
+        ids = tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt)
+        text = ""
+        for piece in stream_text(tokenizer, answer(ids, jax.random.fold_in(key, number))):
+            print(piece, end="", flush=True)
+            text += piece
+        print()
+        messages = [*messages, {"role": "assistant", "content": text}]
+
+
+def make_answer(config: SampleConfig, trained: Trained):
+    """``(ids, key) -> ids of the answer``, one by one, up to the end of text."""
     tokenizer, model = trained.tokenizer, trained.model
-    query_length = model.context - config.response_length
     lm = make_language_model(model, trained.vocab_size)
     prefill = jax.jit(partial(lm.prefill, length=config.response_length))
     decode = jax.jit(lm.decode, donate_argnums=2)
@@ -34,14 +59,13 @@ def run(config: SampleConfig) -> None:
         options = vars(config.sampling)
         return draw(jax.random.fold_in(key, t)[None], filter_logits(logits, **options))[0]
 
-    def answer(prompt: str, key):
-        """Ids one by one, up to the end of text."""
-        query = next(
-            query_batches(
-                [Prompt(prompt)], tokenizer, query_length=query_length, batch_size=1, seed=None
-            )
-        )
-        logits, cache = prefill(trained.params, query.queries, query.query_mask)
+    def answer(ids, key):
+        ids = ids[-(model.context - config.response_length) :]
+        # Lengths in steps of 32: a program is compiled for each, not for each prompt.
+        missing = -len(ids) % 32
+        query = jnp.array([[tokenizer.pad_id] * missing + ids], jnp.int32)
+        mask = jnp.arange(query.shape[1])[None] >= missing
+        logits, cache = prefill(trained.params, query, mask)
         for t in range(config.response_length):
             token = pick(logits, key, jnp.int32(t))
             if int(token[0]) == tokenizer.eos_id:
@@ -49,14 +73,7 @@ def run(config: SampleConfig) -> None:
             yield int(token[0])
             logits, cache = decode(trained.params, token, cache)
 
-    key = jax.random.key(config.seed)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        print(f"{config.init}: type a prompt, Enter to send, Ctrl-D to leave")
-    for number, prompt in enumerate(read_prompts(interactive)):
-        for piece in stream_text(tokenizer, answer(prompt, jax.random.fold_in(key, number))):
-            print(piece, end="", flush=True)
-        print()
+    return answer
 
 
 def read_prompts(interactive: bool):

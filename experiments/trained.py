@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 
 from rlhf_jax.cli import from_dict, to_dict
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary, load_tokenizer
 from rlhf_jax.errors import InputError
+from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
+from rlhf_jax.models.pretrained import Imported
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.types import Params
@@ -48,21 +50,30 @@ def save_model_card(
 
 
 def load_trained(path: Path, *, flag: str, kind: Kind = "lm") -> Trained:
-    """The model in the run folder of a finished stage, or in a Hugging Face checkpoint.
+    """The model in a finished stage's run folder, a Hugging Face checkpoint, or a .gguf file.
 
     Raises InputError naming ``flag`` if there is none, or one of another kind.
     """
-    path = Path(path)
-    trained = _load_checkpoint(path) if is_checkpoint(path) else _load_run(path, flag)
+    trained = load_any(path, flag=flag)
     if trained.kind != kind:
         names = {"lm": "a language model", "scalar": "a reward or value model"}
         raise InputError(f"--{flag} {path} is {names[trained.kind]}, expected {names[kind]}")
     return trained
 
 
+def load_any(path: Path, *, flag: str) -> Trained:
+    """``load_trained`` of either kind."""
+    path = Path(path)
+    if is_gguf(path):
+        return _load_gguf(path)
+    return _load_checkpoint(path) if is_checkpoint(path) else _load_run(path, flag)
+
+
 def load_value(path: Path) -> Trained:
     """The value network in the newest checkpoint of a PPO run."""
-    card = _read_card(path, "value")
+    card = _read_card(path, "source")
+    if "value" not in card:
+        raise InputError(f"{path} has no value network, expected a run folder of PPO")
     params = load_params(path / "checkpoints")
     tokenizer = load_tokenizer(path / "tokenizer")
     if "value" in params:
@@ -82,8 +93,8 @@ def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> Non
 def _load_run(folder: Path, flag: str) -> Trained:
     if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
         raise InputError(
-            f"--{flag} {folder}: expected the run folder of a finished stage, or a Hugging Face "
-            "checkpoint (config.json and safetensors)"
+            f"--{flag} {folder}: expected the run folder of a finished stage, a Hugging Face "
+            "checkpoint (config.json and safetensors) or a .gguf file"
         )
     card = _read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
@@ -94,11 +105,18 @@ def _load_run(folder: Path, flag: str) -> Trained:
 
 
 def _load_checkpoint(folder: Path) -> Trained:
-    imported = load_pretrained(folder)
-    tokenizer = load_tokenizer(folder)
+    return _imported(folder, load_pretrained(folder), load_tokenizer(folder))
+
+
+def _load_gguf(path: Path) -> Trained:
+    imported, vocabulary = load_gguf(path)
+    return _imported(path, imported, bpe_from_vocabulary(**vocabulary._asdict()))
+
+
+def _imported(path: Path, imported: Imported, tokenizer: Tokenizer) -> Trained:
     if tokenizer.eos_id >= imported.vocab_size:
         raise InputError(
-            f"{folder}: end of text is id {tokenizer.eos_id}, but the model has only "
+            f"{path}: end of text is id {tokenizer.eos_id}, but the model has only "
             f"{imported.vocab_size} rows of embedding"
         )
     kind = "scalar" if "head" in imported.params else "lm"

@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 import types
 import typing
@@ -26,6 +27,7 @@ from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.errors import InputError, RunError
 
 C = TypeVar("C")
+FROM_HF = re.compile(r"^(--[\w.-]+)\.from[-_]hf(?==|$)")
 
 
 def main(run: Callable[[C], Any], config_class: type[C]) -> None:
@@ -49,7 +51,10 @@ def load(config_class: type[C], argv: Sequence[str]) -> C:
 
 
 def take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
-    """Split off ``--config X``; ``--config.a.b`` becomes ``--a.b``."""
+    """Split off ``--config X``; ``--config.a.b`` becomes ``--a.b``, ``--a.from-hf X`` ``--a X``.
+
+    A folder of Hugging Face is recognised where a run folder is expected, so the last is a synonym.
+    """
     preset, rest = None, []
     arguments = iter(argv)
     for argument in arguments:
@@ -59,10 +64,10 @@ def take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
                 raise InputError("--config needs a file: configs/NAME.py or a run's config.json")
         elif argument.startswith("--config="):
             preset = argument.removeprefix("--config=")
-        elif argument.startswith("--config."):
-            rest.append("--" + argument.removeprefix("--config."))
         else:
-            rest.append(argument)
+            if argument.startswith("--config."):
+                argument = "--" + argument.removeprefix("--config.")
+            rest.append(FROM_HF.sub(r"\1", argument))
     return preset, rest
 
 

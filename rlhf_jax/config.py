@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from rlhf_jax.errors import InputError
 
 
@@ -482,10 +484,39 @@ class SampleConfig:
     """Talking to a checkpoint in the terminal."""
 
     init: Path = Path("runs/quickstart/ppo")
-    """Run folder of any finished language-model stage."""
+    """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
+    chat: bool = True
+    """Hold a conversation by the tokenizer's chat template, if it has one."""
+    system: str = ""
+    """With a chat template: the system message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     response_length: int = 32
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Weights from and to Hugging Face."""
+
+    direction: tyro.conf.Positional[Literal["from-hf", "to-hf"]] = "from-hf"
+    source: tyro.conf.Positional[Path] = Path("checkpoint")
+    """from-hf: a folder with config.json and safetensors, or a .gguf file; to-hf: a run folder."""
+    out: Path = Path("runs/imported")
+    """from-hf: the run folder to make; to-hf: the folder to write."""
+    part: Literal["model", "value"] = "model"
+    """to-hf: what the stage made, or the value network of a PPO run."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """to-hf: of the weights written."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """from-hf: of matrix products; the weights stay float32."""
+    scan_layers: bool = False
+    """from-hf: as model.scan_layers."""
+    remat: bool = False
+    """from-hf: as model.remat."""
+
+    @property
+    def run(self) -> RunConfig:
+        return RunConfig(dir=self.out)
 
 
 @dataclass(frozen=True)

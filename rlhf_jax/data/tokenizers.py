@@ -8,15 +8,17 @@ its own, so that the end of a text can be learnt.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from rlhf_jax.data.chat import render_chat
 from rlhf_jax.errors import InputError
 
 EOS = "<|endoftext|>"
@@ -31,7 +33,9 @@ class Tokenizer:
     Ids of ``eos_id`` and ``pad_id`` are never made by ``encode`` and never shown by ``decode``.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, eos: str, pad: str):
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, eos: str, pad: str, chat_template: str | None = None
+    ):
         if not isinstance(backend.decoder, decoders.ByteLevel):
             raise InputError("the tokenizer is not a byte-level BPE, which this project needs")
         # Not part of the saved file, so it is set on every tokenizer, wherever it came from.
@@ -41,6 +45,8 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._specials = {"eos_token": eos, "pad_token": pad}
+        self.chat_template = chat_template
+        """Jinja template of conversations, as transformers' tokenizers carry it, or None."""
         self.eos_id: int = backend.token_to_id(eos)
         self.pad_id: int = backend.token_to_id(pad)
         if self.eos_id == self.pad_id:
@@ -66,16 +72,37 @@ class Tokenizer:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation up to where the assistant's answer begins.
+
+        ``messages`` have ``role`` and ``content``. Special tokens are those of the template: what a
+        person wrote stays text. Raises InputError without a template, or if it refuses.
+        """
+        if self.chat_template is None:
+            raise InputError("the tokenizer has no chat template")
+        tokens = {
+            token.content: i
+            for i, token in self._backend.get_added_tokens_decoder().items()
+            if token.special
+        }
+        return [
+            i
+            for special, text in render_chat(
+                self.chat_template, messages, [*tokens], **self._specials
+            )
+            for i in ([tokens[text]] if special else self.encode(text))
+        ]
+
     def decode_bytes(self, ids: Iterable[int] | Int[np.ndarray, "_"]) -> bytes:
         """Bytes of ``ids``, special ids left out; may end in the middle of a character.
 
-        Raises InputError for an id outside the vocabulary.
+        Ids over the vocabulary have no text: models with unused rows of embedding may sample them.
+        Raises InputError for a negative id.
         """
         ids = [int(i) for i in ids]
-        if ids and not 0 <= min(ids) <= max(ids) < len(self._bytes):
-            wrong = next(i for i in ids if not 0 <= i < len(self._bytes))
-            raise InputError(f"token id {wrong} is outside the vocabulary of {len(self._bytes)}")
-        return b"".join(self._bytes[i] for i in ids)
+        if ids and min(ids) < 0:
+            raise InputError(f"token id {min(ids)} is negative")
+        return b"".join(self._bytes[i] for i in ids if i < len(self._bytes))
 
     def decode(self, ids: Iterable[int] | Int[np.ndarray, "_"]) -> str:
         """Text of ``ids``, special ids left out; bytes that are no UTF-8 become U+FFFD."""
@@ -90,16 +117,29 @@ class Tokenizer:
                 token = special[i]
                 table.append(b"" if token.special else token.content.encode())
             else:
-                table.append(bytes(BYTE_OF[char] for char in self._backend.id_to_token(i)))
+                # Some vocabularies have holes: an id without a token has no text.
+                table.append(bytes(BYTE_OF[char] for char in self._backend.id_to_token(i) or ""))
         return table
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``, as transformers reads them."""
+    def save(self, folder: str | os.PathLike, *, rows: int | None = None) -> None:
+        """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``.
+
+        transformers reads them. A padding id that a model of ``rows`` rows does not have is left
+        out.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials}
+        content = self._backend.to_str()
+        if rows is not None and self.pad_id >= rows:
+            del settings["pad_token"]
+            parsed = json.loads(content)
+            added = [token for token in parsed["added_tokens"] if token["id"] != self.pad_id]
+            content = json.dumps(parsed | {"added_tokens": added}, ensure_ascii=False)
+        if self.chat_template is not None:
+            _write(folder / "chat_template.jinja", self.chat_template)
         _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-        _write(folder / "tokenizer.json", self._backend.to_str())
+        _write(folder / "tokenizer.json", content)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
@@ -119,7 +159,13 @@ class Tokenizer:
         except Exception as error:  # the package raises bare Exception for a malformed file
             message = f"{folder / 'tokenizer.json'} is not a tokenizer: {error}"
             raise InputError(message) from error
-        return cls(backend, eos=eos, pad=PAD if pad in (None, eos) else pad)
+        template = settings.get("chat_template")
+        if (folder / "chat_template.jinja").is_file():
+            template = _read(folder / "chat_template.jinja")
+        if isinstance(template, list):  # several by name
+            template = {each["name"]: each["template"] for each in template}.get("default")
+        pad = PAD if pad in (None, eos) else pad
+        return cls(backend, eos=eos, pad=pad, chat_template=template)
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -156,6 +202,29 @@ def load_gpt2(folder: str | os.PathLike) -> Tokenizer:
     return Tokenizer(_byte_level(models.BPE(vocab=vocabulary, merges=merges)), eos=EOS, pad=PAD)
 
 
+def bpe_from_vocabulary(
+    tokens: Sequence[str],
+    merges: Sequence[str],
+    *,
+    special: Sequence[str],
+    eos: str,
+    pre: str,
+    chat_template: str | None,
+) -> Tokenizer:
+    """A byte-level BPE from its vocabulary; ``pre`` says what else splits a text before BPE.
+
+    Raises InputError for a ``pre`` that is not known.
+    """
+    splits = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
+    if pre not in splits:
+        raise InputError(f"pre-tokenizer {pre!r} is not supported, only {[*splits]}")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    backend = _byte_level(models.BPE(vocab=vocabulary, merges=pairs), *splits[pre])
+    backend.add_special_tokens(list(special))
+    return Tokenizer(backend, eos=eos, pad=PAD, chat_template=chat_template)
+
+
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a folder: a saved one, or GPT-2's vocabulary files."""
     path = Path(path)
@@ -167,9 +236,10 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     raise InputError(f"{path} {found}: expected tokenizer.json, or encoder.json and vocab.bpe")
 
 
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+def _byte_level(model: models.BPE, *splits: Any) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_]) if splits else bytes_
     backend.decoder = decoders.ByteLevel()
     return backend
 

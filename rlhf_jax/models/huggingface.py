@@ -1,17 +1,11 @@
-"""Hugging Face checkpoints in and out: ``config.json`` and safetensors, without torch.
-
-Tensors are read and written one after the other, so that the whole model is in memory once. Every
-tensor is checked: a missing, extra or misshapen one is an error, never a model with random parts.
-"""
+"""Hugging Face checkpoints in and out: ``config.json`` and safetensors, without torch."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,22 +13,14 @@ from safetensors.numpy import save_file
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.models.families import Family, Fields, family_of_checkpoint, family_of_model
-from rlhf_jax.models.tensor_layout import Tensors, parameter_shapes, tensors_of
-from rlhf_jax.models.transformer import as_layout, unstack_blocks
+from rlhf_jax.models.families import family_of_model
+from rlhf_jax.models.pretrained import Imported, Source, import_model
+from rlhf_jax.models.tensor_layout import Tensors, at, tensors_of
+from rlhf_jax.models.transformer import unstack_blocks
 from rlhf_jax.types import Params
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 SHARD_BYTES = 5 * 10**9
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-"""Masks and frequencies that old checkpoints carry along."""
-
-
-class Imported(NamedTuple):
-    model: ModelConfig
-    vocab_size: int
-    params: Params
-    """{"trunk", "lm_head"?}, or {"trunk", "head"} of a sequence classifier with one label."""
 
 
 def is_checkpoint(folder: str | os.PathLike) -> bool:
@@ -49,52 +35,30 @@ def is_checkpoint(folder: str | os.PathLike) -> bool:
 
 
 def load_pretrained(folder: str | os.PathLike) -> Imported:
-    """The model in ``folder``, in float32.
-
-    Raises InputError for an unknown architecture or config field, a tensor that is missing, extra
-    or of another shape, and a damaged file.
-    """
+    """The model in ``folder``. Raises InputError as ``import_model``, and for damaged files."""
     folder = Path(folder)
-    file = str(folder / "config.json")
-    raw = _read_json(folder / "config.json")
-    family = family_of_checkpoint(raw, file)
-    fields = Fields(raw, file)
-    vocab_size = fields.take("vocab_size")
-    config = family.read(fields)
-    fields.done()
-    kind = _kind(raw, family, file)
     where = _index(folder)
-    bare = not any(name.startswith(f"{family.base}.") for name in where)
-    shapes = parameter_shapes(config, vocab_size, kind)
-    plan = list(tensors_of(family, config, shapes, bare=bare))
-    _check_names(folder, family, plan, where, tied=config.tied)
-    params: Params = {}
-    for entry in plan:
-        struct = _at(shapes, entry.path)
-        expected = [part.shape for part in jax.eval_shape(entry.write, struct)]
-        parts = [_read_tensor(where[n], n, s) for n, s in zip(entry.names, expected, strict=True)]
-        _put(params, entry.path, jnp.asarray(np.ascontiguousarray(entry.read(*parts))))
-    if kind == "scalar":
-        extra = folder / "rlhf_jax.json"
-        bias = _read_json(extra)["head_bias"] if extra.is_file() else 0.0
-        params["head"]["bias"] = jnp.full(1, bias, jnp.float32)
-    return Imported(config, vocab_size, params | {"trunk": as_layout(params["trunk"], config)})
+    bias = folder / "rlhf_jax.json"
 
+    def shape(name: str) -> tuple[int, ...]:
+        with _open(where[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
 
-def _kind(raw: dict, family: Family, file: str) -> Literal["lm", "scalar"]:
-    named = (raw.get("architectures") or [family.causal])[0]
-    if named == family.classifier:
-        labels = len(raw.get("id2label", ())) or raw.get("num_labels", 2)
-        if labels != 1:
-            raise InputError(f"{file}: {named} has {labels} labels, a reward model has 1")
-        return "scalar"
-    known = (family.causal, family.causal.replace("LMHead", "").replace("ForCausalLM", ""))
-    if named not in known and named != family.causal.replace("ForCausalLM", "Model"):
-        raise InputError(
-            f"{file}: architecture {named!r} is not supported, only "
-            f"{family.causal!r} and {family.classifier!r}"
+    def read(name: str) -> np.ndarray:
+        # Opened for each tensor: a closed file gives its mapped pages back.
+        with _open(where[name]) as file:
+            return file.get_tensor(name).astype(np.float32, copy=False)
+
+    return import_model(
+        Source(
+            file=str(folder),
+            config=_read_json(folder / "config.json"),
+            names=where.keys(),
+            shape=shape,
+            read=read,
+            head_bias=_read_json(bias)["head_bias"] if bias.is_file() else 0.0,
         )
-    return "lm"
+    )
 
 
 def _index(folder: Path) -> dict[str, Path]:
@@ -113,41 +77,6 @@ def _index(folder: Path) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), files[0])
 
 
-def _check_names(folder: Path, family: Family, plan, where, *, tied: bool) -> None:
-    wanted = {name for entry in plan for name in entry.names}
-    missing = sorted(wanted - where.keys())
-    ignored = lambda name: name.endswith(BUFFERS) or "rotary_emb" in name
-    extra = sorted(name for name in where.keys() - wanted if not ignored(name))
-    head = f"{family.lm_head}.weight"
-    if tied and head in extra:
-        embedding = next(entry.names[0] for entry in plan if entry.path[-1] == "wte")
-        same = np.array_equal(
-            _read_tensor(where[head], head), _read_tensor(where[embedding], embedding)
-        )
-        if not same:
-            raise InputError(f"{folder}: {head} differs from {embedding}, but the config ties them")
-        extra.remove(head)
-    if missing or extra:
-        some = lambda names: (
-            ", ".join(names[:5]) + (f" and {len(names) - 5} more" * (len(names) > 5))
-        )
-        found = [
-            f"{word} {some(names)}"
-            for word, names in (("missing", missing), ("unexpected", extra))
-            if names
-        ]
-        raise InputError(f"{folder}: tensors do not fit config.json: {'; '.join(found)}")
-
-
-def _read_tensor(path: Path, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    # Opened for each tensor: a closed file gives its mapped pages back.
-    with _open(path) as file:
-        found = tuple(file.get_slice(name).get_shape())
-        if shape is not None and found != shape:
-            raise InputError(f"{path}: {name} has shape {found}, config.json asks for {shape}")
-        return file.get_tensor(name).astype(np.float32)
-
-
 def _open(path: Path):
     try:
         return safe_open(path, framework="np")
@@ -163,6 +92,7 @@ def save_pretrained(
     config: ModelConfig,
     params: Params,
     *,
+    kind: Literal["lm", "scalar"],
     dtype: Literal["float32", "bfloat16", "float16"],
     eos_id: int,
     pad_id: int | None,
@@ -173,11 +103,11 @@ def save_pretrained(
     """
     folder = Path(folder)
     family = family_of_model(config)
-    kind = "scalar" if "head" in params else "lm"
     trunk = params["trunk"]
     if "blocks" in trunk:
         trunk = unstack_blocks(trunk, config.n_layers)
-    params = params | {"trunk": trunk}
+    parts = {"lm": ("lm_head",), "scalar": ("head",)}[kind]
+    params = {"trunk": trunk} | {name: params[name] for name in parts if name in params}
     raw = {
         "architectures": [family.classifier if kind == "scalar" else family.causal],
         "model_type": family.model_type,
@@ -208,7 +138,7 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
     shards: list[list[Tensors]] = [[]]
     size = total = 0
     for entry in plan:
-        bytes_ = _at(params, entry.path).size * np.dtype(DTYPES[dtype]).itemsize
+        bytes_ = at(params, entry.path).size * np.dtype(DTYPES[dtype]).itemsize
         if size + bytes_ > SHARD_BYTES and shards[-1]:
             shards, size = [*shards, []], 0
         shards[-1].append(entry)
@@ -219,7 +149,7 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
         name = "model.safetensors" if len(shards) == 1 else name
         tensors = {}
         for entry in entries:
-            parts = entry.write(np.asarray(_at(params, entry.path)))
+            parts = entry.write(np.asarray(at(params, entry.path)))
             for tensor, part in zip(entry.names, parts, strict=True):
                 tensors[tensor] = np.ascontiguousarray(part.astype(DTYPES[dtype]))
         save_file(tensors, folder / name, metadata={"format": "pt"})
@@ -227,18 +157,6 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _at(tree: Params, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def _put(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = leaf
 
 
 def _read_json(path: Path) -> dict:

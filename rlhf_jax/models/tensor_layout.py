@@ -86,3 +86,15 @@ def parameter_shapes(config: ModelConfig, vocab_size: int, kind: Literal["lm", "
     if kind == "lm":
         return shapes
     return jax.eval_shape(make_scalar_model(config, vocab_size).init, key, shapes["trunk"])
+
+
+def at(tree: Params, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def put(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf

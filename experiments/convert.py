@@ -1,0 +1,83 @@
+"""Weights in and out: a Hugging Face checkpoint or GGUF file to a run folder, and back.
+
+    python -m experiments.convert from-hf DIR --out runs/gpt2
+    python -m experiments.convert to-hf runs/quickstart/ppo --out exported/policy
+    python -m experiments.convert to-hf runs/quickstart/ppo --out exported/value --part value
+
+A run folder made here serves like that of a finished stage. What is written loads in transformers
+and vLLM; a reward or value model as ``*ForSequenceClassification`` with one label.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.stage import Stage
+from experiments.trained import Trained, load_any, load_value, save_model_card
+from rlhf_jax.cli import main
+from rlhf_jax.config import ConvertConfig
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.huggingface import save_pretrained
+from rlhf_jax.models.transformer import as_layout
+
+
+def run(config: ConvertConfig) -> None:
+    if config.direction == "from-hf":
+        from_hf(config)
+    else:
+        to_hf(config)
+
+
+def from_hf(config: ConvertConfig) -> dict:
+    """A finished run folder with the checkpoint's parameters, shape and tokenizer."""
+    with Stage(config, "convert") as stage:
+        if stage.summary is not None:
+            return stage.summary
+        source = load_any(config.source, flag="source")
+        model = replace(
+            source.model,
+            dtype=config.compute_dtype,
+            scan_layers=config.scan_layers,
+            remat=config.remat,
+        )
+        save_model_card(config.out, model, source.vocab_size, source.tokenizer, kind=source.kind)
+        trunk = as_layout(source.params["trunk"], model)
+        return stage.finish(source.params | {"trunk": trunk}, source=str(config.source))
+
+
+def to_hf(config: ConvertConfig) -> None:
+    """The folder appears complete or not at all."""
+    if config.part == "value":
+        trained = load_value(config.source)
+    else:
+        trained = load_any(config.source, flag="source")
+    out = config.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists already; choose a folder that does not")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(trained, partial, config)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{config.source} -> {out}")
+
+
+def write(trained: Trained, folder: Path, config: ConvertConfig) -> None:
+    tokenizer = trained.tokenizer
+    save_pretrained(
+        folder,
+        trained.model,
+        trained.params,
+        kind=trained.kind,
+        dtype=config.dtype,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id if tokenizer.pad_id < trained.vocab_size else None,
+    )
+    tokenizer.save(folder, rows=trained.vocab_size)
+
+
+if __name__ == "__main__":
+    main(run, ConvertConfig)

@@ -1,0 +1,120 @@
+"""From named tensors and a ``config.json`` to a model: every tensor is checked, none is guessed.
+
+Tensors are read one after the other, so that the whole model is in memory once. A missing, extra
+or misshapen tensor is an error, never a model with random parts.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.checkpoint_fields import Fields
+from rlhf_jax.models.families import Family, family_of_checkpoint
+from rlhf_jax.models.tensor_layout import at, parameter_shapes, put, tensors_of
+from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.types import Params
+
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+"""Masks that old checkpoints carry along; rotary frequencies too."""
+
+
+class Source(NamedTuple):
+    """A checkpoint of any format, under the names of Hugging Face."""
+
+    file: str
+    """For messages."""
+    config: Mapping[str, Any]
+    """As ``config.json``."""
+    names: Collection[str]
+    shape: Callable[[str], tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    """A tensor in float32."""
+    head_bias: float
+    """Of a scalar head; formats without one have 0."""
+
+
+class Imported(NamedTuple):
+    model: ModelConfig
+    vocab_size: int
+    params: Params
+    """{"trunk", "lm_head"?}, or {"trunk", "head"} of a sequence classifier with one label."""
+
+
+def import_model(source: Source) -> Imported:
+    """The model in ``source``, in float32.
+
+    Raises InputError for an unknown architecture or config field, and for a tensor that is missing,
+    extra or of another shape.
+    """
+    family = family_of_checkpoint(source.config, source.file)
+    fields = Fields(source.config, source.file)
+    vocab_size = fields.take("vocab_size")
+    config = family.read(fields)
+    fields.done()
+    kind = _kind(source, family)
+    bare = not any(name.startswith(f"{family.base}.") for name in source.names)
+    shapes = parameter_shapes(config, vocab_size, kind)
+    plan = list(tensors_of(family, config, shapes, bare=bare))
+    _check_names(source, family, plan, tied=config.tied)
+    params: Params = {}
+    for entry in plan:
+        expected = jax.eval_shape(entry.write, at(shapes, entry.path))
+        for name, part in zip(entry.names, expected, strict=True):
+            _check_shape(source, name, part.shape)
+        value = entry.read(*map(source.read, entry.names))
+        put(params, entry.path, jnp.asarray(np.ascontiguousarray(value)))
+    if kind == "scalar":
+        params["head"]["bias"] = jnp.full(1, source.head_bias, jnp.float32)
+    return Imported(config, vocab_size, params | {"trunk": as_layout(params["trunk"], config)})
+
+
+def _kind(source: Source, family: Family) -> Literal["lm", "scalar"]:
+    named = (source.config.get("architectures") or [family.causal])[0]
+    if named == family.classifier:
+        labels = len(source.config.get("id2label", ())) or source.config.get("num_labels", 2)
+        if labels != 1:
+            raise InputError(f"{source.file}: {named} has {labels} labels, a reward model has 1")
+        return "scalar"
+    bare = family.causal.replace("LMHeadModel", "Model").replace("ForCausalLM", "Model")
+    if named not in (family.causal, bare):
+        raise InputError(
+            f"{source.file}: architecture {named!r} is not supported, only "
+            f"{family.causal!r} and {family.classifier!r}"
+        )
+    return "lm"
+
+
+def _check_names(source: Source, family: Family, plan, *, tied: bool) -> None:
+    wanted = {name for entry in plan for name in entry.names}
+    missing = sorted(wanted - set(source.names))
+    ignored = lambda name: name.endswith(BUFFERS) or "rotary_emb" in name
+    extra = sorted(name for name in set(source.names) - wanted if not ignored(name))
+    head = f"{family.lm_head}.weight"
+    if tied and head in extra:
+        embedding = next(entry.names[0] for entry in plan if entry.path[-1] == "wte")
+        if not np.array_equal(source.read(head), source.read(embedding)):
+            raise InputError(
+                f"{source.file}: {head} differs from {embedding}, but the config ties them"
+            )
+        extra.remove(head)
+    found = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("extra", extra))]
+    found = [text for text, names in zip(found, (missing, extra), strict=True) if names]
+    if found:
+        raise InputError(f"{source.file}: the tensors do not fit the config: {'; '.join(found)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _check_shape(source: Source, name: str, expected: tuple[int, ...]) -> None:
+    found = source.shape(name)
+    if found != expected:
+        raise InputError(
+            f"{source.file}: {name} has shape {found}, but the config asks for {expected}"
+        )
