@@ -1,0 +1,157 @@
+"""Checkpoints of others through the command line: converted, trained on, spoken to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_pretrained import SHAPES, random_params
+
+from experiments import convert, ppo, reward, sample, sft
+from experiments.trained import load_trained
+from rlhf_jax.cli import load
+from rlhf_jax.config import ConvertConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
+from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.huggingface import save_pretrained
+
+DATA = Path(__file__).parents[1] / "data"
+VOCAB = 50257
+"""GPT-2's own: the tokenizer's padding, id 50257, is beyond the model's rows."""
+
+
+def to_convert(*argv):
+    return convert.run(load(ConvertConfig, [*map(str, argv)]))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A folder as transformers writes it, with GPT-2's tokenizer."""
+    folder = tmp_path_factory.mktemp("hf") / "gpt2"
+    params = jax.tree.map(lambda x: x / 10, random_params(SHAPES["gpt2"], vocab_size=VOCAB))
+    options = dict(kind="lm", dtype="float32", eos_id=50256, pad_id=None)
+    save_pretrained(folder, SHAPES["gpt2"], params, **options)
+    load_tokenizer(DATA / "gpt2_bpe").save(folder, rows=VOCAB)
+    return folder
+
+
+def test_padding_beyond_the_model_is_not_exported(gpt2):
+    settings = json.loads((gpt2 / "tokenizer_config.json").read_text())
+    assert "pad_token" not in settings and settings["eos_token"] == "<|endoftext|>"
+    added = json.loads((gpt2 / "tokenizer.json").read_text())["added_tokens"]
+    assert [token["id"] for token in added] == [50256]
+
+
+def test_there_and_back_gives_the_same_bytes(gpt2, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    to_convert("from-hf", gpt2, "--out", run)
+    to_convert("to-hf", run, "--out", out)
+    assert {p.name for p in out.iterdir()} == {p.name for p in gpt2.iterdir()}
+    for path in gpt2.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+
+
+def test_from_hf_may_choose_how_to_compute(gpt2, tmp_path):
+    options = ("--compute-dtype", "bfloat16", "--scan-layers", "True", "--remat", "True")
+    to_convert("from-hf", gpt2, "--out", tmp_path / "run", *options)
+    trained = load_trained(tmp_path / "run", flag="init")
+    model = trained.model
+    assert (model.dtype, model.scan_layers, model.remat) == ("bfloat16", True, True)
+    assert trained.params["trunk"]["blocks"]["ln_1"]["scale"].shape == (2, 16)
+
+
+def test_nothing_is_overwritten_nor_left_half_done(gpt2, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").touch()
+    with pytest.raises(InputError, match="out exists already"):
+        to_convert("to-hf", gpt2, "--out", out)
+    monkeypatch.setattr(convert, "save_pretrained", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        to_convert("to-hf", gpt2, "--out", tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_bad_sources_are_named(gpt2, tmp_path):
+    with pytest.raises(InputError, match="expected the run folder of a finished stage, a Hugging"):
+        to_convert("from-hf", tmp_path, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"no model.json|no value network"):
+        to_convert("to-hf", gpt2, "--part", "value", "--out", tmp_path / "x")
+    bare = tmp_path / "bare"
+    shutil.copytree(gpt2, bare)
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"expected tokenizer.json"):
+        to_convert("from-hf", bare, "--out", tmp_path / "run")
+
+
+def test_a_language_model_is_no_reward_model(gpt2):
+    with pytest.raises(InputError, match=r"--reward .* is a language model, expected a reward"):
+        load_trained(gpt2, flag="reward", kind="scalar")
+
+
+def test_a_piped_prompt_is_answered(gpt2, monkeypatch, capsys):
+    lines = iter(["The capital of France"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end())
+    argv = ["--init", str(gpt2), "--sampling.temperature", "0", "--response-length", "5"]
+    sample.run(load(SampleConfig, argv))
+    answer = capsys.readouterr().out
+    trained = load_trained(gpt2, flag="init")
+    make = sample.make_answer(load(SampleConfig, argv), trained)
+    ids = list(make(trained.tokenizer.encode("The capital of France"), jax.random.key(0)))
+    assert answer == trained.tokenizer.decode(ids) + "\n" and len(ids) == 5
+
+
+def _end():
+    raise EOFError
+
+
+@pytest.mark.slow
+def test_every_stage_starts_from_a_checkpoint_and_its_results_leave_again(gpt2, tmp_path):
+    """SFT, reward model and PPO on GPT-2's own vocabulary; all three networks exported."""
+    words = ("war", "love", "space", "crime", "road", "ghost")
+    rows = {
+        "sft": [{"prompt": f"A {w} film", "completion": f" about {w}."} for w in words * 4],
+        "comparisons": [
+            {"prompt": f"A {w} film", "responses": [" good.", " bad.", " odd."], "ranks": [0, 2, 1]}
+            for w in words * 4
+        ],
+        "prompts": [{"prompt": f"A {w} film"} for w in words * 4],
+    }
+    for name, content in rows.items():
+        text = "".join(json.dumps(row) + "\n" for row in content)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    common = lambda name: [
+        *("--run.dir", str(tmp_path / name), "--run.tensorboard", "False"),
+        *("--cache", str(tmp_path / "cache"), "--prompt-length", "8", "--response-length", "8"),
+    ]
+    init = ("--init.from-hf", str(gpt2))
+    data = lambda name: str(tmp_path / f"{name}.jsonl")
+    argv = [*init, "--data", data("sft"), "--epochs", "1", "--batch-size", "4", "--block-size"]
+    done = sft.run(load(SFTConfig, [*common("sft"), *argv, "16", "--pretrain-mix", "0"]))
+    assert np.isfinite(done["heldout"]["eval/loss"])
+    argv = [*init, "--data", data("comparisons"), "--epochs", "1"]
+    done = reward.run(load(RewardConfig, [*common("reward"), *argv]))
+    assert np.isfinite(done["heldout"]["eval/accuracy"])
+    to_convert("to-hf", tmp_path / "reward", "--out", tmp_path / "hf_reward")
+    argv = [
+        *("--init", str(tmp_path / "sft"), "--reward.from-hf", str(tmp_path / "hf_reward")),
+        *("--prompts", data("prompts"), "--iterations", "2", "--batch-size", "8"),
+        *("--num-minibatches", "2", "--force", "True"),
+    ]
+    ppo.run(load(PPOConfig, [*common("ppo"), *argv]))
+    lines = (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()
+    metrics = json.loads(lines[-1])
+    assert all(np.isfinite(v) for v in metrics.values() if isinstance(v, float)), metrics
+    for part in ("model", "value"):
+        to_convert("to-hf", tmp_path / "ppo", "--part", part, "--out", tmp_path / f"hf_{part}")
+    value = load_trained(tmp_path / "hf_value", flag="value", kind="scalar")
+    before = load_trained(tmp_path / "reward", flag="reward", kind="scalar")
+    assert not np.array_equal(value.params["head"]["kernel"], before.params["head"]["kernel"])
+    assert value.vocab_size == VOCAB
+    policy = load_trained(tmp_path / "hf_model", flag="init")
+    same = load_trained(tmp_path / "ppo", flag="init")
+    jax.tree.map(np.testing.assert_array_equal, policy.params, same.params)
