@@ -520,6 +520,30 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class HarnessConfig:
+    """Tasks of lm-evaluation-harness on a checkpoint."""
+
+    init: Path = Path("runs/quickstart/ppo")
+    """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
+    tasks: tuple[str, ...] = ()
+    include_path: Path | None = None
+    """Folder with tasks of your own (YAML)."""
+    num_fewshot: int | None = None
+    """Examples before each question; None: as the task says."""
+    limit: int = 0
+    """Questions per task; 0: all."""
+    batch_size: int = 16
+    max_gen_toks: int = 64
+    """Length of generated answers where the task does not say."""
+    seed: int = 0
+    out: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self):
+        check(self.batch_size >= 1, f"batch_size={self.batch_size} must be >= 1")
+
+
+@dataclass(frozen=True)
 class InstructGPTConfig:
     """All stages in a row, in sub-folders of one run folder."""
 
