@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -337,3 +339,44 @@ def test_every_combination_of_a_shape_is_one_family_or_none():
         assert resolved(family.read(fields)) == resolved(config)
         fields.done()
     assert claimed == 6  # GPT-NeoX has both kinds of residual
+
+
+MEASURE = """
+import sys, threading, time
+import jax
+from rlhf_jax.models.huggingface import load_pretrained
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(x for x in lines if x.startswith("RssAnon")).split()[1])
+
+load_pretrained(sys.argv[1])  # what is compiled and imported does not count
+start, peak, done = anonymous(), 0, False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+params = load_pretrained(sys.argv[2]).params
+done = True
+watcher.join()
+weights = sum(x.nbytes for x in jax.tree.leaves(params))
+print((peak - start) / weights)
+"""
+
+
+@pytest.mark.slow
+def test_an_import_needs_no_more_than_1_3_times_its_weights(tmp_path):
+    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    small = SHAPES["llama"]
+    large = dataclasses.replace(small, n_layers=6, d_model=512, n_heads=8, d_ff=2048)
+    for name, config, vocab_size in (("small", small, 31), ("large", large, 20_000)):
+        params = random_params(config, vocab_size=vocab_size)
+        save_pretrained(tmp_path / name, config, params, **options)
+    command = [sys.executable, "-c", MEASURE, tmp_path / "small", tmp_path / "large"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 < float(found.stdout) <= 1.3

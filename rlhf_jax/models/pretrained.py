@@ -62,12 +62,14 @@ def import_model(source: Source) -> Imported:
     plan = list(tensors_of(family, config, shapes, bare=bare))
     _check_names(source, family, plan, tied=config.tied)
     params: Params = {}
-    for entry in plan:
+    # The largest first: its temporary copies are gone before the memory fills.
+    for entry in sorted(plan, key=lambda entry: -at(shapes, entry.path).size):
         expected = jax.eval_shape(entry.write, at(shapes, entry.path))
         for name, part in zip(entry.names, expected, strict=True):
             _check_shape(source, name, part.shape)
-        value = entry.read(*map(source.read, entry.names))
-        put(params, entry.path, jnp.asarray(np.ascontiguousarray(value)))
+        value = np.ascontiguousarray(entry.read(*map(source.read, entry.names)))
+        put(params, entry.path, jnp.asarray(value).block_until_ready())
+        del value  # before the next is read
     if kind == "scalar":
         params["head"]["bias"] = jnp.full(1, source.head_bias, jnp.float32)
     return Imported(config, vocab_size, params | {"trunk": as_layout(params["trunk"], config)})
