@@ -17,13 +17,14 @@ from jax.random import fold_in, split
 
 from experiments.inputs import load_corpora, text_stream
 from experiments.stage import Stage
-from experiments.trained import load_trained, same_tokenizer, save_model_card
+from experiments.trained import load_trained, same_tokenizer, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import PPOConfig, check
 from rlhf_jax.data.batches import query_batches
 from rlhf_jax.data.datasets import load_prompts
 from rlhf_jax.errors import RunError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.kl import update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
@@ -55,15 +56,17 @@ def run(config: PPOConfig) -> dict:
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
         sft = load_trained(config.init, flag="init")
-        reward = load_trained(config.reward, flag="reward", kind="scalar")
+        reward = load_trained(config.reward, flag="reward", kind="scalar", share=sft)
         value = reward
         if config.value_init is not None:
-            value = load_trained(config.value_init, flag="value-init", kind="scalar")
+            value = load_trained(config.value_init, flag="value-init", kind="scalar", share=sft)
         same_tokenizer(sft, reward, ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
-        tokenizer, model = sft.tokenizer, sft.model
+        actor = with_adapters(sft, config.lora, seed=config.run.seed)
+        critic = with_adapters(value, config.lora, seed=config.run.seed)
+        tokenizer, model = actor.tokenizer, actor.model
         save_model_card(
-            config.run.dir, model, sft.vocab_size, tokenizer, kind="lm", value=value.model
+            config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model
         )
         check(
             config.prompt_length + config.response_length <= model.context,
@@ -94,15 +97,14 @@ def run(config: PPOConfig) -> dict:
         # Models and states
         lm = make_language_model(model, sft.vocab_size)
         reward_model = make_scalar_model(reward.model, reward.vocab_size)
-        policy_value = make_policy_value(model, value.model, sft.vocab_size, config.value_trunk)
+        policy_value = make_policy_value(model, critic.model, sft.vocab_size, config.value_trunk)
         schedule = make_schedule(config.optim, config.iterations)
         tx = make_policy_value_optimizer(
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
-        params = policy_value.init(sft.params, value.params)
+        params, frozen = partition(policy_value.init(actor.params, critic.params))
+        ref_params, reward_params, frozen = parallel.replicate((sft.params, reward.params, frozen))
         state = make_state(params, tx, ema_decay=config.optim.ema_decay)
-        ref_params = parallel.replicate(sft.params)
-        reward_params = parallel.replicate(reward.params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(parallel.replicate(state), **iterators)
         kl_coef = jnp.float32(stage.extra.get("kl_coef", config.kl.coef))
@@ -161,6 +163,7 @@ def run(config: PPOConfig) -> dict:
                 accumulate=config.optim.accumulate,
                 ema_decay=config.optim.ema_decay,
             ),
+            frozen=frozen,
             batch_axis=1,
         )
 
@@ -168,7 +171,8 @@ def run(config: PPOConfig) -> dict:
         for step in stage.steps(config.iterations):
             k_rollout, k_shuffle, k_update = split(fold_in(root_key, step), 3)
             batch = parallel.shard(next(queries))
-            rollout = rollout_fn(state.params, ref_params, reward_params, batch, k_rollout)
+            params = combine(frozen, state.params)
+            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
             minibatches, metrics = prepare(rollout, kl_coef, k_shuffle)
             ptx = next(iterators["ptx"]) if config.ptx_coef else None
             ptx = jax.tree.map(lambda x: x.reshape(updates, -1, *x.shape[1:]), ptx)
@@ -191,7 +195,7 @@ def run(config: PPOConfig) -> dict:
             stage.checkpoint(state, kl_coef=kl_coef)
 
         # Save
-        policy = policy_value.policy(averaged_params(state))
+        policy = policy_value.policy(combine(frozen, averaged_params(state)))
         return stage.finish(policy, kl_coef=float(kl_coef))
 
 

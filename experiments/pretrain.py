@@ -11,11 +11,12 @@ from jax.random import fold_in
 
 from experiments.inputs import Corpora, load_corpora, make_text_evaluation, text_stream
 from experiments.stage import Stage
-from experiments.trained import Trained, load_trained, save_model_card
+from experiments.trained import Trained, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
-from rlhf_jax.config import PretrainConfig
+from rlhf_jax.config import PretrainConfig, check
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
@@ -48,9 +49,10 @@ def run(config: PretrainConfig) -> dict:
         schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
         k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
-        params = lm.init(k_init) if start.params is None else start.params
+        params, frozen = partition(start.params or lm.init(k_init))
         state = make_state(params, tx, ema_decay=config.optim.ema_decay)
         state = stage.restore(parallel.replicate(state), train=batches)
+        frozen = parallel.replicate(frozen)
 
         # Functions
         def loss_fn(params, batch, key, count):
@@ -64,7 +66,8 @@ def run(config: PretrainConfig) -> dict:
                 tx,
                 accumulate=config.optim.accumulate,
                 ema_decay=config.optim.ema_decay,
-            )
+            ),
+            frozen=frozen,
         )
         evaluate = make_text_evaluation(
             lm,
@@ -82,11 +85,11 @@ def run(config: PretrainConfig) -> dict:
             state, metrics = update(state, batch, fold_in(k_train, step))
             stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(state.params))
+                stage.log_evaluation(evaluate(combine(frozen, state.params)))
             stage.checkpoint(state)
 
         # Save
-        params = averaged_params(state)
+        params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
 
 
@@ -100,7 +103,9 @@ def starting_point(config: PretrainConfig, corpora: Corpora) -> Trained:
         )
         config.check_context(model)
         params = start.params | {"trunk": as_layout(start.params["trunk"], model)}
-        return start._replace(model=model, params=params)
+        start = start._replace(model=model, params=params)
+        return with_adapters(start, config.lora, seed=config.run.seed)
+    check(config.lora.rank == 0, "lora.rank > 0 needs --init: adapters of nothing learn nothing")
     if config.tokenizer.path is not None:
         tokenizer = load_tokenizer(config.tokenizer.path)
     else:

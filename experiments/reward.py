@@ -16,7 +16,7 @@ import numpy as np
 from jax.random import fold_in
 
 from experiments.stage import Stage
-from experiments.trained import load_trained, save_model_card
+from experiments.trained import load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
@@ -24,6 +24,7 @@ from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
+from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
@@ -49,6 +50,7 @@ def run(config: RewardConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         sft = load_trained(config.init, flag="init")
+        sft = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer = sft.tokenizer
         model_config = replace(sft.model, dropout=config.dropout)
         save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
@@ -77,9 +79,10 @@ def run(config: RewardConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
-        params = model.init(k_head, sft.params["trunk"])
+        params, frozen = partition(model.init(k_head, sft.params["trunk"]))
         state = make_state(params, tx, ema_decay=config.optim.ema_decay)
         state = stage.restore(parallel.replicate(state), train=batches)
+        frozen = parallel.replicate(frozen)
 
         # Functions
         def scores_of(params, batch, key):
@@ -97,7 +100,8 @@ def run(config: RewardConfig) -> dict:
                 tx,
                 accumulate=config.optim.accumulate,
                 ema_decay=config.optim.ema_decay,
-            )
+            ),
+            frozen=frozen,
         )
         scores_fn = parallel.function(lambda params, batch: scores_of(params, batch, None))
 
@@ -131,11 +135,11 @@ def run(config: RewardConfig) -> dict:
                 show=("loss",),
             )
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(state.params))
+                stage.log_evaluation(evaluate(combine(frozen, state.params)))
             stage.checkpoint(state)
 
         # Save
-        params = averaged_params(state)
+        params = combine(frozen, averaged_params(state))
         bins = calibration(*score_all(params, heldout))
         bias, gain = normalisation(config, params, score_all, rows)
         return stage.finish(

@@ -18,12 +18,13 @@ from experiments.inputs import (
     text_stream,
 )
 from experiments.stage import Stage
-from experiments.trained import load_trained, save_model_card
+from experiments.trained import load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import SFTConfig, check
 from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
@@ -39,6 +40,7 @@ def run(config: SFTConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         pretrained = load_trained(config.init, flag="init")
+        pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)
         save_model_card(config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm")
@@ -86,8 +88,10 @@ def run(config: SFTConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
-        state = make_state(pretrained.params, tx, ema_decay=config.optim.ema_decay)
+        params, frozen = partition(pretrained.params)
+        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
         state = stage.restore(parallel.replicate(state), **iterators)
+        frozen = parallel.replicate(frozen)
 
         # Functions
         def loss_fn(params, batch, key, count):
@@ -101,7 +105,8 @@ def run(config: SFTConfig) -> dict:
                 tx,
                 accumulate=config.optim.accumulate,
                 ema_decay=config.optim.ema_decay,
-            )
+            ),
+            frozen=frozen,
         )
         heldout_batches = list(demonstrations(heldout, config.batch_size, None))
         heldout_loss = parallel.function(
@@ -120,11 +125,11 @@ def run(config: SFTConfig) -> dict:
             state, metrics = update(state, parallel.shard(batch), fold_in(key, step))
             stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(state.params))
+                stage.log_evaluation(evaluate(combine(frozen, state.params)))
             stage.checkpoint(state)
 
         # Save
-        params = averaged_params(state)
+        params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
 
 

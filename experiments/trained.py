@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
+
 from rlhf_jax.cli import from_dict, to_dict
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary, load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
+from rlhf_jax.models.lora import add_adapters, has_adapters, merge_adapters, share_equal
 from rlhf_jax.models.pretrained import Imported
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.training.checkpoints import load_params
@@ -49,8 +53,14 @@ def save_model_card(
     (folder / "model.json").write_text(json.dumps(card, indent=1))
 
 
-def load_trained(path: Path, *, flag: str, kind: Kind = "lm") -> Trained:
+def load_trained(
+    path: Path, *, flag: str, kind: Kind = "lm", share: Trained | None = None
+) -> Trained:
     """The model in a finished stage's run folder, a Hugging Face checkpoint, or a .gguf file.
+
+    A language model's adapters are merged into its weights: the next stage adds its own. Those of
+    a reward model stay apart, so that it can share the weights below them: what it has in common
+    with ``share`` will be the same arrays.
 
     Raises InputError naming ``flag`` if there is none, or one of another kind.
     """
@@ -58,7 +68,34 @@ def load_trained(path: Path, *, flag: str, kind: Kind = "lm") -> Trained:
     if trained.kind != kind:
         names = {"lm": "a language model", "scalar": "a reward or value model"}
         raise InputError(f"--{flag} {path} is {names[trained.kind]}, expected {names[kind]}")
-    return trained
+    if share is not None:
+        trained = trained._replace(params=share_equal(trained.params, share.params))
+    return merged(trained) if kind == "lm" else trained
+
+
+def merged(trained: Trained) -> Trained:
+    """The same model without adapters."""
+    params = merge_adapters(trained.params, trained.model.lora_scale)
+    return trained._replace(params=params, model=replace(trained.model, lora_scale=1.0))
+
+
+ADAPTERS = 2**31 - 1
+"""Folded into a run's key for the adapters: no step has this number."""
+
+
+def with_adapters(trained: Trained, config: LoRAConfig, *, seed: int) -> Trained:
+    """What a stage trains: with new adapters if ``config`` asks for them and there are none yet.
+
+    Without ``config.rank``, adapters that are there are merged and all weights train.
+    """
+    if config.rank == 0:
+        return merged(trained)
+    if has_adapters(trained.params):
+        return trained
+    key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
+    params = add_adapters(key, trained.params, trained.model, config)
+    model = replace(trained.model, lora_scale=config.alpha / config.rank)
+    return trained._replace(params=params, model=model)
 
 
 def load_any(path: Path, *, flag: str) -> Trained:

@@ -70,6 +70,8 @@ class ModelConfig:
     """x + attention(ln_1(x)) + mlp(ln_2(x)) (GPT-NeoX), not one after the other."""
     tied: bool = True
     """The unembedding is the transposed embedding; otherwise a matrix of its own."""
+    lora_scale: float = 1.0
+    """α / r of the low-rank adapters that parameters may hold; stages set it (see LoRAConfig)."""
     dropout: float = 0.0
     """On the embedding sum, attention weights and both residual outputs; only while training."""
     scan_layers: bool = False
@@ -106,6 +108,21 @@ class ModelConfig:
     def hidden(self) -> int:
         """Dimensions inside the MLP."""
         return self.d_ff or 4 * self.d_model
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): W + (α / r) A B; nothing else of the trunk is trained."""
+
+    rank: int = 0
+    """r; 0 trains all weights."""
+    alpha: float = 16.0
+    targets: str = ".*"
+    """Regular expression over a block's dense layers: attn/c_attn (queries, keys and values),
+    attn/c_proj, mlp/c_fc, mlp/c_gate, mlp/c_proj."""
+
+    def __post_init__(self):
+        check(self.rank >= 0, f"lora.rank={self.rank} must be >= 0")
 
 
 @dataclass(frozen=True)
@@ -227,6 +244,7 @@ class PretrainConfig:
     data: TextDataConfig = field(default_factory=TextDataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05)
     )
@@ -272,6 +290,7 @@ class SFTConfig:
     pretrain_data: TextDataConfig = field(default_factory=TextDataConfig)
     dropout: float = 0.0
     """Of this stage (InstructGPT: 0.2 on residuals)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch_size: int = 16
@@ -358,6 +377,7 @@ class RewardConfig:
     prompt_length: int = 16
     response_length: int = 32
     dropout: float = 0.0
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20)
     )
@@ -420,6 +440,9 @@ class PPOConfig:
     ptx_batch_size: int = 32
     """Rows of pretraining text per minibatch."""
     ptx_data: TextDataConfig = field(default_factory=TextDataConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """On the policy and on the value network, which then share their frozen weights with the
+    reference and the reward model where these are the same."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             lr=3e-4, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5

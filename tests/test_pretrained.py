@@ -59,7 +59,7 @@ SHAPES["qwen3"] = dataclasses.replace(SHAPES["llama"], head_dim=8, qk_norm=True)
 
 def random_params(config, kind="lm", vocab_size=31):
     """Parameters without compiling a program that makes them."""
-    shapes = parameter_shapes(config, vocab_size, kind)
+    shapes = parameter_shapes(dataclasses.replace(config, scan_layers=False), vocab_size, kind)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
     return params | {"trunk": as_layout(params["trunk"], config)}

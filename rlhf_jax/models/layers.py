@@ -47,7 +47,7 @@ class RMSNorm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W + b, with W stored [in, out] as GPT-2 does.
+    """x W + b, with W stored [in, out] as GPT-2 does; with an adapter beside it, + s (x A) B.
 
     Rows are flattened to one axis first: on CPU the gradient of a three-dimensional product takes
     2.5 times as long. ``dtype`` is that of the operands; the product accumulates in float32.
@@ -57,12 +57,20 @@ class Dense(nn.Module):
     dtype: str
     stddev: float
     use_bias: bool
+    lora_scale: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
+        def product(rows, matrix):
+            cast = (rows.astype(self.dtype), matrix.astype(self.dtype))
+            return jnp.dot(*cast, preferred_element_type=jnp.float32)
+
         kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = jnp.dot(rows, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        rows = x.reshape(-1, x.shape[-1])
+        y = product(rows, kernel)
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            y = y + self.lora_scale * product(product(rows, a), b)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
         return y.reshape(*x.shape[:-1], self.features)

@@ -49,6 +49,10 @@ def norm_layer(config: ModelConfig, name: str) -> nn.Module:
     return kind(config.norm_eps, name=name)
 
 
+def dense(config: ModelConfig, features: int, stddev: float, use_bias: bool, name: str) -> Dense:
+    return Dense(features, config.dtype, stddev, use_bias, config.lora_scale, name=name)
+
+
 class Attention(nn.Module):
     """softmax(q kᵀ / √Dh) v, grouped queries sharing keys and values (Ainslie 2023).
 
@@ -72,7 +76,7 @@ class Attention(nn.Module):
         H, G, Dh = c.kv_heads, c.n_heads // c.kv_heads, c.width
         dtype = jnp.dtype(c.dtype)
         sizes = (c.n_heads * Dh, H * Dh, H * Dh)
-        qkv = Dense(sum(sizes), c.dtype, 0.02, c.bias != "none", name="c_attn")(x)
+        qkv = dense(c, sum(sizes), 0.02, c.bias != "none", name="c_attn")(x)
         # [B, H, T, Dh]: with [B, T, H, Dh] the cached scores are 13 to 20 times slower on CPU.
         heads = lambda y: y.reshape(B, T, -1, Dh).transpose(0, 2, 1, 3)
         q, k, v = map(heads, jnp.split(qkv, (sizes[0], sizes[0] + sizes[1]), axis=-1))
@@ -94,7 +98,7 @@ class Attention(nn.Module):
         weights = weights.reshape(B, H, G * T, -1).astype(dtype)
         out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=jnp.float32)
         out = out.reshape(B, H * G, T, Dh).transpose(0, 2, 1, 3).reshape(B, T, H * G * Dh)
-        project = Dense(D, c.dtype, residual_stddev(c), c.bias == "all", name="c_proj")
+        project = dense(c, D, residual_stddev(c), c.bias == "all", name="c_proj")
         return project(out), KeyValues(k, v)
 
 
@@ -107,12 +111,12 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
         bias = c.bias == "all"
-        y = Dense(c.hidden, c.dtype, 0.02, bias, name="c_fc")(x)
+        y = dense(c, c.hidden, 0.02, bias, name="c_fc")(x)
         if c.activation == "swiglu":
-            y = jax.nn.silu(Dense(c.hidden, c.dtype, 0.02, bias, name="c_gate")(x)) * y
+            y = jax.nn.silu(dense(c, c.hidden, 0.02, bias, name="c_gate")(x)) * y
         else:
             y = jax.nn.gelu(y, approximate=c.activation == "gelu_tanh")
-        return Dense(c.d_model, c.dtype, residual_stddev(c), bias, name="c_proj")(y)
+        return dense(c, c.d_model, residual_stddev(c), bias, name="c_proj")(y)
 
 
 class Block(nn.Module):

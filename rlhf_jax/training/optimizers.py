@@ -38,8 +38,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
 
 
 def decay_mask(params: Params) -> Params:
-    """True on the kernels of dense layers: biases, normalisation and embeddings do not decay."""
-    is_kernel = lambda path, leaf: path[-1].key == "kernel"
+    """True on the matrices of dense layers: biases, normalisation and embeddings do not decay."""
+    is_kernel = lambda path, leaf: path[-1].key in ("kernel", "lora_a", "lora_b")
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 

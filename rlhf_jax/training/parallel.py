@@ -48,33 +48,43 @@ class Parallel(NamedTuple):
         return jax.device_put(batch, self.split(axis))
 
     def replicate(self, tree: PyTree) -> PyTree:
-        return jax.device_put(tree, self.replicated)
+        """A copy on every device; an array that occurs twice in ``tree`` is put there once."""
+        leaves, treedef = jax.tree.flatten(tree)
+        distinct = {id(leaf): leaf for leaf in leaves}
+        placed = jax.device_put(distinct, self.replicated)
+        return treedef.unflatten([placed[id(leaf)] for leaf in leaves])
 
-    def update(self, step: Callable[..., Any], *, batch_axis: int = 0) -> Callable[..., Any]:
-        """Compile ``step(state, batch, key, *, axis_name) -> (state, metrics)``.
+    def update(
+        self, step: Callable[..., Any], *, frozen: PyTree = None, batch_axis: int = 0
+    ) -> Callable[..., Any]:
+        """Compile ``step(state, batch, key, frozen, *, axis_name) -> (state, metrics)``.
 
-        The state is replicated and donated: its buffers are reused for the new state.
+        Returns a function of the first three. The state is replicated and donated: its buffers are
+        reused for the new state. ``frozen`` parameters are not.
         """
         if self.mode == "pmap":
-            return self._pmap_update(step, batch_axis)
+            return self._pmap_update(step, frozen, batch_axis)
         compiled = jax.jit(
             step,
-            in_shardings=(self.replicated, self.split(batch_axis), self.replicated),
+            in_shardings=(
+                *(self.replicated, self.split(batch_axis)),
+                *(self.replicated, self.replicated),
+            ),
             out_shardings=(self.replicated, self.replicated),
             donate_argnums=0,
         )
         # A batch that another program made lies where that program left it.
-        return lambda state, batch, key: compiled(state, self.shard(batch, batch_axis), key)
+        return lambda state, batch, key: compiled(state, self.shard(batch, batch_axis), key, frozen)
 
     def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a function of sharded or replicated arrays (rollouts, evaluation)."""
         return jax.jit(fn)
 
-    def _pmap_update(self, step, batch_axis):
+    def _pmap_update(self, step, frozen, batch_axis):
         mapped = jax.pmap(
             partial(step, axis_name=AXIS),
             axis_name=AXIS,
-            in_axes=(None, batch_axis, None),
+            in_axes=(None, batch_axis, None, None),
             out_axes=None,  # sums are global, so every device holds the same state
             devices=list(self.mesh.devices.flat),
             donate_argnums=0,
@@ -86,7 +96,7 @@ class Parallel(NamedTuple):
             rows = (n, shape[batch_axis] // n)
             return np.asarray(x).reshape(*shape[:batch_axis], *rows, *shape[batch_axis + 1 :])
 
-        return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key)
+        return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key, frozen)
 
 
 def make_parallel(config: ParallelConfig) -> Parallel:

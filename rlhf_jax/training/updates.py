@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from rlhf_jax.models.heads import PolicyValue
+from rlhf_jax.models.lora import combine
 from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, whiten
@@ -54,6 +55,11 @@ def accumulated_gradients(
     return total
 
 
+def on_trainable(loss_fn: LossFn, frozen: Params | None) -> LossFn:
+    """``loss_fn`` as a function of what trains: no gradient of the frozen part is computed."""
+    return lambda params, *rest: loss_fn(combine(frozen, params), *rest)
+
+
 def apply_gradients(
     state: TrainState, grads: Params, tx: optax.GradientTransformation, *, ema_decay: float
 ) -> TrainState:
@@ -71,14 +77,24 @@ def make_update_step(
     accumulate: int,
     ema_decay: float,
 ) -> UpdateStep:
-    """``(state, batch, key) -> (state, metrics)``: pretraining, SFT and reward modelling."""
+    """``(state, batch, key, frozen) -> (state, metrics)``: pretraining, SFT, reward modelling.
 
-    def step(state: TrainState, batch: Any, key: Key[Array, ""], *, axis_name: str | None = None):
+    ``frozen`` are the parameters that do not train (those without adapters); the loss sees all.
+    """
+
+    def step(
+        state: TrainState,
+        batch: Any,
+        key: Key[Array, ""],
+        frozen: Params | None = None,
+        *,
+        axis_name: str | None = None,
+    ):
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         count = psum(count_fn(batch), axis_name)
         shares = accumulated_gradients(
-            loss_fn, state.params, batch, key, count, accumulate=accumulate
+            on_trainable(loss_fn, frozen), state.params, batch, key, count, accumulate=accumulate
         )
         grads, metrics = psum(shares, axis_name)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
@@ -189,31 +205,41 @@ def make_ppo_update(
     accumulate: int,
     ema_decay: float,
 ) -> UpdateStep:
-    """``(state, (minibatches, ptx minibatches | None), key) -> (state, metrics)``: one iteration.
+    """``(state, (minibatches, ptx minibatches | None), key, frozen) -> (state, metrics)``: one
+    iteration.
 
     Minibatches have a leading axis and are taken in turn. PPO-ptx (Ouyang et al. 2022, eq. 2)
     adds ``ptx_coef`` times the gradient of the language-model loss on pretraining text to that of
     PPO *before* the sum is clipped and Adam takes one step. Metrics are means over minibatches.
     """
 
-    def gradients(params, batch, ptx, key, axis_name):
+    def gradients(params, frozen, batch, ptx, key, axis_name):
         count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)
-        shares = accumulated_gradients(loss_fn, params, batch, key, count, accumulate=accumulate)
+        loss = on_trainable(loss_fn, frozen)
+        shares = accumulated_gradients(loss, params, batch, key, count, accumulate=accumulate)
         grads, metrics = psum(shares, axis_name)
         metrics |= {"policy/grad_norm": optax.tree.norm(grads["policy"])}
         if ptx is None:
             return grads, metrics
         count = psum(ptx_count_fn(ptx), axis_name)
-        shares = accumulated_gradients(ptx_loss_fn, params, ptx, key, count, accumulate=accumulate)
+        loss = on_trainable(ptx_loss_fn, frozen)
+        shares = accumulated_gradients(loss, params, ptx, key, count, accumulate=accumulate)
         ptx_grads, ptx_metrics = psum(shares, axis_name)
         metrics |= {"loss/ptx_avg": ptx_metrics["loss"]}
         metrics |= {"policy/ptx_grad_norm": ptx_coef * optax.tree.norm(ptx_grads)}
         return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics
 
-    def update(state: TrainState, batches, key: Key[Array, ""], *, axis_name: str | None = None):
+    def update(
+        state: TrainState,
+        batches: Any,
+        key: Key[Array, ""],
+        frozen: Params | None = None,
+        *,
+        axis_name: str | None = None,
+    ):
         def minibatch(state, inputs):
             batch, ptx = inputs
-            grads, metrics = gradients(state.params, batch, ptx, key, axis_name)
+            grads, metrics = gradients(state.params, frozen, batch, ptx, key, axis_name)
             return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
 
         state, metrics = jax.lax.scan(minibatch, state, batches)
