@@ -1,13 +1,15 @@
-# Each command makes its own .venv first, from setup.py and constraints.txt, with plain pip.
+# Each command makes its own .venv first, from setup.py and constraints.txt, with plain pip
+# (test-torch: .venv-torch, constraints-torch.txt).
 # Needs Python >= 3.11 and nothing else. To choose one: make PYTHON=python3.12 quickstart
-.PHONY: help quickstart test test-fast lint clean rebuild
+.PHONY: help quickstart test test-fast test-torch lint clean rebuild
 
 help:
 	@echo "make quickstart  pretraining, SFT, reward model, PPO-ptx, evaluation on this machine"
 	@echo "make test        every test that can run here"
 	@echo "make test-fast   the tests that take seconds"
+	@echo "make test-torch  the same numbers as PyTorch, transformers and TRL (2.1 GB more)"
 	@echo "make lint        ruff"
-	@echo "make clean       remove .venv and caches; runs/ stays"
+	@echo "make clean       remove .venv, .venv-torch and caches; runs/ stays"
 	@echo "ARGS='...' is passed on: make quickstart ARGS='--seed 1'"
 
 quickstart: .venv/installed-quickstart
@@ -21,34 +23,43 @@ test: .venv/installed-test
 test-fast: .venv/installed-test
 	.venv/bin/python -m pytest $(ARGS)
 
+test-torch: .venv-torch/installed-torch
+	.venv-torch/bin/python -m pytest -m torch $(ARGS)
+
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache build dist rlhf_jax.egg-info
+	rm -rf .venv .venv-torch .cache .pytest_cache .ruff_cache build dist rlhf_jax.egg-info
 
-# --- .venv -------------------------------------------------------------------------------------
+# --- .venv, .venv-torch ------------------------------------------------------------------------
 EXTRAS_quickstart := report,tensorboard
 EXTRAS_test := test
 EXTRAS_dev := dev
+EXTRAS_torch := torch
 
 CANDIDATES = $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-USABLE := .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+usable = $(1)/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 
-# A .venv whose interpreter is gone or too old is made anew, whatever its files say.
-ifneq ($(shell $(USABLE) && echo usable),usable)
-BROKEN := rebuild
-endif
+# An environment whose interpreter is gone or too old is made anew, whatever its files say.
+broken = $(if $(shell $(call usable,$(1)) && echo usable),,rebuild)
 
-# The file is written after pip has succeeded, so that a failed installation is tried again; a
-# killed one leaves .cache/installing, and then .venv is made anew. The lock lets one make install
-# while others wait.
-.venv/installed-%: setup.py constraints.txt $(BROKEN)
-	@set -e; mkdir -p .cache; exec 9>.cache/setup.lock; \
+.venv/installed-%: setup.py constraints.txt $(call broken,.venv)
+	$(install)
+
+.venv-torch/installed-%: setup.py constraints-torch.txt $(call broken,.venv-torch)
+	$(install)
+
+# $(@D) is the environment and the second prerequisite its constraints. The file is written after
+# pip has succeeded, so that a failed installation is tried again; a killed one leaves
+# .cache/installing, and then the environment is made anew. The lock lets one make install while
+# others wait.
+define install
+@set -e; mkdir -p .cache; exec 9>.cache/setup.lock; \
 	if command -v flock >/dev/null; then flock 9; fi; \
-	if [ -e .cache/installing ] || ! $(USABLE); then \
+	if [ -e .cache/installing$(@D) ] || ! $(call usable,$(@D)); then \
 	    python=; \
 	    for name in $(CANDIDATES); do \
 	        if "$$name" -c '$(ENOUGH)' 2>/dev/null; then python=$$name; break; fi; \
@@ -59,15 +70,18 @@ endif
 	            "or name it: make PYTHON=/path/to/python3 $*" >&2; \
 	        exit 1; \
 	    fi; \
-	    echo "Making .venv with $$("$$python" --version)"; \
-	    touch .cache/installing; \
-	    "$$python" -m venv --clear .venv; \
-	elif [ $@ -nt setup.py ] && [ $@ -nt constraints.txt ]; then \
+	    echo "Making $(@D) with $$("$$python" --version)"; \
+	    touch .cache/installing$(@D); \
+	    "$$python" -m venv --clear $(@D); \
+	elif [ $@ -nt setup.py ] && [ $@ -nt $(word 2,$^) ]; then \
 	    exit 0; \
 	fi; \
-	echo "Installing into .venv (about 1.2 GB)"; \
-	touch .cache/installing; \
-	.venv/bin/python -m pip install --disable-pip-version-check \
-	    -c constraints.txt -e ".[$(EXTRAS_$*)]" || { rm .cache/installing; exit 1; }; \
+	echo "Installing into $(@D) (about $(SIZE_$(@D)))"; \
+	touch .cache/installing$(@D); \
+	$(@D)/bin/python -m pip install --disable-pip-version-check \
+	    -c $(word 2,$^) -e ".[$(EXTRAS_$*)]" || { rm .cache/installing$(@D); exit 1; }; \
 	touch $@; \
-	rm .cache/installing
+	rm .cache/installing$(@D)
+endef
+SIZE_.venv := 1.2 GB
+SIZE_.venv-torch := 2.1 GB, with CUDA's torch 5 GB

@@ -20,6 +20,8 @@ CORE = [
     "importlib_resources>=6.4",
     "numpy>=2.0",
     "scipy>=1.14",
+    "ml_dtypes>=0.5",
+    "safetensors>=0.5",
     "tokenizers>=0.22",
     "jaxtyping>=0.3",
     "tyro>=1.0",
@@ -31,6 +33,19 @@ REPORT = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 # The tests draw reports and write event files too.
 TEST = [*REPORT, *TENSORBOARD, "absl-py>=2.1", "beartype>=0.20", "chex>=0.1.90", "pytest>=8.3"]
+GGUF = ["gguf>=0.17"]
+LM_EVAL = ["lm-eval>=0.4.12"]
+# What tests/parity compares with; in an environment of its own, with constraints-torch.txt.
+# TRL 1.12.0 is the last with a PPO.
+TORCH = [
+    *TEST,
+    *GGUF,
+    *LM_EVAL,
+    "torch>=2.13",
+    "transformers>=5.23",
+    "trl==1.12.0",
+    "peft>=0.19",
+]
 
 setup(
     name="rlhf_jax",
@@ -50,7 +65,10 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.19"],
         "report": REPORT,
+        "gguf": GGUF,
+        "lm-eval": LM_EVAL,
         "test": TEST,
+        "torch": TORCH,
         "dev": [*TEST, "ruff>=0.12"],
     },
 )

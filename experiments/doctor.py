@@ -27,7 +27,7 @@ from rich.table import Table
 
 from experiments import pretrain
 from experiments.inputs import load_corpora
-from experiments.trained import Trained, load_trained
+from experiments.trained import Trained, load_trained, merged, same_tokenizer, with_adapters
 from rlhf_jax import cli
 from rlhf_jax.config import (
     InstructGPTConfig,
@@ -47,10 +47,14 @@ from rlhf_jax.evaluation import invariants_data as of_data
 from rlhf_jax.evaluation import invariants_ppo as of_ppo
 from rlhf_jax.evaluation.invariants import Finding, not_run
 from rlhf_jax.models.heads import (
+    LanguageModel,
+    PolicyValue,
+    ScalarModel,
     make_language_model,
     make_policy_value,
     make_scalar_model,
 )
+from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.logprobs import entropy, scale_logits
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
@@ -66,7 +70,7 @@ from rlhf_jax.training.updates import (
     make_ppo_update,
     prepare_batch,
 )
-from rlhf_jax.types import LMBatch, Params, Rollout
+from rlhf_jax.types import LMBatch, Params, PPOBatch, Rollout
 
 EPISODES = 64
 """Sampled answers to the user's prompts; more if there are more devices."""
@@ -81,7 +85,9 @@ EXACT = {"float32": 1e-4, "bfloat16": 0.1}
 HALF = 0.25
 """Largest gap between bfloat16 and float32 logits, in standard deviations of the logits."""
 
-EVERY_CHARACTER = "".join(map(chr, (*range(0x900), 0x4E00, 0xFFFD, 0x1F600, 0x10FFFF)))
+EVERY_CHARACTER = "".join(
+    map(chr, (*range(0x801), *range(0x1000, 0x10000, 0x1000), *range(0x10000, 0x110000, 0x10000)))
+)
 """Text in which every byte that UTF-8 knows occurs."""
 
 
@@ -92,21 +98,25 @@ class Patient(NamedTuple):
     policy: Trained
     """Also the reference."""
     reward: Trained
-    value: Trained
+    actor: Trained
+    """What PPO trains, from the policy and from the value network's start: adapters and all."""
+    critic: Trained
     fresh: tuple[str, ...]
-    """What is not trained yet, and so has random parameters."""
+    """"policy" and "reward" where these are not trained yet, and so have random parameters."""
     sft: SFTConfig | None
     comparisons: Path | None
 
     @property
     def exact(self) -> "Patient":
         """The same in float32, for what does not depend on rounding."""
-        in_float32 = lambda t: t._replace(model=replace(t.model, dtype="float32"))
-        return self._replace(policy=in_float32(self.policy), reward=in_float32(self.reward))
+        names = ("policy", "reward", "actor", "critic")
+        models = {name: getattr(self, name) for name in names}
+        exact = lambda trained: trained._replace(model=replace(trained.model, dtype="float32"))
+        return self._replace(**{name: exact(trained) for name, trained in models.items()})
 
     @property
     def lm(self) -> LanguageModel:
-        return make_language_model(self.policy.model, self.policy.vocab_size)
+        return make_language_model(self.actor.model, self.actor.vocab_size)
 
     @property
     def reward_model(self) -> ScalarModel:
@@ -114,13 +124,13 @@ class Patient(NamedTuple):
 
     @property
     def policy_value(self) -> PolicyValue:
-        model, rows = self.policy.model, self.policy.vocab_size
-        return make_policy_value(model, self.value.model, rows, self.ppo.value_trunk)
+        model, rows = self.actor.model, self.actor.vocab_size
+        return make_policy_value(model, self.critic.model, rows, self.ppo.value_trunk)
 
     @property
     def params(self) -> Params:
-        """Of the policy with its value network."""
-        return self.policy_value.init(self.policy.params, self.value.params)
+        """Of actor and critic together."""
+        return self.policy_value.init(self.actor.params, self.critic.params)
 
 
 class Episodes(NamedTuple):
@@ -131,6 +141,8 @@ class Episodes(NamedTuple):
     """The sampler's own log-probs, whether or not the rollout recomputes them."""
     few: Rollout
     """Some of the episodes, cut short at different places: an untrained policy never stops."""
+    batch: PPOBatch
+    """``few`` as PPO's update reads them."""
 
     @property
     def sequences(self) -> tuple[np.ndarray, np.ndarray]:
@@ -162,28 +174,28 @@ def run(config: InstructGPTConfig | PPOConfig) -> list[Finding]:
 
 
 def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
-    """Models and data that ``config`` names; a chain need not have been run, or not to its end."""
+    """Models and data that ``config`` names; a chain need not have been run to its end."""
     if isinstance(config, PPOConfig):
-        policy = load_trained(config.init, flag="init")
-        reward = load_trained(config.reward, flag="reward", kind="scalar")
-        sft, ranked = record(config.init, SFTConfig), record(config.reward, RewardConfig)
+        ppo, fresh = config, ()
+        policy = load_trained(ppo.init, flag="init")
+        reward = load_trained(ppo.reward, flag="reward", kind="scalar")
+        sft, ranked = record(ppo.init, SFTConfig), record(ppo.reward, RewardConfig)
         comparisons = ranked.data if ranked else None
-        value = starting_value(config, reward)
-        return Patient(config, policy, reward, value, (), sft, comparisons)
-    c = files = config.resolve()
-    if not (c.dir / "data").is_dir():
-        sentiment.write(sentiment.build(c.source), scratch / "data")
-        files = replace(config, dir=scratch).resolve()
-    policy, reward, fresh = chain_models(c, replace(files.pretrain.data, cache=scratch))
-    return Patient(
-        replace(c.ppo, prompts=files.ppo.prompts),
-        policy,
-        reward,
-        starting_value(c.ppo, reward),
-        fresh,
-        replace(c.sft, data=files.sft.data),
-        c.reward.data,
-    )
+    else:
+        c = files = config.resolve()
+        if not (c.dir / "data").is_dir():
+            sentiment.write(sentiment.build(c.source), scratch / "data")
+            files = replace(config, dir=scratch).resolve()
+        ppo = replace(c.ppo, prompts=files.ppo.prompts)
+        sft, comparisons = replace(c.sft, data=files.sft.data), c.reward.data
+        policy, reward, fresh = chain_models(c, replace(files.pretrain.data, cache=scratch))
+    value = reward
+    if ppo.value_init is not None:
+        value = load_trained(ppo.value_init, flag="value-init", kind="scalar")
+    same_tokenizer(policy, reward, ("init", "reward"))
+    same_tokenizer(policy, value, ("init", "value-init"))
+    actor, critic = (with_adapters(m, ppo.lora, seed=ppo.run.seed) for m in (policy, value))
+    return Patient(ppo, policy, reward, actor, critic, fresh, sft, comparisons)
 
 
 def chain_models(
@@ -195,23 +207,16 @@ def chain_models(
     if is_finished(c.ppo.init):
         policy = load_trained(c.ppo.init, flag="init")
     else:
-        fresh += (f"policy ({c.ppo.init} is not finished)",)
-        policy = pretrain.starting_point(replace(c.pretrain, data=text), load_corpora(text))
+        fresh += ("policy",)
+        policy = merged(pretrain.starting_point(replace(c.pretrain, data=text), load_corpora(text)))
         if policy.params is None:
             lm = make_language_model(policy.model, policy.vocab_size)
             policy = policy._replace(params=lm.init(k_policy))
     if is_finished(c.ppo.reward):
         return policy, load_trained(c.ppo.reward, flag="reward", kind="scalar"), fresh
-    fresh += (f"reward model ({c.ppo.reward} is not finished)",)
     scalar = make_scalar_model(policy.model, policy.vocab_size)
     params = scalar.init(k_reward, policy.params["trunk"])
-    return policy, policy._replace(params=params, kind="scalar"), fresh
-
-
-def starting_value(config: PPOConfig, reward: Trained) -> Trained:
-    if config.value_init is None:
-        return reward
-    return load_trained(config.value_init, flag="value-init", kind="scalar")
+    return policy, policy._replace(params=params, kind="scalar"), (*fresh, "reward")
 
 
 def is_finished(folder: Path) -> bool:
@@ -219,11 +224,10 @@ def is_finished(folder: Path) -> bool:
 
 
 def record(folder: Path, config_class: type):
-    """The config that a stage's run folder was made with; None if it keeps none of this class."""
-    with suppress(InputError):  # of another version: the rows that need it are "not run"
-        saved = cli.read_json(folder / "config.json") if (folder / "config.json").exists() else None
+    """The config that a run folder was made with; None if it keeps none that can be read."""
+    with suppress(InputError, FileNotFoundError):  # the rows that need it will say "not run"
+        saved = cli.read_json(folder / "config.json")
         return saved if isinstance(saved, config_class) else None
-    return None
 
 
 # --- the examination ------------------------------------------------------------------------------
@@ -240,19 +244,21 @@ def examine(p: Patient) -> list[Finding]:
         *logprob_findings(p, episodes),
         *score_findings(p, episodes),
         *reward_findings(p, episodes),
-        *update_findings(p, episodes),
+        *chunk_findings(p, episodes),
+        *reference_findings(p, episodes),
+        *device_findings(p, episodes),
     ]
 
 
 def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
     devices = p.ppo.parallel.devices or jax.device_count()
     # Divisible by the devices, and on each into two micro-batches.
-    few = -(-FEW // (2 * devices)) * 2 * devices
+    number = -(-FEW // (2 * devices)) * 2 * devices
     queries = query_batches(
         prompts,
         p.policy.tokenizer,
         query_length=p.ppo.prompt_length,
-        batch_size=max(EPISODES, few),
+        batch_size=max(EPISODES, number),
         seed=p.ppo.run.data_seed,
     )
     batch = next(queries)
@@ -273,15 +279,16 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
 
     rollout = episodes(p.ppo.recompute_logprobs)
     sampled = episodes(False).logprobs if p.ppo.recompute_logprobs else rollout.logprobs
-    some = jax.tree.map(lambda x: x[:few], rollout)
+    some = jax.tree.map(lambda x: x[:number], rollout)
     R = p.ppo.response_length
-    keep = 1 + np.arange(few) * 7 % R
+    keep = 1 + np.arange(number) * 7 % R
     cut = some.mask & (np.arange(R)[None] < keep[:, None])
-    return Episodes(rollout, sampled, some._replace(mask=cut))
+    few = some._replace(mask=cut)
+    return Episodes(rollout, sampled, few, ppo_batch(p, few))
 
 
 def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
-    t, length = p.policy.tokenizer, p.ppo.prompt_length
+    t, length, context = p.policy.tokenizer, p.ppo.prompt_length, p.policy.model.context
     texts = [row.prompt for row in prompts]
     ids = t.encode_batch(texts)
     batch, report = encode_prompts(prompts, t, query_length=length)
@@ -290,6 +297,7 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
         of_data.text_comes_back(t.encode, t.decode, [*texts, EVERY_CHARACTER]),
         of_data.bytes_have_ids(t.decode_bytes([i]) for i in range(t.vocab_size)),
         of_data.ids_fit_the_embedding([*ids, [t.eos_id]], rows=p.policy.vocab_size),
+        of_data.episodes_fit(length + p.ppo.response_length, context=context),
         of_data.prompts_fit(report.prompts_truncated, len(texts), length=length, bound=0.05),
         of_data.queries_keep_the_end(batch.queries[:-1], batch.query_mask[:-1], ids),
     ]
@@ -299,33 +307,27 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """Whether the end of text is in SFT's loss, was learnt from it, and is sampled."""
     r = episodes.rollout
     ended = ((r.responses == p.policy.tokenizer.eos_id) & r.mask).any(axis=1)
-    untrained = not_run("the end of text is learnt", "needs a finished SFT run")
+    untrained = not_run("the end of text is learnt", "no finished SFT run")
     sampled = of_data.answers_end(int(ended.sum()), len(ended), bound=0.5)
     if p.sft is None or not p.sft.data.exists():
         reason = f"{p.sft.data} is not there" if p.sft else f"{p.ppo.init} names no demonstrations"
-        return [not_run("demonstrations", reason), untrained if p.fresh else sampled]
+        return [not_run("demonstrations", reason), untrained if "policy" in p.fresh else sampled]
     rows = list(islice(iterate(p.sft.data, Demonstration), ROWS))
-    fit = partial(
-        encode_demonstrations,
-        tokenizer=p.policy.tokenizer,
+    batch, report = encode_demonstrations(
+        rows,
+        p.policy.tokenizer,
         block_size=p.sft.block_size,
         prompt_length=p.sft.prompt_length,
         response_length=p.sft.response_length,
         target="response",
     )
-    batch, report = fit(rows)
+    targets = dict(eos_id=p.policy.tokenizer.eos_id, demonstrations=report.kept)
+    limit = dict(length=p.sft.response_length, bound=0.25)
     findings = [
-        of_data.ends_are_targets(
-            batch.tokens,
-            batch.loss_mask,
-            eos_id=p.policy.tokenizer.eos_id,
-            demonstrations=report.kept,
-        ),
-        of_data.demonstrations_fit(
-            report.dropped, len(rows), length=p.sft.response_length, bound=0.25
-        ),
+        of_data.ends_are_targets(batch.tokens, batch.loss_mask, **targets),
+        of_data.demonstrations_fit(report.dropped, len(rows), **limit),
     ]
-    if p.fresh:
+    if "policy" in p.fresh:
         return [*findings, untrained]
     some = LMBatch(*(leaf[:EPISODES].astype(np.int32) for leaf in batch))
     some = some._replace(loss_mask=some.loss_mask.astype(bool))
@@ -389,11 +391,8 @@ def cached_logits(lm: LanguageModel, params: Params, r: Rollout) -> np.ndarray:
 
 
 def logprob_findings(p: Patient, episodes: Episodes) -> list[Finding]:
-    r, bound, temperature = (
-        episodes.rollout,
-        EXACT[p.policy.model.dtype],
-        p.ppo.sampling.temperature,
-    )
+    r, bound = episodes.rollout, EXACT[p.policy.model.dtype]
+    temperature = p.ppo.sampling.temperature
     seen = lambda logprobs, values, batch, *, count: (count, {"logprobs": logprobs})
     loss_fn = jax.jit(make_ppo_loss(p.policy_value, seen, temperature=temperature))
     _, metrics = loss_fn(p.params, ppo_batch(p, r), jax.random.key(0), 1.0)
@@ -461,50 +460,63 @@ def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     ]
 
 
-def update_findings(p: Patient, episodes: Episodes) -> list[Finding]:
-    c, bound, policy_value = p.ppo, EXACT[p.policy.model.dtype], p.policy_value
-    batch, params = ppo_batch(p, episodes.few), p.params
-    clips = dict(clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef)
-    objective = partial(ppo_loss, **clips)
-    loss_fn = make_ppo_loss(policy_value, objective, temperature=c.sampling.temperature)
-    key, count = jax.random.key(0), batch.mask.sum().astype(jnp.float32)
+def chunk_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    p = p.exact
+    batch, loss_fn = episodes.batch, ppo_loss_fn(p)
+    count = batch.mask.sum().astype(jnp.float32)
 
     def gradient(accumulate):
         fn = jax.jit(partial(accumulated_gradients, loss_fn, accumulate=accumulate))
-        return leaves(fn(params, batch, key, count)[0])
+        return leaves(fn(p.params, batch, jax.random.key(0), count)[0])
 
-    def step(tx, parallel):
-        frame = dict(ptx_coef=0.0, accumulate=1, ema_decay=0.0)
-        update = parallel.update(make_ppo_update(loss_fn, None, None, tx, **frame), batch_axis=1)
-        state = parallel.replicate(make_state(params, tx, ema_decay=0.0))
-        one_minibatch = jax.tree.map(lambda x: x[None], batch)
-        return update(state, (one_minibatch, None), key)[0].params
+    bound = EXACT["float32"]
+    return [of_ppo.chunks_change_nothing(gradient(2), gradient(1), bound=bound)]
 
-    def moved(tx, parallel):
-        pairs = zip(leaves(step(tx, parallel)), leaves(params), strict=True)
-        return [after - before for after, before in pairs]
 
-    layout = lambda devices: make_parallel(ParallelConfig(c.parallel.mode, devices))
-    # From the first step at the full rate: a warm-up may begin at 0.
-    rates = [replace(optim, warmup_steps=0) for optim in (c.optim, c.value_optim)]
-    tx = make_policy_value_optimizer(*rates, c.iterations, updates_per_step=1)
+def reference_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     frozen = {"reference": p.policy.params, "reward": p.reward.params}
-    before, policy_before = digest(frozen), leaves(policy_value.policy(params))
-    policy_after = leaves(policy_value.policy(step(tx, layout(1))))
-    findings = [
-        of_ppo.chunks_change_nothing(gradient(2), gradient(1), bound=bound),
-        of_ppo.only_the_policy_moved(
-            before, digest(frozen), of_ppo.distance(policy_after, policy_before), least=1e-6
-        ),
-    ]
-    devices = c.parallel.devices or jax.device_count()
+    before, policy = digest(frozen), leaves(p.policy_value.policy(p.params))
+    # From the first step at the full rate: a warm-up may begin at 0.
+    rates = [replace(optim, warmup_steps=0) for optim in (p.ppo.optim, p.ppo.value_optim)]
+    tx = make_policy_value_optimizer(*rates, p.ppo.iterations, updates_per_step=1)
+    updated = leaves(p.policy_value.policy(updated_params(p, episodes, tx, devices=1)))
+    gap = of_ppo.distance(updated, policy)
+    return [of_ppo.only_the_policy_moved(before, digest(frozen), gap)]
+
+
+def device_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    p, devices = p.exact, p.ppo.parallel.devices or jax.device_count()
     if devices == 1:
-        return [*findings, not_run("1 device = N devices", "one device")]
-    # Plain gradient descent, for Adam would hide a gradient that is N times too large; and steps
+        return [not_run("1 device = N devices", "one device")]
+    # Plain gradient descent, for Adam would hide a gradient that is N times too large; and a step
     # so long that the parameters' own rounding does not count.
-    one, several = (moved(optax.sgd(1e3), layout(n)) for n in (1, devices))
-    same = of_ppo.devices_change_nothing(several, one, number=devices, bound=bound)
-    return [*findings, same]
+    step = partial(updated_params, p, episodes, optax.sgd(1e3))
+    before = leaves(p.params)
+    one, several = (
+        [x - y for x, y in zip(leaves(step(devices=n)), before, strict=True)] for n in (1, devices)
+    )
+    bound = EXACT["float32"]
+    return [of_ppo.devices_change_nothing(several, one, number=devices, bound=bound)]
+
+
+def updated_params(p: Patient, episodes: Episodes, tx, *, devices: int) -> Params:
+    """Parameters of actor and critic after one minibatch, as experiments.ppo does it."""
+    parallel = make_parallel(ParallelConfig(p.ppo.parallel.mode, devices))
+    params, frozen = partition(p.params)
+    state = parallel.replicate(make_state(params, tx, ema_decay=0.0))
+    frame = dict(ptx_coef=0.0, accumulate=1, ema_decay=0.0)
+    update_fn = make_ppo_update(ppo_loss_fn(p), None, None, tx, **frame)
+    update = parallel.update(update_fn, frozen=parallel.replicate(frozen), batch_axis=1)
+    one_minibatch = jax.tree.map(lambda x: x[None], episodes.batch)
+    state, _ = update(state, (one_minibatch, None), jax.random.key(0))
+    return combine(frozen, state.params)
+
+
+def ppo_loss_fn(p: Patient):
+    c = p.ppo
+    clips = dict(clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef)
+    objective = partial(ppo_loss, **clips)
+    return make_ppo_loss(p.policy_value, objective, temperature=c.sampling.temperature)
 
 
 def leaves(params: Params) -> list[np.ndarray]:
@@ -519,21 +531,28 @@ def digest(params: Params) -> str:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def show(patient: Patient, findings: list[Finding], seconds: float) -> None:
-    device = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    title = "; ".join((*patient.names, device, f"{seconds:.0f} s"))
-    table = Table(title=title, title_justify="left")
+def show(p: Patient, findings: list[Finding], seconds: float) -> None:
+    runs = {"policy": p.ppo.init, "reward": p.ppo.reward}
+    states = [
+        f"{name}: random parameters, {run} is not finished" if name in p.fresh else f"{name}: {run}"
+        for name, run in runs.items()
+    ]
+    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    console = Console()
+    for line in (*states, f"devices: {devices}; {seconds:.0f} s"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("check", "measured", "bound", "result"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column == "check")
     results = {True: "pass", False: "[bold red]FAIL[/]", None: "not run"}
     for finding in findings:
         measured = finding.measured if finding.passed is not None else finding.advice
         table.add_row(finding.name, measured, finding.bound, results[finding.passed])
-    console = Console()
     console.print(table)
     for finding in findings:
         if finding.passed is False:
-            console.print(f"FAIL {finding.name}: {finding.advice}", markup=False)
+            line = f"FAIL {finding.name}: {finding.advice}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def config_class(argv: list[str]) -> type:

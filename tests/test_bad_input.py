@@ -1,12 +1,27 @@
 """Bad input through the command line: one clear sentence, exit code 2, nothing written."""
 
+import errno
+import io
+import json
+import subprocess
 import sys
 
 import pytest
+import tiny
 
-from experiments import pretrain
+from experiments import compare, evaluate, ppo, pretrain, reward, sample, sft
 from rlhf_jax.cli import main
-from rlhf_jax.config import PretrainConfig
+from rlhf_jax.config import (
+    CompareConfig,
+    EvaluateConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SampleConfig,
+    SFTConfig,
+)
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.training import checkpoints
 
 GOOD = '{"text": "once upon a time"}\n'
 
@@ -31,7 +46,11 @@ def refuse(monkeypatch, capsys, folder, *flags):
         ("empty.jsonl", b"", ["empty.jsonl"]),
         ("broken.jsonl", (GOOD + '{"text": \n').encode(), ["broken.jsonl", "line 2"]),
         ("key.jsonl", (GOOD + '{"body": "x"}\n').encode(), ["key.jsonl", "line 2", "body"]),
-        ("type.jsonl", (GOOD + '{"text": 7}\n').encode(), ["type.jsonl", "line 2", "a number, expected a string"]),
+        (
+            "type.jsonl",
+            (GOOD + '{"text": 7}\n').encode(),
+            ["type.jsonl", "line 2", "a number, expected a string"],
+        ),
         ("latin.txt", "caf\xe9".encode("latin-1"), ["latin.txt", "UTF-8"]),
     ],
 )
@@ -62,3 +81,230 @@ def test_a_folder_that_holds_something_else(monkeypatch, capsys, tmp_path):
         main(pretrain.run, PretrainConfig)
     assert "thesis.tex" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+# --- stages that start from a model ---------------------------------------------------------------
+
+STAGES = {
+    "compare": (compare.run, CompareConfig),
+    "evaluate": (evaluate.run, EvaluateConfig),
+    "pretrain": (pretrain.run, PretrainConfig),
+    "ppo": (ppo.run, PPOConfig),
+    "reward": (reward.run, RewardConfig),
+    "sft": (sft.run, SFTConfig),
+}
+BYTES = train_bpe([""], vocab_size=258)
+"""Every byte is a token, so that lengths in a test are plain to see."""
+LONG, SHORT = "Write a positive review: the " + "very " * 10 + "end", "Write a positive review: a"
+
+
+def run_stage(monkeypatch, stage, *flags):
+    monkeypatch.setattr(sys, "argv", [stage, *map(str, flags)])
+    main(*STAGES[stage])
+
+
+def refuse_stage(monkeypatch, capsys, run_folder, stage, *flags, code=2):
+    """The sentence on stderr, freed of the frame that tyro draws around some of them."""
+    with pytest.raises(SystemExit) as stop:
+        run_stage(monkeypatch, stage, "--run.dir", run_folder, *flags)
+    message = capsys.readouterr().err
+    assert stop.value.code == code, message
+    assert not run_folder.exists(), "nothing is written"
+    assert "Traceback" not in message
+    return " ".join(message.replace("│", " ").split())
+
+
+def write(folder, name, rows):
+    tiny.write_rows(folder / name, rows)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders ``lm`` and ``scalar`` of models with a context of 80 tokens."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("lm", "scalar"):
+        tiny.save_model(folder / kind, BYTES, kind=kind, context=80)
+    return folder
+
+
+def test_one_answer_cannot_be_compared(monkeypatch, capsys, tmp_path):
+    message = refuse_stage(
+        monkeypatch, capsys, tmp_path / "run", "compare", "--responses-per-prompt", 1
+    )
+    assert "responses_per_prompt=1: at least 2 can be compared" in message
+
+
+@pytest.mark.parametrize(
+    "row,expected",
+    [
+        ({"responses": ["x"], "ranks": [0]}, "found 1 response, expected at least 2 to compare"),
+        ({"responses": ["x", "y"], "ranks": [0]}, "found 1 ranks for 2 responses"),
+        ({"responses": ["x", "y"], "ranks": [0, 1, 2]}, "found 3 ranks for 2 responses"),
+    ],
+    ids=["K=1", "too few ranks", "too many ranks"],
+)
+def test_wrong_comparisons(monkeypatch, capsys, tmp_path, models, row, expected):
+    good = {"prompt": "p", "responses": ["x", "y"], "ranks": [0, 1]}
+    file = write(tmp_path, "comparisons.jsonl", [good, {"prompt": "q"} | row])
+    flags = ("--init", models / "lm", "--data", file, "--cache", tmp_path / "cache")
+    message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "reward", *flags)
+    assert f"error: {file}, line 2: {expected}" in message
+
+
+def test_only_ties(monkeypatch, capsys, tmp_path, models, caplog):
+    tied = {"prompt": "p", "responses": ["x", "y", "z"], "ranks": [1, 1, 1]}
+    file = write(tmp_path, "tied.jsonl", [tied, tied | {"prompt": "q"}])
+    flags = ("--init", models / "lm", "--data", file, "--cache", tmp_path / "cache")
+    message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "reward", *flags)
+    assert f"error: {file} has no Comparison rows" in message
+    assert "2 of 2 rows left out, all responses tied" in caplog.text
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+    "stage,flags,expected",
+    [
+        ("pretrain", ["--batch-size", "12"], "batch_size=12 is not divisible by the 8 devices"),
+        ("sft", ["--batch-size", "20"], "batch_size=20 is not divisible by the 8 devices"),
+        ("reward", ["--batch-size", "4"], "batch_size=4 is not divisible by the 8 devices"),
+        (
+            "ppo",
+            ["--batch-size", "32", "--num-minibatches", "8", "--force", "True"],
+            "batch_size / num_minibatches=4 is not divisible by the 8 devices",
+        ),
+    ],
+)
+def test_batches_that_eight_devices_cannot_share(tmp_path, stage, flags, expected):
+    flags = [*flags, "--run.dir", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{stage}", *flags],
+        env=tiny.process_environment(XLA_FLAGS="--xla_force_host_platform_device_count=8"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"error: {expected}" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+@pytest.mark.parametrize("stage", ["ppo", "compare", "evaluate", "reward", "sft"])
+def test_prompt_and_response_over_the_context(monkeypatch, capsys, tmp_path, models, stage):
+    """Positions past the last row of the position table would be read as the last row."""
+    row = {"prompt": SHORT, "completion": " film .", "responses": ["x", "y"], "ranks": [0, 1]}
+    file = write(tmp_path, "rows.jsonl", [row, row | {"prompt": SHORT + "b"}] * 4)
+    lengths = ("--prompt-length", 70, "--response-length", 30)
+    data = ("--data", file, "--cache", tmp_path / "cache", "--init", models / "lm", *lengths)
+    prompts = ("--prompts", file, "--source", tiny.ROOT / "data", *lengths)
+    read = ("--prompts", file, "--init", models / "lm", "--reward", models / "scalar", *lengths)
+    flags = {
+        "ppo": (*read, "--cache", tmp_path / "cache"),
+        "compare": ("--init", models / "lm", *prompts, "--num-prompts", 4, "--heldout-prompts", 4),
+        "evaluate": ("--policies", models / "lm", "--reward", models / "scalar", *prompts),
+        "reward": data,
+        "sft": (*data, "--block-size", 100, "--pretrain-mix", 0),
+    }
+    message = refuse_stage(monkeypatch, capsys, tmp_path / "run", stage, *flags[stage])
+    assert "context=80" in message and ("100" in message or "70" in message)
+
+
+def test_an_answer_longer_than_the_context(monkeypatch, capsys, models):
+    argv = ["sample", "--init", str(models / "lm"), "--response-length", "200"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    with pytest.raises(SystemExit) as stop:
+        main(sample.run, SampleConfig)
+    assert stop.value.code == 2 and "response_length=200" in capsys.readouterr().err
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_loses_nothing(monkeypatch, capsys, tmp_path):
+    """The save of step 4 fails; the same command goes on from step 2 when there is room again."""
+    texts = [{"text": f"{n} " + "once upon a time " * 4} for n in range(40)]
+    file = write(tmp_path, "texts.jsonl", texts)
+    small = "--model.n-layers 1 --model.d-model 16 --model.n-heads 2 --model.context 32"
+    flags = f"{small} --tokenizer.vocab-size 300 --data.block-size 32 --batch-size 4 --steps 6"
+    flags = [*flags.split(), "--run.save-every", "2", "--run.tensorboard", "False"]
+    flags = [*flags, "--data.path", file, "--data.cache", tmp_path / "cache"]
+    run_stage(monkeypatch, "pretrain", "--run.dir", tmp_path / "whole", *flags)
+    start_write = checkpoints.start_write
+
+    def full(path, items, info):
+        if path.name == "4":
+            path.with_name("4.orbax-checkpoint-tmp").mkdir()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return start_write(path, items, info)
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(checkpoints, "start_write", full)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_stage(monkeypatch, "pretrain", "--run.dir", folder, *flags)
+    errors = capsys.readouterr().err.splitlines()
+    where = folder / "checkpoints"
+    assert stop.value.code == 1
+    assert [line for line in errors if line.startswith(("error", "stopped"))] == [
+        f"stopped: no space left while saving step 4 in {where}; the previous checkpoint, step 2, "
+        "is intact"
+    ]
+    assert [path.name for path in where.iterdir()] == ["2"] and not (folder / "DONE").exists()
+    monkeypatch.setattr(checkpoints, "start_write", start_write)
+    run_stage(monkeypatch, "pretrain", "--run.dir", folder, *flags)
+    assert "pretrain: resumed after step 2" in capsys.readouterr().err
+    done = [json.loads((tmp_path / name / "DONE").read_text()) for name in ("run", "whole")]
+    assert done[0]["params_sha256"] == done[1]["params_sha256"]
+
+
+# --- prompts longer than the context --------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_long_prompt_keeps_its_end_and_is_counted(monkeypatch, capsys, tmp_path, models):
+    """PPO on long prompts is PPO on their ends, to the bit; only the count differs."""
+    prompts = {
+        "long": [LONG + str(n) for n in range(3)] + [SHORT] * 5,
+        "ends": [(LONG + str(n))[-40:] for n in range(3)] + [SHORT] * 5,
+        "starts": [(LONG + str(n))[:40] for n in range(3)] + [SHORT] * 5,
+    }
+    done, said = {}, {}
+    for name, rows in prompts.items():
+        file = write(tmp_path, f"{name}.jsonl", [{"prompt": prompt} for prompt in rows])
+        flags = ["--init", models / "lm", "--reward", models / "scalar", "--prompts", file]
+        flags += ["--prompt-length", 40, "--response-length", 8, "--batch-size", 8]
+        flags += ["--num-minibatches", 1, "--iterations", 1, "--cache", tmp_path / "cache"]
+        flags += ["--optim.warmup-steps", 0]  # it would begin at a rate of 0
+        flags += ["--run.tensorboard", "False", "--run.dir", tmp_path / name]
+        with tiny.cheap_compilation():
+            run_stage(monkeypatch, "ppo", *flags)
+        done[name] = json.loads((tmp_path / name / "DONE").read_text())
+        said[name] = capsys.readouterr().err
+    report = {"prompts_truncated": 3, "responses_truncated": 0, "dropped": 0, "kept": 8}
+    assert done["long"]["prompts"] == report
+    assert done["ends"]["prompts"] == report | {"prompts_truncated": 0}
+    assert "ppo: prompts: 3 prompts_truncated\n" in said["long"]
+    assert "prompts_truncated" not in said["ends"]
+    assert done["long"]["params_sha256"] == done["ends"]["params_sha256"]
+    assert done["starts"]["params_sha256"] != done["ends"]["params_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["compare", "evaluate"])
+def test_long_prompts_are_counted_when_sampling(monkeypatch, capsys, tmp_path, models, stage):
+    file = write(tmp_path, "p.jsonl", [{"prompt": LONG + str(n)} for n in range(3)])
+    task = tiny.make_task(tmp_path / "task")
+    flags = ["--prompts", file, "--source", task.source, "--run.dir", tmp_path / "run"]
+    flags += ["--prompt-length", 40, "--response-length", 8, "--run.tensorboard", "False"]
+    if stage == "compare":
+        flags += ["--init", models / "lm", "--num-prompts", 2, "--heldout-prompts", 1]
+        flags += ["--prompts-per-batch", 4]
+    else:
+        flags += ["--policies", models / "lm", "--reward", models / "scalar", "--num-prompts", 3]
+        flags += ["--best-of", 2, "--batch-size", 8]
+    with tiny.cheap_compilation():
+        run_stage(monkeypatch, stage, *flags)
+    assert "3 prompts_truncated" in capsys.readouterr().err

@@ -29,32 +29,36 @@ class Finding(NamedTuple):
 
 def at_most(name: str, value: Any, bound: float | int, advice: str) -> Finding:
     """Not a number is over every bound."""
-    return Finding(name, f"{value:.2g}", f"≤ {bound:g}", bool(value <= bound), advice)
+    return Finding(name, show(value), f"≤ {bound:g}", bool(value <= bound), advice)
 
 
-def share_at_most(
-    name: str, count: int, total: int, bound: float | int, advice: str, *, of: str
-) -> Finding:
-    """A share of ``total`` things called ``of``; there must be some."""
-    measured = f"{count:,} of {total:,} {of} ({percent(count / max(total, 1))})"
+def share_at_most(name: str, count: int, total: int, bound: float | int, advice: str) -> Finding:
+    """``count`` of ``total`` things; a share of nothing fails."""
     limit = f"≤ {percent(bound)}" if bound else "none"
-    return Finding(name, measured, limit, total > 0 and count / total <= bound, advice)
+    passed = total > 0 and count / total <= bound
+    return Finding(name, share(count, total), limit, passed, advice)
 
 
-def share_at_least(
-    name: str, count: int, total: int, bound: float | int, advice: str, *, of: str
-) -> Finding:
-    measured = f"{count:,} of {total:,} {of} ({percent(count / max(total, 1))})"
+def share_at_least(name: str, count: int, total: int, bound: float | int, advice: str) -> Finding:
     limit = f"≥ {percent(bound)}" if bound < 1 else "all"
-    return Finding(name, measured, limit, total > 0 and count / total >= bound, advice)
+    passed = total > 0 and count / total >= bound
+    return Finding(name, share(count, total), limit, passed, advice)
+
+
+def show(value: Any) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2g}"
 
 
 def not_run(name: str, reason: str) -> Finding:
     return Finding(name, "not run", "", None, reason)
 
 
-def percent(share: float | int) -> str:
-    return f"{100 * share:.3g} %"
+def percent(part: float | int) -> str:
+    return f"{100 * part:.2g} %" if part < 0.1 else f"{100 * part:.0f} %"
+
+
+def share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({percent(count / max(total, 1))})"
 
 
 def largest_gap(first: Any, second: Any, mask: Bool[np.ndarray, "..."]) -> float:
@@ -77,12 +81,11 @@ def parameters_are_finite(leaves: Mapping[str, np.ndarray]) -> Finding:
     wrong = {name: int((~np.isfinite(leaf)).sum()) for name, leaf in leaves.items()}
     first = next((name for name, count in wrong.items() if count), "")
     return share_at_most(
-        "parameters are finite",
+        "parameters not finite",
         sum(wrong.values()),
         sum(leaf.size for leaf in leaves.values()),
         0,
         f"{first} is damaged: take an earlier checkpoint, and lower the learning rate",
-        of="are not",
     )
 
 
@@ -93,7 +96,7 @@ def padding_changes_nothing(
     *,
     pad_id: int,
     columns: int,
-    bound: float,
+    bound: float | int,
 ) -> Finding:
     """``columns`` more pads on the left leave the logits of every real token as they are."""
     wider = [(0, 0), (columns, 0)]
@@ -112,13 +115,13 @@ def batch_changes_nothing(
     mask: Bool[np.ndarray, "B T"],
     *,
     rows: int,
-    bound: float,
+    bound: float | int,
 ) -> Finding:
     """Each of the first ``rows`` rows has the same logits alone as in the batch."""
     alone = [logits_of(tokens[n : n + 1], mask[n : n + 1]) for n in range(rows)]
     together = np.asarray(logits_of(tokens, mask))[:rows]
     return at_most(
-        "a row alone = the row in a batch",
+        "row alone = row in a batch",
         relative_gap(np.concatenate([np.asarray(row) for row in alone]), together, mask[:rows]),
         bound,
         "something mixes the rows of a batch: a statistic over axis 0, or a wrong reshape",
@@ -130,11 +133,11 @@ def cache_changes_nothing(
     uncached: Float[np.ndarray, "B R V"],
     mask: Bool[np.ndarray, "B R"],
     *,
-    bound: float,
+    bound: float | int,
 ) -> Finding:
     """Decoding with the cache gives the logits of one forward pass over the same tokens."""
     return at_most(
-        "cached logits = uncached logits",
+        "cached logits = uncached",
         relative_gap(cached, uncached, mask),
         bound,
         "compare prefill and decode with logits: the slot written, its mask, its position",
@@ -146,11 +149,11 @@ def half_precision_is_close(
     full: Float[np.ndarray, "B T V"],
     mask: Bool[np.ndarray, "B T"],
     *,
-    bound: float,
+    bound: float | int,
 ) -> Finding:
     """The same parameters in bfloat16 products give nearly the same logits."""
     return at_most(
-        "bfloat16 logits = float32 logits",
+        "bfloat16 logits = float32",
         relative_gap(half, full, mask),
         bound,
         "stay at model.dtype=float32, or look for activations that have grown huge",

@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 
 from rlhf_jax.evaluation.invariants import Finding, at_most, share_at_least, share_at_most
 
@@ -30,12 +30,11 @@ def text_comes_back(
     """decode(encode(text)) is the text, for every text."""
     wrong = [text for text in texts if decode(encode(text)) != text]
     return share_at_most(
-        "the tokenizer gives texts back",
+        "texts the tokenizer loses",
         len(wrong),
         len(texts),
         0,
         f"use a byte-level tokenizer without normalisation; first lost: {wrong[:1]!r:.80}",
-        of="are lost",
     )
 
 
@@ -43,7 +42,7 @@ def bytes_have_ids(pieces: Iterable[bytes]) -> Finding:
     """Every one of the 256 bytes is a token, so that no text is unknown."""
     missing = {bytes([value]) for value in range(256)} - set(pieces)
     return at_most(
-        "bytes without a token (of 256)",
+        "bytes without a token, of 256",
         len(missing),
         0,
         f"train or choose a tokenizer with the whole byte alphabet; first missing: "
@@ -55,7 +54,7 @@ def ids_fit_the_embedding(ids: Iterable[Sequence[int]], *, rows: int) -> Finding
     """No id of the data is beyond the embedding, where a lookup would quietly take its last row."""
     largest = max(max(each, default=0) for each in ids)
     return Finding(
-        "ids fit the embedding (largest id)",
+        "largest id in the embedding",
         str(largest),
         f"< {rows}",
         largest < rows,
@@ -66,14 +65,23 @@ def ids_fit_the_embedding(ids: Iterable[Sequence[int]], *, rows: int) -> Finding
 # --- prompts and demonstrations -------------------------------------------------------------------
 
 
-def prompts_fit(truncated: int, total: int, *, length: int, bound: float) -> Finding:
+def episodes_fit(length: int, *, context: int) -> Finding:
+    """Prompt and response together are no longer than the model's context."""
+    return at_most(
+        "prompt and response, in tokens",
+        length,
+        context,
+        "lower prompt_length or response_length, or take a model of a longer context",
+    )
+
+
+def prompts_fit(truncated: int, total: int, *, length: int, bound: float | int) -> Finding:
     return share_at_most(
-        f"prompts over {length} tokens, cut",
+        f"prompts cut to {length} tokens",
         truncated,
         total,
         bound,
         "raise prompt_length (prompt + response must fit the context), or drop long prompts",
-        of="prompts",
     )
 
 
@@ -85,22 +93,19 @@ def queries_keep_the_end(
     """The real tokens of a query are the last tokens of its prompt, at the right margin."""
     Q = queries.shape[1]
     rows = zip(queries, mask, ids, strict=True)
-    wrong = sum(
-        list(query[Q - len(each[-Q:]) :]) != list(each[-Q:]) or real.sum() != len(each[-Q:])
-        for query, real, each in rows
-    )
+    is_end = lambda query, real, end: list(query[Q - len(end) :]) == end and sum(real) == len(end)
+    wrong = sum(not is_end(query, real, list(each[-Q:])) for query, real, each in rows)
     return share_at_most(
-        "queries without their prompt's end",
+        "queries that lose their end",
         wrong,
         len(ids),
         0,
         "pad queries on the left, and cut long prompts at their beginning",
-        of="queries",
     )
 
 
 def ends_are_targets(
-    tokens: Int[np.ndarray, "N T"],
+    tokens: Integer[np.ndarray, "N T"],
     loss_mask: Bool[np.ndarray, "N T"],
     *,
     eos_id: int,
@@ -109,47 +114,43 @@ def ends_are_targets(
     """SFT's loss counts exactly one end of text per demonstration."""
     ends = int(((tokens == eos_id) & loss_mask).sum())
     row = share_at_least(
-        "demonstrations whose end of text is a target",
+        "ends of text in SFT's loss",
         ends,
         demonstrations,
         1,
         "append one end of text to every completion and keep it in the loss mask",
-        of="demonstrations",
     )
     return row._replace(passed=ends == demonstrations)
 
 
-def demonstrations_fit(dropped: int, total: int, *, length: int, bound: float) -> Finding:
+def demonstrations_fit(dropped: int, total: int, *, length: int, bound: float | int) -> Finding:
     return share_at_most(
-        f"demonstrations over {length} tokens, dropped",
+        f"demonstrations over {length} tokens",
         dropped,
         total,
         bound,
         "raise sft.response_length, or shorten the demonstrations",
-        of="demonstrations",
     )
 
 
-def ends_are_predicted(right: int, total: int, *, bound: float) -> Finding:
+def ends_are_predicted(right: int, total: int, *, bound: float | int) -> Finding:
     """How often the end of text is the likeliest token where a demonstration ends."""
     return share_at_least(
-        "demonstrations' ends that SFT predicts",
+        "ends of text that SFT predicts",
         right,
         total,
         bound,
         "train SFT longer, or look whether the end of text is a target",
-        of="ends",
     )
 
 
-def answers_end(ended: int, total: int, *, bound: float) -> Finding:
+def answers_end(ended: int, total: int, *, bound: float | int) -> Finding:
     return share_at_least(
         "sampled answers that end",
         ended,
         total,
         bound,
         "raise response_length, train SFT longer, or set missing_eos_penalty",
-        of="answers",
     )
 
 
@@ -187,7 +188,7 @@ def find_conflicts(comparisons: Iterable[tuple]) -> Conflicts:
     return Conflicts(len(prompts), len(pairs), len(ordered) - len(pairs), answers, twice)
 
 
-def comparisons_agree(conflicts: Conflicts, *, bound: float) -> list[Finding]:
+def comparisons_agree(conflicts: Conflicts, *, bound: float | int) -> list[Finding]:
     return [
         share_at_most(
             "pairs ranked both ways",
@@ -196,20 +197,18 @@ def comparisons_agree(conflicts: Conflicts, *, bound: float) -> list[Finding]:
             bound,
             "keep one ranking per pair, such as the majority's; expected if several people "
             "ranked the same answers",
-            of="pairs",
         ),
         share_at_most(
-            "one answer twice, ranked apart",
+            "answers with two ranks",
             conflicts.twice,
             conflicts.answers,
             bound,
             "drop repeated answers before they are ranked; sample at a higher temperature",
-            of="answers",
         ),
     ]
 
 
-def rankings_rank(tied: int, total: int, *, bound: float) -> Finding:
+def rankings_rank(tied: int, total: int, *, bound: float | int) -> Finding:
     """Rows whose answers are all tied teach nothing and are left out."""
     return share_at_most(
         "rankings with all answers tied",
@@ -217,5 +216,4 @@ def rankings_rank(tied: int, total: int, *, bound: float) -> Finding:
         total,
         bound,
         "ask for finer rankings, or answers that differ more",
-        of="rankings",
     )

@@ -1,0 +1,572 @@
+"""Would a test notice? Classical RLHF bugs, planted one at a time in a copy of the repository.
+
+    python -m tests.planted_bugs            # all, some minutes
+    python -m tests.planted_bugs 12 29      # these
+
+Each row of ``PLANTS`` replaces one piece of source by a buggy one and names the test that must fail
+then. A bug is caught if that test passes on the real code, and with the bug planted runs from the
+copy and fails by an assertion: a test that cannot be collected or set up, or that stumbles over
+something else, has noticed nothing. Exit code 1 if any bug escapes.
+
+Numbers are those of the list of classical RLHF bugs in the project's notes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("rlhf_jax", "experiments", "configs", "tests", "pyproject.toml")
+REPORT = "PLANTED_BUGS_REPORT"
+"""Environment variable: where the test process writes what happened."""
+SECONDS = 600
+
+
+class Plant(NamedTuple):
+    number: int
+    name: str
+    file: str
+    old: str
+    """Source that occurs exactly once in ``file``."""
+    new: str
+    test: str
+    """Node id of a test that passes on ``old`` and fails on ``new``."""
+
+
+ENCODING, HEADS = "rlhf_jax/data/encoding.py", "rlhf_jax/models/heads.py"
+REWARDS, POLICY = "rlhf_jax/objectives/rewards.py", "rlhf_jax/objectives/policy_losses.py"
+GAE, MASKED = "rlhf_jax/objectives/advantages.py", "rlhf_jax/objectives/masked.py"
+PREFERENCES = "rlhf_jax/objectives/preference_losses.py"
+OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/updates.py"
+GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
+
+BATCHES, BUGS = "tests/test_batches.py::test_", "tests/test_classical_bugs.py::test_"
+OBJECTIVES, UPDATE = "tests/test_objectives.py::test_", "tests/test_updates.py::test_"
+TRANSFORMER, SAMPLING = "tests/test_transformer.py::test_", "tests/test_generate.py::test_"
+OPTIMIZER = "tests/test_optimizers.py::test_"
+
+PLANTS = (
+    Plant(
+        1,
+        "the end of text is no target of SFT",
+        ENCODING,
+        "targets[row, start + first_target : end] = True",
+        "targets[row, start + first_target : end - 1] = True",
+        f"{BATCHES}only_the_completion_and_its_end_carry_the_loss",
+    ),
+    Plant(
+        2,
+        "no end of text after completions",
+        ENCODING,
+        "[*prompt, *completion, tokenizer.eos_id]",
+        "[*prompt, *completion]",
+        f"{BATCHES}only_the_completion_and_its_end_carry_the_loss",
+    ),
+    Plant(
+        3,
+        "logits at t score token t, not t + 1",
+        "rlhf_jax/objectives/language_losses.py",
+        "token_logprobs(logits[:, :-1], targets)",
+        "token_logprobs(logits[:, 1:], targets)",
+        f"{OBJECTIVES}lm_loss_reference",
+    ),
+    Plant(
+        4,
+        "positions count left padding",
+        "rlhf_jax/models/transformer.py",
+        "return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)",
+        "return jnp.broadcast_to(jnp.arange(mask.shape[1])[None], mask.shape)",
+        f"{TRANSFORMER}padding_changes_nothing",
+    ),
+    Plant(
+        5,
+        "reward read at the last column, padding or not",
+        HEADS,
+        "last = jnp.take_along_axis(hidden, last_index(mask)[:, None, None], axis=1)[:, 0]",
+        "last = hidden[:, -1]",
+        f"{TRANSFORMER}score_is_read_at_the_last_real_token",
+    ),
+    Plant(
+        6,
+        "last token of an empty row wraps around",
+        MASKED,
+        "return jnp.where(mask.any(axis=-1), last, 0)",
+        "return jnp.where(mask.any(axis=-1), last, -1)",
+        f"{OBJECTIVES}last_index_never_wraps",
+    ),
+    Plant(
+        7,
+        "score put behind the last real token, lost under the mask",
+        REWARDS,
+        "== last_index(mask)[:, None])",
+        "== last_index(mask)[:, None] + 1)",
+        f"{OBJECTIVES}kl_rewards_reference",
+    ),
+    Plant(
+        8,
+        "missing-EOS rule looks for another id than the one that stops",
+        UPDATES,
+        "scores, r.responses, r.mask, eos_id=eos_id, penalty=missing_eos_penalty",
+        "scores, r.responses, r.mask, eos_id=0, penalty=missing_eos_penalty",
+        f"{UPDATE}prepare_batch_reference",
+    ),
+    Plant(
+        9,
+        "whitening takes its mean over padding",
+        MASKED,
+        "    mean = masked_mean(x, mask)\n",
+        "    mean = x.mean()\n",
+        f"{OBJECTIVES}whiten_reference",
+    ),
+    Plant(
+        10,
+        "GAE bootstraps from a value behind the mask",
+        GAE,
+        """            jnp.where(real, value, next_value),
+        )
+        return carry, jnp.where(real, advantage, 0.0)
+
+    rewards, values = (jnp.where(mask, x, jnp.zeros((), x.dtype)) for x in (rewards, values))
+""",
+        """            value,
+        )
+        return carry, jnp.where(real, advantage, 0.0)
+
+""",
+        f"{OBJECTIVES}gae_ignores_what_is_behind_the_mask",
+    ),
+    Plant(
+        11,
+        "GAE takes masked tokens inside a response for steps",
+        GAE,
+        """            jnp.where(real, advantage, next_advantage),
+            jnp.where(real, value, next_value),
+""",
+        """            advantage,
+            value,
+""",
+        f"{OBJECTIVES}gae_reference",
+    ),
+    Plant(
+        12,
+        "returns made of whitened advantages",
+        UPDATES,
+        "advantages = whiten(advantages, r.mask, shift_mean=True)\n",
+        "advantages = whiten(advantages, r.mask, shift_mean=True)\n"
+        "        returns = jnp.where(r.mask, advantages + r.values, 0.0)\n",
+        f"{UPDATE}prepare_batch_reference",
+    ),
+    Plant(
+        13,
+        "unbiased variance: another scale, infinite for one token",
+        MASKED,
+        "return masked_mean((x - masked_mean(x, mask)) ** 2, mask)",
+        "return masked_sum((x - masked_mean(x, mask)) ** 2, mask) / (mask.sum() - 1)",
+        f"{OBJECTIVES}whiten_reference",
+    ),
+    Plant(
+        14,
+        "dropout on while log-probs are scored",
+        HEADS,
+        'return module.apply({"params": params}, *inputs)',
+        'return training.apply({"params": params}, *inputs, rngs={"dropout": jax.random.key(0)})',
+        f"{UPDATE}every_ratio_is_one_at_the_first_minibatch[separate-11]",
+    ),
+    Plant(
+        15,
+        "no temperature in the new log-probs",
+        UPDATES,
+        "logits = scale_logits(logits, temperature)",
+        "logits = scale_logits(logits, 1.0)",
+        f"{UPDATE}every_ratio_is_one_at_the_first_minibatch[separate-11]",
+    ),
+    Plant(
+        16,
+        "temperature 0 divides",
+        GENERATE,
+        "if temperature == 0:",
+        "if temperature < 0:",
+        f"{SAMPLING}greedy_is_temperature_zero",
+    ),
+    Plant(
+        17,
+        "rollouts sample the top k, log-probs are of the whole distribution",
+        ROLLOUT,
+        "top_k=0,",
+        "top_k=10,",
+        f"{BUGS}rollouts_are_of_the_density_that_is_scored[True]",
+    ),
+    Plant(
+        18,
+        "the KL penalty rewards straying",
+        REWARDS,
+        "-kl_coef * kl_k1(logprobs, ref_logprobs)",
+        "-kl_coef * kl_k1(ref_logprobs, logprobs)",
+        f"{OBJECTIVES}reward_sign_of_kl",
+    ),
+    Plant(
+        19,
+        "the controller is fed nats per token",
+        UPDATES,
+        '"objective/kl": per_episode(r.logprobs - r.ref_logprobs)',
+        '"objective/kl": masked_mean(r.logprobs - r.ref_logprobs, r.mask)',
+        f"{UPDATE}the_kl_of_twice_as_long_responses_is_twice_as_large",
+    ),
+    Plant(
+        20,
+        "k3 of the other direction",
+        "rlhf_jax/objectives/kl.py",
+        "log_ratio = ref_logprobs - logprobs",
+        "log_ratio = logprobs - ref_logprobs",
+        f"{OBJECTIVES}kl_estimators_by_enumeration",
+    ),
+    Plant(
+        21,
+        "the reference is the policy itself",
+        ROLLOUT,
+        "response_logprobs(lm, ref_params, batch,",
+        "response_logprobs(lm, policy_value.policy(params), batch,",
+        f"{UPDATE}the_reference_stays_and_the_policy_leaves_it",
+    ),
+    Plant(
+        22,
+        "the reference is another model than the policy's start",
+        "experiments/ppo.py",
+        "parallel.replicate((sft.params, reward.params, frozen))",
+        "parallel.replicate((reward.params, reward.params, frozen))",
+        f"{BUGS}the_kl_to_the_reference_starts_at_zero",
+    ),
+    Plant(
+        23,
+        "old log-probs recomputed in the update",
+        UPDATES,
+        "loss, metrics = objective(logprobs, values, batch, count=count)",
+        "loss, metrics = objective(\n"
+        "            logprobs, values, batch._replace(logprobs=logprobs), count=count\n"
+        "        )",
+        f"{UPDATE}the_second_epoch_sees_the_old_logprobs",
+    ),
+    Plant(
+        24,
+        "value loss takes the smaller error",
+        POLICY,
+        "jnp.maximum(error, clipped_error)",
+        "jnp.minimum(error, clipped_error)",
+        f"{OBJECTIVES}ppo_reference",
+    ),
+    Plant(
+        25,
+        "the clipped term alone: no gradient where A < 0 and the ratio is large",
+        POLICY,
+        "loss = mean(jnp.maximum(unclipped, clipped))",
+        "loss = mean(clipped)",
+        f"{OBJECTIVES}negative_advantage_keeps_its_gradient",
+    ),
+    Plant(
+        26,
+        "clipfrac counts every ratio out of range",
+        POLICY,
+        "mean((clipped > unclipped).astype(ratio.dtype))",
+        "mean((jnp.abs(ratio - 1) > clip_eps).astype(ratio.dtype))",
+        f"{OBJECTIVES}ppo_reference",
+    ),
+    Plant(
+        27,
+        "entropy averaged over padding",
+        UPDATES,
+        "masked_mean(jax.lax.stop_gradient(entropy(logits)), batch.mask, count=count)",
+        "jax.lax.stop_gradient(entropy(logits)).mean()",
+        f"{UPDATE}ten_more_columns_of_padding_change_nothing",
+    ),
+    Plant(
+        28,
+        "the loss is divided by the size of the batch, padding included",
+        UPDATES,
+        "count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)",
+        "count = psum(jnp.float32(batch.mask.size), axis_name)",
+        f"{UPDATE}ten_more_columns_of_padding_change_nothing",
+    ),
+    Plant(
+        29,
+        "gradient accumulation: mean of means",
+        UPDATES,
+        "gradient = jax.grad(loss_fn, has_aux=True)",
+        "own_mean = lambda p, rows, k, _: loss_fn(p, rows, k, None)\n"
+        "    share = lambda *inputs: jax.tree.map(lambda x: x / accumulate, own_mean(*inputs))\n"
+        "    gradient = jax.grad(share, has_aux=True)",
+        f"{UPDATE}microbatches_of_unequal_length_make_the_same_step",
+    ),
+    Plant(
+        30,
+        "log(sigmoid(x)) overflows",
+        PREFERENCES,
+        "mean(-jax.nn.log_sigmoid(margin))",
+        "mean(-jnp.log(jax.nn.sigmoid(margin)))",
+        f"{OBJECTIVES}ranking_does_not_overflow",
+    ),
+    Plant(
+        31,
+        "ties are trained as preferences",
+        PREFERENCES,
+        "better = ranks[:, :, None] < ranks[:, None, :]",
+        "better = ranks[:, :, None] <= ranks[:, None, :]",
+        f"{OBJECTIVES}ranking_reference",
+    ),
+    Plant(
+        32,
+        "the reward model is centred on comparisons instead of demonstrations",
+        "experiments/reward.py",
+        "centre = float(np.nanmean(score_all(params, answers)[0]))",
+        "score_all(params, answers)",
+        f"{BUGS}demonstrations_score_zero",
+    ),
+    Plant(
+        34,
+        "log-softmax in half precision",
+        "rlhf_jax/objectives/logprobs.py",
+        "return x.astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "return x",
+        f"{OBJECTIVES}half_precision_logits_are_widened",
+    ),
+    Plant(
+        35,
+        "the sampler's positions are slots of the cache",
+        HEADS,
+        "cache.positions[:, None],",
+        "jnp.full_like(cache.positions, cache.index)[:, None],",
+        f"{TRANSFORMER}cached_decoding_is_the_full_forward[False]",
+    ),
+    Plant(
+        39,
+        "not-a-numbers under the mask reach the ratio and its gradient",
+        POLICY,
+        "log_ratio = jnp.where(mask, new_logprobs - logprobs, 0.0)",
+        "log_ratio = new_logprobs - logprobs",
+        f"{OBJECTIVES}nothing_under_the_mask_reaches_ppo",
+    ),
+    Plant(
+        40,
+        "one key for all rows of a batch",
+        GENERATE,
+        "(key, jnp.arange(batch_size))",
+        "(key, jnp.zeros(batch_size, jnp.int32))",
+        f"{SAMPLING}keys_differ_by_row_and_step",
+    ),
+    Plant(
+        41,
+        "the schedule counts minibatches",
+        OPTIMIZERS,
+        "rate = lambda count: schedule(count // updates_per_step)",
+        "rate = lambda count: schedule(count)",
+        f"{UPDATE}the_schedule_advances_once_per_iteration",
+    ),
+    Plant(
+        42,
+        "the average's decay taken for a step size",
+        OPTIMIZERS,
+        "lambda e, p: decay * e + (1 - decay) * p",
+        "lambda e, p: (1 - decay) * e + decay * p",
+        f"{UPDATE}minibatches_are_taken_in_turn_and_the_average_follows_each",
+    ),
+    Plant(
+        43,
+        "biases, normalisation and embeddings decay",
+        OPTIMIZERS,
+        'is_kernel = lambda path, leaf: path[-1].key in ("kernel", "lora_a", "lora_b")',
+        "is_kernel = lambda path, leaf: True",
+        f"{OPTIMIZER}adamw_against_numpy",
+    ),
+    Plant(
+        44,
+        "the pretraining gradient is clipped apart",
+        UPDATES,
+        "        return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics",
+        "        ptx_grads, _ = optax.clip_by_global_norm(1.0).update(ptx_grads, None)\n"
+        "        return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics",
+        f"{UPDATE}ptx_gradients_are_added_before_the_one_clip",
+    ),
+    Plant(
+        45,
+        "long prompts keep their beginning",
+        ENCODING,
+        "kept = each[-length:]",
+        "kept = each[:length]",
+        f"{BATCHES}queries_are_left_padded_and_keep_their_end",
+    ),
+    Plant(
+        46,
+        "sampled ids are decoded and encoded again for the reward model",
+        ENCODING,
+        "if comparison.tokens is None:",
+        "if comparison.responses:",
+        f"{BATCHES}sampled_ids_come_out_as_they_went_in",
+    ),
+    Plant(
+        47,
+        "every epoch in the same order",
+        UPDATES,
+        "jax.random.permutation(jax.random.fold_in(key, e), B)",
+        "jax.random.permutation(jax.random.fold_in(key, 0), B)",
+        f"{UPDATE}minibatches_are_whole_episodes_each_used_once_per_epoch",
+    ),
+    Plant(
+        48,
+        "the optimizer starts anew after a restore",
+        "rlhf_jax/training/checkpoints.py",
+        'return Restored(info["step"], state, info["data"], info["extra"])',
+        "fresh = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), like.opt_state)\n"
+        '    return Restored(info["step"], state._replace(opt_state=fresh), *map(info.get, '
+        '("data", "extra")))',
+        "tests/test_checkpoints.py::test_resume_is_exact_to_the_bit",
+    ),
+)
+
+NOT_HERE = {
+    33: "there is no DPO",
+    36: "there is no GRPO",
+    37: "there is no RLOO",
+    38: "there is no GRPO, and no KL term in any loss",
+}
+"""Bugs of the list that this project has no place for, and why."""
+
+
+# --- in the test process: a pytest plugin that notes what ran and from where ----------------------
+
+_outcomes: list[dict] = []
+
+
+def pytest_runtest_logreport(report) -> None:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = crash.message if crash else str(report.longrepr or "")
+    _outcomes.append({"when": report.when, "outcome": report.outcome, "message": message})
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    if REPORT not in os.environ:
+        return
+    ours = ("rlhf_jax", "experiments", "configs")
+    files = [
+        getattr(m, "__file__", None) for n, m in sys.modules.items() if n.split(".")[0] in ours
+    ]
+    report = {"outcomes": _outcomes, "files": [file for file in files if file]}
+    Path(os.environ[REPORT]).write_text(json.dumps(report))
+
+
+# --- in the process that plants -------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    caught: bool
+    why: str
+    seconds: float
+
+
+def copy_repository(folder: Path) -> None:
+    """Into ``folder``, once: all bugs are planted in the same code, whoever edits meanwhile."""
+    ignore = shutil.ignore_patterns("__pycache__", ".pytest_cache")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "data").symlink_to(ROOT / "data")
+
+
+def run_tests(folder: Path, tests: Iterable[str]) -> tuple[int | None, str, dict]:
+    """pytest's exit code (None: out of time), its output, and the plugin's report."""
+    path = folder / "report.json"
+    path.unlink(missing_ok=True)
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "PYTHONDONTWRITEBYTECODE": "1",  # old and new source may have the same size and second
+        REPORT: str(path),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "tests.planted_bugs"]
+    command += ["-p", "no:cacheprovider", f"--rootdir={folder}", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None, "", {}
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    return done.returncode, done.stdout + done.stderr, report
+
+
+def judge(folder: Path, plant: Plant, code: int | None, report: dict) -> tuple[bool, str]:
+    """Whether the test noticed, and what it said or why its failure does not count."""
+    if code is None:
+        return False, f"no end after {SECONDS} s"
+    if code == 0:
+        return False, "the test passes"
+    if code != 1 or not report:
+        return False, f"pytest could not run the test (exit code {code})"
+    files = [Path(file).resolve() for file in report["files"]]
+    stray = [file for file in files if not file.is_relative_to(folder)]
+    if stray:
+        return False, f"imported from outside the copy: {stray[0]}"
+    if folder / plant.file not in files:
+        return False, f"{plant.file} was never imported"
+    failed = [each for each in report["outcomes"] if each["outcome"] == "failed"]
+    in_body = [each for each in failed if each["when"] == "call"]
+    if not in_body:
+        return False, "the test failed before its body ran"
+    lines = [line.strip() for line in in_body[0]["message"].splitlines() if line.strip()]
+    message = " ".join(lines[:3])
+    if not message.startswith(("assert", "AssertionError")):
+        return False, f"no assertion failed, but: {message}"
+    return True, message
+
+
+def plant_and_test(folder: Path, plant: Plant) -> Result:
+    """Plant the bug in ``folder``, a copy of the repository, run its test there, and restore."""
+    started = time.monotonic()
+    file = folder / plant.file
+    source = file.read_text(encoding="utf-8")
+    if source.count(plant.old) != 1:
+        why = f"occurs {source.count(plant.old)} times in {plant.file}: {plant.old!r}"
+        return Result(False, why, 0.0)
+    file.write_text(source.replace(plant.old, plant.new), encoding="utf-8")
+    code, _, report = run_tests(folder, [plant.test])
+    file.write_text(source, encoding="utf-8")
+    caught, why = judge(folder, plant, code, report)
+    return Result(caught, why, time.monotonic() - started)
+
+
+def main(numbers: list[int]) -> int:
+    unknown = set(numbers) - {plant.number for plant in PLANTS}
+    if unknown:
+        reasons = [f"{n}: {NOT_HERE.get(n, 'not in the list')}" for n in sorted(unknown)]
+        print("no plant of " + "; ".join(reasons), file=sys.stderr)
+        return 2
+    chosen = [plant for plant in PLANTS if plant.number in numbers or not numbers]
+    escaped = []
+    with tempfile.TemporaryDirectory(prefix="planted_bugs_") as name:
+        folder = Path(name).resolve()
+        copy_repository(folder)
+        code, output, _ = run_tests(folder, dict.fromkeys(plant.test for plant in chosen))
+        if code != 0:
+            print(f"{output}\nthe tests fail without any bug planted", file=sys.stderr)
+            return 2
+        for plant in chosen:
+            result = plant_and_test(folder, plant)
+            verdict = "caught" if result.caught else "NOT caught"
+            print(f"{plant.number:2}  {verdict:10}  {result.seconds:4.0f} s  {plant.name}")
+            print(f"    {plant.test}\n    {result.why[:160]}", flush=True)
+            escaped += [] if result.caught else [plant.number]
+    missed = f"; NOT caught: {escaped}" if escaped else ""
+    print(f"\n{len(chosen) - len(escaped)} of {len(chosen)} caught{missed}")
+    if not numbers:
+        print("\n".join(f"{n:2}  cannot occur: {reason}" for n, reason in NOT_HERE.items()))
+    return 1 if escaped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(argument) for argument in sys.argv[1:]]))

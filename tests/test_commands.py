@@ -1,0 +1,161 @@
+"""Commands that the documents show: they parse, and the ones people type first do what is said."""
+
+import importlib
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from configs import quickstart
+from experiments.trained import load_trained
+from rlhf_jax.cli import load, to_dict
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.models.heads import make_language_model
+
+DOCUMENTS = [tiny.ROOT / "README.md", tiny.ROOT / "README.zh.md"]
+DOCUMENTS += sorted((tiny.ROOT / "docs").glob("*.md"))
+
+
+def shown(start: str) -> list[tuple[str, str]]:
+    """(document, what follows ``start``) of each command in a code block or between backticks."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for line in re.findall(rf"(?:^|`|\| )(?:\.venv/bin/)?{start}([^`\n]*)", text, re.M):
+            found.append((document.name, re.split(r" [#|>&]", line)[0].strip()))
+    return sorted(set(found))
+
+
+EXPERIMENTS = shown(r"python -m experiments\.(?=\w)")
+MAKE = shown(r"make (?=[a-zA-Z])")
+PLACEHOLDERS = {"N": "1"}
+
+
+def test_commands_are_found():
+    assert len(EXPERIMENTS) >= 12 and len(MAKE) >= 4
+    names = {command.split()[0] for _, command in EXPERIMENTS}
+    assert names >= {"pretrain", "sft", "compare", "reward", "ppo", "evaluate", "sample"}
+
+
+@pytest.mark.parametrize("document,command", EXPERIMENTS)
+def test_experiments_parse(document, command, monkeypatch):
+    """The module exists and its flags are known; a preset that is named exists."""
+    monkeypatch.chdir(tiny.ROOT)
+    name, *words = (PLACEHOLDERS.get(word, word) for word in shlex.split(command))
+    module = importlib.import_module(f"experiments.{name}")
+    config_class = re.search(r"main\(run, (\w+)\)", Path(module.__file__).read_text()).group(1)
+    config = load(getattr(module, config_class), [word for word in words if word != "..."])
+    assert isinstance(config, getattr(module, config_class))
+
+
+@pytest.mark.parametrize("document,command", MAKE)
+def test_make_targets_exist(document, command):
+    done = subprocess.run(
+        ["make", "-n", *shlex.split(command)], cwd=tiny.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_knows_what_it_does_not_know():
+    done = subprocess.run(["make", "-n", "quickstrat"], cwd=tiny.ROOT, capture_output=True)
+    assert done.returncode != 0
+
+
+@pytest.mark.slow
+def test_sample_answers_what_is_piped_in(tmp_path):
+    """One line of answer to one of prompt; greedily, it is the model's likeliest text."""
+    tokenizer = train_bpe(["the film is good . "], vocab_size=262)
+    folder = tiny.save_model(tmp_path / "lm", tokenizer, context=64)
+    flags = ["--init", folder, "--sampling.temperature", "0", "--response-length", "8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.sample", *flags],
+        env=tiny.process_environment(),
+        input=b"this film is\n",
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    trained = load_trained(folder, flag="init")
+    lm = make_language_model(trained.model, trained.vocab_size)
+    logits = jax.jit(lambda tokens, mask: lm.logits(trained.params, tokens, mask, start=0))
+    prompt = tokenizer.encode("this film is")
+    ids = list(prompt)
+    for _ in range(8):
+        tokens = jnp.array([ids + [0] * (64 - len(ids))], jnp.int32)
+        following = logits(tokens, jnp.arange(64)[None] < len(ids))[0, len(ids) - 1]
+        ids.append(int(following.argmax()))
+        if ids[-1] == tokenizer.eos_id:
+            break
+    expected = tokenizer.decode(ids[len(prompt) :])
+    assert expected and done.stdout.decode() == expected + "\n"
+
+
+# --- a chain that is stopped ----------------------------------------------------------------------
+
+STAGES = ("pretrain", "sft", "comparisons", "reward", "ppo")
+
+
+def outcome(folder, stage):
+    """What must be the same: final parameters, or the comparisons that were collected."""
+    done = json.loads((folder / stage / "DONE").read_text())
+    return done.get("params_sha256") or (folder / stage / "train.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_chain_stopped_by_sigterm_goes_on(tmp_path):
+    """Stopped in pretraining and in PPO; the same command ends as if nothing had been."""
+    task = tiny.make_task(tmp_path)
+    c = tiny.shrink(quickstart.get_config(), tmp_path / "whole", task)
+    adam = replace(c.pretrain.optim, optimizer="adamw", schedule="constant", lr=1e-3)
+    c = replace(
+        c,
+        pretrain=replace(c.pretrain, optim=adam, steps=80),
+        sft=replace(c.sft, optim=adam),
+        reward=replace(c.reward, optim=adam),
+        ppo=replace(c.ppo, iterations=30),
+    )
+    preset = tmp_path / "preset.json"
+    saved = {"config_class": "InstructGPTConfig", "config": to_dict(c)}
+    preset.write_text(json.dumps(saved))
+
+    def start(folder):
+        command = [sys.executable, "-m", "experiments.instructgpt", "--config", str(preset)]
+        return subprocess.Popen(
+            [*command, "--dir", str(folder)],
+            env=tiny.process_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(process):
+        errors = process.communicate(timeout=400)[1]
+        assert process.returncode == 0, errors[-3000:]
+        return errors
+
+    end(start(tmp_path / "whole"))
+    stopped = tmp_path / "stopped"
+    for stage in ("pretrain", "ppo"):
+        process = start(stopped)
+        began = time.monotonic()
+        steps = stopped / stage / "checkpoints"
+        while not (steps.is_dir() and any(path.name.isdecimal() for path in steps.iterdir())):
+            assert process.poll() is None and time.monotonic() - began < 300
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        errors = end(process)
+        assert f"{stage}: saved at step" in errors and not (stopped / stage / "DONE").exists()
+    assert "ppo: resumed after step" in end(start(stopped))
+    for stage in STAGES:
+        assert outcome(stopped, stage) == outcome(tmp_path / "whole", stage), stage
+    assert (stopped / "report.html").exists()

@@ -1,0 +1,522 @@
+"""PPO's update, from a real rollout to new parameters, held against hand-made ones.
+
+The model's config asks for dropout: nothing in PPO may use it. Numbers in docstrings are those of
+the list of classical RLHF bugs in the project's notes.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from rlhf_jax.config import ModelConfig, OptimConfig, ParallelConfig
+from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.training.checkpoints import params_sha256
+from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import (
+    accumulated_gradients,
+    make_ppo_loss,
+    make_ppo_update,
+    make_update_step,
+    prepare_batch,
+    shuffle_minibatches,
+)
+from rlhf_jax.types import LMBatch, QueryBatch, Rollout
+
+B, Q, R, V = 8, 4, 6, 32
+STOP, NEVER, PAD = 11, V, 31
+"""A stop token that random responses hold, one that none can hold, and padding."""
+TEMPERATURE = 0.7
+CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32, dropout=0.5)
+LM = make_language_model(CONFIG, V)
+SCALAR = make_scalar_model(CONFIG, V)
+OBJECTIVE = partial(ppo_loss, clip_eps=0.2, value_clip_eps=1.0, vf_coef=0.5)
+# SGD and not Adam, which hides the size of a gradient. Numbers in the state: one compiled program.
+TX = optax.inject_hyperparams(
+    lambda lr, clip: optax.chain(optax.clip_by_global_norm(clip), optax.sgd(lr))
+)(lr=0.05, clip=1e9)
+EMA = 0.9
+PREPARE = {
+    "gamma": 1.0,
+    "lam": 0.95,
+    "whiten_rewards": False,
+    "whiten_advantages": True,
+    "missing_eos_penalty": None,
+    "eos_id": STOP,
+}
+
+
+@cache
+def language_model_params():
+    # Far from the tiny initial values, so that responses and advantages differ.
+    return jax.tree.map(lambda x: 4 * x, LM.init(jax.random.key(0)))
+
+
+@cache
+def reward_params():
+    return SCALAR.init(jax.random.key(1), language_model_params()["trunk"])
+
+
+@cache
+def both(trunk):
+    return make_policy_value(CONFIG, CONFIG, V, trunk)
+
+
+def start(trunk="separate"):
+    return both(trunk).init(language_model_params(), reward_params())
+
+
+@cache
+def rollout_fn(trunk, eos_id):
+    return jax.jit(
+        make_rollout(
+            LM,
+            both(trunk),
+            SCALAR,
+            length=R,
+            temperature=TEMPERATURE,
+            eos_id=eos_id,
+            pad_id=PAD,
+            recompute_logprobs=False,
+        )
+    )
+
+
+def roll_out(params, *, trunk="separate", eos_id=STOP, seed=0) -> Rollout:
+    mask = jnp.arange(Q)[None] >= (jnp.arange(B) % 3)[:, None]
+    queries = jax.random.randint(jax.random.key(100 + seed), (B, Q), 0, V)
+    batch = QueryBatch(queries, mask, jnp.arange(B))
+    inputs = (params, language_model_params(), reward_params(), batch)
+    return rollout_fn(trunk, eos_id)(*inputs, jax.random.key(seed))
+
+
+def prepare(rollout, kl_coef=0.1, **changes):
+    return prepare_batch(rollout, jnp.float32(kl_coef), **PREPARE | changes)
+
+
+def one_minibatch(rollout):
+    """All episodes as the one minibatch of one epoch."""
+    return shuffle_minibatches(prepare(rollout)[0], jax.random.key(7), epochs=1, num_minibatches=1)
+
+
+def objective(new_logprobs, new_values, batch, *, count):
+    """PPO's, with the largest gap between the old and the new among the metrics."""
+    loss, metrics = OBJECTIVE(new_logprobs, new_values, batch, count=count)
+    worst = lambda x, y: jnp.where(batch.mask, jnp.abs(x - y), 0.0).max()
+    ratio = jnp.exp(new_logprobs - batch.logprobs)
+    return loss, metrics | {"ratio": worst(ratio, 1.0), "values": worst(new_values, batch.values)}
+
+
+def ptx_loss(params, batch, key, count):
+    return lm_loss(LM.packed_logits(params["policy"], batch, None), batch, count=count)
+
+
+def make_update(trunk="separate", *, ptx_coef=0.0, accumulate=1, loss=OBJECTIVE):
+    loss_fn = make_ppo_loss(both(trunk), loss, temperature=TEMPERATURE)
+    frame = dict(ptx_coef=ptx_coef, accumulate=accumulate, ema_decay=EMA)
+    return make_ppo_update(loss_fn, ptx_loss, count_targets, TX, **frame)
+
+
+@cache
+def update_fn(trunk="separate", **changes):
+    return jax.jit(make_update(trunk, loss=objective, **changes))
+
+
+@cache
+def donating_update():
+    return make_parallel(ParallelConfig(devices=1)).update(make_update(), batch_axis=1)
+
+
+def make_start(params, **numbers):
+    state = make_state(params, TX, ema_decay=EMA)
+    for name, value in numbers.items():
+        state.opt_state.hyperparams[name] = jnp.float32(value)
+    return state
+
+
+def text(*shape):
+    """Packed text with rows of very unequal numbers of targets."""
+    rng = np.random.default_rng(3)
+    T = 12
+    lengths = rng.integers(2, T + 1, shape)
+    mask = np.arange(T) < lengths[..., None]
+    return LMBatch(
+        tokens=jnp.asarray(rng.integers(0, V, (*shape, T)), jnp.int32),
+        loss_mask=jnp.asarray(mask & (np.arange(T) > 0)),
+        segment_ids=jnp.asarray(mask, jnp.int32),
+        positions=jnp.broadcast_to(jnp.arange(T), (*shape, T)),
+    )
+
+
+def close(actual, expected, tolerance=1e-5):
+    check = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(check, actual, expected)
+
+
+def norm(tree):
+    return np.sqrt(sum(float((x.astype(float) ** 2).sum()) for x in leaves(tree)))
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def distance(tree, other):
+    return max(np.abs(a - b).max() for a, b in zip(leaves(tree), leaves(other), strict=True))
+
+
+# --- the first minibatch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trunk,eos_id", [("separate", STOP), ("separate", NEVER), ("shared", STOP)]
+)
+def test_every_ratio_is_one_at_the_first_minibatch(trunk, eos_id):
+    """Bugs 14, 15, 35: no dropout and the same temperature in sampler, scorer and update."""
+    params = start(trunk)
+    rollout = roll_out(params, trunk=trunk, eos_id=eos_id)
+    ended = ((rollout.responses == eos_id) & rollout.mask).any(axis=1).sum()
+    assert 0 < ended < B if eos_id == STOP else ended == 0
+    batches = one_minibatch(rollout)
+    _, metrics = update_fn(trunk)(make_start(params), (batches, None), jax.random.key(0))
+    assert metrics["ratio"] < 1e-5 and metrics["values"] < 1e-5
+    close(metrics["val/ratio"], 1.0)
+    assert metrics["policy/approxkl_avg"] < 1e-10
+    assert metrics["policy/clipfrac_avg"] == 0 and metrics["val/clipfrac_avg"] == 0
+    assert abs(metrics["loss/policy_avg"]) < 1e-5  # −mean of whitened advantages
+
+
+def test_the_second_epoch_sees_the_old_logprobs():
+    """Bug 23: they stay those of the rollout, so ratio and clipping move, and more with the lr."""
+    params = start()
+    batches = one_minibatch(roll_out(params))
+    seen = {}
+    for lr in (0.002, 0.05):
+        state = make_start(params, lr=lr)
+        for epoch in range(2):
+            state, seen[lr, epoch] = update_fn()(state, (batches, None), jax.random.key(epoch))
+    at = lambda name: [float(seen[run]["policy/" + name]) for run in ((0.002, 1), (0.05, 1))]
+    slow, fast = at("approxkl_avg")
+    assert seen[0.05, 0]["policy/approxkl_avg"] < 1e-10 and 1e-6 < slow < fast
+    slow, fast = at("clipfrac_avg")
+    assert slow < fast
+
+
+# --- from rollout to batch ------------------------------------------------------------------------
+
+
+def made_up_rollout(seed=0):
+    """Ragged, with not-a-numbers under the mask; some responses hold STOP, some only behind it."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(R)[None] < rng.integers(1, R + 1, B)[:, None]
+    normal = lambda: np.where(mask, rng.normal(size=(B, R)), np.nan).astype(np.float32)
+    responses = rng.integers(STOP + 1, V, (B, R))
+    responses[[0, 2, 4], mask[[0, 2, 4]].sum(axis=1) - 1] = STOP
+    responses = np.where(mask, responses, STOP)
+    fields = Rollout(
+        queries=rng.integers(0, V, (B, Q)).astype(np.int32),
+        query_mask=np.ones((B, Q), bool),
+        responses=responses.astype(np.int32),
+        mask=mask,
+        logprobs=normal(),
+        ref_logprobs=normal(),
+        values=normal(),
+        scores=rng.normal(size=B).astype(np.float32),
+    )
+    return jax.tree.map(jnp.asarray, fields)
+
+
+@pytest.mark.parametrize("whiten_rewards", [False, True])
+@pytest.mark.parametrize("whiten_advantages", [False, True])
+@pytest.mark.parametrize("penalty", [None, -1.0])
+def test_prepare_batch_reference(whiten_rewards, whiten_advantages, penalty):
+    """Bugs 8, 12: scores → rewards → GAE → whitening; R = raw Â + V; another stop token stops."""
+    r = made_up_rollout()
+    batch, metrics = prepare(
+        r,
+        0.3,
+        gamma=0.9,
+        lam=0.8,
+        whiten_rewards=whiten_rewards,
+        whiten_advantages=whiten_advantages,
+        missing_eos_penalty=penalty,
+    )
+    n = Rollout(*(np.asarray(x) for x in r))
+    ends = np.array([STOP in ids[real] for ids, real in zip(n.responses, n.mask, strict=True)])
+    assert ends.tolist() == [True, False] * 2 + [True] + [False] * 3
+    scores = n.scores if penalty is None else np.where(ends, n.scores, penalty)
+    raw = reference.kl_rewards(scores, n.logprobs, n.ref_logprobs, n.mask, 0.3)
+    rewards = reference.whiten(raw, n.mask, shift_mean=False) if whiten_rewards else raw
+    advantages, returns = reference.gae(rewards, np.nan_to_num(n.values), n.mask, 0.9, 0.8)
+    close(batch.returns, returns)
+    expected = reference.whiten(advantages, n.mask, True) if whiten_advantages else advantages
+    close(batch.advantages, expected)
+    for name in ("queries", "query_mask", "responses", "mask", "logprobs", "values"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(n, name))
+
+    total = lambda x: np.where(n.mask, x, 0).sum(axis=1).mean()
+    error = ((returns - n.values)[n.mask] ** 2).mean()
+    expected = {
+        "objective/kl": total(n.logprobs - n.ref_logprobs),
+        "objective/entropy": total(-n.logprobs),
+        "objective/non_score_reward": -0.3 * total(n.logprobs - n.ref_logprobs),
+        "objective/rlhf_reward": total(raw),
+        "objective/scores": scores.mean(),
+        "objective/kl_coef": 0.3,
+        "val/num_eos_tokens": 3.0,
+        "response_length": n.mask.sum() / B,
+        "val/var_explained": 1 - error / returns[n.mask].var(),
+    }
+    close(metrics, expected)
+
+
+def test_the_kl_of_twice_as_long_responses_is_twice_as_large():
+    """Bug 19: the controller's target is nats per episode, not per token."""
+    r = made_up_rollout()
+    kl = lambda length: prepare(
+        r._replace(
+            **{name: jnp.zeros((B, length), jnp.int32) for name in ("responses",)},
+            mask=jnp.ones((B, length), bool),
+            logprobs=jnp.full((B, length), -1.0),
+            ref_logprobs=jnp.full((B, length), -1.5),
+            values=jnp.zeros((B, length)),
+        )
+    )[1]["objective/kl"]
+    close([kl(3), kl(6)], [1.5, 3.0])
+
+
+def test_minibatches_are_whole_episodes_each_used_once_per_epoch():
+    """Bugs 31, 47: fields of an episode stay together; the order is new each epoch and key."""
+    batch, _ = prepare(made_up_rollout())
+    key_a, key_b = jax.random.split(jax.random.key(0))
+    shuffled = shuffle_minibatches(batch, key_a, epochs=3, num_minibatches=4)
+    assert shuffled.returns.shape == (12, B // 4, R)
+    as_rows = lambda fields, n: np.concatenate(
+        [np.nan_to_num(x.reshape(n, -1)).astype(float) for x in fields], axis=1
+    )
+    same = (as_rows(shuffled, 3 * B)[:, None] == as_rows(batch, B)[None]).all(axis=-1)
+    assert (same.sum(axis=1) == 1).all()
+    orders = same.argmax(axis=1).reshape(3, B).tolist()
+    assert all(sorted(order) == list(range(B)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    other = shuffle_minibatches(batch, key_b, epochs=1, num_minibatches=1)
+    assert (np.asarray(other.queries[0]) != np.asarray(batch.queries)[orders[0]]).any()
+
+
+# --- one step by hand -----------------------------------------------------------------------------
+
+
+def test_ptx_gradients_are_added_before_the_one_clip():
+    """Bug 44: p ← p − lr · clip(∇PPO + γ ∇LM), each minibatch with its own rows of text."""
+    coefficient, clip, lr = 0.5, 0.5, 0.2
+    params, ptx = start(), text(2, B)
+    batches = one_minibatch(roll_out(params))
+    loss_fn = make_ppo_loss(both("separate"), objective, temperature=TEMPERATURE)
+    gradient = lambda f: jax.jit(jax.grad(lambda p, b: f(p, b, None, None)[0]))
+    ppo_gradient, lm_gradient = gradient(loss_fn), gradient(ptx_loss)
+    state, expected = make_start(params, lr=lr, clip=clip), params
+    for i in range(2):
+        rows = jax.tree.map(lambda x, i=i: x[i : i + 1], ptx)
+        state, metrics = update_fn(ptx_coef=coefficient)(state, (batches, rows), jax.random.key(i))
+        first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+        ppo, lm = ppo_gradient(expected, first(batches)), lm_gradient(expected, first(rows))
+        total = jax.tree.map(lambda g, p: g + coefficient * p, ppo, lm)
+        # Clipping would be another step if it came before the sum.
+        assert norm(lm) > 1 > clip and norm(ppo) > 1 > clip and norm(total) > clip
+        scale = lr * clip / norm(total)
+        expected = jax.tree.map(lambda p, g, s=scale: p - s * g, expected, total)
+        close(state.params, expected, 1e-6)
+        close(metrics["policy/grad_norm"], norm(ppo["policy"]), 1e-4)
+        close(metrics["policy/ptx_grad_norm"], coefficient * norm(lm), 1e-4)
+
+
+def test_microbatches_of_unequal_length_make_the_same_step():
+    """Bug 29: 1 × 8 = 4 × 2 rows: one sum over one count, in PPO and in its ptx term."""
+    params, ptx = start(), text(1, B)
+    batches = one_minibatch(roll_out(params))
+    assert len(set(np.asarray(batches.mask[0].sum(axis=1)).tolist())) > 2
+    (whole, metrics), (parts, parts_metrics) = (
+        update_fn(ptx_coef=0.5, **changes)(
+            make_start(params, lr=0.01), (batches, ptx), jax.random.key(0)
+        )
+        for changes in ({}, {"accumulate": 4})
+    )
+    assert distance(whole.params, params) > 1e-3
+    close(parts.params, whole.params, 1e-6)
+    # A largest value is no share of a mean: it does not add up.
+    shares = lambda metrics: {k: v for k, v in metrics.items() if k not in ("ratio", "values")}
+    close(shares(parts_metrics), shares(metrics), 1e-4)
+
+
+def test_microbatches_of_text_make_the_same_step():
+    """Bug 29 in pretraining, SFT and reward modelling, which share this step."""
+    params, rows = {"policy": language_model_params()}, jax.tree.map(lambda x: x[0], text(1, B))
+    results = []
+    for accumulate in (1, 4):
+        step = make_update_step(ptx_loss, count_targets, TX, accumulate=accumulate, ema_decay=EMA)
+        results.append(jax.jit(step)(make_start(params), rows, jax.random.key(0)))
+    (whole, metrics), (parts, parts_metrics) = results
+    assert distance(whole.params, params) > 1e-3
+    close(parts.params, whole.params, 1e-6)
+    close(parts_metrics, metrics, 1e-4)
+
+
+def test_every_microbatch_has_a_key_of_its_own():
+    """Bug 40: with one key for all of them, dropout would drop the same units in each."""
+
+    def loss_fn(params, batch, key, count):
+        draw = jax.random.uniform(key)
+        return jnp.float32(0), {"draw": draw, "square": draw**2}
+
+    gradients = accumulated_gradients(
+        loss_fn, jnp.float32(0), jnp.zeros(4), jax.random.key(0), 1.0, accumulate=4
+    )
+    total, squares = (float(gradients[1][name]) for name in ("draw", "square"))
+    assert squares / 4 - (total / 4) ** 2 > 1e-3
+
+
+def test_minibatches_are_taken_in_turn_and_the_average_follows_each():
+    """Bug 42: e ← d e + (1 − d) p from the initial weights on, without debiasing."""
+    params = start()
+    batch, _ = prepare(roll_out(params))
+    batches = shuffle_minibatches(batch, jax.random.key(7), epochs=1, num_minibatches=4)
+    at_once, metrics = update_fn()(make_start(params), (batches, None), jax.random.key(0))
+    state, average, seen = make_start(params), params, []
+    for n in range(4):
+        one = jax.tree.map(lambda x, n=n: x[n : n + 1], batches)
+        state, each = update_fn()(state, (one, None), jax.random.key(n))
+        average = jax.tree.map(lambda e, p: EMA * e + (1 - EMA) * p, average, state.params)
+        close(state.ema_params, average, 1e-6)
+        seen.append(each)
+    close((at_once.params, at_once.ema_params), (state.params, average))
+    close(metrics, jax.tree.map(lambda *x: sum(x) / 4, *seen), 1e-4)
+    assert distance(average, state.params) > 1e-3 and int(at_once.step) == 4
+
+
+def test_the_schedule_advances_once_per_iteration():
+    """Bug 41: Adam moves a weight of constant gradient by the learning rate each time.
+
+    Here 1, 2, 3, 3 · 0.1 in the iterations' turn, 4 minibatches each.
+    """
+    config = OptimConfig(
+        lr=0.3,
+        schedule="constant",
+        warmup_steps=2,
+        warmup_init=1 / 3,
+        weight_decay=0.0,
+        clip_norm=0.0,
+    )
+    tx = make_policy_value_optimizer(config, config, 4, updates_per_step=4)
+
+    def loss_fn(params, batch, key, count):
+        total = params["policy"]["w"] + params["value"]["w"]
+        return total, {"policy": params["policy"]["w"]}
+
+    params = {name: {"w": jnp.float32(0)} for name in ("policy", "value")}
+    update = jax.jit(
+        make_ppo_update(loss_fn, None, None, tx, ptx_coef=0.0, accumulate=1, ema_decay=0.0)
+    )
+    state = make_state(params, tx, ema_decay=0.0)
+    batches = shuffle_minibatches(
+        prepare(made_up_rollout())[0], jax.random.key(0), epochs=2, num_minibatches=2
+    )
+    positions = [0.0]
+    for iteration in range(4):
+        state, _ = update(state, (batches, None), jax.random.key(iteration))
+        positions.append(-float(state.params["policy"]["w"]))
+        close(state.params["value"], state.params["policy"])
+    close(np.diff(positions) / 4, np.array([0.1, 0.2, 0.3, 0.3]), 1e-4)
+
+
+# --- what an update leaves alone, and what it moves -----------------------------------------------
+
+
+def test_ten_more_columns_of_padding_change_nothing():
+    """Bugs 9, 27, 28: neither metrics nor parameters depend on the width of the batch."""
+    params, whole = start(), roll_out(start())
+    junk = {"responses": 7, "logprobs": np.nan, "ref_logprobs": np.nan, "values": np.nan}
+    wide = lambda x, fill: jnp.pad(x, [(0, 0), (0, 10)], constant_values=fill)
+    fields = {name: wide(getattr(whole, name), fill) for name, fill in junk.items()}
+    padded = whole._replace(mask=wide(whole.mask, False), **fields)
+    close(prepare(padded)[1], prepare(whole)[1])
+    (state, metrics), (padded_state, padded_metrics) = (
+        update_fn()(make_start(params), (one_minibatch(rollout), None), jax.random.key(0))
+        for rollout in (whole, padded)
+    )
+    close(padded_metrics, metrics)
+    close(padded_state.params, state.params)
+    assert distance(state.params, params) > 1e-3
+
+
+def test_the_reference_stays_and_the_policy_leaves_it():
+    """Bug 21: KL 0, one donating update, then KL > 0 from the very same reference."""
+    original = params_sha256(language_model_params())
+    state = make_start(start())
+    before = roll_out(state.params)
+    assert abs(float(prepare(before)[1]["objective/kl"])) < 1e-4
+    state, _ = donating_update()(state, (one_minibatch(before), None), jax.random.key(0))
+    assert prepare(roll_out(state.params))[1]["objective/kl"] > 1e-3
+    assert params_sha256(language_model_params()) == original
+
+
+def test_a_step_donates_its_state_and_nothing_else():
+    """The reference, and the average that starts as a copy of the weights, own their buffers."""
+    parallel = make_parallel(ParallelConfig(devices=1))
+    params = start()
+    ref_params = parallel.replicate(params["policy"])
+    state = parallel.replicate(make_start(params))
+    batches = one_minibatch(roll_out(params))
+    average = params
+    for n in range(2):
+        new, _ = donating_update()(state, (batches, None), jax.random.key(n))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.ema_params))
+        average = jax.tree.map(lambda e, p: EMA * e + (1 - EMA) * p, average, new.params)
+        close(new.ema_params, average, 1e-6)
+        state = new
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((ref_params, params)))
+    assert params_sha256(ref_params) == params_sha256(language_model_params())
+
+
+@pytest.mark.parametrize("trunk", ["separate", "shared"])
+def test_values_learn_and_only_a_shared_trunk_moves_the_policy(trunk):
+    """Without advantages there is the value loss alone: it falls, whatever the trunk."""
+    params = start(trunk)
+    batches = one_minibatch(roll_out(params, trunk=trunk))
+    batches = batches._replace(advantages=jnp.zeros((1, B, R)))
+    state, losses = make_start(params, lr=0.002), []
+    for n in range(10):
+        state, metrics = update_fn(trunk)(state, (batches, None), jax.random.key(n))
+        losses.append(float(metrics["loss/value_avg"]))
+    assert losses[-1] < 0.8 * losses[0]
+    trunks = state.params["policy"]["trunk"], params["policy"]["trunk"]
+    assert distance(*trunks) > 1e-3 if trunk == "shared" else distance(*trunks) == 0
+    head = "policy" if trunk == "shared" else "value"
+    assert distance(state.params[head]["head"], params[head]["head"]) > 1e-3
+
+
+def test_a_shared_trunk_learns_from_both_losses():
+    """Its one gradient is the sum of those of the policy and of the value loss."""
+    params = start("shared")
+    # The head starts at 0, where the value loss does not reach the trunk.
+    head = {"kernel": jnp.ones((CONFIG.d_model, 1)) / 4, "bias": jnp.zeros(1)}
+    params = {"policy": params["policy"] | {"head": head}}
+    whole = one_minibatch(roll_out(params, trunk="shared"))
+
+    def moved(batches):
+        new, _ = update_fn("shared")(make_start(params), (batches, None), jax.random.key(0))
+        return jax.tree.map(lambda a, b: a - b, new.params["policy"], params["policy"])
+
+    value = moved(whole._replace(advantages=jnp.zeros((1, B, R))))
+    policy = moved(whole._replace(returns=whole.values))
+    assert norm(value["trunk"]) > 1e-2 and norm(policy["trunk"]) > 1e-2
+    close(moved(whole), jax.tree.map(jnp.add, policy, value))
+    assert norm(policy["head"]) < 1e-4 < norm(value["head"])
