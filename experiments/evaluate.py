@@ -20,8 +20,9 @@ from experiments.sampling import make_sampler
 from experiments.stage import Stage
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
-from rlhf_jax.config import EvaluateConfig, check
+from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.formats import read_prompts
+from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs

@@ -13,8 +13,9 @@ from experiments.inputs import Corpora, load_corpora, make_text_evaluation, text
 from experiments.stage import Stage
 from experiments.trained import Trained, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
-from rlhf_jax.config import PretrainConfig, check
+from rlhf_jax.config import PretrainConfig
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
+from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout

@@ -17,8 +17,7 @@ from typing import Any
 import tyro
 
 from rlhf_jax.cli import main
-from rlhf_jax.config import check
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation import report_policies, report_stages
 from rlhf_jax.evaluation.report import TITLES, Group, RunRecord, StageRecord, render
 from rlhf_jax.training.logs import read_rows

@@ -20,9 +20,10 @@ from experiments.inputs import (
 from experiments.stage import Stage
 from experiments.trained import load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
-from rlhf_jax.config import SFTConfig, check
+from rlhf_jax.config import SFTConfig
 from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
+from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss

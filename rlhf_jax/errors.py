@@ -7,3 +7,9 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on (NaN loss, disk full, gate not met): what, where, what next."""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ``InputError(message)`` unless ``condition`` holds."""
+    if not condition:
+        raise InputError(message)

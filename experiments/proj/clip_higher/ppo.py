@@ -20,10 +20,10 @@ from experiments.inputs import load_corpora, text_stream
 from experiments.stage import Stage
 from experiments.trained import load_trained, same_tokenizer, save_model_card, with_adapters
 from rlhf_jax.cli import main
-from rlhf_jax.config import PPOConfig, check
+from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.batches import query_batches
 from rlhf_jax.data.datasets import load_prompts
-from rlhf_jax.errors import RunError
+from rlhf_jax.errors import RunError, check
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.kl import update_kl_coef

@@ -1,0 +1,45 @@
+"""Every default value of the project: one frozen dataclass per stage, checked when it is made.
+
+A preset in ``configs/*.py`` returns one of these from ``get_config()``; ``rlhf_jax.cli`` parses the
+command line over it. Fields are documented by the string below them, which is also their help text.
+"""
+
+from rlhf_jax.config.chain import InstructGPTConfig
+from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
+from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
+from rlhf_jax.config.stages import (
+    CompareConfig,
+    KLConfig,
+    LabelerConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SamplingConfig,
+    SFTConfig,
+)
+from rlhf_jax.config.tools import ConvertConfig, EvaluateConfig, HarnessConfig, SampleConfig
+from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
+
+__all__ = [
+    "CompareConfig",
+    "ConvertConfig",
+    "EvaluateConfig",
+    "HarnessConfig",
+    "InstructGPTConfig",
+    "KLConfig",
+    "LabelerConfig",
+    "LoRAConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PPOConfig",
+    "ParallelConfig",
+    "PretrainConfig",
+    "RewardConfig",
+    "RotaryConfig",
+    "RunConfig",
+    "SFTConfig",
+    "SampleConfig",
+    "SamplingConfig",
+    "TextDataConfig",
+    "TokenizerConfig",
+]

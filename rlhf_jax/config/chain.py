@@ -1,0 +1,87 @@
+"""All stages in a row."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rlhf_jax.config.stages import CompareConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from rlhf_jax.config.tools import EvaluateConfig
+
+
+@dataclass(frozen=True)
+class InstructGPTConfig:
+    """All stages in a row, in sub-folders of one run folder."""
+
+    dir: Path = Path("runs/instructgpt")
+    seed: int = 0
+    source: Path = Path("data")
+    """Folder of the raw data."""
+    corpora: tuple[str, ...] = ("gutenberg", "reviews", "polarity")
+    """Text of pretraining, ptx and the alignment tax, in the order of the mixing weights."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    reward_init: Path | None = None
+    """Run folder the reward model (and so the value network) starts from; None: this run's SFT."""
+    ablations: bool = False
+    """Also train SFT without the pretraining mix and PPO without ptx: the alignment tax."""
+
+    def resolve(self) -> "InstructGPTConfig":
+        """Every stage with its folder, seed and inputs filled in from ``dir`` and ``seed``."""
+        data = self.dir / "data"
+
+        def stage(config, name, **inputs):
+            run = replace(config.run, dir=self.dir / name, seed=self.seed)
+            return replace(config, run=run, **inputs)
+
+        def text(config):
+            path = tuple(data / f"corpus_{name}.txt" for name in self.corpora)
+            heldout = tuple(data / f"heldout_{name}.txt" for name in self.corpora)
+            return replace(config, path=path, heldout=heldout)
+
+        return replace(
+            self,
+            pretrain=stage(self.pretrain, "pretrain", data=text(self.pretrain.data)),
+            sft=stage(
+                self.sft,
+                "sft",
+                init=self.dir / "pretrain",
+                data=data / "demonstrations.jsonl",
+                pretrain_data=text(self.sft.pretrain_data),
+            ),
+            compare=stage(
+                self.compare,
+                "comparisons",
+                init=self.dir / "sft",
+                source=self.source,
+                prompts=data / "prompts_comparisons.jsonl",
+            ),
+            reward=stage(
+                self.reward,
+                "reward",
+                init=self.reward_init or self.dir / "sft",
+                data=self.dir / "comparisons" / "train.jsonl",
+                heldout=self.dir / "comparisons" / "heldout.jsonl",
+                demonstrations=data / "demonstrations.jsonl",
+            ),
+            ppo=stage(
+                self.ppo,
+                "ppo",
+                init=self.dir / "sft",
+                reward=self.dir / "reward",
+                prompts=data / "prompts_ppo.jsonl",
+                ptx_data=text(self.ppo.ptx_data),
+            ),
+            evaluate=stage(
+                self.evaluate,
+                "evaluate",
+                policies=(self.dir / "sft", self.dir / "ppo"),
+                text_only=(self.dir / "pretrain",),
+                reward=self.dir / "reward",
+                source=self.source,
+                prompts=data / "prompts_evaluation.jsonl",
+                text=text(self.evaluate.text),
+            ),
+        )

@@ -1,0 +1,37 @@
+"""Text and its tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    path: Path | None = None
+    """A saved tokenizer or a GPT-2 vocabulary folder; None trains one on the text."""
+    vocab_size: int = 4096
+    """Of a tokenizer trained here, with padding and end-of-text included."""
+
+
+@dataclass(frozen=True)
+class TextDataConfig:
+    path: tuple[Path, ...] = ()
+    """.txt, .jsonl or folders of them, one corpus each."""
+    weights: tuple[float, ...] = ()
+    """Share of each corpus in the mix; empty mixes by size."""
+    heldout: tuple[Path, ...] = ()
+    """One held-out file per corpus; empty holds out ``heldout_fraction`` of the documents."""
+    heldout_fraction: float = 0.02
+    block_size: int = 64
+    """Tokens per packed row."""
+    cache: Path = Path(".cache/datasets")
+    """Where prepared data sets live."""
+
+    def __post_init__(self):
+        for name in ("weights", "heldout"):
+            given = getattr(self, name)
+            check(
+                not given or not self.path or len(given) == len(self.path),
+                f"data.{name} has {len(given)} entries for {len(self.path)} of data.path",
+            )

@@ -1,0 +1,104 @@
+"""The shape of a model."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary positions (Su et al. 2021), with Llama 3's stretching to longer contexts."""
+
+    theta: float = 10_000.0
+    fraction: float = 1.0
+    """Share of a head's dimensions that is rotated (GPT-NeoX: 0.25)."""
+    factor: float = 1.0
+    """Slow frequencies are divided by this (Llama 3.1: 8); 1 is plain rotary."""
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A pre-LN decoder. The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm,
+    biases everywhere, tied embeddings; the other values make it GPT-NeoX, Llama or Qwen."""
+
+    n_layers: int = 4
+    d_model: int = 128
+    n_heads: int = 4
+    n_kv_heads: int = 0
+    """Heads of keys and values, each shared by n_heads / n_kv_heads queries; 0: n_heads."""
+    head_dim: int = 0
+    """0: d_model / n_heads."""
+    d_ff: int = 0
+    """Width inside the MLP; 0: 4 d_model."""
+    context: int = 256
+    """Longest sequence in tokens (rows of the position table)."""
+    positions: Literal["learned", "rotary"] = "learned"
+    rotary: RotaryConfig = field(default_factory=RotaryConfig)
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-5
+    activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
+    bias: Literal["all", "qkv", "none"] = "all"
+    """Of dense layers: everywhere (GPT-2, GPT-NeoX), at the queries, keys and values (Qwen2)."""
+    qk_norm: bool = False
+    """RMSNorm of each head's query and key before they are rotated (Qwen3)."""
+    parallel_residual: bool = False
+    """x + attention(ln_1(x)) + mlp(ln_2(x)) (GPT-NeoX), not one after the other."""
+    tied: bool = True
+    """The unembedding is the transposed embedding; otherwise a matrix of its own."""
+    lora_scale: float = 1.0
+    """α / r of the low-rank adapters that parameters may hold; stages set it (see LoRAConfig)."""
+    dropout: float = 0.0
+    """On the embedding sum, attention weights and both residual outputs; only while training."""
+    scan_layers: bool = False
+    """Compile one layer and loop over stacked parameters: small programs for deep models."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass: less memory, more time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products. Parameters, normalisation, softmax and losses stay float32."""
+
+    def __post_init__(self):
+        check(
+            self.head_dim > 0 or self.d_model % self.n_heads == 0,
+            f"model.d_model={self.d_model} is not a multiple of model.n_heads={self.n_heads}",
+        )
+        check(
+            self.n_heads % self.kv_heads == 0,
+            f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
+        )
+        check(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout} is not in [0, 1)")
+        check(
+            self.n_layers > 0 and self.context > 0, "model.n_layers and model.context must be > 0"
+        )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def width(self) -> int:
+        """Dimensions of one head."""
+        return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        """Dimensions inside the MLP."""
+        return self.d_ff or 4 * self.d_model
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): W + (α / r) A B; nothing else of the trunk is trained."""
+
+    rank: int = 0
+    """r; 0 trains all weights."""
+    alpha: float = 16.0
+    targets: str = ".*"
+    """Regular expression over a block's dense layers: attn/c_attn (queries, keys and values),
+    attn/c_proj, mlp/c_fc, mlp/c_gate, mlp/c_proj."""
+
+    def __post_init__(self):
+        check(self.rank >= 0, f"lora.rank={self.rank} must be >= 0")

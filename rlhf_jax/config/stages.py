@@ -1,0 +1,253 @@
+"""The stages of InstructGPT, in their order."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
+from rlhf_jax.config.model import LoRAConfig, ModelConfig
+from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig, check_microbatches
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Language modelling on raw text."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/pretrain")))
+    init: Path | None = None
+    """Go on from this model: its shape and tokenizer are taken, and of ``model`` only dropout,
+    scan_layers, remat and dtype. None starts from random parameters."""
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05)
+    )
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch_size: int = 16
+    """Rows per step over all devices."""
+    steps: int = 1000
+    eval_batches: int = 32
+    """Held-out batches per corpus at each evaluation."""
+
+    def __post_init__(self):
+        if self.init is None:
+            self.check_context(self.model)
+        check_microbatches("batch_size", self.batch_size, self.optim)
+
+    def check_context(self, model: ModelConfig) -> None:
+        """Raise unless a row of text fits into the model."""
+        check(
+            self.data.block_size <= model.context,
+            f"data.block_size={self.data.block_size} is over model.context={model.context}",
+        )
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/sft")))
+    init: Path = Path("runs/pretrain")
+    """Run folder of pretraining: parameters, model shape and tokenizer."""
+    data: Path = Path("demonstrations.jsonl")
+    heldout_fraction: float = 0.05
+    cache: Path = Path(".cache/datasets")
+    prompt_length: int = 16
+    """Longer prompts keep their end."""
+    response_length: int = 32
+    block_size: int = 64
+    """Demonstrations are packed into rows of this many tokens."""
+    target: Literal["response", "all"] = "response"
+    """Tokens that carry the loss."""
+    pretrain_mix: float = 0.1
+    """Rows of pretraining text beside each SFT batch, as a share of all (InstructGPT: 10 %)."""
+    pretrain_data: TextDataConfig = field(default_factory=TextDataConfig)
+    dropout: float = 0.0
+    """Of this stage (InstructGPT: 0.2 on residuals)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch_size: int = 16
+    epochs: int = 2
+
+    def __post_init__(self):
+        check(
+            self.prompt_length + self.response_length <= self.block_size,
+            f"prompt_length={self.prompt_length} + response_length={self.response_length} is over "
+            f"block_size={self.block_size}",
+        )
+        check(0 <= self.pretrain_mix < 1, f"pretrain_mix={self.pretrain_mix} is not in [0, 1)")
+        check_microbatches("batch_size", self.batch_size, self.optim)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 0.7
+    """Divides the logits in sampling and in every log-probability of PPO; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this mass; 1 keeps all."""
+
+    def __post_init__(self):
+        check(self.temperature >= 0, f"temperature={self.temperature} must be >= 0")
+        check(0 < self.top_p <= 1, f"top_p={self.top_p} is not in (0, 1]")
+
+
+@dataclass(frozen=True)
+class LabelerConfig:
+    """The simulated person: gold score plus Bradley-Terry noise."""
+
+    agreement: float = 0.726
+    """Rate at which two such labelers order a pair alike; sets the noise (InstructGPT: 72.6 %)."""
+    tie_width: float = 0.05
+    """Responses whose utility differs by less share a rank (in units of the noise)."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Collecting comparisons: K sampled responses of each prompt, ranked by a labeler."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/comparisons")))
+    init: Path = Path("runs/sft")
+    source: Path = Path("data")
+    """Folder of the raw data, from which the gold scorer learns."""
+    prompts: Path = Path("prompts.jsonl")
+    labeler: LabelerConfig = field(default_factory=LabelerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_prompts: int = 1200
+    heldout_prompts: int = 200
+    responses_per_prompt: int = 6
+    """K of InstructGPT's K-wise loss (4 to 9 there)."""
+    prompts_per_batch: int = 32
+    prompt_length: int = 16
+    response_length: int = 32
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self):
+        check(
+            self.responses_per_prompt >= 2,
+            f"responses_per_prompt={self.responses_per_prompt}: at least 2 can be compared",
+        )
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Reward model on ranked comparisons."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/reward")))
+    init: Path = Path("runs/sft")
+    data: Path = Path("comparisons.jsonl")
+    heldout: Path | None = None
+    """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
+    heldout_fraction: float = 0.1
+    demonstrations: Path | None = None
+    """These score 0 on average after normalisation (InstructGPT); None: the responses of data."""
+    unit_std: bool = False
+    """Divide by the within-prompt standard deviation, which gives kl_coef a fixed scale."""
+    normalise_rows: int = 0
+    """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
+    cache: Path = Path(".cache/datasets")
+    prompt_length: int = 16
+    response_length: int = 32
+    dropout: float = 0.0
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20)
+    )
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch_size: int = 4
+    """Prompts per step, each with all its K-choose-2 pairs."""
+    epochs: int = 2
+
+    def __post_init__(self):
+        check_microbatches("batch_size", self.batch_size, self.optim)
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    coef: float = 0.02
+    """β: weight of the per-token penalty (InstructGPT: 0.02 for unscaled rewards)."""
+    target: float = 0.0
+    """Nats per episode that the adaptive controller holds; 0 keeps the coefficient fixed."""
+    horizon: float = 10_000.0
+    """Episodes over which the adaptive controller acts (Ziegler et al. 2019)."""
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO on the reward model's score with a per-token KL penalty, and PPO-ptx."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/ppo"), save_every=5))
+    init: Path = Path("runs/sft")
+    """Policy and reference start from this run."""
+    reward: Path = Path("runs/reward")
+    value_init: Path | None = None
+    """The value network starts from this reward or value model; None: from ``reward``."""
+    prompts: Path = Path("prompts.jsonl")
+    cache: Path = Path(".cache/datasets")
+    prompt_length: int = 16
+    response_length: int = 32
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    value_trunk: Literal["separate", "shared"] = "separate"
+    """A value network of its own from the reward model (InstructGPT), or a head on the policy."""
+    iterations: int = 24
+    batch_size: int = 128
+    """Episodes per iteration over all devices."""
+    ppo_epochs: int = 1
+    num_minibatches: int = 4
+    kl: KLConfig = field(default_factory=KLConfig)
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip_eps: float = 0.2
+    value_clip_eps: float = 0.2
+    vf_coef: float = 1.0
+    """Weight of the value loss; with a separate trunk it only scales that trunk's gradient."""
+    whiten_advantages: bool = True
+    whiten_rewards: bool = False
+    missing_eos_penalty: float | None = None
+    """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
+    recompute_logprobs: bool = False
+    """Take the old log-probs from a forward pass instead of from the sampler."""
+    ptx_coef: float = 0.0
+    """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
+    ptx_batch_size: int = 32
+    """Rows of pretraining text per minibatch."""
+    ptx_data: TextDataConfig = field(default_factory=TextDataConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """On the policy and on the value network, which then share their frozen weights with the
+    reference and the reward model where these are the same."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=3e-4, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5
+        )
+    )
+    value_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-3, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5
+        )
+    )
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    min_reward_accuracy: float = 0.6
+    """PPO does not start on a reward model whose held-out pair accuracy is below this."""
+    force: bool = False
+    """Start all the same."""
+
+    def __post_init__(self):
+        check(
+            self.batch_size % self.num_minibatches == 0,
+            f"batch_size={self.batch_size} is not a multiple of "
+            f"num_minibatches={self.num_minibatches}",
+        )
+        minibatch_size = self.batch_size // self.num_minibatches
+        check_microbatches("batch_size / num_minibatches", minibatch_size, self.optim)
+        check_microbatches("ptx_batch_size", self.ptx_batch_size, self.optim)
+        check(self.sampling.temperature > 0, "PPO needs sampling.temperature > 0")
+        check(
+            self.sampling.top_k == 0 and self.sampling.top_p == 1.0,
+            "PPO samples from the whole distribution: sampling.top_k must be 0 and top_p 1, "
+            "or the log-probs would be of another density",
+        )

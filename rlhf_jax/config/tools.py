@@ -1,0 +1,102 @@
+"""What is done with a finished model: evaluation, conversation, conversion."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from rlhf_jax.config.data import TextDataConfig
+from rlhf_jax.config.stages import SamplingConfig
+from rlhf_jax.config.training import ParallelConfig, RunConfig
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Comparing policies on held-out prompts and text."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/evaluate")))
+    policies: tuple[Path, ...] = ()
+    """Run folders to compare; the first is the baseline (SFT)."""
+    text_only: tuple[Path, ...] = ()
+    """Run folders whose loss on held-out text is measured besides."""
+    reward: Path = Path("runs/reward")
+    source: Path = Path("data")
+    """Folder of the raw data, from which the gold scorer and the judges learn."""
+    prompts: Path = Path("prompts.jsonl")
+    text: TextDataConfig = field(default_factory=TextDataConfig)
+    num_prompts: int = 256
+    best_of: tuple[int, ...] = (4, 16)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompt_length: int = 16
+    response_length: int = 32
+    batch_size: int = 256
+    """Responses sampled at a time."""
+    text_batches: int = 32
+    """Held-out batches of 16 rows per corpus."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Talking to a checkpoint in the terminal."""
+
+    init: Path = Path("runs/quickstart/ppo")
+    """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
+    chat: bool = True
+    """Hold a conversation by the tokenizer's chat template, if it has one."""
+    system: str = ""
+    """With a chat template: the system message."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    response_length: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Weights from and to Hugging Face."""
+
+    direction: tyro.conf.Positional[Literal["from-hf", "to-hf"]] = "from-hf"
+    source: tyro.conf.Positional[Path] = Path("checkpoint")
+    """from-hf: a folder with config.json and safetensors, or a .gguf file; to-hf: a run folder."""
+    out: Path = Path("runs/imported")
+    """from-hf: the run folder to make; to-hf: the folder to write."""
+    part: Literal["model", "value"] = "model"
+    """to-hf: what the stage made, or the value network of a PPO run."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """to-hf: of the weights written."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """from-hf: of matrix products; the weights stay float32."""
+    scan_layers: bool = False
+    """from-hf: as model.scan_layers."""
+    remat: bool = False
+    """from-hf: as model.remat."""
+
+    @property
+    def run(self) -> RunConfig:
+        return RunConfig(dir=self.out)
+
+
+@dataclass(frozen=True)
+class HarnessConfig:
+    """Tasks of lm-evaluation-harness on a checkpoint."""
+
+    init: Path = Path("runs/quickstart/ppo")
+    """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
+    tasks: tuple[str, ...] = ()
+    include_path: Path | None = None
+    """Folder with tasks of your own (YAML)."""
+    num_fewshot: int | None = None
+    """Examples before each question; None: as the task says."""
+    limit: int = 0
+    """Questions per task; 0: all."""
+    batch_size: int = 16
+    max_gen_toks: int = 64
+    """Length of generated answers where the task does not say."""
+    seed: int = 0
+    out: Path | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self):
+        check(self.batch_size >= 1, f"batch_size={self.batch_size} must be >= 1")

@@ -1,0 +1,92 @@
+"""What every training stage has: an optimizer, devices, a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW or Muon with global-norm clipping, a schedule, optionally an average of the weights."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon (Jordan et al. 2024) updates the trunk's kernels along orthogonalised momentum and the
+    rest by AdamW."""
+    lr: float = 1e-3
+    adam_lr: float = 0.0
+    """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    """Steps from ``warmup_init`` x lr up to lr. In PPO a step is an iteration, not a minibatch."""
+    warmup_init: float = 0.0
+    """First learning rate of the warm-up, as a share of lr (InstructGPT's PPO: 0.1)."""
+    final_lr: float = 0.1
+    """Last learning rate, as a share of lr (InstructGPT: cosine to 10 %)."""
+    weight_decay: float = 0.05
+    """Decoupled; matrices only: not biases, normalisation, nor embeddings."""
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    """Global norm of the gradient after accumulation; 0 turns clipping off."""
+    accumulate: int = 1
+    """Micro-batches per step (in PPO per minibatch, those of the policy's optimizer count for
+    both): gradients are summed, then divided once by the global count."""
+    ema_decay: float = 0.0
+    """e <- decay e + (1 - decay) p after each step; 0 keeps no average (InstructGPT: 0.992)."""
+
+    def __post_init__(self):
+        check(self.lr > 0, f"optim.lr={self.lr} must be > 0")
+        check(
+            self.optimizer == "adamw" or self.adam_lr > 0,
+            f"optim.optimizer=muon needs optim.adam_lr > 0, found {self.adam_lr}",
+        )
+        check(0 <= self.ema_decay < 1, f"optim.ema_decay={self.ema_decay} is not in [0, 1)")
+        check(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be >= 1")
+
+
+def check_microbatches(name: str, rows: int, optim: OptimConfig) -> None:
+    """Raise unless ``rows`` split evenly into the optimizer's micro-batches."""
+    check(
+        rows % optim.accumulate == 0,
+        f"{name}={rows} is not a multiple of optim.accumulate={optim.accumulate}",
+    )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is laid over devices."""
+
+    mode: Literal["mesh", "pmap"] = "mesh"
+    devices: int = 0
+    """How many of the visible devices to use; 0 uses all."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a stage writes, and how often."""
+
+    dir: Path = Path("runs/run")
+    """The stage's own folder. The same command resumes what is unfinished in it."""
+    seed: int = 0
+    data_seed: int = 0
+    """Order of the data, apart from ``seed`` so that ablations see the same batches."""
+    save_every: int = 200
+    """Steps between checkpoints (the last step is always saved); transformers: save_steps."""
+    keep_latest: int = 2
+    """How many of the newest checkpoints to keep; transformers: save_total_limit."""
+    keep_best: int = 1
+    """How many more to keep, the best by the stage's held-out figure (if one was measured)."""
+    log_every: int = 20
+    eval_every: int = 200
+    stop_after: int = 0
+    """Stop, saved and resumable, after this many steps of this process; 0 never stops."""
+    tensorboard: bool = True
+    wandb: str = ""
+    """Project name; empty turns Weights & Biases off."""
+    compile_cache: Path | None = None
+    """Folder for compiled programs, so that a second start compiles nothing."""
+    tune_malloc: bool = True
+    """Keep freed memory in the process (glibc only): about 1.25x faster steps on CPU."""
