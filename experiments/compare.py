@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.sampling import make_sampler
+from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
 from experiments.trained import load_trained
 from rlhf_jax.cli import main
@@ -36,6 +36,9 @@ def run(config: CompareConfig) -> dict:
         # Data and model
         parallel = make_parallel(config.parallel)
         policy = load_trained(config.init, flag="init")
+        policy.model.check_context(
+            prompt_length=config.prompt_length, response_length=config.response_length
+        )
         total = config.num_prompts + config.heldout_prompts
         prompts = [row.prompt for row in read_prompts(config.prompts)][:total]
         if len(prompts) < total:
@@ -43,6 +46,7 @@ def run(config: CompareConfig) -> dict:
                 f"{config.prompts} has {len(prompts)} prompts; num_prompts={config.num_prompts} + "
                 f"heldout_prompts={config.heldout_prompts} were asked for"
             )
+        stage.note(prompts=count_truncated(prompts, policy.tokenizer, config.prompt_length))
         sampler = make_sampler(
             make_language_model(policy.model, policy.vocab_size),
             policy.tokenizer,

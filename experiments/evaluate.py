@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.inputs import load_corpora, make_text_evaluation
-from experiments.sampling import make_sampler
+from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
@@ -57,7 +57,13 @@ def run(config: EvaluateConfig) -> dict:
         text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
         baseline = next(iter(policies))
         reward = load_trained(config.reward, flag="reward", kind="scalar")
+        for trained in (*policies.values(), reward):
+            trained.model.check_context(
+                prompt_length=config.prompt_length, response_length=config.response_length
+            )
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
+        tokenizer = policies[baseline].tokenizer
+        stage.note(prompts=count_truncated(prompts, tokenizer, config.prompt_length))
         task = sentiment.build(config.source)
 
         # Answers

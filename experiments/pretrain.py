@@ -102,7 +102,7 @@ def starting_point(config: PretrainConfig, corpora: Corpora) -> Trained:
         model = replace(
             start.model, dropout=c.dropout, scan_layers=c.scan_layers, remat=c.remat, dtype=c.dtype
         )
-        config.check_context(model)
+        model.check_context(**{"data.block_size": config.data.block_size})
         params = start.params | {"trunk": as_layout(start.params["trunk"], model)}
         start = start._replace(model=model, params=params)
         return with_adapters(start, config.lora, seed=config.run.seed)

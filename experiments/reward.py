@@ -53,6 +53,9 @@ def run(config: RewardConfig) -> dict:
         sft = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer = sft.tokenizer
         model_config = replace(sft.model, dropout=config.dropout)
+        model_config.check_context(
+            prompt_length=config.prompt_length, response_length=config.response_length
+        )
         save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
         rows = load_comparisons(config.data, data_dir=config.cache)
         if config.heldout is not None:

@@ -48,6 +48,7 @@ def run(config: SampleConfig) -> None:
 def make_answer(config: SampleConfig, trained: Trained):
     """``(ids, key) -> ids of the answer``, one by one, up to the end of text."""
     tokenizer, model = trained.tokenizer, trained.model
+    model.check_context(prompt_length=1, response_length=config.response_length)
     lm = make_language_model(model, trained.vocab_size)
     prefill = jax.jit(partial(lm.prefill, length=config.response_length))
     decode = jax.jit(lm.decode, donate_argnums=2)

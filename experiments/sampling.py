@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 
 from rlhf_jax.config import SamplingConfig
 from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models.heads import LanguageModel
@@ -32,6 +33,13 @@ class Sampled(NamedTuple):
         g = jax.device_get(self.generation)
         rows = zip(g.responses[: len(self.texts)], g.mask, strict=False)
         return [ids[mask].tolist() for ids, mask in rows]
+
+
+def count_truncated(prompts: Sequence[str], tokenizer: Tokenizer, length: int) -> dict[str, int]:
+    """How many prompts are cut to their last ``length`` tokens, for a stage's summary."""
+    rows = [Prompt(prompt) for prompt in prompts]
+    _, report = encode_prompts(rows, tokenizer, query_length=length)
+    return {"kept": report.kept, "prompts_truncated": report.prompts_truncated}
 
 
 def make_sampler(

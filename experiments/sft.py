@@ -44,6 +44,9 @@ def run(config: SFTConfig) -> dict:
         pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)
+        model.check_context(
+            prompt_length=config.prompt_length, response_length=config.response_length
+        )
         save_model_card(config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm")
         text_rows = round(config.pretrain_mix * config.batch_size)
         check(
@@ -72,6 +75,7 @@ def run(config: SFTConfig) -> dict:
         iterators = {"train": batches}
         corpora = None
         if config.pretrain_data.path:
+            model.check_context(**{"pretrain_data.block_size": config.pretrain_data.block_size})
             corpora = load_corpora(config.pretrain_data)
             if text_rows:
                 seed = config.run.data_seed + 1

@@ -74,6 +74,16 @@ class ModelConfig:
             self.n_layers > 0 and self.context > 0, "model.n_layers and model.context must be > 0"
         )
 
+    def check_context(self, **lengths: int) -> None:
+        """Raise InputError unless what has these lengths, one after the other, fits the context.
+
+        Beyond it, positions would be read as the last row of the position table.
+        """
+        parts = " + ".join(f"{name}={length}" for name, length in lengths.items())
+        check(
+            sum(lengths.values()) <= self.context, f"{parts} is over model.context={self.context}"
+        )
+
     @property
     def kv_heads(self) -> int:
         return self.n_kv_heads or self.n_heads

@@ -34,15 +34,8 @@ class PretrainConfig:
 
     def __post_init__(self):
         if self.init is None:
-            self.check_context(self.model)
+            self.model.check_context(**{"data.block_size": self.data.block_size})
         check_microbatches("batch_size", self.batch_size, self.optim)
-
-    def check_context(self, model: ModelConfig) -> None:
-        """Raise unless a row of text fits into the model."""
-        check(
-            self.data.block_size <= model.context,
-            f"data.block_size={self.data.block_size} is over model.context={model.context}",
-        )
 
 
 @dataclass(frozen=True)

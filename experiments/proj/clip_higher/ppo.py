@@ -23,7 +23,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.batches import query_batches
 from rlhf_jax.data.datasets import load_prompts
-from rlhf_jax.errors import RunError, check
+from rlhf_jax.errors import RunError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.kl import update_kl_coef
@@ -84,11 +84,9 @@ def run(config: PPOConfig) -> dict:
         save_model_card(
             config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model
         )
-        check(
-            config.prompt_length + config.response_length <= model.context,
-            f"prompt_length={config.prompt_length} + response_length={config.response_length} is "
-            f"over the model's context={model.context}",
-        )
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        for network in (model, critic.model, reward.model):
+            network.check_context(**lengths)
         prompts = load_prompts(config.prompts, data_dir=config.cache)
         queries = query_batches(
             prompts,
@@ -101,6 +99,7 @@ def run(config: PPOConfig) -> dict:
         iterators = {"queries": queries}
         updates = config.ppo_epochs * config.num_minibatches
         if config.ptx_coef:
+            model.check_context(**{"ptx_data.block_size": config.ptx_data.block_size})
             corpora = load_corpora(config.ptx_data)
             iterators["ptx"] = text_stream(
                 corpora,
