@@ -31,15 +31,21 @@ CORE = [
 ]
 REPORT = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboardX>=2.6"]
-# The tests draw reports and write event files too.
-TEST = [*REPORT, *TENSORBOARD, "absl-py>=2.1", "beartype>=0.20", "chex>=0.1.90", "pytest>=8.3"]
 GGUF = ["gguf>=0.17"]
+TEST = [
+    *REPORT,
+    *TENSORBOARD,
+    *GGUF,
+    "absl-py>=2.1",
+    "beartype>=0.20",
+    "chex>=0.1.90",
+    "pytest>=8.3",
+]
 LM_EVAL = ["lm-eval>=0.4.12"]
 # What tests/parity compares with; in an environment of its own, with constraints-torch.txt.
 # TRL 1.12.0 is the last with a PPO.
 TORCH = [
     *TEST,
-    *GGUF,
     *LM_EVAL,
     "torch>=2.13",
     "transformers>=5.23",

@@ -57,8 +57,9 @@ class ModelConfig:
     """Compile one layer and loop over stacked parameters: small programs for deep models."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, more time."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products. Parameters, normalisation, softmax and losses stay float32."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of matrix products. Parameters, normalisation, softmax and losses stay float32. float64 is
+    for comparisons and needs JAX_ENABLE_X64=1, which makes the parameters float64 too."""
 
     def __post_init__(self):
         check(

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.errors import check
+from rlhf_jax.models.layers import accumulator
 from rlhf_jax.models.transformer import (
     KeyValues,
     Transformer,
@@ -81,7 +83,7 @@ class PolicyValue(NamedTuple):
 
 
 def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
-    """Logits through the transposed embedding or ``lm_head``, accumulated in float32."""
+    """Logits through the transposed embedding or ``lm_head``, summed in ``accumulator``."""
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(dtype)
     if "lm_head" in params:
         kernel = params["lm_head"]["kernel"].astype(dtype)
@@ -89,7 +91,7 @@ def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[A
         # The barrier keeps the transpose apart: folded into the product, it makes the gradient of
         # the embedding a slower kind of product on CPU (a quarter of the head's time).
         kernel = jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
-    logits = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
+    logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
     return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -179,7 +181,7 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
 
 
 def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-    return (hidden.astype(jnp.float32) @ head["kernel"])[..., 0] + head["bias"][0]
+    return (hidden.astype(accumulator(hidden.dtype)) @ head["kernel"])[..., 0] + head["bias"][0]
 
 
 def normalise_head(params: Params, *, bias: float, gain: float) -> Params:
@@ -240,6 +242,10 @@ class Trunk(NamedTuple):
 
 def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
     """The transformer as functions. Both layouts of layers start from the same parameters."""
+    check(
+        config.dtype != "float64" or jax.config.jax_enable_x64,
+        "model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1",
+    )
     unrolled = Transformer(replace(config, scan_layers=False, remat=False), vocab_size)
     module = Transformer(config, vocab_size)
     training = Transformer(config, vocab_size, dropout=config.dropout)

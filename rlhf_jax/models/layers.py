@@ -8,9 +8,15 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import RotaryConfig
+
+
+def accumulator(dtype: str | np.dtype) -> np.dtype:
+    """What products of operands of ``dtype`` are summed in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def normal_init(stddev: float):
@@ -50,7 +56,7 @@ class Dense(nn.Module):
     """x W + b, with W stored [in, out] as GPT-2 does; with an adapter beside it, + s (x A) B.
 
     Rows are flattened to one axis first: on CPU the gradient of a three-dimensional product takes
-    2.5 times as long. ``dtype`` is that of the operands; the product accumulates in float32.
+    2.5 times as long. ``dtype`` is that of the operands; sums are ``accumulator(dtype)``.
     """
 
     features: int
@@ -63,7 +69,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
         def product(rows, matrix):
             cast = (rows.astype(self.dtype), matrix.astype(self.dtype))
-            return jnp.dot(*cast, preferred_element_type=jnp.float32)
+            return jnp.dot(*cast, preferred_element_type=accumulator(self.dtype))
 
         kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
         rows = x.reshape(-1, x.shape[-1])
@@ -113,6 +119,6 @@ def rotate(x: Float[Array, "B H T Dh"], turn: Rotation) -> Float[Array, "B H T D
     """
     cos, sin = turn
     half = cos.shape[-1]
-    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    first, second, rest = jnp.split(x.astype(accumulator(x.dtype)), (half, 2 * half), axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin, rest)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -22,6 +22,7 @@ from rlhf_jax.models.layers import (
     LayerNorm,
     RMSNorm,
     Rotation,
+    accumulator,
     normal_init,
     rotate,
     rotation,
@@ -91,12 +92,12 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
         # A group's queries stand in the rows of one product with their common keys.
         q = q.reshape(B, H, G * T, Dh)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=accumulator(c.dtype))
         scores = scores.reshape(B, H, G, T, -1) / jnp.sqrt(Dh)
         weights = jax.nn.softmax(jnp.where(attend[:, :, None], scores, NEGATIVE), axis=-1)
         weights = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(weights)
         weights = weights.reshape(B, H, G * T, -1).astype(dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=jnp.float32)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=accumulator(c.dtype))
         out = out.reshape(B, H * G, T, Dh).transpose(0, 2, 1, 3).reshape(B, T, H * G * Dh)
         project = dense(c, D, residual_stddev(c), c.bias == "all", name="c_proj")
         return project(out), KeyValues(k, v)

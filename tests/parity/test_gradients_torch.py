@@ -7,7 +7,7 @@ import copy
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from parity.torch_bridge import (
     torch,
     torch_gradients,
 )
-from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
@@ -64,11 +63,9 @@ def load(folder, kind, seed, **more):
 
 
 def at(precision, *pairs):
-    """The same models in ``precision``. float64 waits for a ModelConfig.dtype of that name."""
+    """The same models in ``precision``."""
     if precision is SINGLE:
         return pairs
-    if "float64" not in get_args(ModelConfig.__annotations__["dtype"]):
-        pytest.skip("no float64 model: ModelConfig.dtype has none, products give float32")
 
     def double(pair):
         params = jax.tree.map(precision.jax, pair.params)
