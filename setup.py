@@ -31,6 +31,9 @@ CORE = [
 ]
 REPORT = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboardX>=2.6"]
+FEEDBACK = ["starlette>=1.0", "uvicorn>=0.35", "python-multipart>=0.0.20"]
+# The label store on PostgreSQL, for a team larger than one machine.
+TEAM = [*FEEDBACK, "sqlalchemy>=2.0", "psycopg[binary]>=3.2"]
 GGUF = ["gguf>=0.17"]
 TEST = [
     *REPORT,
@@ -41,6 +44,8 @@ TEST = [
     "chex>=0.1.90",
     "pytest>=8.3",
 ]
+# The labelling page's tests drive Chromium, which is not in here.
+TEST_FEEDBACK = [*TEAM, "axe-playwright-python>=0.1.4", "httpx2>=2.0", "playwright>=1.50"]
 LM_EVAL = ["lm-eval>=0.4.12"]
 # What tests/parity compares with; in an environment of its own, with constraints-torch.txt.
 # TRL 1.12.0 is the last with a PPO.
@@ -63,7 +68,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["rlhf_jax*", "experiments*", "configs*"]),
-    package_data={"rlhf_jax.evaluation": ["*.jinja"]},
+    package_data={
+        "rlhf_jax.evaluation": ["*.jinja"],
+        "rlhf_jax.feedback.web": ["templates/*.html", "static/*", "locales/*.json"],
+    },
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -71,10 +79,12 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.19"],
         "report": REPORT,
+        "feedback": FEEDBACK,
+        "team": TEAM,
         "gguf": GGUF,
         "lm-eval": LM_EVAL,
-        "test": TEST,
+        "test": [*TEST, *TEST_FEEDBACK],
         "torch": TORCH,
-        "dev": [*TEST, "ruff>=0.12"],
+        "dev": [*TEST, *TEST_FEEDBACK, "ruff>=0.12"],
     },
 )

@@ -1,0 +1,236 @@
+"""Who may come in: accounts, invite links, sessions, revocation, and deletion on request.
+
+A token is 256 random bits, shown once; only its SHA-256 is kept, so the store gives none away.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+import time
+import unicodedata
+from typing import Any, NamedTuple
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.feedback.database import Database, Rows
+
+SESSION_SECONDS = 30 * 86400.0
+INVITE_SECONDS = 7 * 86400.0
+NAME_LIMIT = 40
+ADMIN = "admin"
+
+
+class Account(NamedTuple):
+    id: str
+    name: str
+    role: str
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role == ADMIN
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def hashed(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def site_secret(database: Database) -> bytes:
+    """The key of this store for CSRF tokens and pseudonyms, made at first use."""
+    with database.write() as rows:
+        rows(
+            "INSERT INTO meta VALUES ('secret', :v) ON CONFLICT (name) DO NOTHING",
+            v=secrets.token_hex(32),
+        )
+        return bytes.fromhex(rows("SELECT value FROM meta WHERE name = 'secret'")[0]["value"])
+
+
+def pseudonym(secret: bytes, account: str) -> str:
+    """What a labeler is called in exports: the same in all of them, and no way back."""
+    return "labeler-" + hmac.new(secret, f"pseudonym {account}".encode(), "sha256").hexdigest()[:10]
+
+
+def set_admin(database: Database, token: str) -> None:
+    """The one administrator signs in with ``token`` from now on."""
+    with database.write() as rows:
+        rows(
+            """INSERT INTO account VALUES (:id, :id, :id, :hash, :now, NULL)
+                ON CONFLICT (id) DO UPDATE SET token_hash = :hash""",
+            id=ADMIN,
+            hash=hashed(token),
+            now=time.time(),
+        )
+
+
+def add_labeler(database: Database, name: str) -> tuple[Account, str]:
+    """A new account and its token. Raises InputError for a name that cannot be shown."""
+    name = check_name(name)
+    with database.write() as rows:
+        return _add(rows, name)
+
+
+def _add(rows: Rows, name: str) -> tuple[Account, str]:
+    account, token = Account(secrets.token_hex(8), name, "labeler"), new_token()
+    rows(
+        "INSERT INTO account VALUES (:id, :name, :role, :hash, :now, NULL)",
+        **account._asdict(),
+        hash=hashed(token),
+        now=time.time(),
+    )
+    return account, token
+
+
+def check_name(name: str) -> str:
+    name = name.strip()
+    if not 0 < len(name) <= NAME_LIMIT:
+        raise InputError(f"name: found {len(name)} characters, expected 1 to {NAME_LIMIT}")
+    if any(unicodedata.category(character)[0] == "C" for character in name):
+        raise InputError("name: found an invisible or control character")
+    return name
+
+
+def invite(database: Database, *, seconds: float = INVITE_SECONDS) -> str:
+    """The token of a link with which one person makes an account, once."""
+    token, now = new_token(), time.time()
+    with database.write() as rows:
+        rows(
+            "INSERT INTO invite VALUES (:hash, :now, :expires, NULL, NULL)",
+            hash=hashed(token),
+            now=now,
+            expires=now + seconds,
+        )
+    return token
+
+
+OPEN = "token_hash = :hash AND account IS NULL AND revoked IS NULL AND expires > :now"
+
+
+def is_open(database: Database, token: str) -> bool:
+    with database.read() as rows:
+        found = rows(f"SELECT 1 FROM invite WHERE {OPEN}", hash=hashed(token), now=time.time())
+    return bool(found)
+
+
+def accept(database: Database, token: str, name: str) -> tuple[Account, str] | None:
+    """The account that an invite makes, and its token; None if it is used, revoked or too old."""
+    name = check_name(name)
+    with database.write() as rows:
+        if not rows(f"SELECT 1 FROM invite WHERE {OPEN}", hash=hashed(token), now=time.time()):
+            return None
+        account, own = _add(rows, name)
+        rows(
+            "UPDATE invite SET account = :account WHERE token_hash = :hash",
+            account=account.id,
+            hash=hashed(token),
+        )
+        return account, own
+
+
+def revoke(database: Database, account: str) -> None:
+    """Nothing lets this account in any more; what it labelled stays."""
+    with database.write() as rows:
+        rows(
+            "UPDATE account SET revoked = :now WHERE id = :id AND role <> 'admin'",
+            id=account,
+            now=time.time(),
+        )
+        rows("DELETE FROM session WHERE account = :id AND account <> 'admin'", id=account)
+        rows("DELETE FROM lease WHERE account = :id", id=account)
+
+
+def revoke_invites(database: Database) -> None:
+    """No invite link that is still open works any more."""
+    with database.write() as rows:
+        rows("UPDATE invite SET revoked = :now WHERE account IS NULL", now=time.time())
+
+
+def by_token(database: Database, token: str) -> Account | None:
+    """The account that a token belongs to. Compared in constant time."""
+    return _by_hash(database, "SELECT id, name, role, token_hash FROM account", "account", token)
+
+
+def start_session(database: Database, account: Account) -> str:
+    token, now = new_token(), time.time()
+    with database.write() as rows:
+        rows("DELETE FROM session WHERE expires < :now", now=now)
+        rows(
+            "INSERT INTO session VALUES (:hash, :account, :expires)",
+            hash=hashed(token),
+            account=account.id,
+            expires=now + SESSION_SECONDS,
+        )
+    return token
+
+
+def by_session(database: Database, token: str) -> Account | None:
+    sql = """SELECT a.id, a.name, a.role, s.token_hash
+        FROM session s JOIN account a ON a.id = s.account"""
+    return _by_hash(database, sql, "s", token, extra="AND s.expires > :now")
+
+
+def end_session(database: Database, token: str) -> None:
+    with database.write() as rows:
+        rows("DELETE FROM session WHERE token_hash = :hash", hash=hashed(token))
+
+
+def _by_hash(
+    database: Database, sql: str, table: str, token: str, extra: str = ""
+) -> Account | None:
+    digest = hashed(token)
+    with database.read() as rows:
+        # The index compares hashes, whose bytes nobody can choose; then once more, all of them.
+        found = rows(
+            f"{sql} WHERE {table}.token_hash = :hash AND revoked IS NULL {extra}",
+            hash=digest,
+            **({"now": time.time()} if extra else {}),
+        )
+    for row in found:
+        if hmac.compare_digest(row.pop("token_hash"), digest):
+            return Account(**row)
+    return None
+
+
+def list_accounts(database: Database) -> list[dict[str, Any]]:
+    with database.read() as rows:
+        return rows("SELECT id, name, role, created, revoked FROM account ORDER BY created")
+
+
+def delete_account(database: Database, account: str) -> dict[str, int]:
+    """Delete all that a labeler has entered; that it was deleted is recorded, by pseudonym.
+
+    Models that learnt from it keep what they learnt; the next round is trained without it.
+    """
+    alias = pseudonym(site_secret(database), account)
+    own = "task IN (SELECT id FROM task WHERE owner = :id)"
+    with database.write() as rows:
+        rows(
+            """UPDATE task SET labels = labels - 1 WHERE id IN
+                (SELECT task FROM live_label WHERE account = :id AND kind = 'ranking')""",
+            id=account,
+        )
+        retracted = "submission IN (SELECT submission FROM label WHERE account = :id OR {own})"
+        rows(f"DELETE FROM retraction WHERE {retracted.format(own=own)}", id=account)
+        deleted = {}
+        for table, which in (
+            ("turn", "account = :id"),
+            ("label", f"account = :id OR {own}"),
+            ("lease", f"account = :id OR {own}"),
+            ("task", "owner = :id"),
+            ("session", "account = :id"),
+        ):
+            count = rows(f"SELECT COUNT(*) AS n FROM {table} WHERE {which}", id=account)
+            deleted[table] = count[0]["n"]
+            rows(f"DELETE FROM {table} WHERE {which}", id=account)
+        rows("UPDATE invite SET account = 'deleted' WHERE account = :id", id=account)
+        rows("DELETE FROM account WHERE id = :id AND role <> 'admin'", id=account)
+        rows(
+            """INSERT INTO deletion VALUES (:alias, :now, :body)
+                ON CONFLICT (pseudonym) DO UPDATE SET created = :now, body = :body""",
+            alias=alias,
+            now=time.time(),
+            body=json.dumps(deleted),
+        )
+    return deleted

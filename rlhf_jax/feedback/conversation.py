@@ -1,0 +1,160 @@
+"""The chat page's conversations. The server writes what a person said; another process answers.
+
+A turn has the person's message and, when a policy has answered, a task of kind "chat" with its
+answers: which is better, thumbs and corrections are labels of that task.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rlhf_jax.feedback.accounts import Account
+from rlhf_jax.feedback.database import Database
+from rlhf_jax.feedback.queue import NewTask, Response, Task, insert_task, parse_task
+
+MOST_WAITING = 3
+"""Messages of one person that may wait for an answer."""
+
+
+class Turn(NamedTuple):
+    id: str
+    conversation: str
+    message: str
+    state: str
+    """waiting, done, or failed."""
+    task: Task | None
+    labels: list[dict[str, Any]]
+    """What this person has said of the answers, in order: kind and body."""
+
+
+class Question(NamedTuple):
+    """What a policy is to answer."""
+
+    turn: str
+    account: str
+    prompt: str
+
+
+def say(
+    database: Database, account: Account, conversation: str, message: str, *, dialogue: bool
+) -> str | None:
+    """Store a message; None if too many of this person's wait already.
+
+    Its prompt is the message alone, or with ``dialogue`` the conversation in the form of the
+    preference data: \\n\\nHuman: ... \\n\\nAssistant: with the answer liked best so far.
+    """
+    prompt = message
+    if dialogue:
+        said = [
+            f"\n\nHuman: {turn.message}\n\nAssistant: {preferred(turn).strip()}"
+            for turn in read_turns(database, account, conversation)
+            if turn.task
+        ]
+        prompt = "".join(said) + f"\n\nHuman: {message}\n\nAssistant:"
+    with database.write() as rows:
+        waiting = "SELECT COUNT(*) AS n FROM turn WHERE account = :a AND state = 'waiting'"
+        if rows(waiting, a=account.id)[0]["n"] >= MOST_WAITING:
+            return None
+        turn = secrets.token_hex(8)
+        rows(
+            """INSERT INTO turn VALUES (:id, (SELECT COALESCE(MAX(number), 0) + 1 FROM turn),
+                :conversation, :account, 'waiting', :now, NULL, :body)""",
+            id=turn,
+            conversation=conversation,
+            account=account.id,
+            now=time.time(),
+            body=json.dumps({"message": message, "prompt": prompt}),
+        )
+    return turn
+
+
+def waiting(database: Database) -> list[Question]:
+    """Messages that no policy has answered, oldest first."""
+    with database.read() as rows:
+        found = rows("SELECT id, account, body FROM turn WHERE state = 'waiting' ORDER BY number")
+    return [Question(r["id"], r["account"], json.loads(r["body"])["prompt"]) for r in found]
+
+
+def answer(
+    database: Database,
+    question: Question,
+    responses: Sequence[Response],
+    *,
+    round: int,
+    sampling: dict[str, Any],
+) -> None:
+    """Store a policy's answers; equal ones are kept once."""
+    distinct = list({each.text: each for each in responses}.values())
+    with database.write() as rows:
+        sql = "SELECT 1 FROM turn WHERE id = :id AND state = 'waiting'"
+        if not rows(sql, id=question.turn):
+            return  # deleted on request meanwhile
+        task = NewTask(question.prompt, distinct, round=round, sampling=sampling)
+        name = insert_task(rows, task, kind="chat", owner=question.account)
+        rows(
+            "UPDATE turn SET state = 'done', task = :task WHERE id = :id",
+            task=name,
+            id=question.turn,
+        )
+
+
+def give_up(database: Database, question: Question) -> None:
+    with database.write() as rows:
+        rows("UPDATE turn SET state = 'failed' WHERE id = :id", id=question.turn)
+
+
+def read_turns(database: Database, account: Account, conversation: str) -> list[Turn]:
+    """This person's conversation, in order."""
+    with database.read() as rows:
+        found = rows(
+            """SELECT * FROM turn WHERE account = :account AND conversation = :conversation
+                ORDER BY number""",
+            account=account.id,
+            conversation=conversation,
+        )
+        tasks, labels = {}, {}
+        for turn in found:
+            if turn["task"] is None:
+                continue
+            task = rows("SELECT * FROM task WHERE id = :id", id=turn["task"])
+            tasks[turn["id"]] = parse_task(task[0])
+            given = rows(
+                "SELECT kind, body FROM live_label WHERE task = :task ORDER BY number",
+                task=turn["task"],
+            )
+            labels[turn["id"]] = [(each["kind"], json.loads(each["body"])) for each in given]
+    return [
+        Turn(
+            turn["id"],
+            turn["conversation"],
+            json.loads(turn["body"])["message"],
+            turn["state"],
+            tasks.get(turn["id"]),
+            [{"kind": kind, "body": body} for kind, body in labels.get(turn["id"], ())],
+        )
+        for turn in found
+    ]
+
+
+def preferred(turn: Turn) -> str:
+    """The answer that a conversation goes on from: the newest correction, else the one ranked
+    best, else the first."""
+    best = 0
+    for label in turn.labels:
+        if label["kind"] == "ranking":
+            best = label["body"]["ranks"].index(0)
+    for label in turn.labels[::-1]:
+        if label["kind"] == "demonstration":
+            return label["body"]["text"]
+    return turn.task.responses[best].text
+
+
+def newest_conversation(database: Database, account: Account) -> str | None:
+    with database.read() as rows:
+        found = rows(
+            "SELECT conversation FROM turn WHERE account = :a ORDER BY number DESC LIMIT 1",
+            a=account.id,
+        )
+    return found[0]["conversation"] if found else None

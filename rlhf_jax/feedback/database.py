@@ -1,0 +1,136 @@
+"""Where labels live: one SQLite file, or PostgreSQL by URL. Two kinds of transaction, no more.
+
+    database = open_database("runs/x/feedback/store.sqlite")
+    with database.write() as rows: ...     # alone among writers, durable when the block ends
+    with database.read() as rows: ...      # one consistent snapshot, never blocked by a writer
+
+All SQL of this room is written once, with ``:name`` parameters, for both.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.feedback.schema import POSTGRESQL, SQLITE, VERSION
+
+BUSY_SECONDS = 10.0
+"""How long a writer waits for another one."""
+ONE_WRITER = 7406
+"""Key of PostgreSQL's advisory lock: writers come one after the other, as in SQLite."""
+
+
+class StoreUnavailable(RunError):
+    """The store could not take or give something now; ``reason``: busy, full, or unreachable."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"the label store is {reason}: {detail}")
+        self.reason = reason
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A transaction: statements with their results as dicts."""
+
+    def __call__(self, sql: str, **values: Any) -> list[dict[str, Any]]: ...
+
+
+@runtime_checkable
+class Database(Protocol):
+    name: str
+    """For messages: without passwords."""
+
+    def write(self) -> contextlib.AbstractContextManager[Rows]: ...
+
+    def read(self) -> contextlib.AbstractContextManager[Rows]: ...
+
+
+def open_database(place: str | Path, *, busy_seconds: float = BUSY_SECONDS) -> Database:
+    """A database made ready: a path is an SQLite file, ``postgresql://...`` a server's.
+
+    Raises InputError for another URL, or a store of another version.
+    """
+    text = str(place)
+    if "://" not in text:
+        database: Database = SQLite(Path(text), busy_seconds)
+    elif text.startswith("postgresql://"):
+        from rlhf_jax.feedback.postgresql import PostgreSQL  # its extra may be missing
+
+        database = PostgreSQL(text, busy_seconds)
+    else:
+        raise InputError(f"store {text.split(':')[0]}://...: expected a path or postgresql://...")
+    statements = SQLITE if isinstance(database, SQLite) else POSTGRESQL
+    with database.write() as rows:
+        for statement in statements:
+            rows(statement)
+        rows("INSERT INTO meta VALUES ('schema', :v) ON CONFLICT (name) DO NOTHING", v=VERSION)
+        found = rows("SELECT value FROM meta WHERE name = 'schema'")[0]["value"]
+    if found != VERSION:
+        raise InputError(f"{database.name} has schema {found}, expected {VERSION}")
+    return database
+
+
+class SQLite:
+    """WAL with ``synchronous=FULL``: what was committed survives kill -9 and a power cut.
+
+    The file must lie on a local disk: WAL needs shared memory. A connection per transaction.
+    """
+
+    def __init__(self, path: Path, busy_seconds: float):
+        self.path, self.name, self._busy = path, str(path), busy_seconds
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # For its owner's eyes only; SQLite gives the files beside it the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with contextlib.closing(self._connect()) as connection, _translated():
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    def _connect(self) -> sqlite3.Connection:
+        with _translated():
+            connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            # What is deleted on request is overwritten in the file.
+            connection.execute("PRAGMA secure_delete = ON")
+        connection.row_factory = sqlite3.Row
+        return connection
+
+    def write(self) -> contextlib.AbstractContextManager[Rows]:
+        return self._transaction("BEGIN IMMEDIATE")
+
+    def read(self) -> contextlib.AbstractContextManager[Rows]:
+        return self._transaction("BEGIN")
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[Rows]:
+        with contextlib.closing(self._connect()) as connection, _translated():
+            connection.execute(begin)
+            try:
+                yield lambda sql, **values: list(map(dict, connection.execute(sql, values)))
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    def integrity(self) -> str:
+        """SQLite's own check of the whole file: "ok"."""
+        with self.read() as rows:
+            return rows("PRAGMA integrity_check")[0]["integrity_check"]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """SQLite's operational errors as ``StoreUnavailable``."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        code = getattr(error, "sqlite_errorcode", None)
+        code = code & 0xFF if code is not None else None  # without the extended part
+        reasons = {sqlite3.SQLITE_BUSY: "busy", sqlite3.SQLITE_LOCKED: "busy"}
+        reasons |= {sqlite3.SQLITE_FULL: "full", sqlite3.SQLITE_IOERR: "full"}
+        reasons |= {sqlite3.SQLITE_CANTOPEN: "unreachable", sqlite3.SQLITE_READONLY: "unreachable"}
+        if code not in reasons:
+            raise
+        raise StoreUnavailable(reasons[code], str(error)) from error

@@ -1,0 +1,125 @@
+"""What a labeler enters: the fields of InstructGPT's interface (Ouyang et al. 2022, Tables 1, 3, 7)
+
+In the data fields are ids; their names in English and Chinese are in ``locales/``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.errors import InputError
+
+QUALITY = range(1, 8)
+"""Overall quality of an answer: Likert, 7 is best."""
+RESPONSE_FLAGS = (
+    "fails_instruction",
+    "inappropriate_assistant",
+    "hallucination",
+    "satisfies_constraint",
+    "sexual",
+    "violent",
+    "encourages_harm",
+    "denigrates",
+    "harmful_advice",
+    "opinion",
+    "moral_judgment",
+)
+PROMPT_FLAGS = (
+    "ambiguous",
+    "sensitive",
+    "identity_dependent",
+    "closed_domain",
+    "continuation_style",
+    "opinionated_content",
+    "asks_advice",
+    "asks_moral_judgment",
+    "safety_constraints",
+    "other_constraints",
+    "intent_unclear",
+)
+USE_CASES = (
+    *("generation", "open_qa", "brainstorming", "chat", "rewrite"),
+    *("summarization", "classification", "other", "closed_qa", "extract"),
+)
+SKIP_REASONS = ("unclear", "cannot_judge", "too_long", "offensive", "personal_data", "other")
+TEXT_LIMIT = 20_000
+"""Characters of a demonstration, correction or chat message."""
+NOTE_LIMIT = 2_000
+MOST_RESPONSES = 9
+"""K of InstructGPT: 4 to 9. Digits 1 to 9 rank them."""
+
+
+def dense_ranks(ranks: Sequence[int]) -> list[int]:
+    """The same order with ranks 0, 1, ... without gaps; equal ranks stay ties."""
+    order = sorted(set(ranks))
+    return [order.index(rank) for rank in ranks]
+
+
+def check_ranking(body: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A ranking of ``count`` answers as it is stored. Raises InputError naming the field.
+
+    ranks: 0 is best. quality: 1 ... 7 or None where none was given. flags, prompt_flags: ids that
+    were asked, each true or false; an id that is missing was not asked.
+    """
+    ranks = _list(body, "ranks", count)
+    if not all(_is_int(rank) and 0 <= rank < MOST_RESPONSES for rank in ranks):
+        raise InputError(f"ranks: found {ranks!r}, expected {count} whole numbers from 0 on")
+    quality = _list(body, "quality", count, default=None)
+    if not all(q is None or (_is_int(q) and q in QUALITY) for q in quality):
+        raise InputError(f"quality: found {quality!r}, expected 1 ... 7 or null for each answer")
+    flags = _list(body, "flags", count, default={})
+    notes = _list(body, "notes", count, default="")
+    use_case = body.get("use_case")
+    if use_case is not None and use_case not in USE_CASES:
+        raise InputError(f"use_case: found {use_case!r}, expected one of {', '.join(USE_CASES)}")
+    return {
+        "ranks": dense_ranks(ranks),
+        "quality": quality,
+        "flags": [_flags("flags", each, RESPONSE_FLAGS) for each in flags],
+        "notes": [check_text("notes", note, NOTE_LIMIT) for note in notes],
+        "prompt_flags": _flags("prompt_flags", body.get("prompt_flags", {}), PROMPT_FLAGS),
+        "use_case": use_case,
+        "demonstration": check_text("demonstration", body.get("demonstration", ""), TEXT_LIMIT),
+        "seconds": _seconds(body.get("seconds")),
+    }
+
+
+def check_skip(body: Mapping[str, Any]) -> dict[str, Any]:
+    reason = body.get("reason")
+    if reason not in SKIP_REASONS:
+        raise InputError(f"reason: found {reason!r}, expected one of {', '.join(SKIP_REASONS)}")
+    return {"reason": reason, "note": check_text("note", body.get("note", ""), NOTE_LIMIT)}
+
+
+def check_text(name: str, value: Any, limit: int) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        found = f"{len(value)} characters" if isinstance(value, str) else repr(value)
+        raise InputError(f"{name}: found {found}, expected text of at most {limit} characters")
+    return value.replace("\r\n", "\n").strip("\n")
+
+
+def _flags(name: str, value: Any, known: Sequence[str]) -> dict[str, bool]:
+    if not isinstance(value, Mapping) or not all(isinstance(v, bool) for v in value.values()):
+        raise InputError(f"{name}: found {value!r}, expected true or false by name")
+    unknown = [flag for flag in value if flag not in known]
+    if unknown:
+        raise InputError(f"{name}: found {unknown[0]!r}, expected some of {', '.join(known)}")
+    return dict(value)
+
+
+def _list(body: Mapping[str, Any], name: str, count: int, **default: Any) -> list:
+    value = body.get(name)
+    if value is None and "default" in default:
+        return [default["default"]] * count
+    if not isinstance(value, list) or len(value) != count:
+        raise InputError(f"{name}: found {value!r}, expected a list of {count}")
+    return value
+
+
+def _seconds(value: Any) -> float | None:
+    """How long the labeler had the task before them, as their browser says."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
+    return round(float(value), 1) if usable else None
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,142 @@
+"""What the dashboard shows: pace, agreement between labelers, rounds, and who does what now."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from rlhf_jax.feedback.database import Database
+from rlhf_jax.feedback.labels import Label
+
+PAPER_AGREEMENT = (0.726, 0.015)
+"""InstructGPT's training labelers (Ouyang et al. 2022, §3.4): share and its half-width."""
+
+
+class Agreement(NamedTuple):
+    """Pairs that two labelers both order strictly, and how many of them alike."""
+
+    alike: int
+    pairs: int
+    half_width: float
+    """95 %, from the spread between tasks; NaN for fewer than two tasks."""
+
+    @property
+    def share(self) -> float:
+        return self.alike / self.pairs if self.pairs else float("nan")
+
+
+def agreement(labels: Sequence[Label]) -> tuple[Agreement, dict[str, Agreement]]:
+    """Of all labelers, and of each with the others."""
+    tasks: dict[str, list[tuple[str, list[int]]]] = defaultdict(list)
+    for label in labels:
+        if label.kind == "ranking":
+            tasks[label.task.id].append((label.labeler, label.body["ranks"]))
+    counts: dict[str | None, list[tuple[int, int]]] = defaultdict(list)
+    for given in tasks.values():
+        of_task: dict[str | None, list[int]] = defaultdict(lambda: [0, 0])
+        for (first, a), (second, b) in combinations(given, 2):
+            alike, both = count_alike(a, b)
+            for who in (None, first, second):
+                of_task[who][0] += alike
+                of_task[who][1] += both
+        for who, (alike, both) in of_task.items():
+            if both:
+                counts[who].append((alike, both))
+    everyone = _agreement(counts.pop(None, []))
+    return everyone, {who: _agreement(each) for who, each in counts.items()}
+
+
+def count_alike(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
+    """(ordered alike, ordered strictly by both) of the pairs of two rankings."""
+    sign = lambda ranks, i, j: (ranks[i] > ranks[j]) - (ranks[i] < ranks[j])
+    products = [sign(a, i, j) * sign(b, i, j) for i, j in combinations(range(len(a)), 2)]
+    return products.count(1), len(products) - products.count(0)
+
+
+def _agreement(counts: Sequence[tuple[int, int]]) -> Agreement:
+    """A ratio of sums over tasks; pairs of one task are not independent, tasks are."""
+    alike, pairs = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    n = len(counts)
+    if n < 2:
+        return Agreement(alike, pairs, float("nan"))
+    share, mean = alike / pairs, pairs / n
+    variance = sum((a - share * p) ** 2 for a, p in counts) / (n - 1) / n / mean**2
+    return Agreement(alike, pairs, 1.96 * variance**0.5)
+
+
+def per_hour(labels: Sequence[Label], *, hours: int, now: float) -> list[int]:
+    """Labels of each of the last hours, the running one last."""
+    ages = [int((now - label.created) // 3600) for label in labels]
+    return [ages.count(age) for age in range(hours)][::-1]
+
+
+class Pace(NamedTuple):
+    labeler: str
+    account: str
+    rankings: int
+    skips: int
+    demonstrations: int
+    seconds: float | None
+    """Median time per ranking."""
+
+
+def paces(labels: Sequence[Label]) -> list[Pace]:
+    """Who labelled how much, most first."""
+    groups: dict[str, list[Label]] = defaultdict(list)
+    for label in labels:
+        groups[label.labeler].append(label)
+    made = []
+    for labeler, own in groups.items():
+        times = sorted(x.body["seconds"] for x in own if x.body.get("seconds") is not None)
+        made.append(
+            Pace(
+                labeler,
+                own[0].account,
+                sum(x.kind == "ranking" for x in own),
+                sum(x.kind == "skip" for x in own),
+                sum(bool(x.body.get("demonstration") or x.body.get("text")) for x in own),
+                times[len(times) // 2] if times else None,
+            )
+        )
+    return sorted(made, key=lambda pace: -pace.rankings)
+
+
+# --- what other processes tell --------------------------------------------------------------------
+
+
+def set_status(database: Database, name: str, **body: Any) -> None:
+    """What a process (updater, answerer) does now."""
+    with database.write() as rows:
+        rows(
+            """INSERT INTO status VALUES (:name, :now, :body)
+                ON CONFLICT (name) DO UPDATE SET updated = :now, body = :body""",
+            name=name,
+            now=time.time(),
+            body=json.dumps(body),
+        )
+
+
+def read_status(database: Database) -> dict[str, dict[str, Any]]:
+    with database.read() as rows:
+        found = rows("SELECT * FROM status")
+    return {row["name"]: json.loads(row["body"]) | {"updated": row["updated"]} for row in found}
+
+
+def add_round(database: Database, number: int, body: Mapping[str, Any]) -> None:
+    """The figures of a finished round; done again after a crash, it replaces its own."""
+    with database.write() as rows:
+        rows(
+            """INSERT INTO round VALUES (:number, :now, :body)
+                ON CONFLICT (number) DO UPDATE SET created = :now, body = :body""",
+            number=number,
+            now=time.time(),
+            body=json.dumps(body),
+        )
+
+
+def read_rounds(database: Database) -> list[dict[str, Any]]:
+    with database.read() as rows:
+        found = rows("SELECT * FROM round ORDER BY number")
+    return [json.loads(row["body"]) | {"round": row["number"]} for row in found]

@@ -1,0 +1,132 @@
+"""All labels at one moment, as training rows: what ``update``, the dashboard and exports read."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rlhf_jax.feedback.accounts import pseudonym, site_secret
+from rlhf_jax.feedback.database import Database
+from rlhf_jax.feedback.fields import dense_ranks
+from rlhf_jax.feedback.queue import Response, Task, parse_task
+
+HELDOUT = 0.15
+"""Share of the prompts whose rankings no reward model learns from."""
+
+
+class Label(NamedTuple):
+    number: int
+    task: Task
+    labeler: str
+    """Pseudonym."""
+    account: str
+    kind: str
+    created: float
+    body: dict[str, Any]
+
+
+class Ranking(NamedTuple):
+    """One labeler's order of K answers."""
+
+    task: str
+    prompt: str
+    responses: tuple[Response, ...]
+    ranks: tuple[int, ...]
+    labeler: str
+    round: int
+    source: str
+    """ranking, thumbs or correction."""
+
+
+class Written(NamedTuple):
+    """An answer that a person wrote."""
+
+    prompt: str
+    completion: str
+    labeler: str
+
+
+def read_labels(database: Database) -> list[Label]:
+    """Live labels in the order they came, from one snapshot, with their tasks."""
+    secret = site_secret(database)
+    with database.read() as rows:
+        tasks = {
+            row["id"]: parse_task(row)
+            for row in rows("SELECT * FROM task WHERE id IN (SELECT task FROM label)")
+        }
+        found = rows("SELECT * FROM live_label ORDER BY number")
+    return [
+        Label(
+            row["number"],
+            tasks[row["task"]],
+            pseudonym(secret, row["account"]),
+            row["account"],
+            row["kind"],
+            row["created"],
+            json.loads(row["body"]),
+        )
+        for row in found
+    ]
+
+
+def rankings(labels: Sequence[Label]) -> list[Ranking]:
+    """Everything that orders answers: rankings, a thumb up beside one down, corrections.
+
+    A correction is better than the answer it corrects.
+    """
+    made = []
+    thumbs: dict[tuple[str, str], dict[int, bool]] = {}
+    asked: dict[tuple[str, str], Label] = {}
+    for label in labels:
+        if label.kind == "ranking":
+            made.append(_ranking(label, label.task.responses, label.body["ranks"], "ranking"))
+        elif label.kind == "thumb":
+            key = label.task.id, label.labeler
+            thumbs.setdefault(key, {})[label.body["response"]] = label.body["up"]
+            asked[key] = label
+        elif label.kind == "demonstration" and label.body["corrects"] is not None:
+            corrected = label.task.responses[label.body["corrects"]]
+            better = Response(spaced(label.task.prompt, label.body["text"]), "person")
+            if better.text != corrected.text:
+                made.append(_ranking(label, (better, corrected), (0, 1), "correction"))
+    for key, given in thumbs.items():
+        if len(set(given.values())) == 2:
+            responses = [asked[key].task.responses[n] for n in given]
+            ranks = [0 if up else 1 for up in given.values()]
+            made.append(_ranking(asked[key], responses, ranks, "thumbs"))
+    return made
+
+
+def _ranking(label: Label, responses, ranks, source: str) -> Ranking:
+    return Ranking(
+        label.task.id,
+        label.task.prompt,
+        tuple(responses),
+        tuple(dense_ranks(ranks)),
+        label.labeler,
+        label.task.round,
+        source,
+    )
+
+
+def written(labels: Sequence[Label]) -> list[Written]:
+    """Answers that people wrote: demonstrations beside a ranking, and corrections in the chat."""
+    made = []
+    for label in labels:
+        text = label.body.get("demonstration" if label.kind == "ranking" else "text")
+        if label.kind in ("ranking", "demonstration") and text:
+            prompt = label.task.prompt
+            made.append(Written(prompt, spaced(prompt, text), label.labeler))
+    return made
+
+
+def spaced(prompt: str, text: str) -> str:
+    """``text`` with the space between prompt and response that sampled answers begin with."""
+    apart = not prompt or prompt[-1].isspace() or text[:1].isspace()
+    return text if apart else f" {text}"
+
+
+def is_heldout(prompt: str) -> bool:
+    """Whether rankings of this prompt are kept from training: a property of the prompt alone."""
+    digest = hashlib.sha256(b"held out " + prompt.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48 < HELDOUT

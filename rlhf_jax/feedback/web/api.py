@@ -1,0 +1,72 @@
+"""The same queue for programs: JSON, with the account's token as bearer.
+
+    GET  /api/task    -> {"task", "prompt", "responses"}, or {"task": null} if none is left
+    POST /api/label   {"submission", "task", "kind", ...} -> {"stored": true}
+    GET  /api/status  -> {"open", "labels"}
+
+Ranks and the like are in the order in which /api/task gave the answers.
+"""
+
+import json
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.feedback import queue
+from rlhf_jax.feedback.database import StoreUnavailable
+from rlhf_jax.feedback.web.security import Refused
+from rlhf_jax.feedback.web.site import Site, bearer, describe
+
+
+def endpoint(handler):
+    async def answer(request: Request) -> Response:
+        site: Site = request.app.state.site
+        try:
+            body = await request.body()
+            account = await run_in_threadpool(bearer, site, request)
+            given = _parse(body) if request.method == "POST" else {}
+            return JSONResponse(await run_in_threadpool(handler, site, account, given))
+        except (InputError, StoreUnavailable, Refused) as error:
+            status, message = describe(request, error)
+            return JSONResponse({"error": message}, status)
+
+    return answer
+
+
+def _parse(body: bytes) -> dict:
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"body: expected JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise InputError("body: expected a JSON object")
+    return given
+
+
+@endpoint
+def task(site: Site, account, given: dict) -> dict:
+    taken = queue.take_task(site.database, account, seconds=site.lease_seconds)
+    if taken is None:
+        return {"task": None}
+    responses = [taken.responses[n].text for n in taken.order(account)]
+    return {"task": taken.id, "prompt": taken.prompt, "responses": responses}
+
+
+@endpoint
+def label(site: Site, account, given: dict) -> dict:
+    names = {"submission": given.get("submission"), "task": given.get("task")}
+    if not all(isinstance(value, str) for value in names.values()):
+        raise InputError("submission and task: expected text")
+    kind = given.get("kind", "ranking")
+    stored = queue.submit(site.database, account, kind=str(kind), body=given, **names)
+    return {"stored": True, "again": not stored}
+
+
+@endpoint
+def status(site: Site, account, given: dict) -> dict:
+    return {
+        "open": queue.count_open(site.database),
+        "labels": queue.count_labels(site.database),
+    }

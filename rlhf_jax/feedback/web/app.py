@@ -1,0 +1,67 @@
+"""The site as a Starlette application. Needs neither JAX nor a model."""
+
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Route
+
+from rlhf_jax.feedback.web import account_pages, api, chat_pages, dashboard_pages, label_pages
+from rlhf_jax.feedback.web import team_pages as team
+from rlhf_jax.feedback.web.render import HERE, render, text_of
+from rlhf_jax.feedback.web.security import Walls
+from rlhf_jax.feedback.web.site import Site, page
+
+STATIC = {
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+"""The files that are served, by name: no path of a request ever reaches the disk."""
+
+
+async def static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in STATIC:
+        return await not_found(request, None)
+    return FileResponse(HERE / "static" / name, media_type=STATIC[name])
+
+
+async def not_found(request: Request, error) -> Response:
+    message = text_of(request, "error.not_found")
+    return HTMLResponse(render(request, "error.html", account=None, csrf="", message=message), 404)
+
+
+def create_app(site: Site, *, host: str = "127.0.0.1") -> Starlette:
+    """All pages; ``host`` and the host of ``site.url`` are the names it answers to."""
+    get, post = {"methods": ["GET"]}, {"methods": ["POST"]}
+    both = {"methods": ["GET", "POST"]}
+    routes = [
+        Route("/", page(account_pages.home, public=True), **get),
+        Route("/enter", page(account_pages.enter, public=True), **both),
+        Route("/join", page(account_pages.join, public=True), **both),
+        Route("/language", page(account_pages.language, public=True), **post),
+        Route("/leave", page(account_pages.leave), **post),
+        Route("/account", page(account_pages.account), **get),
+        Route("/account", page(account_pages.delete_own), **post),
+        Route("/label", page(label_pages.label), **get),
+        Route("/label", page(label_pages.store), **post),
+        Route("/undo", page(label_pages.undo), **post),
+        Route("/chat", page(chat_pages.chat), **get),
+        Route("/chat", page(chat_pages.act), **post),
+        Route("/dashboard", page(dashboard_pages.dashboard), **get),
+        Route("/team", page(team.team, admin=True), **get),
+        Route("/team", page(team.act, admin=True), **post),
+        Route("/export", page(team.export, admin=True), **get),
+        Route("/api/task", api.task, **get),
+        Route("/api/label", api.label, **post),
+        Route("/api/status", api.status, **get),
+        Route("/static/{name}", static, **get),
+    ]
+    hosts = [name for name in (host, urlsplit(site.url).hostname) if name]
+    walls = Middleware(Walls, hosts=hosts, per_second=site.per_second)
+    app = Starlette(routes=routes, middleware=[walls], exception_handlers={404: not_found})
+    app.state.site = site
+    return app

@@ -1,0 +1,122 @@
+"""Talking to the current policy; what people say of its answers is stored as labels."""
+
+import secrets
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse, Response
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.feedback import conversation as talk
+from rlhf_jax.feedback import queue
+from rlhf_jax.feedback.fields import TEXT_LIMIT, check_text
+from rlhf_jax.feedback.figures import read_status
+from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.web.forms import LETTERS
+from rlhf_jax.feedback.web.render import ago
+from rlhf_jax.feedback.web.site import Visit
+
+ANSWERER_SECONDS = 60
+"""An answering process that has said nothing for so long is taken for gone."""
+
+
+def chat(visit: Visit) -> Response:
+    name = visit.request.query_params.get("conversation", "")
+    if not name.isalnum():
+        name = talk.newest_conversation(visit.database, visit.account) or secrets.token_hex(8)
+    return _page(visit, name)
+
+
+def _page(visit: Visit, name: str, **options) -> Response:
+    turns = talk.read_turns(visit.database, visit.account, name)
+    options = {"message": "", "error": "", "status": HTTPStatus.OK} | options
+    values = dict(
+        conversation=name,
+        turns=[shown(visit, turn) for turn in turns],
+        answering=_answering(visit),
+        **options,
+    )
+    only_turns = visit.request.query_params.get("part") == "turns"
+    return visit.page("turns.html" if only_turns else "chat.html", **values)
+
+
+def _answering(visit: Visit) -> bool:
+    status = read_status(visit.database).get("answerer")
+    return status is not None and ago(status["updated"]) < ANSWERER_SECONDS
+
+
+def shown(visit: Visit, turn: talk.Turn) -> dict:
+    """A turn as the page shows it: answers in this person's order, with what they said of each."""
+    if turn.task is None:
+        return {"turn": turn, "answers": [], "better": None, "tied": False}
+    order = turn.task.order(visit.account)
+    ranks, thumbs, corrections = None, {}, {}
+    for label in turn.labels:
+        body = label["body"]
+        if label["kind"] == "ranking":
+            ranks = body["ranks"]
+        elif label["kind"] == "thumb":
+            thumbs[body["response"]] = body["up"]
+        elif label["kind"] == "demonstration":
+            corrections[body["corrects"]] = body["text"]
+    answers = [
+        {
+            "letter": letter,
+            "place": place,
+            "text": turn.task.responses[n].text.strip(),
+            "thumb": thumbs.get(n),
+            "correction": corrections.get(n, ""),
+            "best": ranks is not None and ranks[n] == 0,
+            "submission": secrets.token_hex(16),
+        }
+        for place, (letter, n) in enumerate(zip(LETTERS, order, strict=False))
+    ]
+    tied = ranks is not None and len(set(ranks)) == 1
+    return {"turn": turn, "answers": answers, "better": ranks, "tied": tied}
+
+
+def act(visit: Visit) -> Response:
+    """A message, or an opinion of an answer."""
+    name = visit.field("conversation")
+    if not name.isalnum() or len(name) > 64:
+        raise InputError("conversation: expected letters and digits")
+    if visit.field("action") == "say":
+        return _say(visit, name)
+    clean = scrub if visit.site.scrub else str
+    place = int(visit.field("place")) if visit.field("place").isdigit() else None
+    body: dict = {
+        "better": lambda: {"ranks": _ranks(visit, place)},
+        "up": lambda: {"response": place, "up": True},
+        "down": lambda: {"response": place, "up": False},
+        "correct": lambda: {"text": clean(visit.field("text")), "corrects": place},
+    }.get(visit.field("action"), dict)()
+    kinds = {"better": "ranking", "up": "thumb", "down": "thumb", "correct": "demonstration"}
+    queue.submit(
+        visit.database,
+        visit.account,
+        submission=visit.field("submission"),
+        task=visit.field("task"),
+        kind=kinds.get(visit.field("action"), ""),
+        body=body,
+    )
+    return visit.go(f"/chat?conversation={name}")
+
+
+def _ranks(visit: Visit, place: int | None) -> list[int]:
+    """The chosen answer above all others; without one, all alike."""
+    task = queue.read_task(visit.database, visit.field("task"), visit.account)
+    count = len(task.responses) if task else 0
+    return [0 if place is None or n == place else 1 for n in range(count)]
+
+
+def _say(visit: Visit, name: str) -> Response:
+    message = check_text("message", visit.field("message"), TEXT_LIMIT)
+    if not message.strip():
+        return visit.go(f"/chat?conversation={name}")
+    message = scrub(message) if visit.site.scrub else message
+    turn = talk.say(visit.database, visit.account, name, message, dialogue=visit.site.dialogue)
+    if turn is None:
+        error, status = visit.t("chat.too_many"), HTTPStatus.TOO_MANY_REQUESTS
+        if visit.wants_json:
+            return JSONResponse({"error": error}, status)
+        return _page(visit, name, message=message, error=error, status=status)
+    return visit.go(f"/chat?conversation={name}")

@@ -1,0 +1,108 @@
+"""The labelling form to a label's body, and back into a form when it could not be stored."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from starlette.datastructures import FormData
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS
+from rlhf_jax.feedback.queue import Response
+
+LETTERS = "ABCDEFGHI"
+
+
+class Answer(NamedTuple):
+    """One answer as the form shows it, with what was entered for it."""
+
+    letter: str
+    text: str
+    rank: int | None = None
+    """From 1, as people count."""
+    quality: int | None = None
+    flags: Sequence[str] = ()
+    note: str = ""
+
+
+class Entered(NamedTuple):
+    answers: list[Answer]
+    prompt_flags: Sequence[str] = ()
+    use_case: str = ""
+    demonstration: str = ""
+    reason: str = ""
+    note: str = ""
+
+
+def entered_in(form: FormData, texts: Sequence[str]) -> Entered:
+    """A form's fields, complete or not."""
+    answers = [
+        Answer(
+            letter,
+            text,
+            _number(form, f"rank-{letter}"),
+            _number(form, f"quality-{letter}"),
+            form.getlist(f"flag-{letter}"),
+            form.get(f"note-{letter}", ""),
+        )
+        for letter, text in zip(LETTERS, texts, strict=False)
+    ]
+    fields = ("use-case", "demonstration", "reason", "note")
+    return Entered(answers, form.getlist("prompt-flag"), *(form.get(name, "") for name in fields))
+
+
+def _number(form: FormData, name: str) -> int | None:
+    value = form.get(name, "")
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
+def ranking_body(entered: Entered, *, started: str) -> dict[str, Any]:
+    """What ``submit`` takes. Raises InputError if an answer has no rank."""
+    missing = [answer.letter for answer in entered.answers if answer.rank is None]
+    if missing:
+        raise InputError(f"no rank for {', '.join(missing)}")
+    began = float(started) if started.replace(".", "", 1).isdigit() else None
+    return {
+        "ranks": [answer.rank - 1 for answer in entered.answers],
+        "quality": [answer.quality for answer in entered.answers],
+        "flags": [_flags(answer.flags, RESPONSE_FLAGS) for answer in entered.answers],
+        "notes": [answer.note for answer in entered.answers],
+        "prompt_flags": _flags(entered.prompt_flags, PROMPT_FLAGS),
+        "use_case": entered.use_case or None,
+        "demonstration": entered.demonstration,
+        "seconds": None if began is None else time.time() - began,
+    }
+
+
+def _flags(checked: Sequence[str], asked: Sequence[str]) -> dict[str, bool]:
+    """All that the form asks, true if checked; what it does not ask is kept to be refused."""
+    return {flag: flag in checked for flag in (*asked, *checked)}
+
+
+def entered_before(kind: str, body: Mapping[str, Any], texts: Sequence[str]) -> Entered:
+    """A label that was taken back, as the form shows it again."""
+    blank = [Answer(letter, text) for letter, text in zip(LETTERS, texts, strict=False)]
+    if kind == "skip":
+        return Entered(blank, reason=body["reason"], note=body["note"])
+    checked = lambda flags: [flag for flag, value in flags.items() if value]
+    answers = [
+        answer._replace(
+            rank=body["ranks"][n] + 1,
+            quality=body["quality"][n],
+            flags=checked(body["flags"][n]),
+            note=body["notes"][n],
+        )
+        for n, answer in enumerate(blank)
+    ]
+    return Entered(
+        answers, checked(body["prompt_flags"]), body["use_case"] or "", body["demonstration"]
+    )
+
+
+def blank(texts: Sequence[str]) -> Entered:
+    return Entered([Answer(letter, text) for letter, text in zip(LETTERS, texts, strict=False)])
+
+
+def shown(responses: Sequence[Response], order: Sequence[int]) -> list[str]:
+    """Texts of the answers in a labeler's order, without the space they begin with."""
+    return [responses[n].text.strip() for n in order]

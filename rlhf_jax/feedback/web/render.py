@@ -1,0 +1,81 @@
+"""Templates in two languages. Every text of a person or a model is escaped, never markup."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.requests import Request
+
+from rlhf_jax.feedback import plots, visible
+
+HERE = Path(__file__).parent
+LANGUAGES = ("en", "zh")
+LANGUAGE_COOKIE = "language"
+
+
+def load_catalog(language: str) -> dict[str, str]:
+    return json.loads((HERE / "locales" / f"{language}.json").read_text(encoding="utf-8"))
+
+
+CATALOGS = {language: load_catalog(language) for language in LANGUAGES}
+
+
+def choose_language(request: Request) -> str:
+    """The cookie's, else the browser's first that there is, else English."""
+    chosen = request.cookies.get(LANGUAGE_COOKIE)
+    if chosen in LANGUAGES:
+        return chosen
+    for part in request.headers.get("accept-language", "").split(","):
+        language = part.split(";")[0].strip().lower().split("-")[0]
+        if language in LANGUAGES:
+            return language
+    return LANGUAGES[0]
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def ago(then: float) -> int:
+    return max(0, round(time.time() - then))
+
+
+def make_environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "pieces": visible.pieces,
+        "plot_size": (plots.WIDTH, plots.HEIGHT),
+        "plot_left": plots.LEFT,
+        "languages": LANGUAGES,
+    }
+    environment.filters |= {"percent": percent, "ago": ago}
+    return environment
+
+
+ENVIRONMENT = make_environment()
+
+
+def render(request: Request, template: str, **values: Any) -> str:
+    """A page in the reader's language; ``t(key, name=...)`` gives its texts."""
+    language = choose_language(request)
+    catalog = CATALOGS[language]
+
+    def t(key: str, **names: Any) -> str:
+        return catalog[key].format(**names)
+
+    return ENVIRONMENT.get_template(template).render(
+        t=t, language=language, path=request.url.path, **values
+    )
+
+
+def text_of(request: Request, key: str, **names: Any) -> str:
+    return CATALOGS[choose_language(request)][key].format(**names)

@@ -1,0 +1,58 @@
+"""For the administrator: invites, revocation, deletion, exports."""
+
+import json
+from http import HTTPStatus
+
+from starlette.responses import Response
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.feedback import accounts
+from rlhf_jax.feedback.formats import WRITERS
+from rlhf_jax.feedback.labels import read_labels
+from rlhf_jax.feedback.queue import count_open
+from rlhf_jax.feedback.web.site import Visit
+
+
+def team(visit: Visit, *, link: str = "") -> Response:
+    members = [
+        row | {"pseudonym": accounts.pseudonym(visit.site.secret, row["id"])}
+        for row in accounts.list_accounts(visit.database)
+    ]
+    return visit.page(
+        "team.html",
+        members=members,
+        link=link,
+        formats=list(WRITERS),
+        open_tasks=count_open(visit.database),
+    )
+
+
+def act(visit: Visit) -> Response:
+    """What the form's button says."""
+    action, who = visit.field("action"), visit.field("account")
+    if action == "invite":
+        base = visit.site.url or str(visit.request.base_url)
+        token = accounts.invite(visit.database)
+        return team(visit, link=f"{base.rstrip('/')}/join?invite={token}")
+    if action == "close-invites":
+        accounts.revoke_invites(visit.database)
+    elif action == "revoke":
+        accounts.revoke(visit.database, who)
+    elif action == "delete" and visit.field("sure") == "yes" and who != accounts.ADMIN:
+        accounts.delete_account(visit.database, who)
+    return visit.go("/team")
+
+
+def export(visit: Visit) -> Response:
+    """All labels in one of the formats, as a download."""
+    name = visit.request.query_params.get("format", "")
+    if name not in WRITERS:
+        raise InputError(f"format: found {name!r}, expected one of {', '.join(WRITERS)}")
+    rows = WRITERS[name](read_labels(visit.database))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return Response(
+        lines.encode("utf-8", "surrogatepass"),
+        HTTPStatus.OK,
+        {"content-disposition": f'attachment; filename="{name}.jsonl"'},
+        "application/jsonl; charset=utf-8",
+    )

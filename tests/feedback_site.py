@@ -1,0 +1,120 @@
+"""What the tests of the feedback room share: stores, tasks, a server of its own process."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from rlhf_jax.feedback import accounts
+from rlhf_jax.feedback.database import Database
+from rlhf_jax.feedback.queue import NewTask, Response, add_tasks
+
+ROOT = Path(__file__).parents[1]
+SERVER = """
+import sys
+from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.web.serve import serve
+from rlhf_jax.feedback.web.site import Site
+store, port, token, per_second = sys.argv[1:]
+site = Site(open_database(store), per_second=float(per_second))
+serve(site, token=token, host="127.0.0.1", port=int(port))
+assert "jax" not in sys.modules
+"""
+
+
+def fill(database: Database, count: int, *, wanted: int = 1, responses: int = 4) -> list[str]:
+    """Tasks whose answers say which they are."""
+    return add_tasks(
+        database,
+        [
+            NewTask(
+                f"prompt {n}",
+                [
+                    Response(f" answer {k} to {n}", f"runs/policy{k % 2}", (k, n, 1), -0.5 * k)
+                    for k in range(responses)
+                ],
+                wanted=wanted,
+            )
+            for n in range(count)
+        ],
+    )
+
+
+def labeler(database: Database, name: str = "Ann") -> accounts.Account:
+    return accounts.add_labeler(database, name)[0]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_server(store: Path, port: int, token: str = "admin", per_second: float = 1e6):
+    arguments = [sys.executable, "-c", SERVER, str(store), str(port), token, str(per_second)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(port: int, *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/static/icon.svg", timeout=2)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    raise TimeoutError(f"no server on port {port}")
+
+
+@contextlib.contextmanager
+def running(store: Path):
+    """(port, process) of a server that ends with the block."""
+    port = free_port()
+    process = start_server(store, port)
+    try:
+        wait_for(port)
+        yield port, process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def postgresql_programs() -> Path | None:
+    """The folder with initdb and postgres, if they are installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).parent if on_path else None
+
+
+@contextlib.contextmanager
+def postgresql(folder: Path):
+    """URL of a PostgreSQL server made for the tests, reached through a socket in ``folder``."""
+    programs = postgresql_programs()
+    # PostgreSQL refuses to run as root.
+    prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == 0 and parent != Path("/") and parent != Path("/tmp"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    quiet = dict(check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    data = folder / "data"
+    initdb = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    subprocess.run([*prefix, *initdb], cwd="/", **quiet)
+    options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
+    control = [*prefix, programs / "pg_ctl", "-D", data, "-w"]
+    log = ["-l", folder / "log"]
+    subprocess.run([*control, "-o", options, *log, "start"], cwd="/", **quiet)
+    try:
+        yield f"postgresql://postgres@/postgres?host={folder}"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], cwd="/", **quiet)
