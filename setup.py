@@ -67,7 +67,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["rlhf_jax*", "experiments*", "configs*"]),
+    packages=find_packages(include=["rlhf_jax*", "experiments*", "configs*", "benchmarks*"]),
     package_data={
         "rlhf_jax.evaluation": ["*.jinja"],
         "rlhf_jax.feedback.web": ["templates/*.html", "static/*", "locales/*.json"],

@@ -4,6 +4,7 @@ A preset in ``configs/*.py`` returns one of these from ``get_config()``; ``rlhf_
 command line over it. Fields are documented by the string below them, which is also their help text.
 """
 
+from rlhf_jax.config.benchmarks import BenchmarkConfig
 from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
@@ -21,6 +22,7 @@ from rlhf_jax.config.tools import ConvertConfig, EvaluateConfig, HarnessConfig, 
 from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
 
 __all__ = [
+    "BenchmarkConfig",
     "CompareConfig",
     "ConvertConfig",
     "EvaluateConfig",

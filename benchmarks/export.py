@@ -1,0 +1,57 @@
+"""Random weights of a case as Hugging Face checkpoints, which both sides start from.
+
+    python -m benchmarks.export CASE FOLDER
+
+writes FOLDER/lm and, where the case has them, FOLDER/scalar (reward and value model).
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer, models
+
+from benchmarks.cases import EOS, SHAPES, Case, from_json
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.models.huggingface import save_pretrained
+
+STRONG = 5.0
+"""Far above the size of embeddings (0.02): what decides the token."""
+
+
+def export(case: Case, folder: Path) -> None:
+    shape = SHAPES[case.shape]
+    config = ModelConfig(
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_heads=shape.n_heads,
+        context=shape.context,
+    )
+    key = jax.random.key(0)
+    params = make_language_model(config, shape.vocab_size).init(key)
+    if case.end == "early":
+        end_at(params["trunk"], case.prompt + case.length * 3 // 8 - 1)
+    save = dict(dtype="float32", eos_id=EOS, pad_id=EOS)
+    save_pretrained(folder / "lm", config, params, kind="lm", **save)
+    if case.suite in ("reward", "ppo", "memory"):
+        scalar = make_scalar_model(config, shape.vocab_size)
+        trunk = make_language_model(config, shape.vocab_size).init(jax.random.key(1))["trunk"]
+        params = scalar.init(jax.random.key(2), trunk)
+        save_pretrained(folder / "scalar", config, params, kind="scalar", **save)
+        words = {f"<{i}>": i for i in range(shape.vocab_size)}
+        Tokenizer(models.WordLevel(words, unk_token="<1>")).save(str(folder / "tokenizer.json"))
+
+
+def end_at(trunk: dict, position: int) -> None:
+    """Make the end of text certain after ``position``: a direction that only EOS reads."""
+    width = trunk["wte"].shape[1]
+    direction = np.where(np.arange(width) % 2, 1.0, -1.0) / np.sqrt(width)
+    trunk["wte"] = trunk["wte"].at[EOS].set(jnp.asarray(direction, jnp.float32))
+    trunk["wpe"] = trunk["wpe"].at[position:].add(jnp.asarray(STRONG * direction, jnp.float32))
+
+
+if __name__ == "__main__":
+    export(from_json(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,145 @@
+"""The worker of this project: ``python -m benchmarks.ours CASE FOLDER`` (see worker.py)."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.cases import B1, B2, CLIP_NORM, EOS, EPS, LR, WEIGHT_DECAY, Case
+from benchmarks.ours_ppo import make_ppo
+from benchmarks.worker import Work, best_gflops, serve
+from rlhf_jax.config import OptimConfig, ParallelConfig
+from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.models.huggingface import load_pretrained
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.preference_losses import ranking_loss
+from rlhf_jax.rollouts.generate import generate, row_keys
+from rlhf_jax.rollouts.rollout import response_logprobs
+from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.startup import start
+from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.types import Generation, LMBatch, QueryBatch
+
+COMPILING = "/jax/core/compile/"
+
+
+def make_generation(case: Case, folder: Path) -> Work:
+    imported = load_pretrained(folder / "lm")
+    config = replace(imported.model, dtype=case.dtype)
+    lm = make_language_model(config, imported.vocab_size)
+    parallel = make_parallel(ParallelConfig(devices=1))
+    params = parallel.replicate(imported.params)
+    queries = jnp.asarray(inputs.prompts(case))
+    mask = jnp.ones(queries.shape, bool)
+    options = dict(length=case.length, temperature=1.0, top_k=0, top_p=1.0, pad_id=EOS)
+    # An id that no token has: nothing ends.
+    options["eos_id"] = EOS if case.end == "early" else -1
+    sample = parallel.function(partial(generate, lm, **options))
+    answers = jnp.asarray(inputs.answers(case))
+    given = Generation(answers, jnp.ones(answers.shape, bool), jnp.zeros(answers.shape))
+    batch = QueryBatch(queries, mask, jnp.arange(case.batch))
+    logprobs = jax.jit(partial(response_logprobs, lm, temperature=1.0))(params, batch, given)
+    seconds = compilation()
+    count = iter(range(10**6))
+
+    def repeat():
+        keys = row_keys(jax.random.key(next(count)), case.batch)
+        made = sample(params, queries, mask, keys)
+        return {"tokens": int(made.mask.sum())}
+
+    return Work(repeat, {"logprob": float(logprobs.mean())}, seconds)
+
+
+def make_training(case: Case, folder: Path) -> Work:
+    """A step of pretraining, SFT or reward modelling, as the experiments make it."""
+    kind = "scalar" if case.suite == "reward" else "lm"
+    imported = load_pretrained(folder / kind)
+    config = replace(imported.model, dtype=case.dtype)
+    optim = OptimConfig(
+        lr=LR,
+        schedule="constant",
+        b1=B1,
+        b2=B2,
+        eps=EPS,
+        weight_decay=WEIGHT_DECAY,
+        clip_norm=CLIP_NORM,
+    )
+    parallel = make_parallel(ParallelConfig(devices=1))
+    tx = make_optimizer(optim, 1000, updates_per_step=1)
+    loss_fn, count_fn, batch = make_loss(case, config, imported.vocab_size)
+    step = make_update_step(loss_fn, count_fn, tx, accumulate=1, ema_decay=0.0)
+    update = parallel.update(step)
+    state = parallel.replicate(make_state(imported.params, tx, ema_decay=0.0))
+    del imported
+    seconds = compilation()
+    key = jax.random.key(0)
+    loss = float(jax.jit(loss_fn)(state.params, batch, key, count_fn(batch))[0])
+    held = [state]
+    del state
+
+    def repeat():
+        state, metrics = update(held.pop(), batch, key)
+        held.append(state)
+        return {"loss": float(metrics["loss"])}
+
+    return Work(repeat, {"loss": loss}, seconds)
+
+
+def make_loss(case: Case, config: Any, vocab_size: int):
+    ids = inputs.rows(case)
+    if case.suite == "reward":
+        model = make_scalar_model(config, vocab_size)
+        pairs = jnp.asarray(ids), jnp.ones(ids.shape, bool)
+        ranks = jnp.tile(jnp.arange(2), (case.batch // 2, 1))
+
+        def reward_loss(params, batch, key, count):
+            scores = model.score(params, *batch, None)
+            return ranking_loss(scores.reshape(-1, 2), ranks, count=count)
+
+        return reward_loss, lambda batch: jnp.float32(case.batch // 2), pairs
+    lm = make_language_model(config, vocab_size)
+    ones = np.ones(ids.shape, np.int32)
+    positions = np.broadcast_to(np.arange(case.length, dtype=np.int32)[None], ids.shape)
+    batch = LMBatch(*map(jnp.asarray, (ids, inputs.targets(case, ids), ones, positions)))
+
+    def language_loss(params, batch, key, count):
+        return lm_loss(lm.packed_logits(params, batch, None), batch, count=count)
+
+    return language_loss, count_targets, batch
+
+
+def compilation():
+    """Seconds of tracing and compiling from now on."""
+    total = [0.0]
+
+    def listen(event, seconds, **_):
+        if event.startswith(COMPILING):
+            total[0] += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: total[0]
+
+
+def gemm(dtype: str, n: int = 2048) -> float:
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
+    return best_gflops(lambda: product(a).block_until_ready(), n)
+
+
+def make(case: Case, folder: str) -> Work:
+    start(tune_malloc=True, compile_cache=None)
+    if case.suite == "generate":
+        return make_generation(case, Path(folder))
+    if case.unit == "episodes":
+        return make_ppo(case, Path(folder), compilation())
+    return make_training(case, Path(folder))
+
+
+if __name__ == "__main__":
+    serve(make, gemm)

@@ -1,0 +1,154 @@
+"""An iteration of PPO as experiments/ppo.py makes it, on given weights and prompts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import inputs
+from benchmarks.cases import (
+    B1,
+    B2,
+    CLIP_EPS,
+    EOS,
+    EPOCHS,
+    EPS,
+    KL_COEF,
+    LAMBDA,
+    LR,
+    MINIBATCHES,
+    RANK,
+    VF_COEF,
+    Case,
+)
+from benchmarks.worker import Work
+from experiments.trained import Trained, with_adapters
+from rlhf_jax.config import LoRAConfig, OptimConfig, ParallelConfig
+from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.models.huggingface import load_pretrained
+from rlhf_jax.models.lora import combine, partition
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
+from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import (
+    make_ppo_loss,
+    make_ppo_update,
+    prepare_batch,
+    shuffle_minibatches,
+)
+from rlhf_jax.types import Generation, QueryBatch
+
+
+def load(case: Case, folder: Path, kind: str) -> Trained:
+    imported = load_pretrained(folder)
+    model = replace(imported.model, dtype=case.dtype)
+    return Trained(model, imported.vocab_size, None, imported.params, kind)
+
+
+def make_ppo(case: Case, folder: Path, compile_seconds: Callable[[], float]) -> Work:
+    sft, reward = load(case, folder / "lm", "lm"), load(case, folder / "scalar", "scalar")
+    lora = LoRAConfig(rank=RANK if case.variant == "lora" else 0)
+    trunk = "separate" if case.variant == "separate" else "shared"
+    actor, critic = (with_adapters(model, lora, seed=0) for model in (sft, reward))
+    lm = make_language_model(actor.model, sft.vocab_size)
+    reward_model = make_scalar_model(reward.model, reward.vocab_size)
+    policy_value = make_policy_value(actor.model, critic.model, sft.vocab_size, trunk)
+    optim = OptimConfig(
+        lr=LR, schedule="constant", b1=B1, b2=B2, eps=EPS, weight_decay=0.0, clip_norm=0.0
+    )
+    tx = make_policy_value_optimizer(optim, optim, 1000, updates_per_step=EPOCHS * MINIBATCHES)
+    parallel = make_parallel(ParallelConfig(devices=1))
+    params, frozen = partition(policy_value.init(actor.params, critic.params))
+    ref_params, reward_params, frozen = parallel.replicate((sft.params, reward.params, frozen))
+    state = parallel.replicate(make_state(params, tx, ema_decay=0.0))
+    del params, sft, reward, actor, critic
+    never = -1
+    rollout_fn = parallel.function(
+        make_rollout(
+            lm,
+            policy_value,
+            reward_model,
+            length=case.length,
+            temperature=1.0,
+            eos_id=EOS if case.end == "early" else never,
+            pad_id=EOS,
+            recompute_logprobs=False,
+        )
+    )
+
+    @parallel.function
+    def prepare(rollout, key):
+        batch, metrics = prepare_batch(
+            rollout,
+            jnp.float32(KL_COEF),
+            gamma=1.0,
+            lam=LAMBDA,
+            whiten_rewards=False,
+            whiten_advantages=True,
+            missing_eos_penalty=None,
+            eos_id=EOS,
+        )
+        return shuffle_minibatches(batch, key, epochs=EPOCHS, num_minibatches=MINIBATCHES), metrics
+
+    objective = partial(ppo_loss, clip_eps=CLIP_EPS, value_clip_eps=CLIP_EPS, vf_coef=VF_COEF)
+    update = parallel.update(
+        make_ppo_update(
+            make_ppo_loss(policy_value, objective, temperature=1.0),
+            None,
+            None,
+            tx,
+            ptx_coef=0.0,
+            accumulate=1,
+            ema_decay=0.0,
+        ),
+        frozen=frozen,
+        batch_axis=1,
+    )
+    queries = jnp.asarray(inputs.prompts(case))
+    batch = QueryBatch(queries, jnp.ones(queries.shape, bool), jnp.arange(case.batch))
+    checks = check(case, lm, reward_model, ref_params, reward_params, batch)
+    held, count = [state], iter(range(10**6))
+    del state
+
+    def repeat():
+        k_rollout, k_shuffle = jax.random.split(jax.random.key(next(count)))
+        start = time.perf_counter()
+        state = held.pop()
+        params = combine(frozen, state.params)
+        rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
+        jax.block_until_ready(rollout)
+        rolled = time.perf_counter()
+        minibatches, metrics = prepare(rollout, k_shuffle)
+        state, update_metrics = update(state, (minibatches, None), jax.random.key(0))
+        del params
+        held.append(state)
+        told = {name: float(x) for name, x in (metrics | update_metrics).items()}
+        return {
+            "rollout_seconds": rolled - start,
+            "update_seconds": time.perf_counter() - rolled,
+            "kl": told["objective/kl"],
+            "tokens": case.batch * told["response_length"],
+        }
+
+    return Work(repeat, checks, compile_seconds)
+
+
+def check(case: Case, lm, reward_model, ref_params, reward_params, batch: QueryBatch) -> dict:
+    """What the networks say of fixed answers."""
+    answers = jnp.asarray(inputs.answers(case))
+    given = Generation(answers, jnp.ones(answers.shape, bool), jnp.zeros(answers.shape))
+
+    @jax.jit
+    def figures(lm_params, scalar_params):
+        logprobs = response_logprobs(lm, lm_params, batch, given, temperature=1.0)
+        ids = jnp.concatenate([batch.queries, answers], axis=1)
+        scores = reward_model.score(scalar_params, ids, jnp.ones(ids.shape, bool), None)
+        return logprobs.mean(), scores.mean()
+
+    logprob, score = figures(ref_params, reward_params)
+    return {"logprob": float(logprob), "score": float(score)}

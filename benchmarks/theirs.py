@@ -1,0 +1,117 @@
+"""The worker of PyTorch, transformers and TRL: ``python -m benchmarks.theirs CASE FOLDER``.
+
+Settings in its favour: fused AdamW, ``set_to_none`` gradients, ``inference_mode`` for sampling, no
+scores kept while sampling (ours returns every token's log-probability), no logging, no saving.
+bfloat16 is autocast in training, bfloat16 weights in sampling.
+"""
+
+import os
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers as hf
+
+from benchmarks import inputs
+from benchmarks.cases import B1, B2, CLIP_NORM, EOS, EPS, LR, WEIGHT_DECAY, Case
+from benchmarks.worker import Work, best_gflops, serve
+
+
+def make_generation(case: Case, folder: Path) -> Work:
+    model = hf.GPT2LMHeadModel.from_pretrained(folder / "lm").eval()
+    queries = torch.tensor(inputs.prompts(case)).long()
+    both = torch.cat([queries, torch.tensor(inputs.answers(case)).long()], dim=1)
+    with torch.inference_mode():
+        logprob = response_logprobs(model, both, case.prompt).mean().item()
+    model.to(getattr(torch, case.dtype))
+    options = dict(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=case.length,
+        eos_token_id=EOS if case.end == "early" else None,
+        pad_token_id=EOS,
+    )
+    model.generation_config = hf.GenerationConfig(**options)
+
+    def repeat():
+        with torch.inference_mode():
+            ids = model.generate(queries, attention_mask=torch.ones_like(queries))
+        new = ids[:, case.prompt :]
+        if case.end == "never":
+            return {"tokens": new.numel()}
+        ended = (new == EOS).long().cumsum(1)
+        return {"tokens": int((ended - (new == EOS).long() == 0).sum())}
+
+    return Work(repeat, {"logprob": logprob}, lambda: 0.0)
+
+
+def response_logprobs(model, both, prompt: int):
+    logits = model(both).logits[:, prompt - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, both[:, prompt:, None])[..., 0]
+
+
+def make_training(case: Case, folder: Path) -> Work:
+    kind = hf.GPT2ForSequenceClassification if case.suite == "reward" else hf.GPT2LMHeadModel
+    name = "scalar" if case.suite == "reward" else "lm"
+    model = kind.from_pretrained(folder / name)
+    model.eval()  # without dropout; gradients are the same
+    if case.torch_compile:
+        model = torch.compile(model)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    kept = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [dict(params=decayed, weight_decay=WEIGHT_DECAY), dict(params=kept, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(B1, B2), eps=EPS, fused=True)
+    ids = torch.tensor(inputs.rows(case)).long()
+    loss_fn = reward_loss if case.suite == "reward" else language_loss
+    labels = ids.masked_fill(~torch.tensor(inputs.targets(case, ids.numpy())), -100)
+    half = case.dtype == "bfloat16"
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16) if half else nullcontext
+
+    def step():
+        with autocast():
+            loss = loss_fn(model, ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.item()}
+
+    start = time.perf_counter()
+    with torch.no_grad(), autocast():
+        loss = loss_fn(model, ids, labels).item()
+    seconds = time.perf_counter() - start if case.torch_compile else 0.0
+    return Work(step, {"loss": loss}, lambda: seconds)
+
+
+def language_loss(model, ids, labels):
+    return model(input_ids=ids, labels=labels, use_cache=False).loss
+
+
+def reward_loss(model, ids, labels):
+    scores = model(input_ids=ids, use_cache=False).logits.float().reshape(-1, 2)
+    return -torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()
+
+
+def gemm(dtype: str, n: int = 2048) -> float:
+    a = torch.ones(n, n, dtype=getattr(torch, dtype))
+    return best_gflops(lambda: a @ a, n)
+
+
+def make(case: Case, folder: str) -> Work:
+    if case.suite == "generate":
+        return make_generation(case, Path(folder))
+    if case.unit == "episodes":
+        from benchmarks.theirs_ppo import make_ppo
+
+        return make_ppo(case, Path(folder))
+    return make_training(case, Path(folder))
+
+
+if __name__ == "__main__":
+    # Without this, two workers whose turns do not overlap still share cores with spinning threads.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    serve(make, gemm)

@@ -1,0 +1,94 @@
+"""The side of the protocol that a worker has: one line of JSON in, one out.
+
+``prepare`` builds the case and runs it once (compilation included), ``repeat`` runs it once more
+and measures it, ``limits`` measures what the machine can do, ``peak`` tells the peak of resident
+memory.
+"""
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cases import Case, from_json
+
+
+class Work(NamedTuple):
+    """A case made ready."""
+
+    repeat: Callable[[], dict[str, float]]
+    """Does the work once, to the end; returns what it wants to tell (parts in seconds)."""
+    checks: dict[str, float]
+    """Figures that must be equal on both sides: losses before the first step, counts."""
+    compile_seconds: Callable[[], float]
+    """So far; asked after the first repetition."""
+
+
+def serve(make: Callable[[Case, str], Work], gemm: Callable[[str], float]) -> None:
+    """Answer the parent until it closes the pipe. Whatever libraries print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    case, folder = from_json(sys.argv[1]), sys.argv[2]
+    work = None
+    for line in sys.stdin:
+        order = line.strip()
+        if order == "prepare":
+            start = time.perf_counter()
+            work = make(case, folder)
+            made = time.perf_counter()
+            work.repeat()
+            first = time.perf_counter() - made
+            answer: dict[str, Any] = {
+                "checks": work.checks,
+                "compile_seconds": work.compile_seconds(),
+                "first_seconds": first,
+                "prepare_seconds": made - start,
+            }
+        elif order == "repeat":
+            answer = measured(work.repeat)
+        elif order == "limits":
+            answer = {"gemm_gflops": gemm(case.dtype), "stream_gbs": stream()}
+        else:
+            answer = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def measured(repeat: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Wall and CPU seconds (all threads) of one repetition."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    told = repeat()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, **told}
+
+
+def best_gflops(product: Callable[[], Any], n: int) -> float:
+    """2 n³ over the shortest of several products, in GFLOP/s."""
+    product()
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds) / 1e9
+
+
+def stream(mebibytes: int = 256) -> float:
+    """Reading memory once with one thread per core, the best of several, in GB/s."""
+    threads = len(os.sched_getaffinity(0))
+    parts = [np.ones(mebibytes * 2**18 // threads, np.float32) for _ in range(threads)]
+    seconds = []
+    for _ in range(7):
+        readers = [threading.Thread(target=np.dot, args=(part, part)) for part in parts]
+        start = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        seconds.append(time.perf_counter() - start)
+    return sum(part.nbytes for part in parts) / min(seconds) / 1e9
