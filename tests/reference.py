@@ -69,3 +69,20 @@ def ranking(scores, ranks):
         if losses:
             per_prompt.append(np.mean(losses))
     return np.mean(per_prompt)
+
+
+def dpo(logp, ref, ranks, beta, epsilon):
+    """The same mean of −(1 − ε) log σ(β h) − ε log σ(−β h)."""
+    log_sigmoid = lambda x: -math.log1p(math.exp(-x))
+    per_prompt = []
+    for p, q, r in zip(logp, ref, ranks, strict=True):
+        losses = []
+        for i, j in itertools.permutations(range(len(p)), 2):
+            if 0 <= r[i] < r[j]:
+                h = (float(p[i]) - float(q[i])) - (float(p[j]) - float(q[j]))
+                losses += [
+                    -(1 - epsilon) * log_sigmoid(beta * h) - epsilon * log_sigmoid(-beta * h)
+                ]
+        if losses:
+            per_prompt.append(np.mean(losses))
+    return np.mean(per_prompt)

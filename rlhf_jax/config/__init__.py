@@ -10,6 +10,7 @@ from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
+    DPOConfig,
     KLConfig,
     LabelerConfig,
     PPOConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "BenchmarkConfig",
     "CompareConfig",
     "ConvertConfig",
+    "DPOConfig",
     "EvaluateConfig",
     "HarnessConfig",
     "InstructGPTConfig",

@@ -161,6 +161,42 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class DPOConfig:
+    """Direct preference optimisation on ranked comparisons: no reward model, no sampling."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/dpo")))
+    init: Path = Path("runs/sft")
+    """Policy and reference start from this run."""
+    data: Path = Path("comparisons.jsonl")
+    heldout: Path | None = None
+    """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
+    heldout_fraction: float = 0.1
+    cache: Path = Path(".cache/datasets")
+    prompt_length: int = 16
+    response_length: int = 32
+    beta: float = 0.1
+    """β: how dearly leaving the reference is paid for."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be wrong (conservative DPO)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_steps=20)
+    )
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch_size: int = 4
+    """Prompts per step, each with all its K-choose-2 pairs."""
+    epochs: int = 1
+
+    def __post_init__(self):
+        check(self.beta > 0, f"beta={self.beta} must be > 0")
+        check(
+            0 <= self.label_smoothing < 0.5,
+            f"label_smoothing={self.label_smoothing} is not in [0, 0.5)",
+        )
+        check_microbatches("batch_size", self.batch_size, self.optim)
+
+
+@dataclass(frozen=True)
 class KLConfig:
     coef: float = 0.02
     """β: weight of the per-token penalty (InstructGPT: 0.02 for unscaled rewards)."""

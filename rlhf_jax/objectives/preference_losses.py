@@ -44,3 +44,25 @@ def ranking_loss(
     loss = mean(-jax.nn.log_sigmoid(margin))
     accuracy = mean((margin > 0).astype(margin.dtype))
     return loss, {"loss": loss, "accuracy": accuracy, "margin": mean(margin)}
+
+
+def dpo_loss(
+    logprobs: Float[Array, "B K"],
+    ref_logprobs: Float[Array, "B K"],
+    ranks: Int[Array, "B K"],
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    count: Float[Array, ""] | float | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """``ranking_loss`` of the implicit reward r = β log π(y|x)/π_ref(y|x) (Rafailov et al. 2023).
+
+    With K = 2 it is their eq. 7: −log σ(β h), h = log π(y_w)/π_ref(y_w) − log π(y_l)/π_ref(y_l).
+    Log-probs are sums over the response, its end of text included. ``label_smoothing`` ε is the
+    share of labels taken to be wrong: −(1 − ε) log σ(β h) − ε log σ(−β h) (conservative DPO).
+    """
+    rewards = beta * (logprobs - ref_logprobs)
+    loss, metrics = ranking_loss(rewards, ranks, count=count)
+    # log σ(−m) = log σ(m) − m
+    loss = loss + label_smoothing * metrics["margin"]
+    return loss, metrics | {"loss": loss}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.dpo import sequence_logprobs
 from experiments.reward import flat_responses
 from parity.torch_bridge import (
     PAD,
@@ -31,7 +32,7 @@ from rlhf_jax.models.heads import make_language_model, make_policy_value, make_s
 from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
-from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss, ranking_loss
 from rlhf_jax.training.updates import accumulated_gradients, make_ppo_loss
 from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch
 
@@ -78,6 +79,12 @@ def at(precision, *pairs):
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
     return load(tmp_path_factory.mktemp("lm"), hf.GPT2LMHeadModel, 0)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Another language model of the same shape."""
+    return load(tmp_path_factory.mktemp("reference"), hf.GPT2LMHeadModel, 4)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +245,50 @@ def test_ranking_loss(precision, scalar, name):
     precision.agree("ranking loss", metrics["loss"], loss)
     expected = without_offsets(torch_gradients(scalar.theirs))
     precision.agree("gradient of the ranking loss", without_offsets(grads), expected)
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_dpo_loss(precision, lm, reference, name):
+    """Log-probs of whole responses under policy and reference, K-wise, by autograd."""
+    lm, other = at(precision, lm, reference)
+    batch, beta = comparisons(RANKS[name], 11), 0.3
+    model = make_language_model(lm.model, VOCAB)
+    ref_logprobs = sequence_logprobs(model, other.params, batch)
+
+    def loss_fn(params):
+        logprobs = sequence_logprobs(model, params, batch)
+        return dpo_loss(logprobs, ref_logprobs, batch.ranks, beta=beta, label_smoothing=0.1)
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(lm.params)
+    tokens, mask = flat_responses(batch)
+    K, Q = batch.ranks.shape[1], batch.queries.shape[1]
+    answers = torch.tensor(np.array(tokens)).long()[:, Q:]
+
+    def torch_logprobs(network):
+        logits = network(**masked_inputs(tokens, mask)).logits[:, Q - 1 : -1]
+        each = logits.log_softmax(-1).gather(-1, answers[..., None])[..., 0]
+        real = torch.tensor(np.array(mask))[:, Q:]
+        return torch.where(real, each, 0.0).sum(1).reshape(-1, K)
+
+    lm.theirs.zero_grad()
+    with torch.no_grad():
+        ref_sums = torch_logprobs(other.theirs)
+    rewards = beta * (torch_logprobs(lm.theirs) - ref_sums)
+    log_sigmoid = torch.nn.functional.logsigmoid
+    prompts = []
+    for reward, rank in zip(rewards, np.asarray(batch.ranks).tolist(), strict=True):
+        margins = [
+            reward[i] - reward[j]
+            for i, a in enumerate(rank)
+            for j, b in enumerate(rank)
+            if 0 <= a < b
+        ]
+        losses = [-0.9 * log_sigmoid(m) - 0.1 * log_sigmoid(-m) for m in margins]
+        prompts += [torch.stack(losses).mean()] if losses else []
+    loss = torch.stack(prompts).mean()
+    loss.backward()
+    precision.agree("DPO loss", metrics["loss"], loss)
+    precision.agree("gradient of the DPO loss", by_torch_name(grads), torch_gradients(lm.theirs))
 
 
 def without_offsets(grads):

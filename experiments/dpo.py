@@ -1,0 +1,149 @@
+"""DPO: the policy learns from rankings directly, its own log-ratio being the reward.
+
+    python -m experiments.dpo --init runs/sft --data comparisons.jsonl
+    python -m experiments.dpo --init runs/quickstart/sft \\
+        --data runs/quickstart/comparisons/train.jsonl --prompt-length 20
+
+minimise −E log σ(β log π(y_w|x)/π_ref(y_w|x) − β log π(y_l|x)/π_ref(y_l|x))  (Rafailov et al. 2023,
+eq. 7), over all K-choose-2 pairs of a prompt as one element: the reward model's loss with the
+implicit reward. What PPO has to beat.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.random import fold_in
+
+from experiments.stage import Stage
+from experiments.trained import load_trained, save_model_card, with_adapters
+from rlhf_jax.cli import main
+from rlhf_jax.config import DPOConfig
+from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.datasets import load_comparisons, split
+from rlhf_jax.evaluation.metrics import pair_accuracy
+from rlhf_jax.models.heads import LanguageModel, episode_inputs, make_language_model
+from rlhf_jax.models.lora import combine, partition
+from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.masked import masked_sum
+from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss
+from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.types import ComparisonBatch, Params
+
+
+def sequence_logprobs(lm: LanguageModel, params: Params, batch: ComparisonBatch):
+    """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, [B, K]."""
+    K, Q = batch.ranks.shape[1], batch.queries.shape[1]
+    repeat = lambda x: jnp.repeat(x, K, axis=0)
+    rows = lambda x: x.reshape(-1, x.shape[-1])
+    responses, mask = rows(batch.responses), rows(batch.mask)
+    inputs = episode_inputs(repeat(batch.queries), repeat(batch.query_mask), responses, mask)
+    logprobs = token_logprobs(lm.logits(params, *inputs, start=Q - 1), responses)
+    return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
+
+
+def run(config: DPOConfig) -> dict:
+    with Stage(config, "dpo", best=("eval/accuracy", "max")) as stage:
+        if stage.summary is not None:
+            return stage.summary
+
+        # Data
+        parallel = make_parallel(config.parallel)
+        parallel.check_batch("batch_size", config.batch_size)
+        sft = load_trained(config.init, flag="init")
+        policy = with_adapters(sft, config.lora, seed=config.run.seed)
+        tokenizer, model = policy.tokenizer, policy.model
+        model.check_context(
+            prompt_length=config.prompt_length, response_length=config.response_length
+        )
+        save_model_card(config.run.dir, model, policy.vocab_size, tokenizer, kind="lm")
+        rows = load_comparisons(config.data, data_dir=config.cache)
+        if config.heldout is not None:
+            heldout = load_comparisons(config.heldout, data_dir=config.cache)
+        else:
+            rows, heldout = split(rows, heldout_fraction=config.heldout_fraction)
+
+        def comparisons(rows, batch_size, seed):
+            return comparison_batches(
+                rows,
+                tokenizer,
+                query_length=config.prompt_length,
+                response_length=config.response_length,
+                batch_size=batch_size,
+                seed=seed,
+            )
+
+        batches = comparisons(rows, config.batch_size, config.run.data_seed)
+        stage.note(comparisons=batches.report._asdict())
+
+        # Model and states
+        lm = make_language_model(model, policy.vocab_size)
+        total = config.epochs * batches.steps_per_epoch
+        schedule = make_schedule(config.optim, total)
+        tx = make_optimizer(config.optim, total, updates_per_step=1)
+        params, frozen = partition(policy.params)
+        ref_params, frozen = parallel.replicate((sft.params, frozen))
+        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
+        state = stage.restore(parallel.replicate(state), train=batches)
+        k_train = jax.random.key(config.run.seed)
+
+        # Functions
+        logprobs_fn = parallel.function(lambda params, batch: sequence_logprobs(lm, params, batch))
+
+        def loss_fn(params, inputs, key, count):
+            batch, ref_logprobs = inputs
+            return dpo_loss(
+                sequence_logprobs(lm, params, batch),
+                ref_logprobs,
+                batch.ranks,
+                beta=config.beta,
+                label_smoothing=config.label_smoothing,
+                count=count,
+            )
+
+        update = parallel.update(
+            make_update_step(
+                loss_fn,
+                lambda inputs: count_ranked(inputs[0].ranks),
+                tx,
+                accumulate=config.optim.accumulate,
+                ema_decay=config.optim.ema_decay,
+            ),
+            frozen=frozen,
+        )
+
+        def evaluate(params):
+            """Whether the implicit reward orders held-out pairs as people did."""
+            stream = comparisons(heldout, config.batch_size, None)
+            rewards, ranks = [], []
+            for _ in range(stream.steps_per_epoch):
+                batch = parallel.shard(next(stream))
+                ratio = logprobs_fn(params, batch) - logprobs_fn(ref_params, batch)
+                rewards.append(np.asarray(config.beta * ratio))
+                ranks.append(np.asarray(batch.ranks))
+            rewards, ranks = np.concatenate(rewards), np.concatenate(ranks)
+            accuracy = pair_accuracy(np.where(ranks >= 0, rewards, np.nan), ranks)
+            return {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
+
+        # Loop
+        for step in stage.steps(total):
+            batch = parallel.shard(next(batches))
+            inputs = (batch, logprobs_fn(ref_params, batch))
+            state, metrics = update(state, inputs, fold_in(k_train, step))
+            stage.log(
+                metrics | {"lr": schedule(step)},
+                tokens=batch.responses.size + batch.queries.size,
+                show=("loss", "accuracy"),
+            )
+            if stage.due(config.run.eval_every):
+                stage.log_evaluation(evaluate(combine(frozen, state.params)))
+            stage.checkpoint(state)
+
+        # Save
+        params = combine(frozen, averaged_params(state))
+        return stage.finish(params, heldout=evaluate(params))
+
+
+if __name__ == "__main__":
+    main(run, DPOConfig)
