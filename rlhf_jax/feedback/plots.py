@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 420, 200
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 26
+WIDTH, HEIGHT = 420.0, 200.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 12.0, 26.0
 
 
 class Point(NamedTuple):
@@ -49,7 +49,7 @@ def plot(
     half = lambda point: point[2] if math.isfinite(point[2]) else 0.0
     lows = [y - half((x, y, h)) for x, y, h in points] + ([band[0]] if band else [])
     highs = [y + half((x, y, h)) for x, y, h in points] + ([band[1]] if band else [])
-    y_ticks = round_ticks(min(lows + [0.0] * zero), max(highs))
+    y_ticks = round_ticks(min(lows + ([0.0] if zero else [])), max(highs))
     xs = [x for x, _, _ in points]
     x_ticks = [x for x in round_ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
     x_of = _scale(min(xs), max(xs), LEFT + 8, WIDTH - RIGHT - 8)

@@ -93,7 +93,8 @@ def act(visit: Visit) -> Response:
     queue.submit(
         visit.database,
         visit.account,
-        submission=visit.field("submission"),
+        # One form has several buttons: each is an opinion of its own.
+        submission=visit.field("submission") + visit.field("action"),
         task=visit.field("task"),
         kind=kinds.get(visit.field("action"), ""),
         body=body,

@@ -73,7 +73,8 @@ def _labelers(visit: Visit, labels: list[Label], agreements: dict, rounds: list[
 
 def _by_round(rounds: list[dict], *names: str):
     series = [
-        [(row["round"], *_interval(row[name])) for row in rounds if row.get(name)] for name in names
+        [(float(row["round"]), *_interval(row[name])) for row in rounds if row.get(name)]
+        for name in names
     ]
     return plot(*series, zero=True)
 
@@ -84,7 +85,7 @@ def _interval(figure: dict) -> tuple[float, float]:
 
 def _accuracy(rounds: list[dict]):
     series = [
-        (row["round"], row["accuracy"], 0.0)
+        (float(row["round"]), row["accuracy"], 0.0)
         for row in rounds
         if row.get("accuracy") is not None and math.isfinite(row["accuracy"])
     ]

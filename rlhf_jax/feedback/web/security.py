@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_LIMIT = 1 << 20
 """Bytes. The largest form, nine notes and a demonstration, is under a third of it."""
-SIGN_IN_PER_SECOND, SIGN_IN_BURST = 0.5, 10
+SIGN_IN_PER_SECOND, SIGN_IN_BURST = 0.5, 10.0
 PEOPLE_PER_CLIENT = 25
 """Behind one address, at their full rate."""
 MOST_BUCKETS = 10_000
@@ -84,8 +84,7 @@ class Walls:
         if not length.isdigit() or int(length) > BODY_LIMIT:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {BODY_LIMIT} bytes")
         # A name that an attacker's DNS points here is not one of ours.
-        host = urlsplit(f"//{headers.get('host', '')}").hostname
-        if host not in self._hosts:
+        if host_of(f"//{headers.get('host', '')}") not in self._hosts:
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "unknown host name")
         client = (scope.get("client") or ("",))[0]
         who = headers.get("authorization") or headers.get("cookie") or client
@@ -96,6 +95,13 @@ class Walls:
         costs = signs_in and (scope["method"] == "POST" or b"=" in scope["query_string"])
         if costs and not self._sign_ins.take(client):
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many attempts, wait some seconds")
+
+
+def host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _has_credentials(headers: Headers) -> bool:
@@ -153,7 +159,8 @@ def check_origin(request: Request) -> None:
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     foreign = site not in (None, "same-origin", "none")
-    if foreign or (origin is not None and urlsplit(origin).netloc != request.headers.get("host")):
+    # A browser writes the origin as scheme://host, with the port as in the host header.
+    if foreign or (origin is not None and origin.partition("//")[2] != request.headers.get("host")):
         raise Refused(HTTPStatus.FORBIDDEN, "the request comes from another site")
 
 

@@ -1,0 +1,337 @@
+"""The pages in a real browser: keys, dragging, drafts, no JavaScript, attacks, phones, axe."""
+
+import os
+import re
+import shutil
+
+import pytest
+from feedback_site import fill, running
+
+from rlhf_jax.feedback import accounts, conversation, figures, queue
+from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.labels import rankings, read_labels
+
+pytest.importorskip("uvicorn", reason="the server needs the extra feedback")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
+]
+FLAGS = ("--disable-gpu", "--disable-background-networking", "--disable-sync")
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sandbox = () if os.getuid() else ("--no-sandbox",)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *sandbox])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    store = tmp_path_factory.mktemp("site") / "store.sqlite"
+    with running(store) as (port, _):
+        yield open_database(store), f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def database(server):
+    """The store with nothing in it but the administrator."""
+    database, _ = server
+    with database.write() as rows:
+        rows("DELETE FROM retraction")
+        for table in ("turn", "label", "lease", "task", "session", "round", "status", "invite"):
+            rows(f"DELETE FROM {table}")
+        rows("DELETE FROM account WHERE id <> 'admin'")
+    return database
+
+
+@pytest.fixture
+def visit(chromium, server, database):
+    """``visit(...) -> page`` of a new labeler who is signed in; its errors fail the test."""
+    contexts, errors = [], []
+
+    def open_page(*, name="Ann", viewport=DESK, **options):
+        context = chromium.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: errors.append(f"dialog {dialog.message}"))
+        page.base = server[1]
+        enter(page, accounts.add_labeler(database, name)[1])
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not errors
+
+
+def enter(page, token):
+    page.goto(f"{page.base}/enter?token={token}")
+    page.wait_for_url("**/label")
+
+
+def shown_ranks(database):
+    """Ranks of the only label in the order in which the labeler saw the answers."""
+    (label,) = read_labels(database)
+    return [label.body["ranks"][n] for n in label.body["shown"]], label
+
+
+def test_keys(visit, database):
+    fill(database, 1)
+    page = visit()
+    for key in ["4", "7", "1", "5"]:  # rates, one after the other
+        page.keyboard.press(key)
+    for key in ["2", "1"]:  # then ranks
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    assert "Still missing: C, D" in page.inner_text(".message")
+    assert "current" in page.get_attribute("[data-letter=C]", "class")
+    for key in ("2", "k", "k", "j", "j", "3"):  # C, back and forth, D
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Nothing to label")
+    ranks, label = shown_ranks(database)
+    assert ranks == [1, 0, 1, 2]
+    assert [label.body["quality"][n] for n in label.body["shown"]] == [4, 7, 1, 5]
+
+
+def test_keys_do_not_reach_into_text_and_can_be_turned_off(visit, database):
+    fill(database, 1)
+    page = visit()
+    page.click("text=Write a better answer")
+    page.click("textarea[name=demonstration]")
+    page.keyboard.type("j 12 k\nr")
+    page.keyboard.press("Escape")
+    assert page.input_value("textarea[name=demonstration]") == "j 12 k\nr"
+    assert page.locator("input:checked[type=radio]").count() == 0
+    page.click("summary:has-text('Keyboard')")
+    page.uncheck("#keys-on")
+    page.focus("[data-letter=A]")
+    page.keyboard.press("3")
+    assert page.locator("input:checked[type=radio]").count() == 0
+    page.reload()
+    page.focus("[data-letter=A]")
+    page.keyboard.press("3")
+    assert page.locator("input:checked[type=radio]").count() == 0
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_dragging_keeps_ties(visit, database, viewport):
+    fill(database, 1)
+    page = visit(viewport=viewport)
+    for letter, rank in (("A", 2), ("B", 1), ("C", 2), ("D", 3), ("D", 1)):
+        chip = page.locator(".chip", has_text=letter).bounding_box()
+        bucket = page.locator(f".bucket[data-rank='{rank}']").bounding_box()
+        page.mouse.move(chip["x"] + chip["width"] / 2, chip["y"] + chip["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(bucket["x"] + 5, bucket["y"] + 5, steps=4)
+        page.mouse.move(bucket["x"] + bucket["width"] / 2, bucket["y"] + bucket["height"] / 2)
+        page.mouse.up()
+    assert page.locator(".bucket[data-rank='2'] .chip").all_inner_texts() == ["A", "C"]
+    page.click("text=Save and next")
+    page.wait_for_selector("text=Nothing to label")
+    assert shown_ranks(database)[0] == [1, 0, 1, 0]
+
+
+def test_without_javascript(visit, database):
+    fill(database, 2)
+    page = visit(java_script_enabled=False)
+    assert not page.is_visible(".board") and not page.is_visible(".modes")
+    page.click("text=Save and next")
+    assert page.url.endswith("/label")  # the browser asks for the ranks itself
+    for letter, rank in zip("ABCD", (1, 3, 2, 1), strict=True):
+        page.check(f"input[name=rank-{letter}][value='{rank}']", force=True)
+    page.click("[data-letter=B] summary")
+    page.check("[data-letter=B] input[value=sexual]")
+    page.click("text=Save and next")
+    assert page.is_visible("text=Saved.")
+    ranks, label = shown_ranks(database)
+    assert ranks == [0, 2, 1, 0] and label.body["flags"][label.body["shown"][1]]["sexual"]
+    page.click("text=Undo the last one")
+    assert page.is_checked("input[name=rank-B][value='3']") and read_labels(database) == []
+    page.click("text=Save and next")
+    page.click("summary:has-text('Skip this task')")
+    page.select_option("select[name=reason]", "too_long")
+    page.click("button[value=skip]")
+    assert page.is_visible("text=Nothing to label")
+    assert [x.kind for x in read_labels(database)] == ["ranking", "skip"]
+    page.goto(page.base + "/dashboard")
+    assert page.is_visible("text=rankings")
+
+
+def test_a_draft_survives_a_reload_and_is_nobody_elses(visit, database):
+    fill(database, 1, wanted=2)
+    page = visit()
+    page.check("input[name=rank-B][value='2']", force=True)
+    page.click("[data-letter=C] summary")
+    page.check("[data-letter=C] input[value=opinion]")
+    page.click("text=Write a better answer")
+    page.fill("textarea[name=demonstration]", "half a thought")
+    page.reload()
+    assert page.is_checked("input[name=rank-B][value='2']")
+    assert page.input_value("textarea[name=demonstration]") == "half a thought"
+    assert page.is_visible("textarea[name=demonstration]")
+    assert "(1)" in page.inner_text("[data-letter=C] summary")
+    # Another labeler in the same browser gets the same task, but not the draft.
+    enter(page, accounts.add_labeler(database, "Ben")[1])
+    assert page.input_value("textarea[name=demonstration]") == ""
+    for letter in "ABCD":
+        page.check(f"input[name=rank-{letter}][value='1']", force=True)
+    page.click("text=Save and next")
+    page.wait_for_selector("text=Nothing to label")
+    assert page.evaluate("Object.keys(localStorage).length") == 0
+
+
+def test_offline(visit, database):
+    fill(database, 1)
+    page = visit()
+    for key in "12341234":
+        page.keyboard.press(key)
+    page.context.set_offline(True)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Not saved: no connection")
+    assert read_labels(database) == []
+    page.context.set_offline(False)
+    page.wait_for_selector("text=Nothing to label")
+    assert shown_ranks(database)[0] == [0, 1, 2, 3]
+
+
+def test_two_tabs(visit, database):
+    fill(database, 1)
+    first = visit()
+    second = first.context.new_page()
+    second.goto(first.url)
+    for page in (first, second):
+        for letter, rank in zip("ABCD", "1223", strict=True):
+            page.check(f"input[name=rank-{letter}][value='{rank}']", force=True)
+    first.click("text=Save and next")
+    first.wait_for_selector("text=Nothing to label")
+    second.click("text=Save and next")
+    second.wait_for_selector("text=You have labelled this task before")
+    assert second.is_checked("input[name=rank-D][value='3']")
+    assert shown_ranks(database)[0] == [0, 1, 1, 2]
+
+
+ATTACK = (
+    "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    "<svg/onload=document.title='owned'>\u202egnp.exe"
+)
+
+
+def test_nothing_that_is_written_runs(visit, database):
+    responses = [queue.Response(f" {ATTACK} {n}", "p") for n in range(4)]
+    queue.add_tasks(database, [queue.NewTask(ATTACK, responses)])
+    body = {"gold": {"mean": 0.0, "ci": 0.0}, "kl": {"mean": 0.0}, "accuracy": None}
+    sample = {"prompt": ATTACK, "before": ATTACK, "after": ATTACK}
+    figures.add_round(database, 1, body | {"samples": [sample]})
+    page = visit(name="<b>Ann</b>")
+    page.click("text=Write a better answer")
+    page.fill("textarea[name=demonstration]", ATTACK)
+    page.reload()  # through the draft
+    for letter in "ABCD":
+        page.check(f"input[name=rank-{letter}][value='1']", force=True)
+    page.click("text=Save and next")
+    page.wait_for_selector("text=Nothing to label")
+    page.goto(page.base + "/chat")
+    page.fill("textarea[name=message]", ATTACK)
+    page.click("text=Send")
+    page.wait_for_selector("text=is answering")
+    (question,) = conversation.waiting(database)
+    conversation.answer(database, question, responses[:2], round=0, sampling={})
+    page.wait_for_selector("text=Which of these is better")  # drawn live
+    for path in ("/chat", "/dashboard", "/account", f"/label?saved={ATTACK}"):
+        page.goto(page.base + path)
+        page.wait_for_timeout(100)
+        assert "owned" not in page.title()
+        assert page.locator("main img, main script").count() == 0
+    page.goto(page.base + "/chat")
+    assert page.locator(".mark", has_text="U+202E").count() >= 3
+    # The policy stops even a script that were let into the page.
+    page.evaluate(
+        "const s = document.createElement('script'); s.textContent = 'document.title = \"owned\"';"
+        "document.body.append(s)"
+    )
+    page.wait_for_timeout(50)
+    assert "owned" not in page.title()
+
+
+def test_chat(visit, database):
+    figures.set_status(database, "answerer", phase="ready", round=1)
+    page = visit()
+    page.goto(page.base + "/chat")
+    page.fill("textarea[name=message]", "this film is")
+    page.click("text=Send")
+    page.wait_for_selector("text=is answering")
+    (question,) = conversation.waiting(database)
+    answers = [queue.Response(" good", "p"), queue.Response(" bad", "p")]
+    conversation.answer(database, question, answers, round=1, sampling={})
+    page.wait_for_selector("text=Which of these is better")
+    page.locator(".reply", has=page.get_by_text("good", exact=True)).locator(".primary").click()
+    page.wait_for_selector("text=chosen")
+    bad = page.locator(".reply", has=page.get_by_text("bad", exact=True))
+    bad.locator("button[value=down]").click()
+    bad.locator("summary").click()
+    bad.locator("textarea").fill("superb")
+    page.click("text=Save the correction")
+    page.wait_for_selector(".correction")
+    made = [([r.text for r in x.responses], x.ranks) for x in rankings(read_labels(database))]
+    assert ([" good", " bad"], (0, 1)) in made and ([" superb", " bad"], (0, 1)) in made
+
+
+@pytest.mark.parametrize(
+    "language,viewport,scheme", [("en-US", DESK, "light"), ("zh-CN", PHONE, "dark")]
+)
+def test_accessible_in_both_languages_on_both_screens(visit, database, language, viewport, scheme):
+    """No serious finding of axe-core, and nothing wider than the screen."""
+    fill(database, 3, responses=6)
+    for number in range(3):
+        body = {"gold": {"mean": 0.1 * number, "ci": 0.05}, "kl": {"mean": 1.0 * number}}
+        body |= {"score": {"mean": 0.3 * number}, "accuracy": 0.7, "labelers": {}}
+        body["samples"] = [{"prompt": "p", "before": "dull", "after": "fine"}]
+        figures.add_round(database, number, body)
+    figures.set_status(database, "updater", phase="waiting", round=2, new=3, wanted=10)
+    page = visit(viewport=viewport, locale=language, color_scheme=scheme)
+    queue_of = accounts.list_accounts(database)[-1]
+    ann = accounts.Account(queue_of["id"], queue_of["name"], queue_of["role"])
+    conversation.say(database, ann, "c", "hello", dialogue=False)
+    (question,) = conversation.waiting(database)
+    answers = [queue.Response(" good", "p"), queue.Response(" bad", "p")]
+    conversation.answer(database, question, answers, round=1, sampling={})
+    check_page(page, "/label", language, open_details=True)
+    for letter in "ABCDEF":
+        page.check(f"input[name=rank-{letter}][value='1']", force=True)
+    page.click("button[value=rank]")
+    page.wait_for_selector("[data-saved]")
+    for path in ("/chat", "/dashboard", "/account", "/nowhere"):
+        check_page(page, path, language, open_details=path == "/chat")
+    enter(page, "admin")
+    check_page(page, "/team", language)
+    page.context.clear_cookies()
+    check_page(page, "/enter", language)
+
+
+def check_page(page, path, language, *, open_details=False):
+    page.goto(page.base + path)
+    assert page.get_attribute("html", "lang") == ("zh-CN" if language == "zh-CN" else "en")
+    if open_details:
+        page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
+    found = axe.Axe().run(page).response["violations"]
+    grave = [
+        (each["id"], [node["html"][:120] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert not grave, f"{path}: {grave}"
+    width = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert width <= 0, f"{path} is {width} pixels too wide"
+    if language == "zh-CN":
+        assert re.search(r"[\u4e00-\u9fff]{2}", page.inner_text("main")), path

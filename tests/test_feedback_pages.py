@@ -1,0 +1,576 @@
+"""The pages through their application: labelling, chat, dashboard, team; and who is kept out."""
+
+import html
+import html.parser
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("starlette", reason="the pages need the extra feedback")
+pytest.importorskip("httpx2", reason="starlette's test client needs httpx2")
+
+from feedback_site import ROOT, fill
+from starlette.testclient import TestClient
+
+from rlhf_jax.feedback import accounts, conversation, figures, queue
+from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
+from rlhf_jax.feedback.labels import rankings, read_labels, written
+from rlhf_jax.feedback.web import security
+from rlhf_jax.feedback.web.app import create_app
+from rlhf_jax.feedback.web.render import CATALOGS, HERE
+from rlhf_jax.feedback.web.serve import admin_token
+from rlhf_jax.feedback.web.site import Site
+
+ATTACKS = (
+    "<script>document.title='owned'</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "{{ 7 * 7 }} {% raw %} ${7*7}",
+    "' OR 1=1; DROP TABLE label; --",
+    "javascript:alert(1)",
+    "</textarea></form><form action=https://evil.example>",
+    "\u202egnp.exe\u202c \u200b \x00 \x1b[31m",
+)
+
+
+class Tags(html.parser.HTMLParser):
+    """Every tag with its attributes, as a parser sees them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+class Browser:
+    """A signed-in person without JavaScript."""
+
+    def __init__(self, app, token: str | None = "admin-token", **headers):
+        self.http = TestClient(app, base_url="http://localhost", headers=headers)
+        if token is not None:
+            assert self.http.get("/enter", params={"token": token}).status_code == 200
+
+    def get(self, path: str, status: int = 200) -> str:
+        answer = self.http.get(path)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def fields(self, page: str) -> dict[str, str]:
+        found = re.findall(r'<input type="hidden" name="([\w-]+)" value="([^"]*)"', page)
+        return {name: html.unescape(value) for name, value in found}
+
+    def post(self, path: str, page: str, status: int = 200, headers=None, **form) -> str:
+        form = {name.replace("_", "-"): value for name, value in form.items()}
+        answer = self.http.post(path, data=self.fields(page) | form, headers=headers)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = open_database(tmp_path / "store.sqlite", busy_seconds=0.1)
+    accounts.set_admin(database, "admin-token")
+    return database
+
+
+@pytest.fixture
+def site(database):
+    return Site(database, per_second=1e6)
+
+
+@pytest.fixture
+def app(site):
+    return create_app(site)
+
+
+RANKS = {f"rank_{letter}": n for letter, n in zip("ABCD", (2, 1, 2, 4), strict=True)}
+
+
+def test_the_server_needs_no_jax():
+    code = "import sys, rlhf_jax.feedback.web.serve, rlhf_jax.cli; print('jax' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.stdout.strip() == "False", process.stderr
+
+
+def test_a_task_from_form_to_training_row(database, app):
+    fill(database, 2)
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    page = ann.get("/label")
+    assert "policy" not in page  # nobody sees whose answer it is
+    page = ann.post(
+        "/label",
+        page,
+        **RANKS,
+        **{"quality-A": 6, "flag-B": ["sexual", "opinion"], "note-C": "hm\r\nm"},
+        **{"prompt-flag": "ambiguous", "use-case": "chat", "demonstration": "My own"},
+    )
+    assert "Saved." in page
+    (label,) = read_labels(database)
+    order = label.body["shown"]
+    assert [label.body["ranks"][n] for n in order] == [1, 0, 1, 2]
+    assert [label.body["quality"][n] for n in order] == [6, None, None, None]
+    flags = label.body["flags"][order[1]]
+    assert set(flags) == set(RESPONSE_FLAGS) and {f for f in flags if flags[f]} == {
+        *("sexual", "opinion")
+    }
+    assert label.body["notes"][order[2]] == "hm\nm" and label.body["use_case"] == "chat"
+    assert label.body["prompt_flags"]["ambiguous"] and not label.body["prompt_flags"]["sensitive"]
+    assert 0 <= label.body["seconds"] < 60
+    assert written([label])[0].completion == " My own"
+
+    page = ann.post("/undo", page)  # taken back, filled in as it was
+    assert re.search(r'name="rank-D" value="3" checked', page) and ">My own</textarea>" in page
+    assert re.search(r'name="flag-B" value="sexual" checked', page)
+    page = ann.post("/label", page, action="skip", reason="offensive", note="no")
+    assert [x.kind for x in read_labels(database)] == ["skip"]
+    page = ann.post("/label", page, **RANKS)
+    assert "Nothing to label" in page
+
+
+def test_what_cannot_be_stored_comes_back_filled_in(database, app, tmp_path):
+    fill(database, 1)
+    ann = Browser(app)
+    page = ann.get("/label")
+    submission = ann.fields(page)["submission"]
+    given = RANKS | {"demonstration": "long work"}
+    page = ann.post("/label", page, 422, rank_A=1, demonstration="long work")
+    assert "no rank for B, C, D" in html.unescape(page) and ">long work</textarea>" in page
+    with sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        page = ann.post("/label", page, 503, **given)
+        assert "the store is busy" in page and ">long work</textarea>" in page
+        assert re.search(r'name="rank-D" value="4" checked', page)
+        other.rollback()
+    again = ann.fields(page)["submission"]
+    assert again != submission or read_labels(database) == []
+    connect = database._connect
+
+    def small():
+        connection = connect()
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    database._connect = small
+    long = "y" * 19_000
+    page = ann.post("/label", page, 507, **given | {"demonstration": long})
+    assert "disk of the server is full" in page and long in page
+    database._connect = connect
+    assert "Nothing to label" in ann.post("/label", page, **given)
+    assert len(read_labels(database)) == 1
+
+
+def test_two_tabs(database, app):
+    fill(database, 1)
+    ann = Browser(app)
+    first, second = ann.get("/label"), ann.get("/label")
+    ann.post("/label", first, **RANKS)
+    ann.post("/label", first, **RANKS)  # a double click
+    page = ann.post("/label", second, 409, **RANKS | {"demonstration": "kept"})
+    assert "You have labelled this task before" in page and ">kept</textarea>" in page
+    assert len(read_labels(database)) == 1
+
+
+def test_api(database, app):
+    fill(database, 2)
+    token = accounts.add_labeler(database, "Bot")[1]
+    http = TestClient(app, base_url="http://localhost")
+    bearer = {"Authorization": f"Bearer {token}"}
+    task = http.get("/api/task", headers=bearer).json()
+    label = {"task": task["task"], "ranks": [3, 0, 1, 1], "submission": "a" * 32}
+    assert http.post("/api/label", headers=bearer, json=label).json() == {
+        "stored": True,
+        "again": False,
+    }
+    assert http.post("/api/label", headers=bearer, json=label).json()["again"]
+    (stored,) = rankings(read_labels(database))
+    by_text = {r.text: rank for r, rank in zip(stored.responses, stored.ranks, strict=True)}
+    assert [by_text[text] for text in task["responses"]] == [2, 0, 1, 1]
+    assert http.get("/api/status", headers=bearer).json() == {"open": 1, "labels": 1}
+    for body, status in [
+        (b"{", 422),
+        (b"[" * 100_000, 422),
+        (b"[]", 422),
+        (b"{}", 422),
+        (json.dumps(label | {"submission": "b" * 32}).encode(), 409),
+        (json.dumps(label | {"submission": {}}).encode(), 422),
+        (json.dumps(label | {"submission": "c" * 32, "task": "' OR 1=1 --"}).encode(), 422),
+    ]:
+        assert http.post("/api/label", headers=bearer, content=body).status_code == status
+    for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {token}"}):
+        assert http.get("/api/task", headers=headers).status_code == 401
+    # A browser's cookie is no credential here, so no other site can use it.
+    assert Browser(app).http.post("/api/label", json=label).status_code == 401
+
+
+# --- chat -----------------------------------------------------------------------------------------
+
+
+def test_chat(database, app):
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    page = ann.get("/chat")
+    assert "No process is answering now" in page
+    page = ann.post("/chat", page, action="say", message="mail me: jo@example.org")
+    (question,) = conversation.waiting(database)
+    assert question.prompt == "mail me: [EMAIL]" and "is answering" in page
+    answers = [queue.Response(f" {word}", "runs/p") for word in ("red", "red", "blue")]
+    figures.set_status(database, "answerer", phase="ready", round=2)
+    conversation.answer(database, question, answers, round=2, sampling={"temperature": 0.7})
+    page = ann.get("/chat")
+    assert "Which of these is better" in page and "runs/p" not in page
+    forms = re.findall(r"<form.*?</form>", page, re.S)
+    of = lambda word: next(
+        form for form in forms if f'value="{word}"' in form or f">{word}<" in form
+    )
+    (turn,) = conversation.read_turns(database, _account(database, "Ann"), _conversation(page))
+    assert len(turn.task.responses) == 2  # equal answers are kept once
+    ann.post("/chat", of("better"), action="better")
+    ann.post("/chat", of("up"), action="up")
+    ann.post("/chat", of("correct"), action="correct", text="violet")
+    made = rankings(read_labels(database))
+    assert sorted(each.source for each in made) == ["correction", "ranking"]
+    first = turn.task.order(_account(database, "Ann"))[0]
+    chosen = next(each for each in made if each.source == "ranking")
+    assert chosen.ranks[first] == 0 and sorted(chosen.ranks) == [0, 1]
+    assert written(read_labels(database)) == [
+        ("mail me: [EMAIL]", " violet", read_labels(database)[0].labeler)
+    ]
+    for _ in range(conversation.MOST_WAITING):
+        page = ann.post("/chat", page, action="say", message="and now?")
+    page = ann.post("/chat", page, 429, action="say", message="too much")
+    assert ">too much</textarea>" in page
+    ben = Browser(app, accounts.add_labeler(database, "Ben")[1])
+    assert "violet" not in ben.get(f"/chat?conversation={_conversation(page)}")
+
+
+def _account(database, name):
+    row = next(row for row in accounts.list_accounts(database) if row["name"] == name)
+    return accounts.Account(row["id"], row["name"], row["role"])
+
+
+def _conversation(page):
+    return re.search(r'name="conversation" value="(\w+)"', page)[1]
+
+
+def test_a_dialogues_prompt_holds_what_was_said(database):
+    ann = accounts.add_labeler(database, "Ann")[0]
+    conversation.say(database, ann, "c", "hi", dialogue=True)
+    (question,) = conversation.waiting(database)
+    assert question.prompt == "\n\nHuman: hi\n\nAssistant:"
+    answers = [queue.Response(" yes", "p"), queue.Response(" no", "p")]
+    conversation.answer(database, question, answers, round=0, sampling={})
+    (turn,) = conversation.read_turns(database, ann, "c")
+    place = turn.task.order(ann).index(1)
+    body = {"ranks": [0 if n == place else 1 for n in range(2)]}
+    queue.submit(database, ann, submission="b" * 8, task=turn.task.id, kind="ranking", body=body)
+    conversation.say(database, ann, "c", "why", dialogue=True)
+    (question,) = conversation.waiting(database)
+    assert question.prompt == "\n\nHuman: hi\n\nAssistant: no\n\nHuman: why\n\nAssistant:"
+    conversation.give_up(database, question)
+    assert conversation.waiting(database) == []
+
+
+# --- dashboard ------------------------------------------------------------------------------------
+
+
+def test_agreement_by_hand(database):
+    fill(database, 2, wanted=3, responses=3)
+    people = [accounts.add_labeler(database, name)[0] for name in ("Ann", "Ben", "Cy")]
+    # Pairs 01, 02, 12. Task 1: Ann + + tie, Ben + - -, Cy - - tie. Task 2: Ann and Ben alike.
+    given = {("Ann", 0): [0, 1, 1], ("Ben", 0): [1, 2, 0], ("Cy", 0): [1, 0, 0]}
+    given |= {("Ann", 1): [0, 1, 2], ("Ben", 1): [0, 1, 2]}
+    with database.read() as rows:
+        tasks = [queue.parse_task(row) for row in rows("SELECT * FROM task ORDER BY number")]
+    for (name, n), ranks in given.items():
+        person = next(p for p in people if p.name == name)
+        with database.write() as rows:
+            queue._lease(rows, tasks[n].id, person, 1e12)
+        shown = [ranks[k] for k in tasks[n].order(person)]
+        queue.submit(
+            database,
+            person,
+            submission=f"{name}xxxxxxx{n}",
+            task=tasks[n].id,
+            kind="ranking",
+            body={"ranks": shown},
+        )
+    everyone, each = figures.agreement(read_labels(database))
+    # Task 1: Ann-Ben 1 of 2, Ann-Cy 0 of 2, Ben-Cy 1 of 2; task 2: 3 of 3.
+    assert (everyone.alike, everyone.pairs) == (5, 9)
+    alias = {x.account: x.labeler for x in read_labels(database)}
+    figures_of = {p.name: each[alias[p.id]] for p in people}
+    assert [(figures_of[n].alike, figures_of[n].pairs) for n in ("Ann", "Ben", "Cy")] == [
+        *((4, 7), (5, 7), (1, 4))
+    ]
+    # Σ (aₜ − r pₜ)² / (n − 1) / n / p̄², r = 5/9: deviations −4/3 and 4/3, p̄ = 4.5
+    assert everyone.half_width == pytest.approx(1.96 * ((2 * (4 / 3) ** 2) / 2) ** 0.5 / 4.5)
+
+
+def test_dashboard(database, app):
+    fill(database, 3)
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    empty = ann.get("/dashboard")
+    assert "Nothing to show yet" in empty and "72.6 ± 1.5 %" in empty
+    ann.post("/label", ann.get("/label"), **RANKS)
+    alias = read_labels(database)[0].labeler
+    for number, gold in ((0, -0.2), (1, 0.35)):
+        body = {"gold": {"mean": gold, "ci": 0.05}, "score": {"mean": 2 * gold, "ci": 0.1}}
+        body |= {"kl": {"mean": 2.5 * number, "ci": 0.1}, "accuracy": 0.7 if number else None}
+        body["labelers"] = {alias: {"accuracy": 0.715, "pairs": 42}}
+        body["samples"] = [{"prompt": "p", "before": "dull", "after": ATTACKS[0]}]
+        figures.add_round(database, number, body)
+    figures.set_status(database, "updater", phase="ppo", round=2)
+    page = ann.get("/dashboard?part=figures")
+    assert "<html" not in page and "71.5 %" in page and "improving the policy by PPO" in page
+    assert "-0.2, 0.35" in page and page.count("<polyline") == 4
+    assert "<script" not in page and html.escape(ATTACKS[0], quote=False)[:20] in page
+    ben = Browser(app, accounts.add_labeler(database, "Ben")[1])
+    assert "Ann" not in ben.get("/dashboard") and alias in ben.get("/dashboard")
+    assert "Ann" in Browser(app).get("/dashboard")
+
+
+# --- who comes in ---------------------------------------------------------------------------------
+
+
+def test_invite_link_account_and_revocation(database, app):
+    admin, eve = Browser(app), Browser(app, None)
+    page = admin.post("/team", admin.get("/team"), action="invite")
+    link = re.search(r"http://localhost/join\?invite=[\w-]+", html.unescape(page))[0]
+    page = eve.get(link)
+    eve.post("/join", page, 422, name="a\u202eb")
+    page = eve.post("/join", page, name="Eve")
+    token = re.search(r'class="token">([\w-]+)<', page)[1]
+    assert "Nothing to label" in eve.get("/label")
+    Browser(app, None).get(link, 404)  # used
+    Browser(app, token)
+    for path in ("/team", "/export?format=native"):
+        eve.get(path, 403)
+    eve.post("/team", eve.get("/account"), 403, action="invite")
+    who = _account(database, "Eve").id
+    admin.post("/team", admin.get("/team"), action="revoke", account=who)
+    eve.get("/label", 401)
+    assert Browser(app, None).http.get("/enter", params={"token": token}).status_code == 401
+    # The administrator can be neither revoked nor deleted from the page.
+    admin.post("/team", admin.get("/team"), action="revoke", account="admin")
+    admin.post("/team", admin.get("/team"), action="delete", sure="yes", account="admin")
+    admin.get("/team")
+    admin.post("/team", admin.get("/team"), action="delete", sure="yes", account=who)
+    assert [row["name"] for row in accounts.list_accounts(database)] == ["admin"]
+
+
+def test_a_labeler_deletes_their_own_data(database, app):
+    fill(database, 1)
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    ann.post("/label", ann.get("/label"), **RANKS)
+    ann.post("/account", ann.get("/account"))  # not sure
+    assert len(read_labels(database)) == 1
+    assert "has been deleted" in ann.post("/account", ann.get("/account"), sure="yes")
+    assert read_labels(database) == []
+    ann.get("/label", 401)
+
+
+@pytest.mark.parametrize("path", ["/label", "/chat", "/dashboard", "/team", "/account", "/export"])
+def test_nobody_comes_in_without_a_token(app, path):
+    stranger = Browser(app, None)
+    for token in ("", "x", "admin-token ' OR 1=1", "../token"):
+        answer = stranger.http.get("/enter", params={"token": token})
+        assert "set-cookie" not in answer.headers
+    stranger.get(path, 401)
+    stranger.http.cookies.set("session", "admin")
+    assert stranger.http.post("/label", data={"csrf": "x"}).status_code == 401
+
+
+def test_cookies_and_headers(database, app):
+    answer = Browser(app, None).http.get("/enter", params={"token": "admin-token"})
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and "admin-token" not in cookie
+    assert "secure" not in cookie
+    for path in ("/", "/label", "/nowhere", "/static/page.js", "/api/task"):
+        headers = Browser(app, None).http.get(path).headers
+        assert headers["content-security-policy"] == security.POLICY
+        assert "unsafe" not in security.POLICY and headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store" and "server" not in headers
+    public = create_app(Site(database, url="https://label.example.org"))
+    http = TestClient(public, base_url="https://label.example.org")
+    answer = http.get("/enter", params={"token": "admin-token"})
+    assert "secure" in answer.headers["set-cookie"].lower()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_forms_of_other_sites_are_refused(database, app, headers):
+    fill(database, 1)
+    ann = Browser(app)
+    ann.post("/label", ann.get("/label"), 403, headers=headers, **RANKS)
+    ann.post("/team", ann.get("/team"), 403, headers=headers, action="invite")
+    stranger = Browser(app, None)
+    form = {"token": "admin-token"}
+    assert stranger.http.post("/enter", data=form, headers=headers).status_code == 403
+    assert read_labels(database) == []
+
+
+def test_a_form_without_its_sessions_token_is_refused(database, app):
+    fill(database, 1)
+    ann, other = Browser(app), Browser(app, accounts.add_labeler(database, "Eve")[1])
+    page, theirs = ann.get("/label"), other.fields(other.get("/account"))["csrf"]
+    for csrf in ("", "x", theirs, "\u00e9"):
+        for path in ("/label", "/undo", "/leave", "/account", "/team", "/chat", "/language"):
+            ann.post(path, page, 403, csrf=csrf, **RANKS)
+    assert read_labels(database) == []
+    ann.post("/label", page, **RANKS)
+
+
+def test_hosts_that_are_not_ours_are_refused(app):
+    """DNS rebinding: the attacker's page has another name for this address."""
+    for host in ("evil.example", "evil.example:8420", "127.0.0.1.evil.example", "", "[::1"):
+        answer = Browser(app, None).http.get("/enter", headers={"Host": host})
+        assert answer.status_code == 421, host
+    for host in ("localhost:8420", "127.0.0.1:8420", "[::1]:8420"):
+        assert Browser(app, None).http.get("/enter", headers={"Host": host}).status_code == 200
+
+
+def test_bodies_are_limited(app):
+    ann = Browser(app)
+    page = ann.get("/chat")
+    big = "x" * (security.BODY_LIMIT + 1)
+    ann.post("/chat", page, 413, message=big)
+
+    def chunks():  # without a content-length
+        for _ in range(40):
+            yield b"y" * (security.BODY_LIMIT // 30)
+
+    assert ann.http.post("/api/label", content=chunks()).status_code == 413
+    assert ann.http.post("/chat", content=b"x", headers={"content-length": "-1"}).status_code in (
+        *(400, 413),
+    )
+
+
+def test_rates_are_limited(database):
+    app = create_app(Site(database, per_second=5.0))
+    token = accounts.add_labeler(database, "Bot")[1]
+    http = TestClient(app, base_url="http://localhost")
+    bearer = {"Authorization": f"Bearer {token}"}
+    codes = [http.get("/api/status", headers=bearer).status_code for _ in range(40)]
+    assert codes[:20] == [200] * 20 and codes[-1] == 429
+    tries = [http.get("/enter", params={"token": f"guess{n}"}).status_code for n in range(14)]
+    assert tries[:10] == [401] * 10 and tries[-1] == 429
+    buckets = security.Buckets(2.0, burst=1.0)
+    assert buckets.take("a", 0.0) and not buckets.take("a", 0.1) and buckets.take("b", 0.1)
+    assert buckets.take("a", 0.7)
+    for n in range(security.MOST_BUCKETS + 10):
+        buckets.take(str(n), 1.0)
+    assert len(buckets._buckets) == security.MOST_BUCKETS
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../site.py", "..%2f..%2fstore.sqlite", "%2e%2e/app.py", "/etc/passwd", "page.css%00.js", ""],
+)
+def test_no_path_leads_to_other_files(app, name):
+    ann = Browser(app)
+    for path in (f"/static/{name}", f"/{name}", f"/export?format={name}"):
+        answer = ann.http.get(path)
+        assert answer.status_code in (404, 422) or "<h1>" in answer.text
+        assert "import" not in answer.text and "SQLite format" not in answer.text
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_people_and_models_write_is_only_text(database, app, attack):
+    responses = [queue.Response(f" {attack} {n}", attack) for n in range(4)]
+    queue.add_tasks(database, [queue.NewTask(attack, responses) for _ in range(2)])
+    ann = Browser(app)
+    page = ann.get("/label")
+    given = {f"rank_{letter}": 1 for letter in "ABCD"} | {"demonstration": attack}
+    pages = [page, ann.post("/label", page, 422, rank_A=attack, **{"note-A": attack})]
+    ann.post("/label", page, **given, **{"note-A": attack})
+    ann.post("/chat", ann.get("/chat"), action="say", message=attack)
+    pages += [ann.post("/undo", page), ann.get("/chat")]
+    pages.append(ann.get(f"/label?saved={attack}") if attack.isascii() else "")
+    for page in pages:
+        tags = Tags(page).found
+        assert [attributes for tag, attributes in tags if tag == "script"] == [
+            {"src": "/static/page.js", "defer": None}
+        ] * page.count("<!doctype")
+        names = {tag for tag, _ in tags}
+        assert not names & {"img", "iframe", "object", "style", "base", "embed"}
+        for tag, attributes in tags:
+            assert not any(name.startswith("on") or name == "style" for name in attributes)
+            for name in ("href", "src", "action", "formaction", "content"):
+                assert re.match(r"/|#|width=|10$|3$|20$", attributes.get(name) or "/"), (tag, name)
+        text = re.sub(r"<textarea.*?</textarea>|<[^>]*>", "", page, flags=re.S)
+        assert "\u202e" not in text and "\x1b" not in text
+        assert "49" not in text or "7 * 7" not in attack
+    exported = ann.get("/export?format=native")
+    assert all(json.loads(line) for line in exported.split("\n") if line)
+    assert database.integrity() == "ok"
+
+
+def test_redirects_stay_here(app):
+    ann = Browser(app)
+    page = ann.get("/label")
+    for back in ("https://evil.example", "//evil.example", "/\\evil.example", "/enter?token=x"):
+        answer = ann.http.post(
+            "/language",
+            data=ann.fields(page) | {"language": "zh", "back": back},
+            follow_redirects=False,
+        )
+        assert answer.headers["location"] == "/"
+
+
+# --- languages and files --------------------------------------------------------------------------
+
+
+def test_catalogs_match(app):
+    assert CATALOGS["en"].keys() == CATALOGS["zh"].keys()
+    names = lambda text: sorted(re.findall(r"{(\w+)}", text))
+    for key, text in CATALOGS["en"].items():
+        assert names(text) == names(CATALOGS["zh"][key]) and CATALOGS["zh"][key].strip()
+    used = "".join(path.read_text() for path in (HERE / "templates").iterdir())
+    used += "".join(path.read_text() for path in HERE.glob("*.py"))
+    ids = {"flag.": RESPONSE_FLAGS, "prompt.": PROMPT_FLAGS, "use.": USE_CASES}
+    wanted = {p + i for p, known in {**ids, "skip.": SKIP_REASONS}.items() for i in known}
+    wanted |= set(re.findall(r'\bt\("([a-z_]+(?:\.[a-z_]+)*)"[,)]', used))
+    wanted |= set(re.findall(r"\bt\('([a-z_]+(?:\.[a-z_]+)*)'[,)]", used))
+    assert wanted <= CATALOGS["en"].keys()
+    prefixes = ("flag.", "prompt.", "use.", "skip.", "phase.", "process.", "error.", "nav.")
+    unused = {key for key in CATALOGS["en"].keys() - wanted if not key.startswith(prefixes)}
+    assert not unused
+
+
+def test_both_languages(database, app):
+    fill(database, 1)
+    ann = Browser(app, **{"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"})
+    page = ann.get("/label")
+    assert '<html lang="zh-CN">' in page and "整体质量" in page
+    page = ann.post("/language", page, language="en", back="/label")
+    assert '<html lang="en">' in page and "Overall quality" in page
+    ann.post("/label", page, **RANKS)
+    assert "flags" in read_labels(database)[0].body  # ids in the data, in any language
+
+
+def test_no_inline_code_in_templates():
+    for path in (HERE / "templates").iterdir():
+        text = path.read_text()
+        assert not re.search(r"<script(?! src=)|<style|\sstyle=|\son[a-z]+=|\|\s*safe", text), path
+
+
+def test_the_administrators_token_is_kept_for_its_owner(tmp_path):
+    token = admin_token(tmp_path / "feedback", "")
+    assert admin_token(tmp_path / "feedback", "") == token and len(token) >= 43
+    assert (tmp_path / "feedback" / "token").stat().st_mode & 0o077 == 0
+    assert admin_token(tmp_path / "feedback", "mine") == "mine"
