@@ -34,10 +34,14 @@ TENSORBOARD = ["tensorboardX>=2.6"]
 FEEDBACK = ["starlette>=1.0", "uvicorn>=0.35", "python-multipart>=0.0.20"]
 # The label store on PostgreSQL, for a team larger than one machine.
 TEAM = [*FEEDBACK, "sqlalchemy>=2.0", "psycopg[binary]>=3.2"]
+EVAL = ["rouge-score>=0.1.2", "sacrebleu>=2.5"]
+PRIVACY = ["dp-accounting>=0.6"]
 GGUF = ["gguf>=0.17"]
 TEST = [
     *REPORT,
     *TENSORBOARD,
+    *EVAL,
+    *PRIVACY,
     *GGUF,
     "absl-py>=2.1",
     "beartype>=0.20",
@@ -81,6 +85,8 @@ setup(
         "report": REPORT,
         "feedback": FEEDBACK,
         "team": TEAM,
+        "eval": EVAL,
+        "privacy": PRIVACY,
         "gguf": GGUF,
         "lm-eval": LM_EVAL,
         "test": [*TEST, *TEST_FEEDBACK],

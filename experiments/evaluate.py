@@ -3,11 +3,13 @@
     python -m experiments.evaluate --config configs/quickstart.py
     python -m experiments.evaluate --policies runs/sft runs/ppo --reward runs/reward ...
 
-Each policy answers every prompt once. The gold scorer stands for people; the second classifier
-and the lexicons never labelled anything. The first policy is the baseline (SFT): wins are counted
-against its answer to the same prompt, and best-of-n picks among its samples by reward model.
+Each policy answers every prompt once. The task's gold scorer stands for people; its judges never
+labelled anything, and its metrics are those that papers on it report. The first policy is the
+baseline (SFT): wins are counted against its answer to the same prompt, and best-of-n picks among
+its samples by reward model.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,8 +28,10 @@ from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
-from rlhf_jax.tasks import sentiment
+from rlhf_jax.tasks.instructions import alpaca_rows
+from rlhf_jax.tasks.task import Task, find_task
 from rlhf_jax.training.parallel import Parallel, make_parallel
+from rlhf_jax.training.runs import write_atomically
 from rlhf_jax.types import Params
 
 
@@ -64,7 +68,7 @@ def run(config: EvaluateConfig) -> dict:
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         tokenizer = policies[baseline].tokenizer
         stage.note(prompts=count_truncated(prompts, tokenizer, config.prompt_length))
-        task = sentiment.build(config.source)
+        task = find_task(config.task)(config.source)
 
         # Answers
         key = jax.random.key(config.run.seed)
@@ -74,6 +78,8 @@ def run(config: EvaluateConfig) -> dict:
             n = max(config.best_of) if name == baseline else 1
             answers[name] = answer(policy.params, prompts, key, n=n)
             stage.log_samples(sample_rows(name, prompts, answers[name]))
+            if config.alpaca_eval:
+                write_alpaca(config, name, prompts, answers[name])
 
         # Figures
         base = answers[baseline]
@@ -81,8 +87,14 @@ def run(config: EvaluateConfig) -> dict:
         for n in config.best_of:
             table[f"best_of_{n}"] = describe(prompts, best_of(base, n), base, task)
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
+        without_model = {
+            name: describe_text(prompts, respond(prompts), base, task)
+            for name, respond in task.baselines.items()
+        }
         text = text_losses(config, parallel, policies | text_only) if config.text.path else {}
-        return stage.finish(None, baseline=baseline, policies=table, text=text)
+        return stage.finish(
+            None, baseline=baseline, policies=table, baselines=without_model, text=text
+        )
 
 
 def make_answer(
@@ -140,30 +152,59 @@ def best_of(answers: Answers, n: int) -> Answers:
     return Answers(texts, *map(pick, answers[1:]))
 
 
-def describe(prompts: list[str], answers: Answers, base: Answers, task) -> dict:
+def describe(prompts: list[str], answers: Answers, base: Answers, task: Task) -> dict:
     """One row of the results table, from each prompt's first answer: mean and 95 % half-width."""
     responses = [group[0] for group in answers.texts]
-    gold, base_gold = answers.gold[:, 0], base.gold[:, 0]
-    words = [task.words(text) for text in responses]
-    judged = {
-        name: measure.mean_ci(judge(prompts, responses)) for name, judge in task.judges.items()
-    }
-    return {
-        "gold": measure.mean_ci(gold),
-        "gold_gain_in_sd": float((gold.mean() - base_gold.mean()) / base_gold.std()),
-        "win_rate": measure.win_rate(gold, base_gold),
+    return describe_text(prompts, responses, base, task, gold=answers.gold[:, 0]) | {
         "score": measure.mean_ci(answers.scores[:, 0]),
         "kl": measure.mean_ci(answers.kl[:, 0]),
         "length": measure.mean_ci(answers.length[:, 0]),
         "ended": float(answers.ended[:, 0].mean()),
-        "distinct_2": measure.distinct_n(words, 2),
-        "repeated_words": float(np.mean([measure.repeated_word_rate(w) for w in words])),
-        "judges": judged,
     }
 
 
+def describe_text(
+    prompts: list[str],
+    responses: list[str],
+    base: Answers,
+    task: Task,
+    *,
+    gold: np.ndarray | None = None,
+) -> dict:
+    """What can be said of any responses, also those that no model of ours gave."""
+    gold = task.gold(prompts, responses) if gold is None else gold
+    base_gold = base.gold[:, 0]
+    words = [task.words(text) for text in responses]
+    base_words = [len(task.words(group[0])) for group in base.texts]
+    wins = (1 + np.sign(gold - base_gold)) / 2
+    return {
+        "gold": measure.mean_ci(gold),
+        "gold_gain_in_sd": float((gold.mean() - base_gold.mean()) / base_gold.std()),
+        "win_rate": measure.win_rate(gold, base_gold),
+        "win_rate_at_equal_length": measure.length_controlled_win_rate(
+            wins, np.array(list(map(len, words))), np.array(base_words)
+        ),
+        "distinct_2": measure.distinct_n(words, 2),
+        "repeated_words": float(np.mean([measure.repeated_word_rate(w) for w in words])),
+        "judges": {
+            n: measure.mean_ci(judge(prompts, responses)) for n, judge in task.judges.items()
+        },
+        "metrics": dict(task.metrics(prompts, responses)),
+    }
+
+
+def write_alpaca(config: EvaluateConfig, name: str, prompts: list[str], answers: Answers) -> None:
+    rows = alpaca_rows(prompts, [group[0] for group in answers.texts], name)
+    path = config.run.dir / f"alpaca_eval_{name}.json"
+    write_atomically(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+
+
 def text_losses(config: EvaluateConfig, parallel: Parallel, models: dict[str, Trained]) -> dict:
-    """Held-out loss of every model on every corpus: what alignment cost (the tax)."""
+    """Held-out loss of every model on every corpus: what alignment cost (the tax).
+
+    Perplexities are e^nats: per token of this tokenizer, and per word between spaces by the
+    corpus's bytes per word (WikiText's convention, whose texts are cut into words already).
+    """
     corpora = load_corpora(config.text)
     first = next(iter(models.values()))
     evaluate = make_text_evaluation(
@@ -175,7 +216,18 @@ def text_losses(config: EvaluateConfig, parallel: Parallel, models: dict[str, Tr
         batch_size=16,
         max_batches=config.text_batches,
     )
-    return {name: evaluate(model.params) for name, model in models.items()}
+    losses = {name: evaluate(model.params) for name, model in models.items()}
+    for name, rows in zip(corpora.names, corpora.heldout, strict=True):
+        texts = [row.text for row in rows]
+        bytes_per_word = sum(len(t.encode()) for t in texts) / sum(len(t.split()) for t in texts)
+        for loss in losses.values():
+            nats_per_byte = loss[f"eval/{name}/bits_per_byte"] * np.log(2)
+            loss[f"eval/{name}/perplexity"] = float(np.exp(loss[f"eval/{name}/nats_per_token"]))
+            # Where words are not cut apart, as in Chinese, this would be of whole lines.
+            if bytes_per_word < 20:
+                word = float(np.exp(nats_per_byte * bytes_per_word))
+                loss[f"eval/{name}/word_perplexity"] = word
+    return losses
 
 
 def sample_rows(name: str, prompts: list[str], answers: Answers) -> list[dict]:

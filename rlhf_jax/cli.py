@@ -3,6 +3,7 @@
     python -m experiments.ppo --config configs/quickstart.py --kl.coef 0.1
     python -m experiments.ppo --config=configs/gpt2_124m.py:seed=1 --config.kl.coef=0.1
     python -m experiments.ppo --config runs/x/ppo/config.json
+    python -m experiments.ppo --task translation      # --config configs/tasks/translation.py
 
 A preset is a Python file with ``get_config(...)``; a whole-chain preset serves every stage, which
 takes its own section. ``config.json`` of a finished run is a preset too.
@@ -27,6 +28,7 @@ from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.errors import InputError, RunError
 
 C = TypeVar("C")
+TASK_PRESETS = Path(__file__).parents[1] / "configs" / "tasks"
 FROM_HF = re.compile(r"^(--[\w.-]+)\.from[-_]hf(?==|$)")
 
 
@@ -45,6 +47,8 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
 def load(config_class: type[C], argv: Sequence[str]) -> C:
     """The config that ``argv`` asks for. Raises InputError for an unknown flag or preset."""
     preset, rest = take_preset(list(argv))
+    if preset is None:
+        preset, rest = take_task(rest)
     default = config_class() if preset is None else section(read_preset(preset), config_class)
     check_flags(rest, default)
     return tyro.cli(config_class, default=default, args=rest, config=(tyro.conf.FlagConversionOff,))
@@ -69,6 +73,18 @@ def take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
                 argument = "--" + argument.removeprefix("--config.")
             rest.append(FROM_HF.sub(r"\1", argument))
     return preset, rest
+
+
+def take_task(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Without ``--config``, ``--task NAME`` is the task's own preset, if it has one."""
+    for n, argument in enumerate(argv):
+        flag, equals, name = argument.partition("=")
+        if flag == "--task":
+            name = name if equals else "".join(argv[n + 1 : n + 2])
+            preset = TASK_PRESETS / f"{name}.py"
+            if name.isidentifier() and preset.is_file():
+                return str(preset), argv[:n] + argv[n + 1 + (not equals) :]
+    return None, argv
 
 
 def read_preset(preset: str) -> Any:

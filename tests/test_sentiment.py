@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
-from rlhf_jax.tasks import sentiment
+from rlhf_jax.tasks import sentiment, task
 from rlhf_jax.tasks.sentiment_scores import (
     NEGATIVE,
     POSITIVE,
@@ -454,7 +454,7 @@ def test_writing_is_deterministic_and_leaves_nothing_half_written(small, tmp_pat
         raise OSError("No space left on device")
 
     before = (tmp_path / "1/prompts_ppo.jsonl").read_bytes()
-    monkeypatch.setattr(sentiment.os, "replace", no_space)
+    monkeypatch.setattr(task.os, "replace", no_space)
     data = sentiment.build(small)
     data.prompts["ppo"].pop()
     with pytest.raises(OSError, match="No space"):

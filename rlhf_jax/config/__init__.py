@@ -19,7 +19,13 @@ from rlhf_jax.config.stages import (
     SamplingConfig,
     SFTConfig,
 )
-from rlhf_jax.config.tools import ConvertConfig, EvaluateConfig, HarnessConfig, SampleConfig
+from rlhf_jax.config.tools import (
+    ConvertConfig,
+    EvaluateConfig,
+    HarnessConfig,
+    SampleConfig,
+    TaskConfig,
+)
 from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
 
 __all__ = [
@@ -44,6 +50,7 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "TaskConfig",
     "TextDataConfig",
     "TokenizerConfig",
 ]

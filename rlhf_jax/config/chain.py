@@ -13,6 +13,8 @@ class InstructGPTConfig:
 
     dir: Path = Path("runs/instructgpt")
     seed: int = 0
+    task: str = "sentiment"
+    """A module of rlhf_jax/tasks, or a .py file of your own (docs/tasks.md)."""
     source: Path = Path("data")
     """Folder of the raw data."""
     corpora: tuple[str, ...] = ("gutenberg", "reviews", "polarity")
@@ -29,7 +31,7 @@ class InstructGPTConfig:
     """Also train SFT without the pretraining mix and PPO without ptx: the alignment tax."""
 
     def resolve(self) -> "InstructGPTConfig":
-        """Every stage with its folder, seed and inputs filled in from ``dir`` and ``seed``."""
+        """Every stage with folder, seed, task and inputs filled in from the chain's own fields."""
         data = self.dir / "data"
 
         def stage(config, name, **inputs):
@@ -55,6 +57,7 @@ class InstructGPTConfig:
                 self.compare,
                 "comparisons",
                 init=self.dir / "sft",
+                task=self.task,
                 source=self.source,
                 prompts=data / "prompts_comparisons.jsonl",
             ),
@@ -80,6 +83,7 @@ class InstructGPTConfig:
                 policies=(self.dir / "sft", self.dir / "ppo"),
                 text_only=(self.dir / "pretrain",),
                 reward=self.dir / "reward",
+                task=self.task,
                 source=self.source,
                 prompts=data / "prompts_evaluation.jsonl",
                 text=text(self.evaluate.text),

@@ -106,6 +106,8 @@ class CompareConfig:
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/comparisons")))
     init: Path = Path("runs/sft")
+    task: str = "sentiment"
+    """A module of rlhf_jax/tasks, or a .py file of your own: its gold scorer ranks."""
     source: Path = Path("data")
     """Folder of the raw data, from which the gold scorer learns."""
     prompts: Path = Path("prompts.jsonl")

@@ -22,6 +22,8 @@ class EvaluateConfig:
     text_only: tuple[Path, ...] = ()
     """Run folders whose loss on held-out text is measured besides."""
     reward: Path = Path("runs/reward")
+    task: str = "sentiment"
+    """A module of rlhf_jax/tasks, or a .py file of your own: gold scorer, judges, metrics."""
     source: Path = Path("data")
     """Folder of the raw data, from which the gold scorer and the judges learn."""
     prompts: Path = Path("prompts.jsonl")
@@ -35,7 +37,21 @@ class EvaluateConfig:
     """Responses sampled at a time."""
     text_batches: int = 32
     """Held-out batches of 16 rows per corpus."""
+    alpaca_eval: bool = False
+    """Also write each policy's answers as AlpacaEval's outputs, alpaca_eval_NAME.json."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The files of a task alone, for stages that are started one by one."""
+
+    name: tyro.conf.Positional[str] = "sentiment"
+    """A module of rlhf_jax/tasks, or a .py file of your own."""
+    source: Path = Path("data")
+    """Folder of the raw data."""
+    out: Path = Path("runs/task/data")
+    """Folder to write demonstrations, prompts and text to."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,32 @@ def win_rate(scores: Values, baseline: Values) -> Interval:
     return {"mean": rate, "ci": float(half), "low": low, "high": high, "n": n}
 
 
+def length_controlled_win_rate(wins: Values, lengths: Values, baseline_lengths: Values) -> Interval:
+    """Win rate at equal length: σ(a) of P(win) = σ(a + b · log(length / baseline length)).
+
+    A logistic regression of the wins (1, 1/2, 0) on the ratio of lengths, read where the ratio is 1
+    (as the length-controlled comparison of Stiennon et al. 2020, §4.1, and Dubois et al. 2024).
+    ``length_effect`` is b: positive if the longer answer tends to win. A weak prior, N(0, 10²) on
+    a and b, keeps both finite when one side wins every time. ``ci`` by the delta method.
+    """
+    wins = np.asarray(wins, float)
+    x = np.log((np.asarray(lengths, float) + 1) / (np.asarray(baseline_lengths, float) + 1))
+    design = np.stack([np.ones_like(x), x], axis=1)
+    beta = np.zeros(2)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(design @ beta, -30, 30)))
+        hessian = design.T @ (design * (p * (1 - p))[:, None]) + np.eye(2) / 100
+        step = np.linalg.solve(hessian, design.T @ (wins - p) - beta / 100)
+        # Damped: a full Newton step may overshoot where wins are nearly separable.
+        beta = beta + step / max(1.0, np.abs(step).max())
+        if np.abs(step).max() < 1e-10:
+            break
+    rate = 1 / (1 + np.exp(-beta[0]))
+    deviation = np.sqrt(np.linalg.inv(hessian)[0, 0])
+    ci = stats.norm.ppf(0.975) * rate * (1 - rate) * deviation
+    return {"mean": float(rate), "ci": float(ci), "length_effect": float(beta[1]), "n": len(wins)}
+
+
 def bootstrap_ci(values: Values, *, resamples: int, seed: int) -> Interval:
     """Mean with ``low`` and ``high`` of the BCa bootstrap over prompts, for skewed values."""
     values = np.asarray(values, float)

@@ -52,15 +52,19 @@ def policies_of(group: Group) -> list[str]:
 
 def results_section(groups: Groups) -> Section:
     rows = [(group, policy) for group in groups for policy in policies_of(group)]
-    figures = lambda group, policy: done_figures(group, "evaluate", "policies", policy, "judges")
-    judges = list(dict.fromkeys(j for row in rows for found in figures(*row) for j in found))
+    figures = lambda kind, row: done_figures(row[0], "evaluate", "policies", row[1], kind)
+    names = lambda kind: list(
+        dict.fromkeys(n for row in rows for f in figures(kind, row) for n in f)
+    )
+    judges, metrics = names("judges"), names("metrics")
     paths = [*((name,) for name in FIGURES), *(("judges", judge) for judge in judges)]
+    paths += [("metrics", metric) for metric in metrics]
     cells = lambda group, policy: (
         show(estimate(done_figures(group, "evaluate", "policies", policy, *path))) for path in paths
     )
     table = Table(
         interval_caption(groups),
-        ("policy", *FIGURES.values(), *(f"judge: {judge}" for judge in judges)),
+        ("policy", *FIGURES.values(), *(f"judge: {judge}" for judge in judges), *metrics),
         [(name_of(policy, group, groups), *cells(group, policy)) for group, policy in rows],
     )
     text = (

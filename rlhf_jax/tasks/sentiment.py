@@ -1,37 +1,37 @@
 """Writing positive movie reviews: a small task whose judge learnt from people's own labels.
 
-    data = build(Path("data"))          # read, split, train the scorers: seconds
-    write(data, Path("runs/x/data"))    # the files that the stages read
+    task = build(Path("data"))          # read, split, train the scorers: seconds
+    write(task, Path("runs/x/data"))    # the files that the stages read
 
 The split is a property of the data, not of a run: every text's place follows from a hash of its
 words, so all runs and seeds share one gold scorer and no text serves two ends.
 docs/quickstart_task.md has the table of splits and the measured accuracies.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.files import SEPARATOR, find_files, read_rows
+from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
 from rlhf_jax.tasks.sentiment_scores import (
     INSTRUCTION,
+    NEGATIVE,
     POSITIVE,
     GoldScorer,
     GoldWeights,
-    Judge,
     full_text,
     make_judges,
     read_lexicons,
 )
+from rlhf_jax.tasks.splits import normalised, passages, share
+from rlhf_jax.tasks.task import Task, no_metrics, write
 from rlhf_jax.tasks.text_classifier import TextClassifier, train_classifier, words
 
-__all__ = ["SentimentData", "build", "full_text", "write"]
+__all__ = ["build", "build_negative", "full_text", "write"]
 
 PREFIX_WORDS = 3
 """A prompt gives the first three words of a sentence (punctuation marks count)."""
@@ -59,28 +59,6 @@ class Labelled(NamedTuple):
     positive: bool
 
 
-class Demonstration(NamedTuple):
-    prompt: str
-    completion: str
-    """Begins with the space between prompt and response."""
-
-
-class SentimentData(NamedTuple):
-    """The task: what to learn from, what to be asked, and who judges."""
-
-    demonstrations: list[Demonstration]
-    prompts: dict[str, list[str]]
-    """comparisons, ppo, validation (for tuning) and evaluation, in random order; all positive."""
-    corpora: dict[str, list[str]]
-    """Documents of gutenberg, reviews and polarity."""
-    heldout: dict[str, list[str]]
-    gold: GoldScorer
-    judges: dict[str, Judge]
-
-    def words(self, text: str) -> list[str]:
-        return words(text)
-
-
 class Sentences(NamedTuple):
     """The labelled sentences by use."""
 
@@ -100,20 +78,22 @@ class Reviews(NamedTuple):
     text: list[Labelled]
 
 
-def build(data_dir: Path) -> SentimentData:
+def build(data_dir: Path) -> Task:
     """Read, split and train. Deterministic. Raises InputError for missing or wrong files."""
     data_dir = Path(data_dir)
     labelled = read_labelled(data_dir / "sft_sentence_polarity")
     long = read_labelled(data_dir / "sft_movie_reviews")
     sentences, reviews = split_sentences(not_quoted(labelled, long)), split_reviews(long)
-    passages, heldout_passages = split_passages(data_dir / "text_gutenberg")
+    books, heldout_books = passages(
+        data_dir / "text_gutenberg", heldout=HELDOUT_PASSAGES, salt="passage"
+    )
     corpora = {
-        "gutenberg": passages,
+        "gutenberg": books,
         "reviews": [row.text for row in reviews.text],
         "polarity": [row.text for row in sentences.demonstrations],
     }
     heldout = {
-        "gutenberg": heldout_passages,
+        "gutenberg": heldout_books,
         "reviews": [row.text for row in reviews.heldout],
         "polarity": [row.text for row in sentences.evaluation],
     }
@@ -123,7 +103,7 @@ def build(data_dir: Path) -> SentimentData:
     everything += [word for lexicon in lexicons.values() for word in lexicon.valences]
     seen = {word for text in everything for word in words(text)}
     known = frozenset(part for word in seen for part in word.split("'"))
-    return SentimentData(
+    return Task(
         demonstrations=[demonstration(row) for row in sentences.demonstrations],
         prompts={
             **review_prompts(reviews.text, sentences),
@@ -134,35 +114,23 @@ def build(data_dir: Path) -> SentimentData:
         heldout=heldout,
         gold=GoldScorer(train(sentences.gold, reviews.gold), known, GOLD),
         judges=make_judges(train(sentences.judge, reviews.judge), lexicons),
+        metrics=no_metrics,
+        baselines={},
+        words=words,
     )
 
 
-def write(data: SentimentData, folder: Path) -> None:
-    """Demonstrations and prompts as .jsonl, text as .txt; each file whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {"demonstrations": [row._asdict() for row in data.demonstrations]}
-    for name, prompts in data.prompts.items():
-        rows[f"prompts_{name}"] = [{"prompt": prompt} for prompt in prompts]
-    for name, part in rows.items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
-        _replace(folder / f"{name}.jsonl", "".join(lines))
-    for kind, texts in (("corpus", data.corpora), ("heldout", data.heldout)):
-        for name, documents in texts.items():
-            _replace(folder / f"{kind}_{name}.txt", f"\n{SEPARATOR}\n".join(documents) + "\n")
+def build_negative(data_dir: Path) -> Task:
+    """The same with every prompt asking for a negative review; the demonstrations show both."""
+    task = build(data_dir)
+    turned = {
+        name: [NEGATIVE + prompt.removeprefix(POSITIVE) for prompt in prompts]
+        for name, prompts in task.prompts.items()
+    }
+    return task._replace(prompts=turned)
 
 
 # --- splits ---------------------------------------------------------------------------------------
-
-
-def share(text: str, salt: str) -> float:
-    """A number in [0, 1) that only the text's words decide; another salt, another number."""
-    digest = hashlib.sha256(f"{salt}:{normalised(text)}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def normalised(text: str) -> str:
-    return " ".join(text.lower().split())
 
 
 def prefix(text: str) -> str:
@@ -214,15 +182,6 @@ def split_reviews(rows: Sequence[Labelled]) -> Reviews:
         else:
             parts.text.append(row)
     return parts
-
-
-def split_passages(folder: Path) -> tuple[list[str], list[str]]:
-    """(text to learn from, held out) of the books, by passages, in the books' order."""
-    rows = [row for file in find_files(folder) for row in read_rows(file)]
-    passages = [_text(where, row) for where, row in rows]
-    heldout = [share(text, "passage") < HELDOUT_PASSAGES for text in passages]
-    pick = lambda want: [t for t, out in zip(passages, heldout, strict=True) if out == want]
-    return pick(False), pick(True)
 
 
 # --- prompts and demonstrations -------------------------------------------------------------------
@@ -284,9 +243,3 @@ def _text(where: str, row: dict) -> str:
     if not isinstance(row.get("text"), str):
         raise InputError(f"{where}: expected a string under the key 'text'")
     return row["text"]
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, file)

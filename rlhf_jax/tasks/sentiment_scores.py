@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import non_word_rate, repeated_word_rate
+from rlhf_jax.tasks.task import Judge
 from rlhf_jax.tasks.text_classifier import TextClassifier, words
 
 INSTRUCTION = "Write a {sentiment} review: "
@@ -19,9 +20,6 @@ INSTRUCTION = "Write a {sentiment} review: "
 negative."""
 POSITIVE, NEGATIVE = (INSTRUCTION.format(sentiment=s) for s in ("positive", "negative"))
 SENTENCE_ENDS = tuple(".!?…\"')]")
-
-Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
-"""``(prompts, responses) -> scores``."""
 
 
 def split_prompt(prompt: str) -> tuple[float, str]:

@@ -1,0 +1,60 @@
+"""A preset for each task of rlhf_jax/tasks: the quickstart's recipe at the task's lengths."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from configs import quickstart
+from rlhf_jax.config import InstructGPTConfig
+
+
+def fit(
+    name: str,
+    *,
+    corpora: Mapping[str, float],
+    prompt_length: int,
+    response_length: int,
+    comparisons: int,
+    heldout: int,
+    episodes: int,
+) -> InstructGPTConfig:
+    """The quickstart for another task: lengths, text and numbers of prompts; the rest is the same.
+
+    ``corpora`` are the shares of the pretraining text. Batches of text keep about the quickstart's
+    1,024 tokens, so longer blocks mean fewer rows.
+    """
+    q = quickstart.get_config()
+    block = prompt_length + response_length
+    rows = max(4, 1024 // block)
+    text = lambda config: replace(config, weights=tuple(corpora.values()), block_size=block)
+    lengths = dict(prompt_length=prompt_length, response_length=response_length)
+    return replace(
+        q,
+        dir=Path("runs") / name,
+        task=name,
+        corpora=tuple(corpora),
+        pretrain=replace(
+            q.pretrain,
+            data=text(q.pretrain.data),
+            model=replace(q.pretrain.model, context=block),
+            batch_size=rows,
+        ),
+        sft=replace(
+            q.sft,
+            **lengths,
+            pretrain_data=text(q.sft.pretrain_data),
+            block_size=block,
+            batch_size=rows + 1,
+            pretrain_mix=1 / (rows + 1),
+        ),
+        compare=replace(q.compare, **lengths, num_prompts=comparisons, heldout_prompts=heldout),
+        reward=replace(q.reward, **lengths),
+        ppo=replace(
+            q.ppo,
+            **lengths,
+            batch_size=episodes,
+            ptx_data=text(q.ppo.ptx_data),
+            ptx_batch_size=max(2, rows),
+        ),
+        evaluate=replace(q.evaluate, **lengths, text=text(q.evaluate.text)),
+    )

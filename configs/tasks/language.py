@@ -1,0 +1,26 @@
+"""Language modelling on five kinds of text, and going on with a sentence of them.
+
+Command:  python -m experiments.instructgpt --task language
+Expected: the task table of docs/tasks.md.
+"""
+
+from configs.tasks import fit
+from rlhf_jax.config import InstructGPTConfig
+
+
+def get_config() -> InstructGPTConfig:
+    return fit(
+        "language",
+        corpora={
+            "gutenberg": 0.3,
+            "wikipedia": 0.2,
+            "shakespeare": 0.15,
+            "novel": 0.15,
+            "wikitext2": 0.2,
+        },
+        prompt_length=24,
+        response_length=40,
+        comparisons=3000,
+        heldout=300,
+        episodes=128,
+    )

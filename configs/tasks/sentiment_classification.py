@@ -1,0 +1,26 @@
+"""Sentiment read from a review, as one word.
+
+Command:  python -m experiments.instructgpt --task sentiment_classification
+Expected: the task table of docs/tasks.md.
+"""
+
+from dataclasses import replace
+
+from configs.tasks import fit
+from rlhf_jax.config import InstructGPTConfig, LabelerConfig
+
+LABELER = LabelerConfig(agreement=0.9, tie_width=3.0)
+"""Answers of one word are equal or not: equal ones tie, and of the rest labelers are surer."""
+
+
+def get_config() -> InstructGPTConfig:
+    c = fit(
+        "sentiment_classification",
+        corpora={"reviews": 0.7, "gutenberg": 0.3},
+        prompt_length=60,
+        response_length=4,
+        comparisons=1000,
+        heldout=200,
+        episodes=128,
+    )
+    return replace(c, compare=replace(c.compare, labeler=LABELER))

@@ -1,0 +1,20 @@
+"""Negative movie reviews: the quickstart with every prompt turned round.
+
+Command:  python -m experiments.instructgpt --task sentiment_negative
+Expected: the task table of docs/tasks.md.
+"""
+
+from configs.tasks import fit
+from rlhf_jax.config import InstructGPTConfig
+
+
+def get_config() -> InstructGPTConfig:
+    return fit(
+        "sentiment_negative",
+        corpora={"gutenberg": 0.3, "reviews": 0.55, "polarity": 0.15},
+        prompt_length=20,
+        response_length=32,
+        comparisons=4000,
+        heldout=300,
+        episodes=128,
+    )

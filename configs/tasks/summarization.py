@@ -1,0 +1,20 @@
+"""Abstracts of papers in one sentence (SciTLDR), gold score ROUGE.
+
+Command:  python -m experiments.instructgpt --task summarization
+Expected: the task table of docs/tasks.md.
+"""
+
+from configs.tasks import fit
+from rlhf_jax.config import InstructGPTConfig
+
+
+def get_config() -> InstructGPTConfig:
+    return fit(
+        "summarization",
+        corpora={"abstracts": 0.8, "wikipedia": 0.2},
+        prompt_length=320,
+        response_length=48,
+        comparisons=320,
+        heldout=64,
+        episodes=64,
+    )

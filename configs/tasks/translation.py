@@ -1,0 +1,20 @@
+"""Everyday Chinese sentences into English (Tatoeba), gold score chrF.
+
+Command:  python -m experiments.instructgpt --task translation
+Expected: the task table of docs/tasks.md.
+"""
+
+from configs.tasks import fit
+from rlhf_jax.config import InstructGPTConfig
+
+
+def get_config() -> InstructGPTConfig:
+    return fit(
+        "translation",
+        corpora={"english": 0.45, "chinese": 0.35, "novel": 0.2},
+        prompt_length=48,
+        response_length=32,
+        comparisons=2000,
+        heldout=300,
+        episodes=128,
+    )

@@ -1,0 +1,133 @@
+"""Summarising: abstracts of papers in one sentence (SciTLDR, Cachola et al. 2020).
+
+The prompt is the abstract and ``TL;DR:``; people's TL;DRs are demonstrations and references. Papers
+that people rated (rank_scitldr_informativeness) lie on the evaluation's side, so that a reward
+model can be checked on them. The gold score is the mean of ROUGE-1, -2 and -L against the best
+reference, less a penalty for repeated words.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.evaluation.metrics import mean_ci, repeated_word_rate
+from rlhf_jax.evaluation.overlap import rouge
+from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.tasks.references import References
+from rlhf_jax.tasks.splits import parts, passages, read_fields
+from rlhf_jax.tasks.task import Figure, Judge, Task
+
+QUESTION = "\n\nTL;DR:"
+SHARES = {
+    "demonstrations": 0.55,
+    "comparisons": 0.15,
+    "ppo": 0.15,
+    "validation": 0.03,
+    "evaluation": 0.12,
+}
+"""Of the papers."""
+HELDOUT = 0.05
+REPEATED = 0.5
+"""Penalty per share of words that occurred before: 0.13 in people's TL;DRs, about 0.7 in loops."""
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])|(?<=[。！？])")
+
+
+class Paper(NamedTuple):
+    name: str
+    abstract: str
+    summaries: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        return self.abstract + QUESTION
+
+
+def build(source: Path) -> Task:
+    """Read and split. Deterministic. Raises InputError for missing or wrong files."""
+    source = Path(source)
+    papers = read_papers(source / "sft_scitldr")
+    rated = {name for (name,) in read_fields(source / "rank_scitldr_informativeness", "paper_id")}
+    split = parts([p for p in papers if p.name not in rated], lambda p: p.name, SHARES, "paper")
+    split["evaluation"] += [paper for paper in papers if paper.name in rated]
+    references = References({paper.prompt: paper.summaries for paper in papers})
+    seen = [paper for name in ("demonstrations", "comparisons", "ppo") for paper in split[name]]
+    wikipedia = passages(source / "text_wikipedia", heldout=HELDOUT, salt="passage")
+    return Task(
+        demonstrations=[
+            Demonstration(paper.prompt, " " + summary)
+            for paper in split["demonstrations"]
+            for summary in paper.summaries
+        ],
+        prompts={n: [p.prompt for p in split[n]] for n in SHARES if n != "demonstrations"},
+        corpora={"abstracts": [p.abstract for p in seen], "wikipedia": wikipedia[0]},
+        heldout={
+            "abstracts": [paper.abstract for paper in split["evaluation"]],
+            "wikipedia": wikipedia[1],
+        },
+        gold=make_gold(references),
+        judges={},
+        metrics=make_metrics(references),
+        baselines={"lead": lead, "oracle_sentence": make_oracle(references)},
+        words=mixed_tokens,
+    )
+
+
+def read_papers(folder: Path) -> list[Paper]:
+    """Papers with at least one TL;DR; white space is single spaces."""
+    tidy = lambda text: " ".join(text.split())
+    rows = read_fields(folder, "id", "source", "targets")
+    made = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
+    # A few abstracts occur twice: one prompt must have one set of references.
+    return list({paper.abstract: paper for paper in made if paper.summaries}.values())
+
+
+def make_gold(references: References) -> Judge:
+    def gold(prompts: Sequence[str], responses: Sequence[str]) -> Float[np.ndarray, "B"]:
+        scores = rouge(responses, references.of(prompts))
+        repeated = np.array([repeated_word_rate(mixed_tokens(response)) for response in responses])
+        return np.mean(list(scores.values()), axis=0) - REPEATED * repeated
+
+    return gold
+
+
+def make_metrics(references: References) -> Callable[..., dict[str, Figure]]:
+    """ROUGE, the number of words, and the share of the words that the abstract has (copying)."""
+
+    def metrics(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Figure]:
+        scores = rouge(responses, references.of(prompts))
+        said = [mixed_tokens(response) for response in responses]
+        asked = [set(mixed_tokens(prompt)) for prompt in prompts]
+        copied = [
+            float(np.mean([w in source for w in some])) if some else 0.0
+            for some, source in zip(said, asked, strict=True)
+        ]
+        figures = {name: mean_ci(values) for name, values in scores.items()}
+        figures["words"] = mean_ci([len(some) for some in said])
+        return figures | {"copied": mean_ci(copied)}
+
+    return metrics
+
+
+def sentences(text: str) -> list[str]:
+    return [part for part in SENTENCE.split(text) if part.strip()]
+
+
+def lead(prompts: Sequence[str]) -> list[str]:
+    """The abstract's first sentence: the baseline that summaries of papers seldom beat by much."""
+    return [" " + sentences(prompt.removesuffix(QUESTION))[0] for prompt in prompts]
+
+
+def make_oracle(references: References) -> Callable[[Sequence[str]], list[str]]:
+    """The sentence nearest to the references: what extracting one sentence can reach at most."""
+
+    def best(prompt: str, answers: tuple[str, ...]) -> str:
+        found = sentences(prompt.removesuffix(QUESTION))
+        scores = np.mean(list(rouge(found, [answers] * len(found)).values()), axis=0)
+        return " " + found[int(scores.argmax())]
+
+    return lambda prompts: [best(*row) for row in zip(prompts, references.of(prompts), strict=True)]

@@ -1,0 +1,138 @@
+"""What a task is: what a policy learns from, what it is asked, and who judges its answers.
+
+A task is one module with ``build(source) -> Task``, deterministic and quick; docs/tasks.md shows
+how to write one. Experiments are handed the function; only the command line has a name:
+
+    task = find_task("translation")(Path("data"))      # rlhf_jax/tasks/translation.py
+    task = find_task("my_task.py")(Path("my_data"))    # a file of one's own
+    write(task, Path("runs/x/data"))                   # the files that the stages read
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+import rlhf_jax.tasks
+from rlhf_jax.data.files import SEPARATOR
+from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.errors import InputError
+
+Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
+"""``(prompts, responses) -> scores``, higher is better."""
+Figure = dict[str, float | str]
+"""``mean``, and where there is one ``ci`` (half-width of the 95 % interval), ``signature``, ..."""
+Measure = Callable[[Sequence[str], Sequence[str]], Mapping[str, Figure]]
+"""``(prompts, responses) -> figures by name``: what papers on the task report."""
+Baseline = Callable[[Sequence[str]], list[str]]
+"""``prompts -> responses`` without any model of ours."""
+
+
+class Task(NamedTuple):
+    """Everything that the stages need to know of a task."""
+
+    demonstrations: list[Demonstration]
+    """What people answered; a completion begins with the space between prompt and response."""
+    prompts: dict[str, list[str]]
+    """comparisons, ppo, validation (for tuning) and evaluation, in random order, disjoint; other
+    names are further sets to evaluate on."""
+    corpora: dict[str, list[str]]
+    """Documents to learn language from: pretraining, its mix in SFT, ptx."""
+    heldout: dict[str, list[str]]
+    """Documents of the same corpora that nothing learns from."""
+    gold: Judge
+    """Stands for people: ranks comparisons, and judges policies in the end."""
+    judges: dict[str, Judge]
+    """Further judges, which rank nothing."""
+    metrics: Measure
+    baselines: dict[str, Baseline]
+    words: Callable[[str], list[str]]
+    """The words of a text, for diversity, repetition and length."""
+
+
+Build = Callable[[Path], Task]
+
+
+def no_metrics(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Figure]:
+    """For a task that is measured by gold score and judges alone."""
+    return {}
+
+
+def find_task(name: str) -> Build:
+    """``build`` of the task that the command line names: a module here, or a .py file."""
+    if name.endswith(".py"):
+        return _build_of(_load_file(Path(name)), name)
+    if not name.isidentifier() or importlib.util.find_spec(f"rlhf_jax.tasks.{name}") is None:
+        known = ", ".join(task_names())
+        raise InputError(f"--task {name}: expected one of {known}, or a .py file of your own")
+    try:
+        module = importlib.import_module(f"rlhf_jax.tasks.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--task {name} needs the package {error.name}: pip install -e '.[eval]'"
+        ) from error
+    return _build_of(module, name)
+
+
+def task_names() -> list[str]:
+    """The modules of this folder that build a task, found without importing them."""
+    names = []
+    for module in pkgutil.iter_modules(rlhf_jax.tasks.__path__):
+        text = (Path(rlhf_jax.tasks.__path__[0]) / f"{module.name}.py").read_text("utf-8")
+        if re.search(r"^def build\(|import \w+ as build$", text, re.MULTILINE):
+            names.append(module.name)
+    return names
+
+
+def _load_file(path: Path):
+    if not path.is_file():
+        raise InputError(f"--task {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _build_of(module, name: str) -> Build:
+    if not hasattr(module, "build"):
+        raise InputError(f"--task {name}: expected a function build(source) -> Task in it")
+    return module.build
+
+
+def write(task: Task, folder: Path) -> None:
+    """Demonstrations and prompts as .jsonl, text as .txt; each file whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"demonstrations": [row._asdict() for row in task.demonstrations]}
+    for name, prompts in task.prompts.items():
+        rows[f"prompts_{name}"] = [{"prompt": prompt} for prompt in prompts]
+    for name, part in rows.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
+        _replace(folder / f"{name}.jsonl", "".join(lines))
+    for kind, texts in (("corpus", task.corpora), ("heldout", task.heldout)):
+        for name, documents in texts.items():
+            _replace(folder / f"{kind}_{name}.txt", f"\n{SEPARATOR}\n".join(documents) + "\n")
+
+
+def check_corpora(task: Task, wanted: Sequence[str], name: str) -> None:
+    """Raise InputError unless the task has the corpora that a config mixes."""
+    missing = [corpus for corpus in wanted if corpus not in task.corpora]
+    if missing:
+        raise InputError(
+            f"corpora: task {name} has {', '.join(task.corpora)}, but {missing[0]} was asked for "
+            f"(a preset that fits: --task {name} without --config, or --config configs/{name}.py)"
+        )
+
+
+def _replace(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, file)

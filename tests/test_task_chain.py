@@ -1,0 +1,72 @@
+"""A task through all stages, small: Chinese survives, metrics and baselines arrive."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from experiments import instructgpt
+from experiments import task as task_files
+from rlhf_jax.cli import load
+from rlhf_jax.config import InstructGPTConfig, TaskConfig
+from rlhf_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(name: str, folder: Path) -> InstructGPTConfig:
+    """The task's preset on its real data, with two steps of a toy model per stage."""
+    preset = load(InstructGPTConfig, ["--task", name])
+    c = tiny.shrink(preset, folder / name, tiny.Task(ROOT / "data", folder / "none"))
+    fewer = lambda stage, **changes: replace(stage, **changes)
+    return replace(
+        c,
+        sft=fewer(c.sft, heldout_fraction=0.98, batch_size=64, epochs=1),
+        evaluate=fewer(c.evaluate, num_prompts=8, best_of=(2,), batch_size=8, alpaca_eval=True),
+    )
+
+
+@pytest.mark.slow
+def test_a_task_runs_through_all_stages(tmp_path):
+    name = "translation"
+    with tiny.cheap_compilation():
+        summary = instructgpt.run(small(name, tmp_path))
+    done = summary["stages"]["evaluate"]
+    assert set(done["policies"]) == {"sft", "ppo", "best_of_2"}
+    metric = "chrf"
+    for row in (*done["policies"].values(), *done["baselines"].values()):
+        assert 0 <= row["metrics"][metric]["mean"] <= 100
+        assert 0 <= row["win_rate_at_equal_length"]["mean"] <= 1
+    folder = tmp_path / name
+    for loss in done["text"].values():
+        bits = {k: v for k, v in loss.items() if k.endswith("bits_per_byte")}
+        assert len(bits) >= 2 and all(0 < v < 20 for v in bits.values())
+        assert {k for k in loss if k.endswith("/perplexity")}
+    exported = json.loads((folder / "evaluate" / "alpaca_eval_ppo.json").read_text())
+    assert len(exported) == 8 and exported[0]["generator"] == "ppo"
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert metric in report
+    rows = [json.loads(x) for x in (folder / "comparisons" / "train.jsonl").open()]
+    assert all(row["prompt"].startswith("Chinese: ") for row in rows)
+    words = {key.split("/")[1] for key in done["text"]["ppo"] if key.endswith("word_perplexity")}
+    assert words == {"english"}, "Chinese is not cut into words"
+    shown = [json.loads(x) for x in (folder / "evaluate" / "samples.jsonl").open()]
+    chinese = shown[0]["prompt"].split()[1]
+    assert chinese in report and not chinese.isascii()
+
+
+def test_the_files_of_a_task_alone(tmp_path, capsys):
+    task_files.run(TaskConfig(name="translation", source=ROOT / "data", out=tmp_path / "data"))
+    assert "demonstrations: 16,795" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "data").iterdir()}
+    assert {"demonstrations.jsonl", "prompts_news.jsonl", "corpus_novel.txt"} <= names
+
+
+def test_another_tasks_corpora_are_refused(tmp_path):
+    config = load(InstructGPTConfig, ["--config", str(ROOT / "configs" / "quickstart.py")])
+    config = replace(config, task="instructions", source=ROOT / "data", dir=tmp_path / "run")
+    with pytest.raises(InputError, match="task instructions has gutenberg, wikipedia, but reviews"):
+        instructgpt.run(config)
+    assert not (tmp_path / "run").exists()
