@@ -3,6 +3,8 @@
     python -m experiments.convert from-hf DIR --out runs/gpt2
     python -m experiments.convert to-hf runs/quickstart/ppo --out exported/policy
     python -m experiments.convert to-hf runs/quickstart/ppo --out exported/value --part value
+    python -m experiments.convert to-hf runs/sft_lora --out exported/adapter --part adapter \\
+        --base exported/pretrained
 
 A run folder made here serves like that of a finished stage. What is written loads in transformers
 and vLLM; a reward or value model as ``*ForSequenceClassification`` with one label.
@@ -14,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.stage import Stage
-from experiments.trained import Trained, load_any, load_value, save_model_card
+from experiments.trained import Trained, load_any, load_value, merged, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import ConvertConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.huggingface import save_pretrained
+from rlhf_jax.models.lora import has_adapters
+from rlhf_jax.models.peft import save_adapter
 from rlhf_jax.models.transformer import as_layout
 
 
@@ -34,7 +38,7 @@ def from_hf(config: ConvertConfig) -> dict:
     with Stage(config, "convert") as stage:
         if stage.summary is not None:
             return stage.summary
-        source = load_any(config.source, flag="source")
+        source = load_any(config.source, flag="source", base=config.base)
         model = replace(
             source.model,
             dtype=config.compute_dtype,
@@ -67,6 +71,22 @@ def to_hf(config: ConvertConfig) -> None:
 
 def write(trained: Trained, folder: Path, config: ConvertConfig) -> None:
     tokenizer = trained.tokenizer
+    if config.part == "adapter":
+        check(
+            has_adapters(trained.params),
+            f"{config.source} has no adapters; --part model exports its weights",
+        )
+        save_adapter(
+            folder,
+            trained.model,
+            trained.params,
+            vocab_size=trained.vocab_size,
+            kind=trained.kind,
+            base=str(config.base or ""),
+        )
+        tokenizer.save(folder, rows=trained.vocab_size)
+        return
+    trained = merged(trained)
     save_pretrained(
         folder,
         trained.model,

@@ -15,6 +15,7 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
 from rlhf_jax.models.lora import add_adapters, has_adapters, merge_adapters, share_equal
+from rlhf_jax.models.peft import is_adapter, load_adapter, read_adapter
 from rlhf_jax.models.pretrained import Imported
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.training.checkpoints import load_params
@@ -98,9 +99,12 @@ def with_adapters(trained: Trained, config: LoRAConfig, *, seed: int) -> Trained
     return trained._replace(params=params, model=model)
 
 
-def load_any(path: Path, *, flag: str) -> Trained:
-    """``load_trained`` of either kind."""
+def load_any(path: Path, *, flag: str, base: Path | None = None) -> Trained:
+    """``load_trained`` of either kind; ``base`` is the model below a PEFT adapter, if it is not the
+    one that the adapter names."""
     path = Path(path)
+    if is_adapter(path):
+        return _load_adapter(path, flag, base)
     if is_gguf(path):
         return _load_gguf(path)
     return _load_checkpoint(path) if is_checkpoint(path) else _load_run(path, flag)
@@ -143,6 +147,20 @@ def _load_run(folder: Path, flag: str) -> Trained:
 
 def _load_checkpoint(folder: Path) -> Trained:
     return _imported(folder, load_pretrained(folder), load_tokenizer(folder))
+
+
+def _load_adapter(folder: Path, flag: str, base: Path | None) -> Trained:
+    adapter = read_adapter(folder)
+    below = base or Path(adapter.base)
+    if not below.is_dir() or (not adapter.base and base is None):
+        raise InputError(
+            f"--{flag} {folder} is an adapter of {adapter.base!r}, which is no folder here; give "
+            f"that model: python -m experiments.convert from-hf {folder} --base MODEL --out RUN"
+        )
+    model = merged(load_any(below, flag=flag))
+    params, kind = load_adapter(adapter, model.model, model.vocab_size, model.params)
+    shape = replace(model.model, lora_scale=adapter.scale)
+    return model._replace(model=shape, params=params, kind=kind)
 
 
 def _load_gguf(path: Path) -> Trained:

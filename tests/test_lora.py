@@ -46,9 +46,9 @@ def adapted(name, *, scan=False, lora=LORA, random=True):
     return config, base, params
 
 
-def logits(config, params):
+def logits(config, params, vocab_size=VOCAB):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 9)), jnp.int32)
-    lm = make_language_model(config, VOCAB)
+    lm = make_language_model(config, vocab_size)
     return lm.logits(params, tokens, jnp.ones(tokens.shape, bool), start=0)
 
 

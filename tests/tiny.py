@@ -27,7 +27,7 @@ from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.tasks import sentiment
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.types import TrainState
+from rlhf_jax.types import Params, TrainState
 
 ROOT = Path(__file__).parents[1]
 PROMPT, RESPONSE = 20, 12
@@ -177,10 +177,13 @@ def save_model(
     kind: Literal["lm", "scalar"] = "lm",
     context: int = CONTEXT,
     accuracy: float = 0.9,
+    model: ModelConfig | None = None,
+    params: Params | None = None,
 ) -> Path:
-    """What a finished stage leaves, with random parameters: for stages that only read it."""
-    model = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=context)
-    params = make_language_model(model, tokenizer.vocab_size).init(jax.random.key(0))
+    """What a finished stage leaves, for stages that only read it: random unless given."""
+    model = model or ModelConfig(n_layers=2, d_model=16, n_heads=2, context=context)
+    if params is None:
+        params = make_language_model(model, tokenizer.vocab_size).init(jax.random.key(0))
     if kind == "scalar":
         scalar = make_scalar_model(model, tokenizer.vocab_size)
         params = scalar.init(jax.random.key(1), params["trunk"])

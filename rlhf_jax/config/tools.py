@@ -75,11 +75,16 @@ class ConvertConfig:
 
     direction: tyro.conf.Positional[Literal["from-hf", "to-hf"]] = "from-hf"
     source: tyro.conf.Positional[Path] = Path("checkpoint")
-    """from-hf: a folder with config.json and safetensors, or a .gguf file; to-hf: a run folder."""
+    """from-hf: a folder with config.json and safetensors, a PEFT adapter, or a .gguf file; to-hf: a
+    run folder."""
     out: Path = Path("runs/imported")
     """from-hf: the run folder to make; to-hf: the folder to write."""
-    part: Literal["model", "value"] = "model"
-    """to-hf: what the stage made, or the value network of a PPO run."""
+    part: Literal["model", "value", "adapter"] = "model"
+    """to-hf: what the stage made (adapters merged), the value network of a PPO run, or the adapters
+    of a run with LoRA alone, for PEFT."""
+    base: Path | None = None
+    """The model below an adapter. from-hf: instead of the one that it names; to-hf --part adapter:
+    the exported base model to name in it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """to-hf: of the weights written."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

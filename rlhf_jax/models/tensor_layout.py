@@ -1,6 +1,7 @@
 """Where each of our parameters lies in a Hugging Face checkpoint, and in what shape."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -81,6 +82,7 @@ def _split_qkv(family: Family, c: ModelConfig, path, module: str, suffix: str) -
 
 def parameter_shapes(config: ModelConfig, vocab_size: int, kind: Literal["lm", "scalar"]) -> Params:
     """Shapes of our parameters, layers unrolled."""
+    config = replace(config, scan_layers=False)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     shapes = jax.eval_shape(make_language_model(config, vocab_size).init, key)
     if kind == "lm":
