@@ -34,7 +34,7 @@ def make_generation(case: Case, folder: Path) -> Work:
     config = replace(imported.model, dtype=case.dtype)
     lm = make_language_model(config, imported.vocab_size)
     parallel = make_parallel(ParallelConfig(devices=1))
-    params = parallel.replicate(imported.params)
+    params = parallel.place(imported.params)
     queries = jnp.asarray(inputs.prompts(case))
     mask = jnp.ones(queries.shape, bool)
     options = dict(length=case.length, temperature=1.0, top_k=0, top_p=1.0, pad_id=EOS)
@@ -75,7 +75,7 @@ def make_training(case: Case, folder: Path) -> Work:
     loss_fn, count_fn, batch = make_loss(case, config, imported.vocab_size)
     step = make_update_step(loss_fn, count_fn, tx, accumulate=1, ema_decay=0.0)
     update = parallel.update(step)
-    state = parallel.replicate(make_state(imported.params, tx, ema_decay=0.0))
+    state = parallel.place(make_state(imported.params, tx, ema_decay=0.0))
     del imported
     seconds = compilation()
     key = jax.random.key(0)

@@ -64,8 +64,8 @@ def make_ppo(case: Case, folder: Path, compile_seconds: Callable[[], float]) -> 
     tx = make_policy_value_optimizer(optim, optim, 1000, updates_per_step=EPOCHS * MINIBATCHES)
     parallel = make_parallel(ParallelConfig(devices=1))
     params, frozen = partition(policy_value.init(actor.params, critic.params))
-    ref_params, reward_params, frozen = parallel.replicate((sft.params, reward.params, frozen))
-    state = parallel.replicate(make_state(params, tx, ema_decay=0.0))
+    ref_params, reward_params, frozen = parallel.place((sft.params, reward.params, frozen))
+    state = parallel.place(make_state(params, tx, ema_decay=0.0))
     del params, sft, reward, actor, critic
     never = -1
     rollout_fn = parallel.function(

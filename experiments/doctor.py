@@ -479,7 +479,8 @@ def reference_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     # From the first step at the full rate: a warm-up may begin at 0.
     rates = [replace(optim, warmup_steps=0) for optim in (p.ppo.optim, p.ppo.value_optim)]
     tx = make_policy_value_optimizer(*rates, p.ppo.iterations, updates_per_step=1)
-    updated = leaves(p.policy_value.policy(updated_params(p, episodes, tx, devices=1)))
+    one = ParallelConfig(p.ppo.parallel.mode, 1)
+    updated = leaves(p.policy_value.policy(updated_params(p, episodes, tx, layout=one)))
     gap = of_ppo.distance(updated, policy)
     return [of_ppo.only_the_policy_moved(before, digest(frozen), gap)]
 
@@ -492,22 +493,24 @@ def device_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     # so long that the parameters' own rounding does not count.
     step = partial(updated_params, p, episodes, optax.sgd(1e3))
     before = leaves(p.params)
+    layouts = ParallelConfig(p.ppo.parallel.mode, 1), p.ppo.parallel
     one, several = (
-        [x - y for x, y in zip(leaves(step(devices=n)), before, strict=True)] for n in (1, devices)
+        [x - y for x, y in zip(leaves(step(layout=layout)), before, strict=True)]
+        for layout in layouts
     )
     bound = EXACT["float32"]
     return [of_ppo.devices_change_nothing(several, one, number=devices, bound=bound)]
 
 
-def updated_params(p: Patient, episodes: Episodes, tx, *, devices: int) -> Params:
+def updated_params(p: Patient, episodes: Episodes, tx, *, layout: ParallelConfig) -> Params:
     """Parameters of actor and critic after one minibatch, as experiments.ppo does it."""
-    parallel = make_parallel(ParallelConfig(p.ppo.parallel.mode, devices))
-    params, frozen = partition(p.params)
-    state = parallel.replicate(make_state(params, tx, ema_decay=0.0))
+    parallel = make_parallel(layout)
+    params, frozen = parallel.place(partition(p.params))
+    state = parallel.init(partial(make_state, tx=tx, ema_decay=0.0), params)
     frame = dict(ptx_coef=0.0, accumulate=1, ema_decay=0.0)
     update_fn = make_ppo_update(ppo_loss_fn(p), None, None, tx, **frame)
-    update = parallel.update(update_fn, frozen=parallel.replicate(frozen), batch_axis=1)
-    one_minibatch = jax.tree.map(lambda x: x[None], episodes.batch)
+    update = parallel.update(update_fn, frozen=frozen, batch_axis=1)
+    one_minibatch = parallel.shard(jax.tree.map(lambda x: x[None], episodes.batch), axis=1)
     state, _ = update(state, (one_minibatch, None), jax.random.key(0))
     return combine(frozen, state.params)
 

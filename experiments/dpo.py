@@ -9,6 +9,8 @@ eq. 7), over all K-choose-2 pairs of a prompt as one element: the reward model's
 implicit reward. What PPO has to beat.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,9 +85,9 @@ def run(config: DPOConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         params, frozen = partition(policy.params)
-        ref_params, frozen = parallel.replicate((sft.params, frozen))
-        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
-        state = stage.restore(parallel.replicate(state), train=batches)
+        params, frozen, ref_params = parallel.place((params, frozen, sft.params))
+        state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
+        state = stage.restore(state, train=batches)
         k_train = jax.random.key(config.run.seed)
 
         # Functions

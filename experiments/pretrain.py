@@ -5,6 +5,7 @@ python -m experiments.pretrain --config configs/quickstart.py
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 from jax.random import fold_in
@@ -50,10 +51,11 @@ def run(config: PretrainConfig) -> dict:
         schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
         k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
-        params, frozen = partition(start.params or lm.init(k_init))
-        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
-        state = stage.restore(parallel.replicate(state), train=batches)
-        frozen = parallel.replicate(frozen)
+        if start.params is None:
+            start = start._replace(params=parallel.init(lm.init, k_init))
+        params, frozen = partition(parallel.place(start.params))
+        state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
+        state = stage.restore(state, train=batches)
 
         # Functions
         def loss_fn(params, batch, key, count):

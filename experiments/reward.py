@@ -9,6 +9,7 @@ demonstrations score 0 on average, and optionally divided by its spread within p
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,10 +83,9 @@ def run(config: RewardConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
-        params, frozen = partition(model.init(k_head, sft.params["trunk"]))
-        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
-        state = stage.restore(parallel.replicate(state), train=batches)
-        frozen = parallel.replicate(frozen)
+        params, frozen = partition(parallel.place(model.init(k_head, sft.params["trunk"])))
+        state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
+        state = stage.restore(state, train=batches)
 
         # Functions
         def scores_of(params, batch, key):

@@ -8,6 +8,7 @@ forgets less of it; this run is also the reference of PPO's KL term.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -93,10 +94,9 @@ def run(config: SFTConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
-        params, frozen = partition(pretrained.params)
-        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
-        state = stage.restore(parallel.replicate(state), **iterators)
-        frozen = parallel.replicate(frozen)
+        params, frozen = partition(parallel.place(pretrained.params))
+        state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
+        state = stage.restore(state, **iterators)
 
         # Functions
         def loss_fn(params, batch, key, count):

@@ -4,6 +4,9 @@ import os
 import pathlib
 import tempfile
 
+# Tests are for CPUs, whatever this machine has; libtpu, where installed, need not look for a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import pytest
 

@@ -34,6 +34,15 @@ BOTH = make_policy_value(CONFIG, CONFIG, V, "separate")
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
 
 
+LAYOUTS = {
+    "8 x data": (ParallelConfig("mesh", 8), 1),
+    "2 x 2 x 2, 2 micro-batches": (ParallelConfig("mesh", 8, data=2, fsdp=2, tensor=2), 2),
+    "8 x fsdp": (ParallelConfig("mesh", 8, fsdp=8), 1),
+    "8 x tensor": (ParallelConfig("mesh", 8, tensor=8), 1),
+    "pmap over 8": (ParallelConfig("pmap", 8), 1),
+}
+
+
 def lm_fn(params, batch, key, count):
     return lm_loss(LM.packed_logits(params.get("policy", params), batch, None), batch, count=count)
 
@@ -70,7 +79,7 @@ def update(stage, parallel, accumulate):
     params = jax.tree.map(lambda x: 4 * x, LM.init(jax.random.key(0)))
     scalar_params = SCALAR.init(jax.random.key(1), params["trunk"])
     frame = dict(accumulate=accumulate, ema_decay=0.9)
-    state = lambda p: parallel.replicate(make_state(p, TX, ema_decay=0.9))
+    state = lambda p: parallel.init(partial(make_state, tx=TX, ema_decay=0.9), parallel.place(p))
     key = jax.random.key(2)
     if stage == "lm":
         step = parallel.update(make_update_step(lm_fn, count_targets, TX, **frame))
@@ -127,10 +136,7 @@ if __name__ == "__main__":
     found = {}
     for stage in ("lm", "reward", "ppo"):
         reference = update(stage, make_parallel(ParallelConfig("mesh", 1)), 1)
-        for mode, devices, accumulate in (
-            *(("mesh", 1, 2), ("mesh", 8, 1), ("pmap", 8, 1)),
-            ("pmap", 2, 2),
-        ):
-            result = update(stage, make_parallel(ParallelConfig(mode, devices)), accumulate)
-            found[f"{stage} {mode} {devices} {accumulate}"] = gaps(result, reference)
+        for name, (layout, accumulate) in LAYOUTS.items():
+            result = update(stage, make_parallel(layout), accumulate)
+            found[f"{stage} {name}"] = gaps(result, reference)
     json.dump(found, sys.stdout)

@@ -239,8 +239,8 @@ PLANTS = (
         22,
         "the reference is another model than the policy's start",
         "experiments/ppo.py",
-        "parallel.replicate((sft.params, reward.params, frozen))",
-        "parallel.replicate((reward.params, reward.params, frozen))",
+        "(params, frozen, sft.params, reward.params)",
+        "(params, frozen, reward.params, reward.params)",
         f"{BUGS}the_kl_to_the_reference_starts_at_zero",
     ),
     Plant(

@@ -1,13 +1,12 @@
 """One device, eight as a mesh, eight under pmap, and micro-batches compute the same update."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
-from conftest import CACHE
+import tiny
 
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError
@@ -19,11 +18,8 @@ HERE = pathlib.Path(__file__).parent
 @pytest.mark.multidevice
 def test_every_layout_agrees_with_one_device():
     """With SGD to 1e-6, unequal masks, global whitening and ptx; bugs 13 and 29."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(HERE.parent),
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-    }
+    flags = f"{tiny.CHEAP} --xla_force_host_platform_device_count=8"
+    environment = tiny.process_environment(XLA_FLAGS=flags)
     done = subprocess.run(
         [sys.executable, HERE / "parallel_worker.py"],
         env=environment,
@@ -33,15 +29,16 @@ def test_every_layout_agrees_with_one_device():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 12
+    assert len(found) == 15
     for layout, (parameters, metrics) in found.items():
         assert parameters < 1e-6, (layout, parameters)
         assert metrics < 1e-4, (layout, metrics)
 
 
 def test_batch_must_divide_by_the_devices():
-    parallel = make_parallel(ParallelConfig())._replace(mesh=type("Mesh", (), {"size": 8})())
-    with pytest.raises(InputError, match="batch_size=12 is not divisible by the 8 devices"):
+    mesh = type("Mesh", (), {"shape": {"data": 4, "fsdp": 2, "tensor": 8}})()
+    parallel = make_parallel(ParallelConfig())._replace(mesh=mesh)
+    with pytest.raises(InputError, match="batch_size=12 is not divisible by the 8 parts"):
         parallel.check_batch("batch_size", 12)
 
 

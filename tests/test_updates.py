@@ -471,8 +471,8 @@ def test_a_step_donates_its_state_and_nothing_else():
     """The reference, and the average that starts as a copy of the weights, own their buffers."""
     parallel = make_parallel(ParallelConfig(devices=1))
     params = start()
-    ref_params = parallel.replicate(params["policy"])
-    state = parallel.replicate(make_start(params))
+    ref_params = parallel.place(params["policy"])
+    state = parallel.place(make_start(params))
     batches = one_minibatch(roll_out(params))
     average = params
     for n in range(2):

@@ -60,8 +60,26 @@ class ParallelConfig:
     """How a step is laid over devices."""
 
     mode: Literal["mesh", "pmap"] = "mesh"
+    """jax.jit over a device mesh, or jax.pmap (data parallelism only)."""
     devices: int = 0
     """How many of the visible devices to use; 0 uses all."""
+    data: int = 0
+    """Copies of the model, each with its share of the rows; 0 takes what fsdp and tensor leave."""
+    fsdp: int = 1
+    """Devices over which both rows and parameters are split (fully sharded data parallelism)."""
+    tensor: int = 1
+    """Devices over which heads and features are split (tensor parallelism)."""
+
+    def __post_init__(self):
+        check(
+            self.data >= 0 and self.fsdp >= 1 and self.tensor >= 1,
+            f"parallel.data={self.data} must be >= 0, parallel.fsdp={self.fsdp} and "
+            f"parallel.tensor={self.tensor} >= 1",
+        )
+        check(
+            self.mode == "mesh" or self.fsdp * self.tensor == 1,
+            "parallel.mode=pmap splits rows only: parallel.fsdp and parallel.tensor must be 1",
+        )
 
 
 @dataclass(frozen=True)

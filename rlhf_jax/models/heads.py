@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import check
+from rlhf_jax.models import layout
 from rlhf_jax.models.layers import accumulator
 from rlhf_jax.models.transformer import (
     KeyValues,
@@ -92,7 +93,7 @@ def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[A
         # the embedding a slower kind of product on CPU (a quarter of the head's time).
         kernel = jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
     logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
-    return logits.reshape(*hidden.shape[:-1], -1)
+    return layout.logits(logits.reshape(*hidden.shape[:-1], -1))
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
@@ -121,7 +122,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
         hidden, layers = trunk.apply(params["trunk"], queries, positions, causal_mask(query_mask))
-        room = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
+        room = lambda x: layout.heads(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)]))
         cache = Cache(
             layers=jax.tree.map(room, layers),
             mask=jnp.pad(query_mask, [(0, 0), (0, length)]),

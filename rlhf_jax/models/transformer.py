@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.models import layout
 from rlhf_jax.models.layers import (
     Dense,
     LayerNorm,
@@ -85,7 +86,7 @@ class Attention(nn.Module):
             q, k = RMSNorm(c.norm_eps, name="q_norm")(q), RMSNorm(c.norm_eps, name="k_norm")(k)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
-        q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
+        q, k, v = (layout.heads(x.astype(dtype)) for x in (q, k, v))
         if cache is not None:
             at = (0, 0, index, 0)
             k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
@@ -117,7 +118,7 @@ class MLP(nn.Module):
             y = jax.nn.silu(dense(c, c.hidden, 0.02, bias, name="c_gate")(x)) * y
         else:
             y = jax.nn.gelu(y, approximate=c.activation == "gelu_tanh")
-        return dense(c, c.d_model, residual_stddev(c), bias, name="c_proj")(y)
+        return dense(c, c.d_model, residual_stddev(c), bias, name="c_proj")(layout.features(y))
 
 
 class Block(nn.Module):
@@ -131,9 +132,10 @@ class Block(nn.Module):
         attended, keys_values = Attention(c, self.dropout, name="attn")(
             norm_layer(c, "ln_1")(x), attend, turn, cache, index
         )
-        residual = x + drop(attended)
+        residual = layout.residual(x + drop(attended))
         x = x if c.parallel_residual else residual
-        return residual + drop(MLP(c, name="mlp")(norm_layer(c, "ln_2")(x))), keys_values
+        out = residual + drop(MLP(c, name="mlp")(norm_layer(c, "ln_2")(x)))
+        return layout.residual(out), keys_values
 
 
 class Transformer(nn.Module):
@@ -158,13 +160,14 @@ class Transformer(nn.Module):
         c = self.config
         wte = self.param("wte", normal_init(0.02), (self.vocab_size, c.d_model))
         # An imported model may have no row for the padding id, which is masked anyway.
-        x = wte.at[tokens].get(mode="clip")
+        x = layout.table(wte, tokens).at[tokens].get(mode="clip")
         turn = None
         if c.positions == "learned":
-            x = x + self.param("wpe", normal_init(0.02), (c.context, c.d_model))[positions]
+            wpe = self.param("wpe", normal_init(0.02), (c.context, c.d_model))
+            x = x + layout.table(wpe, tokens)[positions]
         else:
             turn = rotation(c.rotary, c.width, positions)
-        x = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(x)
+        x = layout.residual(nn.Dropout(self.dropout, deterministic=self.dropout == 0)(x))
         block = nn.remat(Block) if c.remat else Block
         if c.scan_layers:
             blocks = nn.scan(

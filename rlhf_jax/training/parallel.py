@@ -1,23 +1,27 @@
 """The one place that knows devices: a pure step becomes a program over all of them.
 
-``mesh`` (default) is ``jax.jit`` over a device mesh, the batch split along its ``data`` axis;
-``pmap`` is the second mode for data parallelism. Both run the same pure step: in mesh mode it sees
-the global batch, under pmap each device sees its rows and sums go through ``axis_name``.
+``mesh`` (default) is ``jax.jit`` over a device mesh: rows of the batch and parameters are split
+along its axes (training/mesh.py, training/sharding.py), and the step sees the global batch.
+``pmap`` (training/pmap.py) is the second mode, for data parallelism: parameters lie whole on every
+device, each sees its own rows, and sums go through ``axis_name``. Both run the same pure step.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError
-
-AXIS = "data"
+from rlhf_jax.models.layout import ROWS
+from rlhf_jax.training.mesh import chosen_devices, make_mesh
+from rlhf_jax.training.pmap import pmap_update
+from rlhf_jax.training.sharding import shardings
 
 
 class Parallel(NamedTuple):
@@ -25,8 +29,9 @@ class Parallel(NamedTuple):
     mesh: Mesh
 
     @property
-    def num_devices(self) -> int:
-        return self.mesh.size
+    def row_shards(self) -> int:
+        """Into how many parts the rows of a batch are split."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     @property
     def replicated(self) -> NamedSharding:
@@ -34,79 +39,113 @@ class Parallel(NamedTuple):
 
     def split(self, axis: int) -> NamedSharding:
         """Rows of ``axis`` spread over the devices."""
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, ROWS))
+
+    def shardings(self, tree: PyTree) -> PyTree:
+        """Where the parameters, or the train state, of ``tree`` lie (arrays or shapes)."""
+        return shardings(tree, self.mesh)
 
     def check_batch(self, name: str, rows: int) -> None:
-        if rows % self.num_devices:
+        if rows % self.row_shards:
             raise InputError(
-                f"{name}={rows} is not divisible by the {self.num_devices} devices; "
-                f"choose a multiple of {self.num_devices} or set --parallel.devices"
+                f"{name}={rows} is not divisible by the {self.row_shards} parts that rows are "
+                f"split into (parallel.data x parallel.fsdp); choose a multiple of "
+                f"{self.row_shards} or set --parallel.devices"
             )
 
-    def shard(self, batch: PyTree, axis: int = 0) -> PyTree:
-        """Put host arrays on the devices, split along ``axis``."""
-        return jax.device_put(batch, self.split(axis))
+    def rows(self, count: int) -> Any:
+        """Which of ``count`` rows this process holds, as an index of a NumPy array."""
+        if jax.process_count() == 1:
+            return slice(None)
+        places = self.split(0).addressable_devices_indices_map((count,)).values()
+        return np.unique(np.concatenate([np.arange(count)[place] for place in places]))
 
-    def replicate(self, tree: PyTree) -> PyTree:
-        """A copy on every device; an array that occurs twice in ``tree`` is put there once."""
-        leaves, treedef = jax.tree.flatten(tree)
-        distinct = {id(leaf): leaf for leaf in leaves}
-        placed = jax.device_put(distinct, self.replicated)
-        return treedef.unflatten([placed[id(leaf)] for leaf in leaves])
+    def shard(self, batch: PyTree, axis: int = 0) -> PyTree:
+        """Put a batch on the devices, split along ``axis``; each process gives ``rows`` of it."""
+        put = lambda x: jax.make_array_from_process_local_data(self.split(axis), np.asarray(x))
+        if jax.process_count() == 1:
+            put = lambda x: jax.device_put(x, self.split(axis))
+        return jax.tree.map(put, batch)
+
+    def place(self, params: PyTree) -> PyTree:
+        """Put parameters where they lie, part by part; an array that occurs twice is put once."""
+        placed: dict[int, jax.Array] = {}
+
+        def put(leaf, sharding):
+            if id(leaf) not in placed:
+                placed[id(leaf)] = place(leaf, sharding)
+            return placed[id(leaf)]
+
+        return jax.tree.map(put, params, self.shardings(params))
+
+    def init(self, fn: Callable[..., PyTree], *inputs: Any) -> PyTree:
+        """``fn(*inputs)``, a tree of parameters or a train state, made in parts where they lie."""
+        out = self.shardings(jax.eval_shape(fn, *inputs))
+        return jax.jit(self.on_mesh(fn), out_shardings=out)(*inputs)
+
+    def fetch(self, tree: PyTree) -> PyTree:
+        """Whole NumPy arrays in every process."""
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+    def on_mesh(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``fn``, traced so that the hints of models/layout.py mean this mesh."""
+
+        @wraps(fn)
+        def traced(*inputs):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return fn(*inputs)
+
+        return traced
+
+    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function of split or replicated arrays (rollouts, evaluation)."""
+        return jax.jit(self.on_mesh(fn))
+
+    def program(self, step: Callable[..., Any], state: PyTree, *, batch_axis: int = 0) -> Any:
+        """``step(state, batch, key, frozen)`` as a program, which can also be lowered for a plan.
+
+        The state is donated: its buffers are reused for the new state.
+        """
+
+        def split_step(state, batch, key, frozen):
+            batch = jax.lax.with_sharding_constraint(batch, self.split(batch_axis))
+            return step(state, batch, key, frozen)
+
+        return jax.jit(
+            self.on_mesh(split_step),
+            out_shardings=(self.shardings(state), self.replicated),
+            donate_argnums=0,
+        )
 
     def update(
         self, step: Callable[..., Any], *, frozen: PyTree = None, batch_axis: int = 0
     ) -> Callable[..., Any]:
         """Compile ``step(state, batch, key, frozen, *, axis_name) -> (state, metrics)``.
 
-        Returns a function of the first three. The state is replicated and donated: its buffers are
-        reused for the new state. ``frozen`` parameters are not.
+        Returns a function of the first three. The state is donated; ``frozen`` parameters are not.
         """
         if self.mode == "pmap":
-            return self._pmap_update(step, frozen, batch_axis)
-        compiled = jax.jit(
-            step,
-            in_shardings=(
-                *(self.replicated, self.split(batch_axis)),
-                *(self.replicated, self.replicated),
-            ),
-            out_shardings=(self.replicated, self.replicated),
-            donate_argnums=0,
-        )
-        # A batch that another program made lies where that program left it.
-        return lambda state, batch, key: compiled(state, self.shard(batch, batch_axis), key, frozen)
+            return pmap_update(step, frozen, list(self.mesh.devices.flat), batch_axis)
+        programs: list[Any] = []  # made when the first state is seen
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile a function of sharded or replicated arrays (rollouts, evaluation)."""
-        return jax.jit(fn)
+        def update(state, batch, key):
+            if not programs:
+                programs.append(self.program(step, state, batch_axis=batch_axis))
+            return programs[0](state, batch, key, frozen)
 
-    def _pmap_update(self, step, frozen, batch_axis):
-        mapped = jax.pmap(
-            partial(step, axis_name=AXIS),
-            axis_name=AXIS,
-            in_axes=(None, batch_axis, None, None),
-            out_axes=None,  # sums are global, so every device holds the same state
-            devices=list(self.mesh.devices.flat),
-            donate_argnums=0,
-        )
-        n = self.num_devices
+        return update
 
-        def spread(x):
-            shape = x.shape
-            rows = (n, shape[batch_axis] // n)
-            return np.asarray(x).reshape(*shape[:batch_axis], *rows, *shape[batch_axis + 1 :])
 
-        return lambda state, batch, key: mapped(state, jax.tree.map(spread, batch), key, frozen)
+def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds on its host, as one array in parts over all of them."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def make_parallel(config: ParallelConfig) -> Parallel:
-    """A mesh over the first ``config.devices`` visible devices (0: all)."""
-    visible = jax.devices()
-    if config.devices > len(visible):
-        raise InputError(
-            f"parallel.devices={config.devices}, but only {len(visible)} are visible: {visible}"
-        )
-    devices = visible[: config.devices or len(visible)]
-    # Auto: JAX's default axis type, Explicit, would reject ordinary code such as wte[tokens].
-    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    return Parallel(config.mode, mesh)
+    """The mesh that ``config`` describes, over the first ``config.devices`` devices (0: all)."""
+    return Parallel(config.mode, make_mesh(config, chosen_devices(config)))

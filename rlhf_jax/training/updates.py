@@ -21,6 +21,7 @@ from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, whiten
 from rlhf_jax.objectives.rewards import kl_penalised_rewards, penalise_missing_eos
 from rlhf_jax.training.optimizers import update_ema
+from rlhf_jax.training.sharding import laid_out
 from rlhf_jax.types import LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
 
 LossFn = Callable[[Params, Any, Key[Array, ""], Any], tuple[Float[Array, ""], Metrics]]
@@ -45,19 +46,19 @@ def accumulated_gradients(
 
     def add(total, inputs):
         rows, i = inputs
-        return jax.tree.map(
-            jnp.add, total, gradient(params, rows, jax.random.fold_in(key, i), count)
-        ), None
+        share = gradient(params, rows, jax.random.fold_in(key, i), count)
+        return jax.tree.map(jnp.add, total, share), None
 
-    first = gradient(params, jax.tree.map(lambda x: x[0], micro), jax.random.fold_in(key, 0), count)
-    rest = jax.tree.map(lambda x: x[1:], micro)
-    total, _ = jax.lax.scan(add, first, (rest, jnp.arange(1, accumulate)))
+    # From zero, so that the program holds the model once.
+    share = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key, count)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), share)
+    total, _ = jax.lax.scan(add, zero, (micro, jnp.arange(accumulate)))
     return total
 
 
 def on_trainable(loss_fn: LossFn, frozen: Params | None) -> LossFn:
     """``loss_fn`` as a function of what trains: no gradient of the frozen part is computed."""
-    return lambda params, *rest: loss_fn(combine(frozen, params), *rest)
+    return lambda params, *rest: loss_fn(combine(frozen, laid_out(params)), *rest)
 
 
 def apply_gradients(

@@ -118,10 +118,12 @@ def run(config: PPOConfig) -> dict:
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
         params, frozen = partition(policy_value.init(actor.params, critic.params))
-        ref_params, reward_params, frozen = parallel.replicate((sft.params, reward.params, frozen))
-        state = make_state(params, tx, ema_decay=config.optim.ema_decay)
+        params, frozen, ref_params, reward_params = parallel.place(
+            (params, frozen, sft.params, reward.params)
+        )
+        state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
-        state = stage.restore(parallel.replicate(state), **iterators)
+        state = stage.restore(state, **iterators)
         kl_coef = jnp.float32(stage.extra.get("kl_coef", config.kl.coef))
 
         # Functions
@@ -191,6 +193,7 @@ def run(config: PPOConfig) -> dict:
             minibatches, metrics = prepare(rollout, kl_coef, k_shuffle)
             ptx = next(iterators["ptx"]) if config.ptx_coef else None
             ptx = jax.tree.map(lambda x: x.reshape(updates, -1, *x.shape[1:]), ptx)
+            ptx = parallel.shard(ptx, axis=1)
             state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
             if config.kl.target:
                 kl_coef = update_kl_coef(

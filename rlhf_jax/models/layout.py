@@ -1,0 +1,73 @@
+"""Where activations lie on a device mesh: hints to the compiler, which change no value.
+
+    data, fsdp   rows of the batch
+    tensor       heads, features inside the MLP, vocabulary; between blocks positions (sequence
+                 parallelism, Korthikanti et al. 2022), so that what is kept for the backward pass
+                 is split too
+
+One token per row is different (Pope et al. 2022): moving its activations is cheaper than gathering
+the weights, so features lie where the weights' are, on ``fsdp``, and only ``data`` splits the rows.
+Outside a mesh with a ``tensor`` axis (one device, pmap) these functions return their argument.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+
+UNEVEN = 64
+"""A dimension this many times longer than its parts may be split unevenly: padding costs 2 %."""
+
+
+def fit(
+    spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int], *, uneven: bool
+) -> PartitionSpec:
+    """``spec`` without the mesh axes that do not divide the dimension they would split."""
+    fitted = []
+    for names, dimension in zip(spec, shape, strict=False):
+        names = (names,) if isinstance(names, str) else names or ()
+        kept, parts = [], 1
+        for name in names:
+            count = parts * sizes[name]
+            if dimension % count == 0 or (uneven and dimension >= UNEVEN * count):
+                kept.append(name)
+                parts = count
+        fitted.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+    return PartitionSpec(*fitted)
+
+
+def split(x: Array, *spec) -> Array:
+    """``x`` with its dimensions split over the mesh axes that ``spec`` names."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "tensor" not in mesh.axis_names or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh.shape, uneven=True))
+
+
+def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return split(x, "data", None, "fsdp") if x.shape[1] == 1 else split(x, ROWS, "tensor", None)
+
+
+def table(x: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "V D"]:
+    """Embeddings, gathered to whole rows before many tokens are looked up in them."""
+    return split(x, "tensor", "fsdp" if tokens.shape[1] == 1 else None)
+
+
+def heads(x: Float[Array, "*N B H T Dh"]) -> Float[Array, "*N B H T Dh"]:
+    """Queries, keys and values of one layer, or of all layers stacked in front."""
+    return split(x, *[None] * (x.ndim - 4), ROWS, "tensor", None, None)
+
+
+def features(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """Inside the MLP."""
+    return split(x, "data" if x.shape[1] == 1 else ROWS, None, "tensor")
+
+
+def logits(x: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+    """Of one position per row the sampler needs the whole row."""
+    return split(x, ROWS, None) if x.ndim == 2 else split(x, ROWS, None, "tensor")
