@@ -18,6 +18,7 @@ from rlhf_jax.config import ModelConfig, RotaryConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.checkpoint_fields import Fields
+from rlhf_jax.models.families import GPT2
 from rlhf_jax.models.gguf import unpair
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
@@ -339,6 +340,22 @@ def test_every_combination_of_a_shape_is_one_family_or_none():
         assert resolved(family.read(fields)) == resolved(config)
         fields.done()
     assert claimed == 6  # GPT-NeoX has both kinds of residual
+
+
+@pytest.mark.parametrize(
+    "layers,width,parameters",
+    [
+        (12, 768, 124_439_808),
+        (24, 1024, 354_823_168),
+        (36, 1280, 774_030_080),
+        (48, 1600, 1_557_611_200),
+    ],
+)
+def test_the_four_sizes_of_gpt2_have_their_numbers_of_parameters(layers, width, parameters):
+    fields = {"n_layer": layers, "n_embd": width, "n_head": width // 64, "n_positions": 1024}
+    config = GPT2.read(Fields(fields | {"activation_function": "gelu_new"}, "config.json"))
+    shapes = parameter_shapes(config, 50257, "lm")
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
 MEASURE = """

@@ -1,0 +1,134 @@
+"""GGUF files of the Llama family: weights back in Hugging Face's order, vocabulary, wrong files."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_pretrained import SHAPES, greedy, random_params
+
+from experiments.trained import load_trained
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.families import LLAMA
+from rlhf_jax.models.gguf import NAMES, load_gguf
+from rlhf_jax.models.tensor_layout import at, parameter_shapes, tensors_of
+
+gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -e '.[gguf]'")
+
+ROTARY = dataclasses.replace(SHAPES["llama"].rotary, factor=1.0)
+CONFIG = dataclasses.replace(
+    SHAPES["llama"],
+    d_model=32,
+    d_ff=64,
+    rotary=dataclasses.replace(SHAPES["llama"].rotary, factor=1.0),
+)
+TOKENS = ["<pad>", "<|end|>", *(chr(ord("!") + n) for n in range(94)), "ab", "abc"]
+ROWS = len(TOKENS)
+
+
+def pair(rows, heads):
+    """Hugging Face's halves of a head as llama.cpp's neighbours: index arithmetic, row by row."""
+    size = len(rows) // heads
+    out = np.empty_like(rows)
+    for head in range(heads):
+        for i in range(size):
+            half, offset = divmod(i, size // 2)
+            out[head * size + 2 * offset + half] = rows[head * size + i]
+    return out
+
+
+def write(path, params, *, quantised=(), architecture="llama", tokenizer="gpt2", **fields):
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(CONFIG.context)
+    writer.add_embedding_length(CONFIG.d_model)
+    writer.add_block_count(CONFIG.n_layers)
+    writer.add_feed_forward_length(CONFIG.hidden)
+    writer.add_head_count(CONFIG.n_heads)
+    writer.add_head_count_kv(CONFIG.kv_heads)
+    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
+    writer.add_rope_freq_base(CONFIG.rotary.theta)
+    writer.add_vocab_size(ROWS)
+    for name, value in fields.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_tokenizer_model(tokenizer)
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, *[1] * (ROWS - 2)])
+    writer.add_token_merges(["a b", "ab c"])
+    writer.add_eos_token_id(1)
+    theirs = {ours: llama_cpp for llama_cpp, ours in NAMES.items()}
+    heads = {"q_proj": CONFIG.n_heads, "k_proj": CONFIG.kv_heads}
+    shapes = parameter_shapes(CONFIG, ROWS, "lm")
+    for entry in tensors_of(LLAMA, CONFIG, shapes, bare=False):
+        values = entry.write(np.asarray(at(params, entry.path)))
+        for name, value in zip(entry.names, values, strict=True):
+            module, _, kind = name.rpartition(".")
+            value = np.ascontiguousarray(value)
+            if module.split(".")[-1] in heads:
+                value = pair(value, heads[module.split(".")[-1]])
+            if ".layers." in module:
+                layer, _, rest = module.removeprefix("model.layers.").partition(".")
+                name = f"blk.{layer}.{theirs[rest]}.{kind}"
+            else:
+                name = f"{theirs[module]}.{kind}"
+            if name in quantised:
+                kind = gguf.GGMLQuantizationType.Q8_0
+                writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG, vocab_size=ROWS)
+
+
+def test_weights_are_put_back_in_order(params, tmp_path):
+    write(tmp_path / "m.gguf", params)
+    imported, vocabulary = load_gguf(tmp_path / "m.gguf")
+    assert imported.vocab_size == ROWS and vocabulary.eos == "<|end|>"
+    jax.tree.map(np.testing.assert_array_equal, imported.params, params)
+    trained = load_trained(tmp_path / "m.gguf", flag="init")
+    ids = trained.tokenizer.encode("abcab!")
+    assert ids == [TOKENS.index("abc"), TOKENS.index("ab"), TOKENS.index("!")]
+    assert trained.tokenizer.eos_id == 1
+    answer = greedy(imported, jnp.array([ids], jnp.int32), length=4)
+    assert answer.shape == (1, 4)
+
+
+def test_quantised_blocks_are_rounded_to_a_255th(params, tmp_path):
+    name = "blk.1.ffn_up.weight"
+    write(tmp_path / "m.gguf", params, quantised=[name])
+    imported, _ = load_gguf(tmp_path / "m.gguf")
+    found = np.asarray(imported.params["trunk"]["block_1"]["mlp"]["c_fc"]["kernel"])
+    exact = np.asarray(params["trunk"]["block_1"]["mlp"]["c_fc"]["kernel"])
+    assert 0 < np.abs(found - exact).max() <= np.abs(exact).max() / 254 * 1.02
+    other = imported.params["trunk"]["block_1"]["mlp"]["c_gate"]["kernel"]
+    np.testing.assert_array_equal(other, params["trunk"]["block_1"]["mlp"]["c_gate"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (dict(architecture="mamba"), "architecture 'mamba' is not supported"),
+        (dict(tokenizer="llama"), "tokenizer 'llama' is no byte-level BPE"),
+        (dict(expert_count=8), "expert_count=8"),
+    ],
+)
+def test_what_is_not_supported_is_named(params, tmp_path, options, message):
+    write(tmp_path / "m.gguf", params, **options)
+    with pytest.raises(InputError, match=message):
+        load_trained(tmp_path / "m.gguf", flag="init")
+
+
+def test_a_truncated_file(params, tmp_path):
+    write(tmp_path / "m.gguf", params)
+    data = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(data[:300])
+    with pytest.raises(InputError, match="is not a whole GGUF file"):
+        load_gguf(tmp_path / "m.gguf")
