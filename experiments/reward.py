@@ -2,6 +2,7 @@
 
     python -m experiments.reward --config configs/quickstart.py
     python -m experiments.reward --init runs/sft --data comparisons.jsonl
+    python -m experiments.reward --init runs/sft --data pref_hh_harmless
 
 All C(K, 2) pairs of a prompt are one batch element (Ouyang et al. 2022, eq. 1): K forward passes,
 and no response is seen in several updates of one epoch. Afterwards the score is shifted so that
@@ -23,10 +24,13 @@ from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
 from rlhf_jax.data.formats import Comparison
+from rlhf_jax.errors import check
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
+from rlhf_jax.evaluation.preference_audit import length_coefficient
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.tasks.preferences import as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
@@ -58,11 +62,7 @@ def run(config: RewardConfig) -> dict:
             prompt_length=config.prompt_length, response_length=config.response_length
         )
         save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
-        rows = load_comparisons(config.data, data_dir=config.cache)
-        if config.heldout is not None:
-            heldout = load_comparisons(config.heldout, data_dir=config.cache)
-        else:
-            rows, heldout = split(rows, heldout_fraction=config.heldout_fraction)
+        rows, heldout = load_rows(config)
 
         def comparisons(rows, batch_size, seed):
             return comparison_batches(
@@ -74,8 +74,12 @@ def run(config: RewardConfig) -> dict:
                 seed=seed,
             )
 
-        batches = comparisons(rows, config.batch_size, config.run.data_seed)
+        shown = as_pairs(rows) if config.pairing == "shuffled" else rows
+        batches = comparisons(shown, config.batch_size, config.run.data_seed)
         stage.note(comparisons=batches.report._asdict())
+        length_coef = 0.0
+        if config.length_control:
+            length_coef = length_coefficient(batches.data.mask.sum(axis=2), batches.data.ranks)
 
         # Model and state
         model = make_scalar_model(model_config, sft.vocab_size)
@@ -94,6 +98,8 @@ def run(config: RewardConfig) -> dict:
 
         def loss_fn(params, batch, key, count):
             scores = scores_of(params, batch, key if config.dropout else None)
+            if config.length_control:
+                scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))
             return ranking_loss(scores, batch.ranks, count=count)
 
         update = parallel.update(
@@ -150,8 +156,22 @@ def run(config: RewardConfig) -> dict:
             heldout=evaluate(params),
             bias=bias,
             gain=gain,
+            length_coef=length_coef,
             calibration=calibration_rows(bins),
         )
+
+
+def load_rows(config: RewardConfig):
+    """(training, held-out) comparisons of a file, or of a named set in its own split."""
+    if is_name(config.data):
+        check(config.heldout is None, f"--data {config.data} has its own held-out part")
+        found = load_preferences(str(config.data), config.source)
+        check(len(found.train) > 0, f"--data {config.data} is for evaluation (experiments.audit)")
+        return found.train, found.heldout
+    rows = load_comparisons(config.data, data_dir=config.cache)
+    if config.heldout is not None:
+        return rows, load_comparisons(config.heldout, data_dir=config.cache)
+    return split(rows, heldout_fraction=config.heldout_fraction)
 
 
 def normalisation(config, params, score_all, rows) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from rlhf_jax.config.stages import (
     SFTConfig,
 )
 from rlhf_jax.config.tools import (
+    AuditConfig,
     ConvertConfig,
     EvaluateConfig,
     HarnessConfig,
@@ -29,6 +30,7 @@ from rlhf_jax.config.tools import (
 from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
 
 __all__ = [
+    "AuditConfig",
     "BenchmarkConfig",
     "CompareConfig",
     "ConvertConfig",

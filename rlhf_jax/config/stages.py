@@ -136,6 +136,16 @@ class RewardConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/reward")))
     init: Path = Path("runs/sft")
     data: Path = Path("comparisons.jsonl")
+    """A file or folder, or the name of a set of human preferences under ``source``:
+    pref_hh_harmless, pref_pandalm, rank_mqm_wmt23_zh_en, honesty_truthfulqa."""
+    source: Path = Path("data")
+    """Folder of the named sets."""
+    pairing: Literal["prompt", "shuffled"] = "prompt"
+    """All pairs of a prompt as one batch element, or each pair for itself (an ablation: a batch is
+    then ``batch_size`` pairs)."""
+    length_control: bool = False
+    """Train beside a term b · log length, b fitted on the labels alone, that is then left out: what
+    length explains is not learnt."""
     heldout: Path | None = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: float = 0.1

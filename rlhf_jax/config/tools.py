@@ -43,6 +43,28 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """A reward model against human preferences."""
+
+    reward: Path = Path("runs/reward")
+    """Run folder of a reward model, or a Hugging Face checkpoint with a scalar head."""
+    data: tuple[str, ...] = ("pref_llmbar",)
+    """Names of sets of human preferences under ``source``, or files of comparisons."""
+    source: Path = Path("data")
+    """Folder of the named sets."""
+    prompt_length: int = 128
+    response_length: int = 96
+    batch_size: int = 32
+    """Prompts per batch."""
+    out: Path | None = None
+    """JSON file for the results."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self):
+        check(len(self.data) > 0, "data is empty: give --data NAME or FILE")
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """The files of a task alone, for stages that are started one by one."""
 

@@ -87,7 +87,7 @@ def train_classifier(
     idf = np.log((1 + len(texts)) / (1 + np.array([counts[term] for term in kept]))) + 1
     x, labels = tfidf(found, vocabulary, idf), np.asarray(labels)
 
-    fit = lambda rows: _logistic_regression(x[rows], labels[rows], weights[rows], loss_weight)
+    fit = lambda rows: logistic_regression(x[rows], labels[rows], weights[rows], loss_weight)
     number, everyone = np.arange(len(texts)), np.ones(len(texts), bool)
     unseen = np.empty(calibrate_on)
     for k in range(folds):
@@ -102,28 +102,28 @@ def train_classifier(
 def calibrate(logits: Float[np.ndarray, "B"], labels: Bool[np.ndarray, "B"]) -> tuple[float, float]:
     """Slope a and offset b for which σ(a·logit + b) fits the labels best (Platt 1999)."""
     # A weak prior: with separable labels the slope would otherwise run to infinity.
-    w, offset = _logistic_regression(logits[:, None], labels, np.ones(len(logits)), 1000.0)
+    w, offset = logistic_regression(logits[:, None], labels, np.ones(len(logits)), 1000.0)
     return float(w[0]), offset
 
 
-def _logistic_regression(
-    x, labels, weights, loss_weight: float
+def logistic_regression(
+    x, labels, weights, loss_weight: float, *, bias: bool = True
 ) -> tuple[Float[np.ndarray, "F"], float]:
-    """Weights and bias, by Newton's method with conjugate gradients from zero."""
+    """Weights and bias (0 without one), by Newton's method with conjugate gradients from zero."""
     signs = np.where(labels, 1.0, -1.0)
 
     def objective(parameters):
-        w, bias = parameters[:-1], parameters[-1]
-        z = signs * (x @ w + bias)
+        w, offset = parameters[:-1], parameters[-1]
+        z = signs * (x @ w + offset)
         slope = -loss_weight * weights * signs * expit(-z)
         value = loss_weight * (weights * np.logaddexp(0, -z)).sum() + (w**2).sum() / 2
-        return value, np.append(x.T @ slope + w, slope.sum())
+        return value, np.append(x.T @ slope + w, bias * slope.sum())
 
     def hessian_times(parameters, vector):
         z = x @ parameters[:-1] + parameters[-1]
         curvature = loss_weight * weights * expit(z) * expit(-z)
         along = curvature * (x @ vector[:-1] + vector[-1])
-        return np.append(x.T @ along + vector[:-1], along.sum())
+        return np.append(x.T @ along + vector[:-1], bias * along.sum())
 
     best = minimize(
         objective,

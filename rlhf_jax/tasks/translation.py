@@ -19,8 +19,8 @@ from rlhf_jax.evaluation.segments import mixed_tokens
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.splits import connected, normalised, parts, passages, read_fields
 from rlhf_jax.tasks.task import Figure, Judge, Task
+from rlhf_jax.tasks.translation_prompt import chinese_of, prompt_of
 
-ASK, ANSWER = "Chinese: ", "\nEnglish:"
 SHARES = {
     "demonstrations": 0.72,
     "comparisons": 0.12,
@@ -86,14 +86,6 @@ def read_pairs(folder: Path) -> list[Pair]:
     rows = [(zh.strip(), en.strip()) for zh, en in read_fields(folder, "zh", "en")]
     keys = [(("zh", normalised(zh)), ("en", normalised(en))) for zh, en in rows]
     return [(*row, group) for row, group in zip(rows, connected(keys), strict=True)]
-
-
-def prompt_of(chinese: str) -> str:
-    return ASK + chinese + ANSWER
-
-
-def chinese_of(prompt: str) -> str:
-    return prompt.removeprefix(ASK).removesuffix(ANSWER)
 
 
 def make_gold(references: References) -> Judge:

@@ -1,0 +1,185 @@
+"""How good a reward model is at telling what people preferred, and how much of it is length.
+
+Everything is over pairs (better, worse) of one prompt. Pairs of a prompt hang together, so every
+interval is clustered by prompt. Needs scores, lengths and ranks only: any reward model, or none.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from scipy import stats
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from rlhf_jax.evaluation.metrics import Interval, calibration
+
+QUARTERS = 4
+
+
+class Pairs(NamedTuple):
+    """Ordered pairs of all prompts; ``better`` and ``worse`` index the flattened responses."""
+
+    prompt: Int[np.ndarray, "N"]
+    better: Int[np.ndarray, "N"]
+    worse: Int[np.ndarray, "N"]
+
+    def margins(self, values: Float[np.ndarray, "P K"]) -> Float[np.ndarray, "N"]:
+        flat = np.asarray(values, float).reshape(-1)
+        return flat[self.better] - flat[self.worse]
+
+
+def ordered_pairs(ranks: Int[np.ndarray, "P K"]) -> Pairs:
+    """All pairs with different ranks; −1 marks an absent response."""
+    ranks = np.asarray(ranks)
+    here = ranks >= 0
+    better = (ranks[:, :, None] < ranks[:, None, :]) & here[:, :, None] & here[:, None, :]
+    prompt, i, j = np.nonzero(better)
+    K = ranks.shape[1]
+    return Pairs(prompt, prompt * K + i, prompt * K + j)
+
+
+def clustered_mean(values: Float[np.ndarray, "N"], cluster: Int[np.ndarray, "N"]) -> Interval:
+    """Mean over pairs with a 95 % interval over prompts.
+
+    The ratio estimator's variance, Σ_p (Σ_{i∈p} (v_i − v̄))² · m / (m − 1) / n², m prompts, n pairs:
+    it is the usual one where each prompt has one pair, and larger where pairs of a prompt agree.
+    """
+    values, (_, index) = np.asarray(values, float), np.unique(cluster, return_inverse=True)
+    n = len(values)
+    if n == 0:
+        return {"mean": float("nan"), "ci": float("nan"), "n": 0}
+    mean = values.mean()
+    sums = np.bincount(index, values - mean)
+    m = len(sums)
+    half = float("nan")
+    if m > 1:
+        deviation = np.sqrt((sums**2).sum() * m / (m - 1)) / n
+        half = stats.t.ppf(0.975, m - 1) * deviation
+    return {"mean": float(mean), "ci": float(half), "n": n}
+
+
+def accuracy(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> Interval:
+    """Share of the ordered pairs that the scores order as people did; equal scores count 1/2."""
+    pairs = ordered_pairs(ranks)
+    return clustered_mean(right(pairs.margins(scores)), pairs.prompt)
+
+
+def right(margins: np.ndarray) -> np.ndarray:
+    return (1 + np.sign(margins)) / 2
+
+
+def audit(
+    scores: Float[np.ndarray, "P K"],
+    lengths: Num[np.ndarray, "P K"],
+    ranks: Int[np.ndarray, "P K"],
+    subsets: Sequence[str],
+) -> dict:
+    """The table of one reward model on one set; ``lengths`` in any unit, ``subsets`` by prompt."""
+    pairs = ordered_pairs(ranks)
+    margins, hits = pairs.margins(scores), right(pairs.margins(scores))
+    ratio = pairs.margins(np.log1p(lengths))
+    mean = lambda chosen: clustered_mean(hits[chosen], pairs.prompt[chosen])
+    reliability = calibration(scores, ranks)
+    names = np.array(subsets)[pairs.prompt]
+    return {
+        "accuracy": clustered_mean(hits, pairs.prompt),
+        "always_longer": clustered_mean(right(ratio), pairs.prompt),
+        "by_margin": by_quarter(np.abs(margins), hits, pairs.prompt),
+        "by_length": {
+            "preferred is shorter": mean(ratio < 0),
+            "as long": mean(ratio == 0),
+            "preferred is longer": mean(ratio > 0),
+        },
+        "by_length_difference": by_quarter(np.abs(ratio), hits, pairs.prompt),
+        "by_subset": {str(name): mean(names == name) for name in dict.fromkeys(names)},
+        "ece": reliability.ece,
+        "calibration": [
+            {"predicted": p, "observed": o, "count": n}
+            for p, o, n in zip(*reliability[1:], strict=True)
+            if n
+        ],
+        "length_bias": length_bias(scores, lengths, ranks),
+    }
+
+
+def by_quarter(by: np.ndarray, hits: np.ndarray, prompt: np.ndarray) -> list[dict]:
+    """Accuracy in each quarter of the pairs, from the smallest value of ``by`` to the largest."""
+    order = np.argsort(by, kind="stable")
+    return [
+        {"from": float(by[part].min()), "to": float(by[part].max())}
+        | clustered_mean(hits[part], prompt[part])
+        for part in np.array_split(order, QUARTERS)
+        if len(part)
+    ]
+
+
+def length_bias(
+    scores: Float[np.ndarray, "P K"],
+    lengths: Num[np.ndarray, "P K"],
+    ranks: Int[np.ndarray, "P K"],
+) -> dict:
+    """How often model and people take the longer answer, and how far apart they are.
+
+    ``correlation`` is of score and log length within prompts. ``excess`` is the model's share less
+    people's share on the same pairs: above 0, the model likes length more than people do.
+    """
+    pairs = ordered_pairs(ranks)
+    ratio = pairs.margins(np.log1p(lengths))
+    different = ratio != 0
+    people = (ratio > 0).astype(float)[different]
+    margins = pairs.margins(scores)
+    model = right(margins * np.sign(ratio))[different]
+    prompt = pairs.prompt[different]
+    return {
+        "people_take_longer": clustered_mean(people, prompt),
+        "model_takes_longer": clustered_mean(model, prompt),
+        "excess": clustered_mean(model - people, prompt),
+        "correlation": within_correlation(scores, np.log1p(lengths), ranks),
+    }
+
+
+def within_correlation(
+    x: Float[np.ndarray, "P K"], y: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]
+) -> float:
+    """Pearson's correlation after each prompt's mean is taken off; NaN without any variation."""
+    here = np.asarray(ranks) >= 0
+    count = np.maximum(here.sum(axis=1, keepdims=True), 1)
+    centred = []
+    for values in (x, y):
+        values = np.where(here, values, 0.0)
+        mean = values.sum(axis=1, keepdims=True) / count
+        centred.append(np.where(here, values - mean, 0.0))
+    a, b = centred
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+def length_coefficient(lengths: Num[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> float:
+    """b that best explains the labels by length alone: P(i above j) = σ(b log(len_i / len_j)).
+
+    As the ranking loss, each prompt weighs the same. Between −20 and 20.
+    """
+    pairs = ordered_pairs(ranks)
+    ratio = pairs.margins(np.log1p(lengths))
+    weights = 1 / np.bincount(pairs.prompt, minlength=len(lengths))[pairs.prompt]
+    loss = lambda b: (weights * np.logaddexp(0, -b * ratio)).sum()
+    return float(minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
+
+
+def tie_margins(
+    margins_of_ties: Float[np.ndarray, "N"], margins_of_pairs: Float[np.ndarray, "M"]
+) -> dict[str, float]:
+    """Whether the model is less sure where people said *equal*.
+
+    Mean confidence σ(|margin|) on ties and on pairs, and the probability that a random pair's
+    |margin| is above a random tie's (1/2: the model cannot tell).
+    """
+    ties, pairs = np.abs(margins_of_ties), np.abs(margins_of_pairs)
+    auc = stats.mannwhitneyu(pairs, ties).statistic / (len(pairs) * len(ties))
+    return {
+        "confidence_on_ties": float(expit(ties).mean()),
+        "confidence_on_pairs": float(expit(pairs).mean()),
+        "pairs_above_ties": float(auc),
+    }

@@ -1,0 +1,198 @@
+"""What real people preferred: five public sets as ranked comparisons, split by what hangs together.
+
+| name | who judged what | split by |
+| --- | --- | --- |
+| ``pref_hh_harmless`` | crowd workers: the less harmful of two answers in a dialogue | first turn |
+| ``pref_pandalm`` | three annotators: the better of two answers to an instruction | instruction |
+| ``rank_mqm_wmt23_zh_en`` | translators, three each: errors in up to 10 translations | document |
+| ``honesty_truthfulqa`` | people: true and false answers to a question | question |
+| ``pref_llmbar`` | experts: the answer that follows the instruction; evaluation only | - |
+
+Prompts have the form in which the tasks ask: a user's message, ``Chinese: … English:``.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.data.formats import Comparison
+from rlhf_jax.tasks.instructions import as_prompt
+from rlhf_jax.tasks.splits import parts, read_fields, share
+from rlhf_jax.tasks.translation_prompt import prompt_of
+
+SHARES = {"train": 0.85, "heldout": 0.15}
+MOST_OF_A_KIND = 4
+"""True and false answers that a question of TruthfulQA keeps: K is at most 8."""
+
+
+class Preferences(NamedTuple):
+    """One set of human judgements."""
+
+    train: list[Comparison]
+    """Empty for a set that is for evaluation only."""
+    heldout: list[Comparison]
+    subsets: list[str]
+    """Of each held-out row, for a table by subset."""
+    ties: list[Comparison]
+    """Pairs that people called equal."""
+    agreement: float | None
+    """How often two of the set's labelers, working apart, order a pair alike (pairs that both
+    order strictly); None where each was labelled once. A model that knew everybody's taste but
+    not this labeler's could hardly do better on single labels."""
+
+
+class Judged(NamedTuple):
+    comparison: Comparison
+    group: str
+    subset: str = "all"
+
+
+def is_name(path: Path) -> bool:
+    """Whether a data argument names one of the sets rather than a file."""
+    return str(path) in SETS and not Path(path).exists()
+
+
+def load_preferences(name: str, source: Path) -> Preferences:
+    """The set of this name under ``source``, or all of it held out if it is for evaluation."""
+    judged, ties, agreement = SETS[name](Path(source) / name)
+    if name in EVALUATION_ONLY:
+        train, heldout = [], judged
+    else:
+        split = parts(judged, lambda row: row.group, SHARES, name)
+        train, heldout = split["train"], split["heldout"]
+    comparisons = lambda rows: [row.comparison for row in rows]
+    subsets = [row.subset for row in heldout]
+    return Preferences(comparisons(train), comparisons(heldout), subsets, ties, agreement)
+
+
+def as_pairs(rows: Sequence[Comparison]) -> list[Comparison]:
+    """Every strictly ordered pair as a comparison of its own: what InstructGPT warns of (§3.5).
+
+    The pairs of one prompt then meet in different updates, and each response is seen up to K − 1
+    times an epoch.
+    """
+    made = []
+    for row in rows:
+        for i, j in combinations(range(len(row.ranks)), 2):
+            if row.ranks[i] != row.ranks[j]:
+                ranks = (0, 1) if row.ranks[i] < row.ranks[j] else (1, 0)
+                tokens = row.tokens and (row.tokens[i], row.tokens[j])
+                pair = (row.responses[i], row.responses[j])
+                made.append(Comparison(row.prompt, pair, ranks, tokens))
+    return made
+
+
+# --- the sets -------------------------------------------------------------------------------------
+
+Read = tuple[list[Judged], list[Comparison], float | None]
+
+
+def hh_harmless(folder: Path) -> Read:
+    rows = read_fields(folder, "prompt", "chosen", "rejected")
+    first_turn = lambda prompt: prompt.split("\n\nAssistant:")[0]
+    judged = [
+        Judged(Comparison(prompt, (chosen, rejected), (0, 1)), first_turn(prompt))
+        for prompt, chosen, rejected in rows
+    ]
+    return judged, [], None
+
+
+def pandalm(folder: Path) -> Read:
+    text_of = lambda instruction, given: f"{instruction}\n\n{given}" if given else instruction
+    judged, ties = [], []
+    fields = ("instruction", "input", "chosen", "rejected")
+    for instruction, given, chosen, rejected in read_fields(folder / "pairs.jsonl", *fields):
+        text = text_of(instruction, given)
+        pair = (f" {chosen}", f" {rejected}")
+        judged.append(Judged(Comparison(as_prompt(text), pair, (0, 1)), text))
+    fields = ("instruction", "input", "response1", "response2")
+    for instruction, given, first, second in read_fields(folder / "ties.jsonl", *fields):
+        prompt = as_prompt(text_of(instruction, given))
+        ties.append(Comparison(prompt, (f" {first}", f" {second}"), (0, 0)))
+    names = ("pairs", "ties")
+    votes = [row for name in names for row in read_fields(folder / f"{name}.jsonl", "votes")]
+    sign = {0: 0, 1: 1, 2: -1}  # the first answer is as good, better, worse
+    orders = [np.array([[sign[vote]] for vote in row]) for (row,) in votes]
+    return judged, ties, pairwise_agreement(orders)
+
+
+def mqm(folder: Path) -> Read:
+    judged, orders = [], []
+    for document, chinese, responses in read_fields(folder, "doc", "prompt", "responses"):
+        ranks = [response["rank"] for response in responses]
+        texts = tuple(" " + response["text"] for response in responses)
+        if len(set(ranks)) > 1:
+            order = sorted(set(ranks))
+            dense = tuple(map(order.index, ranks))
+            judged.append(Judged(Comparison(prompt_of(chinese), texts, dense), document))
+        # Equal texts of several systems were merged with their ratings: who gave which is lost.
+        rated = [r["rater_scores"] for r in responses if len(r["rater_scores"]) == 3]
+        if len(rated) > 1:
+            orders.append(differences(np.array(rated, float).T))
+    return judged, [], pairwise_agreement(orders)
+
+
+def truthfulqa(folder: Path) -> Read:
+    answers = defaultdict(lambda: ([], []))
+    path = folder / "judged_answers.jsonl"
+    for question, answer, truthful in read_fields(path, "question", "answer", "truthful"):
+        kind = answers[question][0 if truthful else 1]
+        if answer not in kind:
+            kind.append(answer)
+    judged = []
+    for question, kinds in answers.items():
+        # A text that was judged both ways says nothing.
+        both = set(kinds[0]) & set(kinds[1])
+        some = [sorted(set(kind) - both, key=lambda a: share(a, "answer")) for kind in kinds]
+        true, false = (kind[:MOST_OF_A_KIND] for kind in some)
+        if true and false:
+            texts = tuple(f" {answer}" for answer in [*true, *false])
+            ranks = (0,) * len(true) + (1,) * len(false)
+            judged.append(Judged(Comparison(as_prompt(question), texts, ranks), question))
+    return judged, [], None
+
+
+def llmbar(folder: Path) -> Read:
+    rows = read_fields(folder, "subset", "prompt", "chosen", "rejected")
+    judged = [
+        Judged(
+            Comparison(as_prompt(prompt), (f" {chosen}", f" {rejected}"), (0, 1)), prompt, subset
+        )
+        for subset, prompt, chosen, rejected in rows
+    ]
+    return judged, [], None
+
+
+SETS: dict[str, Callable[[Path], Read]] = {
+    "pref_hh_harmless": hh_harmless,
+    "pref_pandalm": pandalm,
+    "rank_mqm_wmt23_zh_en": mqm,
+    "honesty_truthfulqa": truthfulqa,
+    "pref_llmbar": llmbar,
+}
+"""By the folder's name, which is what the command line knows."""
+EVALUATION_ONLY = ("pref_llmbar",)
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def differences(scores: np.ndarray) -> np.ndarray:
+    """[rater, pair]: which response of each pair a rater scores higher, as 1, 0 or −1."""
+    i, j = np.triu_indices(scores.shape[1], 1)
+    return np.sign(scores[:, i] - scores[:, j])
+
+
+def pairwise_agreement(orders: Sequence[np.ndarray]) -> float:
+    """Share of (two raters, pair) that both order strictly which they order alike."""
+    products = np.concatenate([product for each in orders for product in rater_pairs(each)])
+    return float((products > 0).sum() / (products != 0).sum())
+
+
+def rater_pairs(order: np.ndarray) -> Iterator[np.ndarray]:
+    for a, b in combinations(range(len(order)), 2):
+        yield order[a] * order[b]

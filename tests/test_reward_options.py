@@ -1,0 +1,104 @@
+"""Training on named human preferences, pairs for themselves, length control, and the audit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from experiments import audit, reward
+from rlhf_jax.config import AuditConfig, OptimConfig, RewardConfig, RunConfig
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+LENGTHS = dict(prompt_length=8, response_length=24)
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    words = ["the film is", "and so on", "fine", "poor", "Chinese English Human Assistant 我们的"]
+    tokenizer = train_bpe(words * 20, vocab_size=300)
+    return tiny.save_model(tmp_path_factory.mktemp("sft") / "run", tokenizer)
+
+
+def config(sft, folder, **changes):
+    run = RunConfig(dir=folder, tensorboard=False, eval_every=1000, save_every=1000)
+    optim = OptimConfig(lr=1e-2, warmup_steps=0)
+    base = RewardConfig(run=run, init=sft, optim=optim, batch_size=16, epochs=1, **LENGTHS)
+    return replace(base, source=ROOT / "data", cache=folder.parent / "cache", **changes)
+
+
+def by_length_and_word(path, rows):
+    """People who like *fine*, and longer answers much more."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for n in range(rows):
+        answers, utilities = [], []
+        for _ in range(2):
+            count, fine = int(rng.integers(1, 8)), bool(rng.integers(2))
+            answers.append(" " + " ".join(["fine" if fine else "poor"] + ["so"] * count))
+            utilities.append(2 * fine + 4 * np.log1p(count) + rng.gumbel())
+        better = int(np.argmax(utilities))
+        lines.append({"prompt": f"p{n}", "responses": answers, "ranks": [better, 1 - better]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_length_control_leaves_the_words_and_takes_the_length(sft, tmp_path):
+    data = by_length_and_word(tmp_path / "rows.jsonl", 1200)
+    found = {}
+    for control in (False, True):
+        folder = tmp_path / f"control_{control}"
+        done = reward.run(
+            config(sft, folder, data=data, length_control=control, epochs=2, dropout=0.0)
+        )
+        assert (done["length_coef"] > 1) == control
+        check = AuditConfig(reward=folder, data=(str(data),), **LENGTHS)
+        found[control] = audit.run(check)[str(data)]
+    plain, controlled = (found[c]["length_bias"]["correlation"] for c in (False, True))
+    assert plain > 0.7 and controlled < plain - 0.3
+    # Where lengths are equal only the word is left: of these pairs half have the same, and of the
+    # others people take *fine* in 0.88, so that 0.69 is the best that can be.
+    assert found[True]["by_length"]["as long"]["mean"] > 0.62
+    assert found[False]["accuracy"]["mean"] > found[True]["accuracy"]["mean"]
+
+
+@pytest.mark.parametrize("name", ["pref_pandalm", "rank_mqm_wmt23_zh_en"])
+def test_named_sets_are_trained_on_and_audited(sft, tmp_path, name, capsys):
+    done = reward.run(config(sft, tmp_path / "reward", data=Path(name)))
+    assert 0.2 < done["heldout"]["eval/accuracy"] < 0.9
+    out = tmp_path / "audit.json"
+    check = AuditConfig(
+        reward=tmp_path / "reward", data=(name,), source=ROOT / "data", out=out, **LENGTHS
+    )
+    found = audit.run(check)[name]
+    assert json.loads(out.read_text())[name]["accuracy"] == found["accuracy"]
+    # The audit scores the same held-out pairs as training's evaluation.
+    assert found["accuracy"]["mean"] == pytest.approx(done["heldout"]["eval/accuracy"], abs=1e-6)
+    assert 0.4 < found["bag_of_words"]["mean"] < 0.9 < 1 - found["ece"] + 0.5
+    assert ("ties" in found) == (name == "pref_pandalm")
+    assert "two labelers" in capsys.readouterr().out
+
+
+def test_pairs_for_themselves_are_elements_of_their_own(sft, tmp_path):
+    rows = [
+        {"prompt": f"p{n}", "responses": ["a", "b", "c"], "ranks": [0, 1, 1]} for n in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept = {}
+    for pairing in ("prompt", "shuffled"):
+        made = config(sft, tmp_path / pairing, data=tmp_path / "rows.jsonl", pairing=pairing)
+        kept[pairing] = reward.run(made)["comparisons"]["kept"]
+    assert kept == {"prompt": 36, "shuffled": 72}
+
+
+def test_wrong_sets_are_named(sft, tmp_path):
+    with pytest.raises(InputError, match="is for evaluation"):
+        reward.run(config(sft, tmp_path / "a", data=Path("pref_llmbar")))
+    with pytest.raises(InputError, match="has its own held-out part"):
+        reward.run(config(sft, tmp_path / "b", data=Path("pref_pandalm"), heldout=Path("h.jsonl")))
+    with pytest.raises(InputError, match="does not exist"):
+        reward.run(config(sft, tmp_path / "c", data=Path("pref_nothing")))
