@@ -18,10 +18,13 @@ quickstart: .venv/installed-quickstart
 # This expression overrides pyproject.toml's: slow and multi-device tests run too. Those that need
 # what is not here skip themselves; those against PyTorch have an environment of their own.
 test: .venv/installed-test
-	.venv/bin/python -m pytest -m "not torch" $(ARGS)
+	.venv/bin/python -m pytest -m "not torch" $(TWO) $(ARGS)
 
 test-fast: .venv/installed-test
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(TWO) $(ARGS)
+
+# Two processes, each with whole files, whose tests share what they prepare.
+TWO := -n 2 --dist loadfile
 
 test-torch: .venv-torch/installed-torch
 	.venv-torch/bin/python -m pytest -m torch $(ARGS)
