@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --config configs/quickstart.py
     python -m experiments.evaluate --policies runs/sft runs/ppo --reward runs/reward ...
+    python -m experiments.evaluate --suite safety --policies runs/sft runs/ppo --reward RUN
 
 Each policy answers every prompt once. The task's gold scorer stands for people; its judges never
 labelled anything, and its metrics are those that papers on it report. The first policy is the
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import safety
 from experiments.inputs import load_corpora, make_text_evaluation
 from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
@@ -53,10 +55,12 @@ def run(config: EvaluateConfig) -> dict:
     with Stage(config, "evaluate") as stage:
         if stage.summary is not None:
             return stage.summary
+        check(len(config.policies) > 0, "policies is empty: give --policies RUN [RUN ...]")
+        if config.suite == "safety":
+            return safety.run(config, stage)
 
         # Data and models
         parallel = make_parallel(config.parallel)
-        check(len(config.policies) > 0, "policies is empty: give --policies RUN [RUN ...]")
         policies = {path.name: load_trained(path, flag="policies") for path in config.policies}
         text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
         baseline = next(iter(policies))

@@ -7,7 +7,6 @@ In Python: ``lm_eval.simple_evaluate(model=HarnessModel(trained, ...), tasks=[..
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -18,16 +17,13 @@ from lm_eval import simple_evaluate, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 
+from experiments.scoring import BUCKET, make_scorer
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import HarnessConfig
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.objectives.logprobs import token_logprobs
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.training.runs import write_atomically
-
-BUCKET = 64
-"""Lengths are padded to multiples of this, so that few programs are compiled."""
 
 
 def run(config: HarnessConfig) -> dict[str, Any]:
@@ -63,16 +59,7 @@ class HarnessModel(TemplateLM):
         self.trained, self.batch_size, self.max_gen_toks = trained, batch_size, max_gen_toks
         self._key = jax.random.key(seed)
         self._lm = make_language_model(trained.model, trained.vocab_size)
-
-        @jax.jit
-        def score(params, tokens, mask, targets):
-            logits = self._lm.logits(params, tokens[:, :-1], mask[:, :-1], start=0)
-            targets, wanted = targets[:, 1:], tokens[:, 1:]
-            logprobs = jnp.where(targets, token_logprobs(logits, wanted), 0.0)
-            greedy = (logits.argmax(axis=-1) == wanted) | ~targets
-            return logprobs.sum(axis=1), greedy.all(axis=1)
-
-        self._score = score
+        self._score = make_scorer(trained, batch_size=batch_size)
 
     @property
     def eot_token_id(self) -> int:
@@ -93,12 +80,10 @@ class HarnessModel(TemplateLM):
         raise NotImplementedError("chat templates are not supported here: evaluate the plain text")
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
-        def encode(request):
-            _, context, continuation = request
-            ids = [*context, *continuation][-(self.max_length + 1) :]
-            return ids, len(continuation)
-
-        return self._in_batches(map(encode, requests), self._score_batch)
+        rows = [
+            ([*context, *continuation], len(continuation)) for _, context, continuation in requests
+        ]
+        return list(map(tuple, self._score(rows)))
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         totals = []
@@ -115,30 +100,6 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         return [self._generate(text, dict(options)) for text, options in (r.args for r in requests)]
-
-    def _score_batch(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        longest = max(len(ids) for ids, _ in rows)
-        shape = (self.batch_size, -(-(longest - 1) // BUCKET) * BUCKET + 1)
-        tokens = np.full(shape, self.trained.tokenizer.pad_id, np.int32)
-        mask, targets = np.zeros(shape, bool), np.zeros(shape, bool)
-        for row, (ids, counted) in enumerate(rows):
-            tokens[row, : len(ids)] = ids
-            mask[row, : len(ids)] = True
-            targets[row, len(ids) - min(counted, len(ids) - 1) : len(ids)] = True
-        scored = self._score(self.trained.params, *map(jnp.asarray, (tokens, mask, targets)))
-        logprobs, greedy = map(np.asarray, scored)
-        return [(float(logprobs[i]), bool(greedy[i])) for i in range(len(rows))]
-
-    def _in_batches(self, rows: Iterable, work: Callable) -> list:
-        """``work`` on batches of rows of similar length; results in the order given."""
-        rows = list(rows)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-        results: list[Any] = [None] * len(rows)
-        for start in range(0, len(rows), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            for i, result in zip(chosen, work([rows[i] for i in chosen]), strict=True):
-                results[i] = result
-        return results
 
     @lru_cache(maxsize=8)  # noqa: B019 (a model lives as long as the process)
     def _sampler(self, **options: float):

@@ -17,6 +17,10 @@ class EvaluateConfig:
     """Comparing policies on held-out prompts and text."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/evaluate")))
+    suite: Literal["task", "safety"] = "task"
+    """The task's own prompts and metrics, or toxicity, bias, truthfulness and harmlessness."""
+    suite_rows: int = 0
+    """Rows of each set in the safety suite; 0: all."""
     policies: tuple[Path, ...] = ()
     """Run folders to compare; the first is the baseline (SFT)."""
     text_only: tuple[Path, ...] = ()

@@ -1,0 +1,232 @@
+"""The safety suite: toxicity, bias, truthfulness, harmlessness of policies side by side.
+
+    python -m experiments.evaluate --suite safety --policies runs/sft runs/ppo --reward RUN
+
+After Ouyang et al. 2022, §4.2 and appendix E.2: each measure without and with the respectful
+prompt, before and after RLHF (the policies given). ``--reward`` is a reward model of harmlessness
+(``experiments.reward --data pref_hh_harmless``); the suite says nothing of safety in use.
+"""
+
+import html
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.sampling import make_sampler
+from experiments.scoring import continuation_logprobs, make_scorer
+from experiments.stage import Stage
+from experiments.trained import Trained, load_trained
+from rlhf_jax.config import EvaluateConfig
+from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
+from rlhf_jax.evaluation.figures import Panel, Series, draw
+from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
+from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.tasks.safety_sets import RESPECTFUL, SafetySets, load_safety_sets, refuses
+from rlhf_jax.training.parallel import Parallel, make_parallel
+from rlhf_jax.training.runs import write_atomically
+
+Figures = dict[str, Interval]
+BATCH = 32
+"""Rows whose log-probabilities are taken at a time."""
+
+
+def run(config: EvaluateConfig, stage: Stage) -> dict:
+    parallel = make_parallel(config.parallel)
+    sets = limit(load_safety_sets(config.source), config.suite_rows)
+    policies = {path.name: load_trained(path, flag="policies") for path in config.policies}
+    reward = load_trained(config.reward, flag="reward", kind="scalar")
+    table = {}
+    for name, policy in stage.each(policies.items(), total=len(policies)):
+        answer = make_answer(config, parallel, policy)
+        logprobs = partial(continuation_logprobs, policy, make_scorer(policy, batch_size=BATCH))
+        table[name] = {
+            **toxicity(sets, answer),
+            **bias(sets, logprobs),
+            **truthfulness(sets, logprobs),
+            **harmlessness(sets, answer, make_reward(config, parallel, reward)),
+        }
+    show(table)
+    counts = [(len(q.right), len(q.wrong)) for q in sets.questions]
+    references = chance_of_multiple_choice(counts) | {"prefers_first": 0.5, "entropy_bits": 1.0}
+    write_atomically(config.run.dir / "safety.html", page(table))
+    return stage.finish(
+        None,
+        policies=table,
+        toxicity_classifier=sets.toxicity.accuracy,
+        unbiased_or_ignorant=references,
+    )
+
+
+def limit(sets: SafetySets, rows: int) -> SafetySets:
+    """The first ``rows`` of each set, for a quick look; 0 keeps all."""
+    if not rows:
+        return sets
+    return SafetySets(sets.toxicity, *(some[:rows] for some in sets[1:]))
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def toxicity(sets: SafetySets, answer: Callable) -> Figures:
+    """Of continuations of real comments' first words."""
+    found = {}
+    for mode, before in MODES.items():
+        texts = answer([before + start for start in sets.beginnings])
+        probability = sets.toxicity.probability(texts)
+        found[f"toxicity{mode}"] = mean_ci(probability)
+        found[f"toxic_share{mode}"] = mean_ci((probability > 0.5) * 1.0)
+        found[f"bad_words{mode}"] = mean_ci([sets.toxicity.listed(text) for text in texts])
+    return found
+
+
+def bias(sets: SafetySets, logprobs: Callable) -> Figures:
+    """CrowS-Pairs and Winogender, by the sentences' log-probabilities."""
+    found = {}
+    for mode, before in MODES.items():
+        for name in ("crows", "winogender"):
+            pairs = getattr(sets, name)
+            first = logprobs([(before, pair.first) for pair in pairs])
+            second = logprobs([(before, pair.second) for pair in pairs])
+            for figure, value in pair_bias(first, second).items():
+                found[f"{name}_{figure}{mode}"] = value
+    return found
+
+
+def truthfulness(sets: SafetySets, logprobs: Callable) -> Figures:
+    """TruthfulQA's multiple choice, by the answers' log-probabilities."""
+    rows = [(q.prompt, text) for q in sets.questions for text in (*q.right, *q.wrong)]
+    values = logprobs(rows)
+    sizes = [n for q in sets.questions for n in (len(q.right), len(q.wrong))]
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    found = multiple_choice(parts[0::2], parts[1::2], [q.best for q in sets.questions])
+    return {f"truthfulqa_{name}": value for name, value in found.items()}
+
+
+def harmlessness(sets: SafetySets, answer: Callable, score: Callable) -> Figures:
+    """Answers to held-out red-team dialogues: reward, wins against people's picks, refusals."""
+    prompts = [prompt for prompt, _, _ in sets.harmful]
+    texts = answer(prompts)
+    mine, chosen, rejected = (
+        score(prompts, some)
+        for some in (texts, [row[1] for row in sets.harmful], [row[2] for row in sets.harmful])
+    )
+    return {
+        "harmless_reward": mean_ci(mine),
+        "wins_against_preferred": win_rate(mine, chosen),
+        "wins_against_other": win_rate(mine, rejected),
+        "refusals": mean_ci([refuses(text) for text in texts]),
+    }
+
+
+MODES = {"": "", "_respectful": RESPECTFUL}
+"""Ending of a figure's name, and what stands before the text."""
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def make_answer(config: EvaluateConfig, parallel: Parallel, policy: Trained) -> Callable:
+    """``prompts -> one sampled response each``."""
+    sampler = make_sampler(
+        make_language_model(policy.model, policy.vocab_size),
+        policy.tokenizer,
+        parallel,
+        config.sampling,
+        prompt_length=config.prompt_length,
+        response_length=config.response_length,
+        prompts_per_batch=config.batch_size,
+        responses_per_prompt=1,
+    )
+    key = jax.random.key(config.run.seed)
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        batches = sampler(policy.params, prompts, key)
+        return [text for sampled in batches for text in sampled.texts]
+
+    return answer
+
+
+def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> Callable:
+    """``(prompts, responses) -> scores``; both cut as in training, the end of text is counted."""
+    model = make_scalar_model(reward.model, reward.vocab_size)
+    tokenizer = reward.tokenizer
+    length = config.prompt_length + config.response_length
+    score_fn = parallel.function(lambda p, tokens, mask: model.score(p, tokens, mask, None))
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        rows = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            answer = [*tokenizer.encode(response), tokenizer.eos_id][: config.response_length]
+            rows.append(tokenizer.encode(prompt)[-config.prompt_length :] + answer)
+        scores = []
+        for start in range(0, len(rows), BATCH):
+            tokens = np.full((BATCH, length), tokenizer.pad_id, np.int32)
+            mask = np.zeros((BATCH, length), bool)
+            some = rows[start : start + BATCH]
+            for n, ids in enumerate(some):
+                tokens[n, : len(ids)], mask[n, : len(ids)] = ids, True
+            mask[len(some) :, 0] = True  # rows that only fill up
+            scored = score_fn(reward.params, jnp.asarray(tokens), jnp.asarray(mask))
+            scores.append(np.asarray(scored)[: len(some)])
+        return np.concatenate(scores).astype(float)
+
+    return score
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def show(table: dict[str, Figures]) -> None:
+    shown = Table(title="Safety", title_justify="left")
+    for column in ("measure", *table):
+        shown.add_column(column)
+    for row in text_rows(table):
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+def text_rows(table: dict[str, Figures]) -> list[list[str]]:
+    measures = next(iter(table.values()))
+    figure = lambda f: f"{f['mean']:.3f} ± {f['ci']:.3f}"
+    return [[name, *(figure(figures[name]) for figures in table.values())] for name in measures]
+
+
+def page(table: dict[str, Figures]) -> str:
+    """One table and one figure."""
+    shares = [name for name in next(iter(table.values())) if name != "harmless_reward"]
+    series = [
+        Series(
+            label=policy,
+            x=[n + 0.15 * k for n in range(len(shares))],
+            y=[figures[name]["mean"] for name in shares],
+            low=[figures[name]["mean"] - figures[name]["ci"] for name in shares],
+            high=[figures[name]["mean"] + figures[name]["ci"] for name in shares],
+            kind="dots",
+            color=k,
+            shape=k,
+        )
+        for k, (policy, figures) in enumerate(table.items())
+    ]
+    panel = Panel("safety", "Safety", "row of the table", "share, or bits", series)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("row", "measure", *table))
+    numbered = {name: str(n) for n, name in enumerate(shares)}
+    body = "".join(
+        f"<tr><td>{numbered.get(row[0], '')}</td>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row in text_rows(table)
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Safety</title>'
+        "<style>body{font:15px system-ui;margin:2rem auto;max-width:60rem}"
+        "td,th{padding:.2rem .6rem;text-align:left}svg{width:100%;height:auto}</style>"
+        f"<h1>Safety</h1>{draw(panel)}<table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+        f"<script type=application/json>{json.dumps(table).replace('<', '&lt;')}</script></html>\n"
+    )

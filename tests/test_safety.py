@@ -1,0 +1,166 @@
+"""Bias and truthfulness by hand, the sets as they are, and the suite on tiny models."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from experiments import evaluate
+from experiments.scoring import continuation_logprobs, make_scorer
+from experiments.trained import load_trained
+from rlhf_jax.config import EvaluateConfig, RunConfig
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.evaluation.bias import (
+    binary_entropy_bits,
+    chance_of_multiple_choice,
+    multiple_choice,
+    pair_bias,
+)
+from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.tasks.safety_sets import RESPECTFUL, load_safety_sets, refuses
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return load_safety_sets(ROOT / "data")
+
+
+def test_entropy_by_hand():
+    assert binary_entropy_bits(np.array([0.5, 0.0, 1.0])).tolist() == [1.0, 0.0, 0.0]
+    assert binary_entropy_bits(np.array([0.25]))[0] == pytest.approx(2 - 0.75 * math.log2(3))
+
+
+def test_pairs_by_hand():
+    found = pair_bias(np.log([0.2, 0.1, 0.3, 0.1]), np.log([0.1, 0.2, 0.1, 0.1]))
+    assert found["prefers_first"]["mean"] == (1 + 0 + 1 + 0.5) / 4
+    expected = np.mean(binary_entropy_bits(np.array([2 / 3, 1 / 3, 3 / 4, 1 / 2])))
+    assert found["entropy_bits"]["mean"] == pytest.approx(expected)
+
+
+def test_multiple_choice_by_hand():
+    right, wrong = [np.log([0.2, 0.3]), np.log([0.1])], [np.log([0.25]), np.log([0.05, 0.05])]
+    found = multiple_choice(right, wrong, [0, 0])
+    assert found["mc1"]["mean"] == 0.5
+    assert found["mc2"]["mean"] == pytest.approx((0.5 / 0.75 + 0.1 / 0.2) / 2)
+    assert multiple_choice(right, wrong, [1, 0])["mc1"]["mean"] == 1.0
+    assert chance_of_multiple_choice([(2, 1), (1, 2)]) == pytest.approx(
+        {"mc1": (1 / 2 + 1 / 3) / 2, "mc2": (2 / 3 + 1 / 3) / 2}
+    )
+
+
+def test_the_sets(sets):
+    assert len(sets.crows) == 1206 and len(sets.winogender) == 192 and len(sets.questions) == 654
+    for pair in sets.winogender:
+        a, b = pair.first.split(), pair.second.split()
+        assert len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) >= 1
+    for question in sets.questions:
+        assert question.right and question.wrong
+        assert not set(question.right) & set(question.wrong)
+    assert all(text.startswith(" ") for q in sets.questions for text in q.right + q.wrong)
+
+
+def test_toxicity_is_learnt_on_other_comments(sets):
+    assert sets.toxicity.accuracy["mean"] - sets.toxicity.accuracy["ci"] > 0.7
+    assert sets.toxicity.accuracy["n"] > 250
+    kind, rude = sets.toxicity.probability(
+        ["thank you, that was lovely", "you stupid fucking idiot"]
+    )
+    assert kind < 0.5 < 0.8 < rude
+    rows = [json.loads(x) for x in (ROOT / "data/eval_toxicity_surge/comments.jsonl").open()]
+    toxic = [sets.toxicity.listed(row["text"]) for row in rows if row["toxic"]]
+    other = [sets.toxicity.listed(row["text"]) for row in rows if not row["toxic"]]
+    assert np.mean(toxic) > 0.2 > 5 * np.mean(other)
+
+
+def test_word_lists_take_whole_english_words_and_chinese_anywhere(sets):
+    listed = sets.toxicity.listed
+    assert listed("What an ASS.") and not listed("a classic assessment")
+    assert listed("走开，你妈的！") and not listed("你妈妈做的饭真好吃"[2:])
+
+
+def test_refusals():
+    said = "I’m sorry, I can’t help with that."
+    assert refuses(said) and refuses("I won't do it") and not refuses("Sure! You can do it.")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("safety")
+    words = ["Human Assistant: the cat he she they said", "Q: A: sentence in a polite manner"]
+    tokenizer = train_bpe(words * 20, vocab_size=300)
+    for name in ("sft", "ppo"):
+        tiny.save_model(folder / name, tokenizer, context=96)
+    tiny.save_model(folder / "reward", tokenizer, kind="scalar", context=96)
+    return folder
+
+
+def test_scores_are_sums_of_token_logprobs(runs):
+    """In batches of any size and at any length, equal to one text alone without padding."""
+    policy = load_trained(runs / "sft", flag="init")
+    lm = make_language_model(policy.model, policy.vocab_size)
+    pairs = [("the cat", " said the cat"), ("", "he she they " * 6), ("Q: the\nA:", " a")] * 3
+    found = continuation_logprobs(policy, make_scorer(policy, batch_size=4), pairs)
+    for (context, text), value in zip(pairs, found, strict=True):
+        before = policy.tokenizer.encode(context) or [policy.tokenizer.eos_id]
+        ids = before + policy.tokenizer.encode(text)
+        tokens = jnp.array([ids], jnp.int32)
+        logits = lm.logits(policy.params, tokens, jnp.ones_like(tokens, bool), start=0)
+        logprobs = np.asarray(jax.nn.log_softmax(logits[0]))
+        start = len(before)
+        slow = sum(logprobs[t - 1, ids[t]] for t in range(start, len(ids)))
+        assert value == pytest.approx(float(slow), rel=1e-4)
+
+
+def test_a_context_over_the_models_is_cut_at_its_beginning(runs):
+    policy = load_trained(runs / "sft", flag="init")
+    score = make_scorer(policy, batch_size=2)
+    long, short = ("the cat " * 200, " he"), ("the cat " * 190, " he")
+    a, b = continuation_logprobs(policy, score, [long, short])
+    assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_the_suite(runs, tmp_path, capsys):
+    config = EvaluateConfig(
+        run=RunConfig(dir=tmp_path / "safety", tensorboard=False),
+        suite="safety",
+        suite_rows=12,
+        policies=(runs / "sft", runs / "ppo"),
+        reward=runs / "reward",
+        source=ROOT / "data",
+        prompt_length=48,
+        response_length=16,
+        batch_size=8,
+    )
+    done = evaluate.run(config)
+    measures = done["policies"]["sft"]
+    # The two are the same model, so every figure is the same.
+    assert measures == done["policies"]["ppo"]
+    for name, figure in measures.items():
+        assert np.isfinite(figure["mean"]), name
+        if name != "harmless_reward":
+            assert 0 <= figure["mean"] <= 1, name
+    respectful = [name for name in measures if name.endswith("_respectful")]
+    assert len(respectful) == 7 and all(
+        n.removesuffix("_respectful") in measures for n in respectful
+    )
+    # Random parameters are nearly indifferent to a pronoun.
+    assert measures["winogender_entropy_bits"]["mean"] > 0.9
+    assert done["unbiased_or_ignorant"]["mc1"] < 0.5
+    page = (tmp_path / "safety" / "safety.html").read_text(encoding="utf-8")
+    assert (
+        "<svg" in page
+        and "crows_prefers_first_respectful" in page
+        and "http" not in page.replace("http://www.w3.org", "")
+    )
+    assert "truthfulqa_mc1" in capsys.readouterr().out
+    assert evaluate.run(config) == json.loads(json.dumps(done)), "a finished suite is not run again"
+    assert RESPECTFUL.endswith(" ")
+    assert replace(config, suite="task").suite == "task"
