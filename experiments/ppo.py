@@ -56,10 +56,14 @@ def run(config: PPOConfig) -> dict:
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
         sft = load_trained(config.init, flag="init")
+        reference = sft
+        if config.reference is not None:
+            reference = load_trained(config.reference, flag="reference", share=sft)
         reward = load_trained(config.reward, flag="reward", kind="scalar", share=sft)
         value = reward
         if config.value_init is not None:
             value = load_trained(config.value_init, flag="value-init", kind="scalar", share=sft)
+        same_tokenizer(sft, reference, ("init", "reference"))
         same_tokenizer(sft, reward, ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
         actor = with_adapters(sft, config.lora, seed=config.run.seed)
@@ -103,7 +107,7 @@ def run(config: PPOConfig) -> dict:
         )
         params, frozen = partition(policy_value.init(actor.params, critic.params))
         params, frozen, ref_params, reward_params = parallel.place(
-            (params, frozen, sft.params, reward.params)
+            (params, frozen, reference.params, reward.params)
         )
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)

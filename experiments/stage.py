@@ -43,7 +43,7 @@ MAY_CHANGE = (
         "run.stop_after",
     ),
     *("run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
-    *("parallel", "init", "reward", "force", "data.cache", "cache"),
+    *("parallel", "init", "reference", "reward", "force", "data.cache", "cache"),
 )
 """Config fields that a resumed run may change: they do not change what it computes."""
 

@@ -8,7 +8,7 @@ from feedback_site import fill, labeler
 
 from rlhf_jax.data import formats as rows_of_stages
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback import conversation, formats, queue
+from rlhf_jax.feedback import conversation, formats, queue, submissions
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import is_heldout, rankings, read_labels
 from rlhf_jax.feedback.scrub import scrub
@@ -26,7 +26,7 @@ def labels(tmp_path):
         order = task.order(account)
         shown = [ranks[n] for n in order]
         body = {"ranks": shown, "demonstration": "mine" if name == "Ann" else ""}
-        queue.submit(
+        submissions.submit(
             database, account, submission=account.id, task=task.id, kind="ranking", body=body
         )
     conversation.say(database, account, "c", "hello", dialogue=False)
@@ -43,7 +43,7 @@ def labels(tmp_path):
             ("demonstration", {"text": "better", "corrects": place[2]}),
         ]
     ):
-        queue.submit(
+        submissions.submit(
             database, account, submission=f"chat{n:04}", task=task.id, kind=kind, body=body
         )
     return read_labels(database)

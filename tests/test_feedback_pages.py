@@ -16,7 +16,7 @@ pytest.importorskip("httpx2", reason="starlette's test client needs httpx2")
 from feedback_site import ROOT, fill
 from starlette.testclient import TestClient
 
-from rlhf_jax.feedback import accounts, conversation, figures, queue
+from rlhf_jax.feedback import accounts, conversation, figures, queue, submissions
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
 from rlhf_jax.feedback.labels import rankings, read_labels, written
@@ -194,7 +194,11 @@ def test_api(database, app):
     (stored,) = rankings(read_labels(database))
     by_text = {r.text: rank for r, rank in zip(stored.responses, stored.ranks, strict=True)}
     assert [by_text[text] for text in task["responses"]] == [2, 0, 1, 1]
-    assert http.get("/api/status", headers=bearer).json() == {"open": 1, "labels": 1}
+    assert http.get("/api/status", headers=bearer).json() == {
+        "open": 1,
+        "labels": 1,
+        "wanted": 0,
+    }
     for body, status in [
         (b"{", 422),
         (b"[" * 100_000, 422),
@@ -270,7 +274,9 @@ def test_a_dialogues_prompt_holds_what_was_said(database):
     (turn,) = conversation.read_turns(database, ann, "c")
     place = turn.task.order(ann).index(1)
     body = {"ranks": [0 if n == place else 1 for n in range(2)]}
-    queue.submit(database, ann, submission="b" * 8, task=turn.task.id, kind="ranking", body=body)
+    submissions.submit(
+        database, ann, submission="b" * 8, task=turn.task.id, kind="ranking", body=body
+    )
     conversation.say(database, ann, "c", "why", dialogue=True)
     (question,) = conversation.waiting(database)
     assert question.prompt == "\n\nHuman: hi\n\nAssistant: no\n\nHuman: why\n\nAssistant:"
@@ -292,9 +298,9 @@ def test_agreement_by_hand(database):
     for (name, n), ranks in given.items():
         person = next(p for p in people if p.name == name)
         with database.write() as rows:
-            queue._lease(rows, tasks[n].id, person, 1e12)
+            queue.lease(rows, tasks[n].id, person, 1e12)
         shown = [ranks[k] for k in tasks[n].order(person)]
-        queue.submit(
+        submissions.submit(
             database,
             person,
             submission=f"{name}xxxxxxx{n}",

@@ -11,7 +11,7 @@ import pytest
 from feedback_site import fill, labeler, postgresql, postgresql_programs
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback import accounts, conversation, figures, queue
+from rlhf_jax.feedback import accounts, conversation, figures, queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable, open_database
 from rlhf_jax.feedback.labels import rankings, read_labels, written
 
@@ -47,7 +47,7 @@ def database(request, tmp_path):
 
 def rank(database, account, task, ranks, *, submission, **more):
     body = {"ranks": ranks} | more
-    return queue.submit(
+    return submissions.submit(
         database, account, submission=submission, task=task.id, kind="ranking", body=body
     )
 
@@ -98,7 +98,7 @@ def test_what_is_sent_twice_is_one_label(database):
     assert rank(database, ann, task, [0, 1, 2, 3], submission="once1234")
     assert not rank(database, ann, task, [0, 1, 2, 3], submission="once1234")
     assert len(read_labels(database)) == 1
-    with pytest.raises(queue.AlreadyLabelled):
+    with pytest.raises(submissions.AlreadyLabelled):
         rank(database, ann, task, [3, 2, 1, 0], submission="second12")
     with pytest.raises(InputError, match="belongs to another label"):
         rank(database, ben, task, [0, 1, 2, 3], submission="once1234")
@@ -171,28 +171,30 @@ def test_what_is_no_label_is_refused(tmp_path, body, message):
     ann = labeler(database)
     task = queue.take_task(database, ann)
     with pytest.raises(InputError, match=message):
-        queue.submit(database, ann, submission="z" * 8, task=task.id, kind="ranking", body=body)
+        submissions.submit(
+            database, ann, submission="z" * 8, task=task.id, kind="ranking", body=body
+        )
     assert read_labels(database) == [] and queue.count_open(database) == 1
 
 
 def test_skip_and_undo(database):
     fill(database, 2)
     ann = labeler(database)
-    assert queue.undo(database, ann) is None
+    assert submissions.undo(database, ann) is None
     first = queue.take_task(database, ann)
     skip = {"reason": "unclear", "note": "?"}
-    queue.submit(database, ann, submission="skip1234", task=first.id, kind="skip", body=skip)
+    submissions.submit(database, ann, submission="skip1234", task=first.id, kind="skip", body=skip)
     second = queue.take_task(database, ann)
     assert second != first
     given = {"quality": [4, None, 1, 7], "notes": ["a", "", "", "d"]}
     rank(database, ann, second, [1, 0, 3, 2], submission="rank1234", **given)
     assert queue.take_task(database, ann) is None and queue.count_open(database) == 1
 
-    task, kind, entered = queue.undo(database, ann)
+    task, kind, entered = submissions.undo(database, ann)
     assert (task, kind) == (second, "ranking")
     assert entered["ranks"] == [1, 0, 3, 2] and entered["quality"] == given["quality"]
     assert queue.take_task(database, ann) == second and queue.count_open(database) == 2
-    task, kind, entered = queue.undo(database, ann)
+    task, kind, entered = submissions.undo(database, ann)
     assert (task, kind, entered) == (first, "skip", skip)
     assert read_labels(database) == []
     with database.read() as rows:  # taken back, not gone
@@ -273,7 +275,7 @@ def test_deletion_on_request(database):
     ann, ben = labeler(database), labeler(database, "Ben")
     for each in (ann, ben):
         rank(database, each, queue.take_task(database, each), [0, 1, 2, 3], submission=each.id)
-    queue.undo(database, ann)
+    submissions.undo(database, ann)
     rank(database, ann, queue.take_task(database, ann), [0, 0, 1, 1], submission="annagain")
     conversation.say(database, ann, "c1", "my secret garden", dialogue=False)
     (question,) = conversation.waiting(database)
@@ -281,7 +283,7 @@ def test_deletion_on_request(database):
     conversation.answer(database, question, answers, round=0, sampling={})
     chat = conversation.read_turns(database, ann, "c1")[0].task
     thumb = {"response": 0, "up": True}
-    queue.submit(database, ann, submission="thumb123", task=chat.id, kind="thumb", body=thumb)
+    submissions.submit(database, ann, submission="thumb123", task=chat.id, kind="thumb", body=thumb)
     alias = accounts.pseudonym(accounts.site_secret(database), ann.id)
 
     deleted = accounts.delete_account(database, ann.id)
@@ -334,7 +336,7 @@ def test_disk_full_and_locked(tmp_path):
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="busy"):
             rank(database, ann, task, [0, 1, 2, 3], submission="a" * 8)
-        assert queue.count_labels(database) == 0  # readers do not wait
+        assert submissions.count_labels(database) == 0  # readers do not wait
         other.rollback()
     connect = database._connect
 

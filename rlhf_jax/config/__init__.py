@@ -7,6 +7,7 @@ command line over it. Fields are documented by the string below them, which is a
 from rlhf_jax.config.benchmarks import BenchmarkConfig
 from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
+from rlhf_jax.config.feedback import FeedbackConfig, ServeConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "ConvertConfig",
     "DPOConfig",
     "EvaluateConfig",
+    "FeedbackConfig",
     "HarnessConfig",
     "InstructGPTConfig",
     "KLConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "ServeConfig",
     "TaskConfig",
     "TextDataConfig",
     "TokenizerConfig",

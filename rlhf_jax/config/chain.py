@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rlhf_jax.config.feedback import FeedbackConfig
 from rlhf_jax.config.stages import CompareConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from rlhf_jax.config.tools import EvaluateConfig
 
@@ -25,6 +26,8 @@ class InstructGPTConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    """The loop with people, which goes on from this run's SFT model; not a stage of the chain."""
     reward_init: Path | None = None
     """Run folder the reward model (and so the value network) starts from; None: this run's SFT."""
     ablations: bool = False
@@ -87,5 +90,15 @@ class InstructGPTConfig:
                 source=self.source,
                 prompts=data / "prompts_evaluation.jsonl",
                 text=text(self.evaluate.text),
+            ),
+            feedback=replace(
+                self.feedback,
+                run=self.dir,
+                seed=self.seed,
+                task=self.task,
+                source=self.source,
+                corpora=self.corpora,
+                reward=self.reward,
+                ppo=self.ppo,
             ),
         )

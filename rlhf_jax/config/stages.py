@@ -224,7 +224,9 @@ class PPOConfig:
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/ppo"), save_every=5))
     init: Path = Path("runs/sft")
-    """Policy and reference start from this run."""
+    """The policy starts from this run."""
+    reference: Path | None = None
+    """Run of the same shape that the KL penalty holds the policy to; None: ``init``."""
     reward: Path = Path("runs/reward")
     value_init: Path | None = None
     """The value network starts from this reward or value model; None: from ``reward``."""

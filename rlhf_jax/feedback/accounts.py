@@ -18,6 +18,8 @@ SESSION_SECONDS = 30 * 86400.0
 INVITE_SECONDS = 7 * 86400.0
 NAME_LIMIT = 40
 ADMIN = "admin"
+IMPORTED = "import "
+"""How the names of accounts begin that stand for labelers of imported files."""
 
 
 class Account(NamedTuple):
@@ -72,6 +74,17 @@ def add_labeler(database: Database, name: str) -> tuple[Account, str]:
         return _add(rows, name)
 
 
+def named(database: Database, name: str) -> Account:
+    """The account for labels that come from elsewhere: nobody can sign in to it."""
+    with database.write() as rows:
+        found = rows("SELECT id, name, role FROM account WHERE name = :name", name=name)
+        if found:
+            return Account(**found[0])
+        account, _ = _add(rows, name)
+        rows("UPDATE account SET revoked = :now WHERE id = :id", now=time.time(), id=account.id)
+        return account
+
+
 def _add(rows: Rows, name: str) -> tuple[Account, str]:
     account, token = Account(secrets.token_hex(8), name, "labeler"), new_token()
     rows(
@@ -87,6 +100,8 @@ def check_name(name: str) -> str:
     name = name.strip()
     if not 0 < len(name) <= NAME_LIMIT:
         raise InputError(f"name: found {len(name)} characters, expected 1 to {NAME_LIMIT}")
+    if name.startswith(IMPORTED):
+        raise InputError(f"name: those that begin with {IMPORTED!r} are for imports")
     if any(unicodedata.category(character)[0] == "C" for character in name):
         raise InputError("name: found an invisible or control character")
     return name

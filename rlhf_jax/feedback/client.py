@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.feedback.labelers import Labeler
 
 RETRY = (429, 500, 502, 503, 504, 507)
 """Statuses that may pass: too many requests, and servers or stores that are away."""
@@ -74,13 +73,3 @@ class Client:
         if response.status != 200:
             raise InputError(f"{path}: {answer.get('error', response.status)}")
         return answer
-
-
-def label_all(client: Client, labeler: Labeler, *, most: int) -> int:
-    """Have ``labeler`` rank up to ``most`` tasks; the number ranked, fewer if the queue ended."""
-    for done in range(most):
-        task = client.take()
-        if task is None:
-            return done
-        client.rank(task, labeler.rank(task.prompt, task.responses))
-    return most

@@ -2,7 +2,7 @@
 
     GET  /api/task    -> {"task", "prompt", "responses"}, or {"task": null} if none is left
     POST /api/label   {"submission", "task", "kind", ...} -> {"stored": true}
-    GET  /api/status  -> {"open", "labels"}
+    GET  /api/status  -> {"open", "labels", "wanted"}: tasks, labels, labels until the next round
 
 Ranks and the like are in the order in which /api/task gave the answers.
 """
@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback import queue
+from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
+from rlhf_jax.feedback.figures import read_status
 from rlhf_jax.feedback.web.security import Refused
 from rlhf_jax.feedback.web.site import Site, bearer, describe
 
@@ -60,13 +61,16 @@ def label(site: Site, account, given: dict) -> dict:
     if not all(isinstance(value, str) for value in names.values()):
         raise InputError("submission and task: expected text")
     kind = given.get("kind", "ranking")
-    stored = queue.submit(site.database, account, kind=str(kind), body=given, **names)
+    stored = submissions.submit(site.database, account, kind=str(kind), body=given, **names)
     return {"stored": True, "again": not stored}
 
 
 @endpoint
 def status(site: Site, account, given: dict) -> dict:
+    labels = submissions.count_labels(site.database)
+    goal = read_status(site.database).get("updater", {}).get("goal", labels)
     return {
         "open": queue.count_open(site.database),
-        "labels": queue.count_labels(site.database),
+        "labels": labels,
+        "wanted": max(goal - labels, 0),
     }

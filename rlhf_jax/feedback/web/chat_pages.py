@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import conversation as talk
-from rlhf_jax.feedback import queue
+from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.fields import TEXT_LIMIT, check_text
 from rlhf_jax.feedback.figures import read_status
 from rlhf_jax.feedback.scrub import scrub
@@ -90,7 +90,7 @@ def act(visit: Visit) -> Response:
         "correct": lambda: {"text": clean(visit.field("text")), "corrects": place},
     }.get(visit.field("action"), dict)()
     kinds = {"better": "ranking", "up": "thumb", "down": "thumb", "correct": "demonstration"}
-    queue.submit(
+    submissions.submit(
         visit.database,
         visit.account,
         # One form has several buttons: each is an opinion of its own.

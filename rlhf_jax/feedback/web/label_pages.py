@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback import queue
+from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, QUALITY, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
 from rlhf_jax.feedback.scrub import scrub
@@ -52,7 +52,7 @@ def store(visit: Visit) -> Response:
     entered = forms.entered_in(visit.form, texts)
     try:
         kind, body = _label(visit, entered)
-        queue.submit(
+        submissions.submit(
             visit.database,
             visit.account,
             submission=visit.field("submission"),
@@ -82,7 +82,7 @@ def _label(visit: Visit, entered: forms.Entered) -> tuple[str, Mapping]:
 
 def undo(visit: Visit) -> Response:
     """The newest decision taken back; its task comes again, filled in as it was."""
-    taken_back = queue.undo(visit.database, visit.account)
+    taken_back = submissions.undo(visit.database, visit.account)
     if taken_back is None:
         return visit.go("/label")
     if visit.wants_json:

@@ -14,7 +14,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import SESSION_SECONDS, Account, by_session, by_token, site_secret
 from rlhf_jax.feedback.database import Database, StoreUnavailable
-from rlhf_jax.feedback.queue import LEASE_SECONDS, AlreadyLabelled
+from rlhf_jax.feedback.queue import LEASE_SECONDS
+from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.render import render, text_of
 from rlhf_jax.feedback.web.security import Refused, check_csrf, csrf_token
 

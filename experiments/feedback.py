@@ -1,0 +1,146 @@
+"""People in the loop: sample → people rank and write → reward model → PPO → better samples.
+
+    python -m experiments.feedback run --config configs/quickstart.py       all on this machine
+    python -m experiments.feedback serve --run runs/x                       the site alone
+    python -m experiments.feedback sample --config configs/quickstart.py    answers for the queue
+    python -m experiments.feedback answer --config configs/quickstart.py    chat, and a full queue
+    python -m experiments.feedback update --config configs/quickstart.py    a round per N labels
+    python -m experiments.feedback export --run runs/x --format trl-preference --file pairs.jsonl
+    python -m experiments.feedback import --run runs/x --file rankings.jsonl
+
+The processes share the label store and the run folder, nothing else; each can be killed and
+started again. Those that need no model (serve, export, import, simulate) never load JAX.
+"""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
+
+from rlhf_jax.cli import main
+from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.feedback import accounts, figures, formats, queue, submissions
+from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.labels import read_labels
+from rlhf_jax.feedback.scrub import scrub
+
+PATIENCE = 30.0
+"""Seconds that a process of ``run`` gets to end by itself."""
+
+
+def run(config: FeedbackConfig) -> None:
+    commands = {"run": everything, "serve": serve, "export": export, "import": import_rankings}
+    if config.command in commands:
+        commands[config.command](config)
+        return
+    # Only these need JAX or the gold scorer.
+    modules = {"update": "feedback_rounds", "simulate": "feedback_labelers"}
+    module = f"experiments.{modules.get(config.command, 'feedback_answers')}"
+    getattr(importlib.import_module(module), config.command)(config)
+
+
+def serve(config: FeedbackConfig) -> None:
+    """The site, until it is stopped."""
+    try:
+        from rlhf_jax.feedback.web.serve import admin_token
+        from rlhf_jax.feedback.web.serve import serve as serve_site
+        from rlhf_jax.feedback.web.site import Site
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: pip install 'rlhf_jax[feedback]'") from None
+    check(config.run.is_dir(), f"--run {config.run}: no such folder")
+    c = config.serve
+    site = Site(
+        open_database(config.place),
+        url=c.url,
+        dialogue=c.dialogue,
+        scrub=c.scrub,
+        lease_seconds=60 * c.lease_minutes,
+        per_second=c.requests_per_second,
+    )
+    serve_site(site, token=admin_token(config.dir, c.token), host=c.host, port=c.port)
+
+
+def everything(config: FeedbackConfig) -> None:
+    """Site, answers and updates as processes of their own; ends when the updates do."""
+    check(config.sft.is_dir(), f"--run {config.run}: it has no finished sft/ to start from")
+    commands = ["serve", "answer", *["simulate"] * bool(config.simulated)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the others end too
+    # Before it is up: until then, the updates leave the queue to it.
+    figures.set_status(open_database(config.place), "answerer", phase="sample", round=0)
+    with ExitStack() as stack:
+        for command in commands:
+            stack.callback(stop, start(command))
+        updates = start("update")
+        stack.callback(stop, updates)
+        status = updates.wait()
+    if status:
+        raise SystemExit(status)
+
+
+def start(command: str) -> subprocess.Popen:
+    """This program with another command and the same flags."""
+    flags = [flag for flag in sys.argv[1:] if flag != "run"]
+    return subprocess.Popen([sys.executable, "-m", "experiments.feedback", command, *flags])
+
+
+def stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def export(config: FeedbackConfig) -> None:
+    """All labels in one of the formats, to --file or else to standard output."""
+    rows = formats.WRITERS[config.format](read_labels(open_database(config.place)))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if config.file is None:
+        sys.stdout.write(text)
+    else:
+        config.file.write_text(text, encoding="utf-8", errors="surrogatepass")
+        print(f"{len(rows)} rows in {config.file}", file=sys.stderr)
+
+
+def import_rankings(config: FeedbackConfig) -> None:
+    """Rankings of --file as labels; each labeler that it names gets a revoked account."""
+    check(config.file is not None, "import needs --file FILE.jsonl")
+    found = [
+        ranking
+        for file in find_files(config.file)
+        for where, row in read_rows(file)
+        for ranking in read_ranking(where, row)
+    ]
+    database = open_database(config.place)
+    for ranking in found:
+        store(database, ranking, scrub if config.serve.scrub else str)
+    print(f"{len(found)} rankings from {config.file}", file=sys.stderr)
+
+
+def read_ranking(where: str, row: dict) -> list[formats.Imported]:
+    try:
+        return formats.read_ranking(row)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def store(database: Database, ranking: formats.Imported, clean) -> None:
+    """One ranking as a task with its label. What was imported before is not imported again."""
+    name = f"{accounts.IMPORTED}{ranking.labeler}"[: accounts.NAME_LIMIT]
+    submissions.add_ranked(
+        database,
+        accounts.named(database, name),
+        queue.NewTask(
+            clean(ranking.prompt), [queue.Response(r, "import") for r in ranking.responses]
+        ),
+        ranking.ranks,
+    )
+
+
+if __name__ == "__main__":
+    main(run, FeedbackConfig)

@@ -1,0 +1,111 @@
+"""Simulated labelers that work on a running site over HTTP, as people would.
+
+Called by ``experiments.feedback`` (simulate). They share the gold score, but each has noise of
+their own and a bias: a weight on the length of the answer that the gold scorer does not have.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.errors import RunError
+from rlhf_jax.feedback import accounts, queue
+from rlhf_jax.feedback.client import Client
+from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.labelers import Score, SimulatedLabeler, calibrate_tau
+from rlhf_jax.tasks import sentiment
+
+NOISE = (0.8, 1.25)
+"""Noise of the most and the least careful one, as multiples of the calibrated noise."""
+BIAS = (-0.03, 0.03)
+"""Gold score per word of length, of the one who likes it short and the one who likes it long."""
+PATIENCE = 600.0
+CALIBRATION_TASKS = 200
+
+
+def simulate(config: FeedbackConfig) -> None:
+    """Label until stopped, as many as each round waits for."""
+    database = open_database(config.place)
+    tasks = wait_for_tasks(database)
+    gold = sentiment.build(config.source).gold
+    lock = threading.Lock()
+
+    def score(prompts, responses):
+        with lock:  # the scorer is shared by threads
+            return gold(prompts, responses)
+
+    labelers = make_labelers(config, score, tasks)
+    url = config.serve.url or f"http://{config.serve.host}:{config.serve.port}"
+    threads = []
+    for number, labeler in enumerate(labelers):
+        token = labeler_token(config, database, number)
+        work = (Client(url, token, patience=PATIENCE), labeler)
+        threads.append(threading.Thread(target=keep_labelling, args=work, daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+
+
+def keep_labelling(client: Client, labeler: SimulatedLabeler) -> None:
+    """Label whenever ``update`` waits for labels."""
+    while True:
+        task = client.take() if client.status()["wanted"] else None
+        if task is None:
+            time.sleep(0.5)
+        else:
+            client.rank(task, labeler.rank(task.prompt, task.responses))
+
+
+def make_labelers(
+    config: FeedbackConfig, gold: Score, tasks: Sequence[queue.Task]
+) -> list[SimulatedLabeler]:
+    """Labelers of one gold score: noise and bias from one end of their ranges to the other.
+
+    The noise in the middle makes two unbiased ones agree as often as InstructGPT's did on these
+    tasks.
+    """
+    count, tie = config.simulated, config.labeler.tie_width
+    K = max(len(task.responses) for task in tasks)
+    scores = np.full((len(tasks), K), np.nan)
+    for n, task in enumerate(tasks):
+        texts = [each.text for each in task.responses]
+        scores[n, : len(texts)] = gold([task.prompt] * len(texts), texts)
+    tau = calibrate_tau(scores, agreement=config.labeler.agreement, tie_width=tie)
+    noise, bias = np.geomspace(*NOISE, count), np.linspace(*BIAS, count)
+    # Not the most careful one always the one who likes it short.
+    bias = np.random.default_rng(config.seed).permutation(bias)
+
+    def biased(weight: float) -> Score:
+        words = lambda text: len(text.split())
+        return lambda prompts, texts: (
+            gold(prompts, texts) + weight * np.array([words(text) for text in texts])
+        )
+
+    return [
+        SimulatedLabeler(biased(float(bias[n])), tau=float(tau * noise[n]), tie_width=tie, seed=n)
+        for n in range(count)
+    ]
+
+
+def labeler_token(config: FeedbackConfig, database: Database, number: int) -> str:
+    """A simulated labeler's token, kept in the loop's folder so that it goes on after a stop."""
+    path = Path(config.dir) / f"labeler_{number}.token"
+    if not path.exists():
+        _, token = accounts.add_labeler(database, f"simulated {number}")
+        path.touch(mode=0o600)
+        path.write_text(token)
+    return path.read_text()
+
+
+def wait_for_tasks(database: Database) -> list[queue.Task]:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        tasks = queue.open_tasks(database, most=CALIBRATION_TASKS)
+        if tasks:
+            return tasks
+        time.sleep(0.5)
+    raise RunError(f"no task was in the queue for {PATIENCE:g} s: is `update` or `sample` running?")

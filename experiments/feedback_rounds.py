@@ -1,0 +1,223 @@
+"""The rounds of the loop with people: learn from all labels, improve the policy, publish it.
+
+Called by ``experiments.feedback`` (update). A round is the stages' own functions
+on all labels so far: the reward models from the SFT model, PPO from the policy of the round before
+with its KL penalty against the SFT model. What a round did is one row in the store, written last:
+a killed update starts the unfinished round again, from the same labels, where its stages stopped.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import ppo, reward
+from experiments.evaluate import Answers, make_answer
+from experiments.feedback_answers import (
+    HEARTBEAT_SECONDS,
+    POLL_SECONDS,
+    fill,
+    load_policy,
+    newest,
+    prepare,
+    scores_of,
+    somebody_answers,
+)
+from experiments.trained import load_trained
+from rlhf_jax.config import EvaluateConfig, FeedbackConfig
+from rlhf_jax.data.formats import Comparison, read_prompts
+from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
+from rlhf_jax.feedback import figures, queue, submissions
+from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.formats import ranking_row
+from rlhf_jax.feedback.labels import Ranking, is_heldout, rankings, read_labels
+from rlhf_jax.tasks import sentiment
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.progress import say
+from rlhf_jax.training.runs import read_done, write_atomically
+
+SHOWN = 6
+"""Answers of each policy that the dashboard shows."""
+
+
+def update(config: FeedbackConfig) -> None:
+    """Wait for labels, train a round, publish it, fill the queue from it; and again."""
+    prepare(config)
+    database = open_database(config.place)
+    if not figures.read_rounds(database):
+        figures.add_round(database, 0, {"labels": 0, "samples": []})
+    learnt = figures.read_rounds(database)[-1]["labels"]
+    while not config.rounds or newest(database) < config.rounds:
+        number = newest(database) + 1
+        try:
+            ranked = wait_for_labels(config, database, number, learnt)
+            learnt = one_round(config, database, number, ranked)
+        except Exception:
+            figures.set_status(database, "updater", phase="failed", round=number)
+            raise
+        except BaseException:
+            figures.set_status(database, "updater", phase="stopped", round=number - 1)
+            raise
+    figures.set_status(database, "updater", phase="stopped", round=newest(database))
+
+
+def wait_for_labels(
+    config: FeedbackConfig, database: Database, number: int, learnt: int
+) -> list[Ranking]:
+    """All rankings, when there are enough labels besides ``learnt``; no queue stays empty."""
+    train = config.round_dir(number) / "train.jsonl"
+    goal, told = learnt + config.labels_per_round, -HEARTBEAT_SECONDS
+    while True:
+        count = submissions.count_labels(database)
+        if train.exists() or count >= goal:
+            ranked = rankings(read_labels(database))
+            split = [[r for r in ranked if is_heldout(r.prompt) == out] for out in (False, True)]
+            if train.exists() or all(orders_something(part) for part in split):
+                return ranked
+            goal = count + 1  # nothing to train on, or nothing to measure by
+        if time.monotonic() - told > HEARTBEAT_SECONDS:
+            if queue.count_open(database) == 0:
+                fill_alone(config, database, number - 1)
+            names = {"round": number, "new": count - learnt, "wanted": goal - learnt, "goal": goal}
+            figures.set_status(database, "updater", phase="waiting", **names)
+            told = time.monotonic()
+        time.sleep(POLL_SECONDS)
+
+
+def orders_something(ranked: Sequence[Ranking]) -> bool:
+    return any(len(set(each.ranks)) > 1 for each in ranked)
+
+
+def one_round(
+    config: FeedbackConfig, database: Database, number: int, ranked: list[Ranking]
+) -> int:
+    """Train and publish; the number of labels it learnt from.
+
+    A reward model under PPO's gate publishes nothing: the round waits for more labels.
+    """
+    started = time.monotonic()
+    folder = config.round_dir(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = write_snapshot(folder, ranked, submissions.count_labels(database))
+    tell = lambda phase: figures.set_status(database, "updater", phase=phase, round=number)
+    tell("reward")
+    for member in range(config.ensemble):
+        reward.run(config.reward_stage(number, member))
+    accuracy = read_done(config.reward_model(number, 0))["heldout"]["eval/accuracy"]
+    if accuracy < config.ppo.min_reward_accuracy and not config.ppo.force:
+        say(
+            f"feedback: round {number}: the reward model orders {accuracy:.3f} of held-out pairs "
+            f"as labelled, under ppo.min_reward_accuracy={config.ppo.min_reward_accuracy}: "
+            f"it waits for {config.labels_per_round} more labels"
+        )
+        shutil.rmtree(folder)
+        return labels
+    tell("ppo")
+    ppo.run(config.ppo_stage(number))
+    tell("evaluate")
+    body = measure(config, database, number) | {"labels": labels}
+    figures.add_round(database, number, body | {"seconds": time.monotonic() - started})
+    gold = f", gold {body['gold']['mean']:.3f}" if body["gold"] else ""
+    say(
+        f"feedback: round {number}: {labels} labels, reward model {accuracy:.3f}{gold}, "
+        f"KL {body['kl']['mean']:.2f}, {time.monotonic() - started:.0f} s"
+    )
+    fill_alone(config, database, number)
+    return labels
+
+
+def fill_alone(config: FeedbackConfig, database: Database, number: int) -> None:
+    """Fill the queue from a round's policy, if no answering process does."""
+    if somebody_answers(database):
+        return
+    figures.set_status(database, "updater", phase="sample", round=number)
+    for _ in fill(config, database, number, load_policy(config, number)):
+        pass
+
+
+def write_snapshot(folder, ranked: Sequence[Ranking], labels: int) -> int:
+    """The round's data, once: a round that is started again learns from the same labels."""
+    done = folder / "labels.json"
+    if not done.exists():
+        for name, out in (("heldout", True), ("train", False)):
+            rows = [ranking_row(r) for r in ranked if is_heldout(r.prompt) == out]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(folder / f"{name}.jsonl", text)
+        write_atomically(done, json.dumps(labels))
+    return json.loads(done.read_text())
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str, Any]:
+    """The figures of a round for the dashboard; with the first, those of the SFT model too."""
+    prompts = [row.prompt for row in read_prompts(config.data / "prompts_evaluation.jsonl")]
+    prompts = prompts[: config.evaluation_prompts]
+    model = load_trained(config.reward_model(number, 0), flag="reward", kind="scalar")
+    gold = lambda prompts, texts: np.full(len(texts), np.nan)
+    if config.gold:
+        gold = sentiment.build(config.source).gold
+    settings = EvaluateConfig(
+        sampling=config.sampling,
+        prompt_length=config.ppo.prompt_length,
+        response_length=config.ppo.response_length,
+        batch_size=min(128, config.evaluation_prompts),
+    )
+    sft = load_trained(config.sft, flag="run")
+    answer = make_answer(settings, make_parallel(config.ppo.parallel), sft, model, gold)
+    key = jax.random.key(config.seed)
+    if number == 1:
+        first = answer(sft.params, prompts, key, n=1)
+        body = described(first) | {"labels": 0, "samples": [], "accuracy": None}
+        figures.add_round(database, 0, body)
+    answers = answer(load_policy(config, number).params, prompts, key, n=1)
+    before = figures.read_rounds(database)[-1]["texts"]
+    samples = zip(prompts, before, answers.texts, strict=False)
+    heldout = read_done(config.reward_model(number, 0))["heldout"]
+    return described(answers) | {
+        "accuracy": heldout["eval/accuracy"],
+        "labelers": by_labeler(config, number),
+        "samples": [{"prompt": p, "before": b, "after": a[0]} for p, b, a in samples],
+    }
+
+
+def described(answers: Answers) -> dict[str, Any]:
+    gold = answers.gold[:, 0]
+    return {
+        "gold": mean_ci(gold) if np.isfinite(gold).all() else None,
+        "score": mean_ci(answers.scores[:, 0]),
+        "kl": mean_ci(answers.kl[:, 0]),
+        "length": mean_ci(answers.length[:, 0]),
+        "texts": [group[0] for group in answers.texts[:SHOWN]],
+    }
+
+
+def by_labeler(config: FeedbackConfig, number: int) -> dict[str, dict[str, float]]:
+    """Share of each labeler's own held-out pairs that the reward model orders as they did."""
+    lines = (config.round_dir(number) / "heldout.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    compared = [
+        Comparison(row["prompt"], tuple(row["responses"]), tuple(row["ranks"]), tokens(row))
+        for row in rows
+    ]
+    scores = scores_of(config, config.reward_model(number, 0), compared)
+    ranks = np.full(scores.shape, -1)
+    for n, row in enumerate(rows):
+        ranks[n, : len(row["ranks"])] = row["ranks"]
+    made = {}
+    for labeler in sorted({row["labeler"] for row in rows}):
+        own = np.array([row["labeler"] == labeler for row in rows])
+        accuracy = pair_accuracy(scores[own], ranks[own])
+        if accuracy.pairs:
+            made[labeler] = {"accuracy": accuracy.overall, "pairs": accuracy.pairs}
+    return made
+
+
+def tokens(row: dict) -> tuple[tuple[int, ...], ...] | None:
+    given = row.get("response_tokens")
+    return given and tuple(map(tuple, given))

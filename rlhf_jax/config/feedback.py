@@ -1,0 +1,177 @@
+"""People in the loop: the site, and the rounds that learn from it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from rlhf_jax.config.stages import LabelerConfig, PPOConfig, RewardConfig, SamplingConfig
+from rlhf_jax.config.training import RunConfig
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """The labelling site."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback put a proxy with TLS before it and give ``url``."""
+    port: int = 8420
+    token: str = ""
+    """The administrator's; empty makes one and keeps it in the loop's folder."""
+    url: str = ""
+    """Where labelers find the site, if not at host and port: https://label.example.org"""
+    requests_per_second: float = 20.0
+    """Of one labeler; four times as many at once."""
+    lease_minutes: float = 30.0
+    """How long a task stays in one labeler's hands."""
+    scrub: bool = True
+    """Replace e-mail addresses, phone, card and id numbers in what people type and in prompts."""
+    dialogue: bool = False
+    """The chat's prompts are whole conversations (Human: ... Assistant:), not single messages."""
+
+
+@dataclass(frozen=True)
+class FeedbackConfig:
+    """Sample answers, have people rank them, retrain, publish, and again."""
+
+    command: tyro.conf.Positional[
+        Literal["run", "serve", "sample", "update", "answer", "simulate", "export", "import"]
+    ] = "run"
+    """run does all on this machine; serve only the site; sample fills the queue once; update
+    trains round after round; answer talks in the chat and keeps the queue filled; simulate labels
+    as programs over HTTP."""
+    run: Path = Path("runs/quickstart")
+    """Run folder of the chain: its sft/ and data/ are read, and feedback/ in it is written."""
+    store: str = ""
+    """The labels: empty for feedback/store.sqlite in the run folder, or postgresql://..."""
+    seed: int = 0
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    prompts: Path | None = None
+    """What is asked; None: the run's prompts for comparisons."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    responses_per_prompt: int = 4
+    """K: 4 to 9 in InstructGPT."""
+    tasks_per_round: int = 300
+    """Prompts that each new policy answers for the queue."""
+    queue: int = 50
+    """``answer`` writes more tasks when fewer than this are open."""
+    candidates: int = 3
+    """Prompts answered per task that is kept, when the choice is by disagreement."""
+    choice: Literal["disagreement", "random"] = "disagreement"
+    """Which prompts people see: those on whose answers the reward models disagree most, or any."""
+    overlap: float = 0.15
+    """Share of the tasks that two labelers get, to measure their agreement."""
+    labels_per_round: int = 250
+    """New labels that ``update`` waits for."""
+    rounds: int = 0
+    """Rounds until ``update`` and ``run`` stop; 0 goes on until they are stopped."""
+    ensemble: int = 2
+    """Reward models; PPO's is the first. They differ in seed."""
+    epochs: int = 2
+    """Passes of each over all labels so far: the first rounds have few."""
+    warmup_steps: int = 5
+    """Of the reward models."""
+    iterations: int = 12
+    """PPO iterations per round."""
+    evaluation_prompts: int = 128
+    """Prompts on which each new policy is measured."""
+    chat_answers: int = 2
+    simulated: int = 0
+    """Labelers that are programs (gold score, noise and a bias of their own), with run or simulate;
+    they label while ``update`` waits."""
+    labeler: LabelerConfig = field(default_factory=LabelerConfig)
+    """Noise of the simulated ones."""
+    task: str = "sentiment"
+    """Its gold scorer measures each round and stands behind the simulated labelers."""
+    source: Path = Path("data")
+    """Folder of the raw data, from which the gold scorer learns."""
+    gold: bool = True
+    """Measure the gold score of each round; needs ``source``."""
+    corpora: tuple[str, ...] = ("gutenberg", "reviews", "polarity")
+    """Text of the ptx term, as in the chain."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    format: Literal[
+        "native", "demonstrations", "trl-preference", "trl-unpaired", "label-studio", "argilla"
+    ] = "native"
+    """Of export."""
+    file: Path | None = None
+    """export writes it; import reads it, any of the formats, by its keys."""
+
+    def __post_init__(self):
+        check(
+            2 <= self.responses_per_prompt <= 9,
+            f"responses_per_prompt={self.responses_per_prompt} is not in 2 ... 9",
+        )
+        check(self.ensemble >= 1, f"ensemble={self.ensemble} must be >= 1")
+        check(0 <= self.overlap <= 1, f"overlap={self.overlap} is not in [0, 1]")
+        check(
+            self.choice == "random" or self.ensemble >= 2,
+            "choice=disagreement needs ensemble >= 2, or choose --choice random",
+        )
+
+    @property
+    def dir(self) -> Path:
+        return self.run / "feedback"
+
+    @property
+    def place(self) -> str:
+        """Path or URL of the store."""
+        return self.store or str(self.dir / "store.sqlite")
+
+    @property
+    def sft(self) -> Path:
+        return self.run / "sft"
+
+    @property
+    def data(self) -> Path:
+        return self.run / "data"
+
+    def round_dir(self, number: int) -> Path:
+        return self.dir / f"round_{number:03}"
+
+    def policy(self, number: int) -> Path:
+        """The policy of a round; that of round 0 is the SFT model."""
+        return self.round_dir(number) / "ppo" if number else self.sft
+
+    def reward_model(self, number: int, member: int) -> Path:
+        return self.round_dir(number) / f"reward_{member}"
+
+    def reward_stage(self, number: int, member: int) -> RewardConfig:
+        """A member of the ensemble of round ``number``, trained on all labels so far."""
+        demonstrations = self.data / "demonstrations.jsonl"
+        return replace(
+            self.reward,
+            run=self._run(self.reward.run, self.reward_model(number, member), member),
+            init=self.sft,
+            data=self.round_dir(number) / "train.jsonl",
+            heldout=self.round_dir(number) / "heldout.jsonl",
+            epochs=self.epochs,
+            optim=replace(self.reward.optim, warmup_steps=self.warmup_steps),
+            demonstrations=demonstrations if demonstrations.exists() else None,
+        )
+
+    def ppo_stage(self, number: int) -> PPOConfig:
+        """From the policy of the round before, held to the SFT model."""
+        text = self.ppo.ptx_data
+        if self.ppo.ptx_coef:
+            paths = tuple(self.data / f"corpus_{name}.txt" for name in self.corpora)
+            text = replace(text, path=paths)
+        return replace(
+            self.ppo,
+            run=self._run(self.ppo.run, self.policy(number), number),
+            init=self.policy(number - 1),
+            reference=self.sft,
+            reward=self.reward_model(number, 0),
+            prompts=self.data / "prompts_ppo.jsonl",
+            iterations=self.iterations,
+            ptx_data=text,
+        )
+
+    def _run(self, run: RunConfig, folder: Path, offset: int) -> RunConfig:
+        """Each stage of each round in its folder, with its own order of the data."""
+        cache = run.compile_cache or self.dir / "programs"
+        seed = 1000 * self.seed + offset
+        return replace(run, dir=folder, seed=seed, data_seed=seed, compile_cache=cache)
