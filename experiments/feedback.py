@@ -17,12 +17,13 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.files import find_files, read_rows
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.feedback import accounts, figures, formats, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.labels import read_labels
@@ -72,18 +73,24 @@ def everything(config: FeedbackConfig) -> None:
     # Before it is up: until then, the updates leave the queue to it.
     figures.set_status(open_database(config.place), "answerer", phase="sample", round=0)
     with ExitStack() as stack:
-        for command in commands:
-            stack.callback(stop, start(command))
-        updates = start("update")
-        stack.callback(stop, updates)
-        status = updates.wait()
+        processes = {command: start(command) for command in [*commands, "update"]}
+        for process in processes.values():
+            stack.callback(stop, process)
+        while (status := processes["update"].poll()) is None:
+            for command, process in processes.items():
+                if process.poll() not in (None, 0):
+                    raise RunError(f"{command} ended with status {process.returncode}")
+            time.sleep(0.5)
     if status:
         raise SystemExit(status)
 
 
 def start(command: str) -> subprocess.Popen:
     """This program with another command and the same flags."""
-    flags = [flag for flag in sys.argv[1:] if flag != "run"]
+    given = sys.argv[1:]
+    # Not a value that happens to be "run", as in --run run.
+    is_command = lambda n: given[n] == "run" and not (n and given[n - 1].startswith("--"))
+    flags = [flag for n, flag in enumerate(given) if not is_command(n)]
     return subprocess.Popen([sys.executable, "-m", "experiments.feedback", command, *flags])
 
 

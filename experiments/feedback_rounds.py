@@ -51,16 +51,17 @@ def update(config: FeedbackConfig) -> None:
     if not figures.read_rounds(database):
         figures.add_round(database, 0, {"labels": 0, "samples": []})
     learnt = figures.read_rounds(database)[-1]["labels"]
-    while not config.rounds or newest(database) < config.rounds:
-        number = newest(database) + 1
+    number = newest(database) + 1
+    with figures.alive(database, "updater", every=HEARTBEAT_SECONDS):
         try:
-            ranked = wait_for_labels(config, database, number, learnt)
-            learnt = one_round(config, database, number, ranked)
-        except Exception:
-            figures.set_status(database, "updater", phase="failed", round=number)
-            raise
-        except BaseException:
-            figures.set_status(database, "updater", phase="stopped", round=number - 1)
+            while not config.rounds or newest(database) < config.rounds:
+                number = newest(database) + 1
+                ranked = wait_for_labels(config, database, number, learnt)
+                learnt = one_round(config, database, number, ranked)
+        except BaseException as error:
+            failed = isinstance(error, Exception)
+            phase = "failed" if failed else "stopped"
+            figures.set_status(database, "updater", phase=phase, round=number - (not failed))
             raise
     figures.set_status(database, "updater", phase="stopped", round=newest(database))
 

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -319,7 +320,14 @@ def test_any_character_comes_back_as_it_was(database):
 def test_status_and_rounds_are_replaced(database):
     figures.set_status(database, "updater", phase="ppo", round=1)
     figures.set_status(database, "updater", phase="waiting", round=2)
-    assert figures.read_status(database)["updater"]["phase"] == "waiting"
+    status = figures.read_status(database)["updater"]
+    assert status["phase"] == "waiting"
+    with figures.alive(database, "updater", every=0.01):
+        while figures.read_status(database)["updater"]["updated"] == status["updated"]:
+            time.sleep(0.01)
+    figures.set_status(database, "updater", phase="waiting", round=2, new=1)
+    again = figures.read_status(database)["updater"]
+    assert again["since"] == status["since"] < again["updated"] and again["new"] == 1
     figures.add_round(database, 1, {"kl": 1.0})
     figures.add_round(database, 1, {"kl": 2.0})
     assert figures.read_rounds(database) == [{"kl": 2.0, "round": 1}]

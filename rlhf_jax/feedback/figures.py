@@ -1,13 +1,15 @@
 """What the dashboard shows: pace, agreement between labelers, rounds, and who does what now."""
 
+import contextlib
 import json
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from rlhf_jax.feedback.database import Database
+from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label
 
 PAPER_AGREEMENT = (0.726, 0.015)
@@ -107,15 +109,39 @@ def paces(labels: Sequence[Label]) -> list[Pace]:
 
 
 def set_status(database: Database, name: str, **body: Any) -> None:
-    """What a process (updater, answerer) does now."""
+    """What a process (updater, answerer) does now, and since when."""
+    now = time.time()
     with database.write() as rows:
+        before = rows("SELECT body FROM status WHERE name = :name", name=name)
+        before = json.loads(before[0]["body"]) if before else {}
+        same = all(before.get(key) == body.get(key) for key in ("phase", "round"))
         rows(
             """INSERT INTO status VALUES (:name, :now, :body)
                 ON CONFLICT (name) DO UPDATE SET updated = :now, body = :body""",
             name=name,
-            now=time.time(),
-            body=json.dumps(body),
+            now=now,
+            body=json.dumps({**body, "since": before["since"] if before and same else now}),
         )
+
+
+@contextlib.contextmanager
+def alive(database: Database, name: str, *, every: float) -> Iterator[None]:
+    """Say every some seconds, from a thread, that the process of this name still runs."""
+    ended = threading.Event()
+
+    def tell():
+        while not ended.wait(every):
+            with contextlib.suppress(StoreUnavailable), database.write() as rows:
+                sql = "UPDATE status SET updated = :now WHERE name = :name"
+                rows(sql, name=name, now=time.time())
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def read_status(database: Database) -> dict[str, dict[str, Any]]:
