@@ -10,8 +10,8 @@ from contextlib import suppress
 import jax
 import numpy as np
 
-from experiments.sampling import make_sampler
 from experiments.reward_scores import disagreement, make_scorer
+from experiments.sampling import make_sampler
 from experiments.trained import Trained, load_trained
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.formats import Comparison, read_prompts

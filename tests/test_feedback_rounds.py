@@ -1,5 +1,6 @@
 """The loop end to end on a tiny model: simulated labelers over HTTP, two rounds, the chat."""
 
+import contextlib
 import json
 import threading
 import time
@@ -17,11 +18,12 @@ from configs import quickstart
 from experiments import feedback_answers, feedback_labelers, feedback_rounds, pretrain, sft
 from experiments.reward_scores import disagreement
 from rlhf_jax.data.formats import read_comparisons
+from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import conversation, figures, queue, submissions
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import is_heldout, rankings, read_labels
-from rlhf_jax.tasks import sentiment
+from rlhf_jax.tasks.task import find_task
 
 PER_ROUND = 24
 
@@ -64,7 +66,7 @@ def test_disagreement():
 @pytest.mark.multiprocess
 def test_two_rounds_over_http(loop):
     database = open_database(loop.place)
-    gold = sentiment.build(loop.source).gold
+    gold = find_task(loop.task)(loop.source).gold
     with running(loop.dir / "store.sqlite") as (port, _), tiny.cheap_compilation():
         threading.Thread(target=label, args=(loop, gold, port), daemon=True).start()
         feedback_rounds.update(loop)
@@ -115,11 +117,15 @@ def label(config, gold, port):
     )
     for number, each in enumerate(labelers):
         token = feedback_labelers.labeler_token(config, database, number)
-        client = Client(f"http://127.0.0.1:{port}", token)
+        client = Client(f"http://127.0.0.1:{port}", token, patience=5.0)
         arguments = (client, each)
-        threading.Thread(
-            target=feedback_labelers.keep_labelling, args=arguments, daemon=True
-        ).start()
+        threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def work(client, each):
+    """Until the server is gone."""
+    with contextlib.suppress(RunError):
+        feedback_labelers.keep_labelling(client, each)
 
 
 @pytest.mark.slow
