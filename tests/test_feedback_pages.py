@@ -372,6 +372,26 @@ def test_invite_link_account_and_revocation(database, app):
     assert [row["name"] for row in accounts.list_accounts(database)] == ["admin"]
 
 
+def test_labels_are_read_anew_when_they_change(database, site):
+    fill(database, 2, wanted=2)
+    ann, ben = (accounts.add_labeler(database, name)[0] for name in ("Ann", "Ben"))
+
+    def rank(person, submission):
+        task = queue.take_task(database, person)
+        names = {"submission": submission, "task": task.id, "kind": "ranking"}
+        submissions.submit(database, person, **names, body={"ranks": [0, 1, 2, 3]})
+
+    assert site.labels() == []
+    for n, person in enumerate((ann, ben, ann)):
+        rank(person, f"number{n:03}")
+        assert len(site.labels()) == n + 1 and site.labels() is site.labels()
+    submissions.undo(database, ann)
+    assert len(site.labels()) == 2
+    accounts.delete_account(database, ann.id)
+    rank(ben, "number009")  # as many as before, with the same number
+    assert {label.account for label in site.labels()} == {ben.id}
+
+
 def test_a_labeler_deletes_their_own_data(database, app):
     fill(database, 1)
     ann = Browser(app, accounts.add_labeler(database, "Ann")[1])

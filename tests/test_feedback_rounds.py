@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+from conftest import CACHE
 
 pytest.importorskip("uvicorn", reason="the server needs the extra feedback")
 
@@ -38,6 +39,8 @@ def loop(tmp_path_factory):
     with tiny.cheap_compilation():
         pretrain.run(c.pretrain)
         sft.run(c.sft)
+    # Programs are kept with those of the other tests.
+    kept = lambda stage: replace(stage.run, compile_cache=CACHE)
     return replace(
         c.feedback,
         tasks_per_round=30,
@@ -48,8 +51,8 @@ def loop(tmp_path_factory):
         simulated=3,
         candidates=2,
         overlap=0.5,
-        ppo=replace(c.feedback.ppo, min_reward_accuracy=0.0),
-        reward=replace(c.feedback.reward, batch_size=8),
+        ppo=replace(c.feedback.ppo, run=kept(c.ppo), min_reward_accuracy=0.0),
+        reward=replace(c.feedback.reward, run=kept(c.reward), batch_size=8),
     )
 
 

@@ -69,6 +69,18 @@ def read_labels(database: Database) -> list[Label]:
     ]
 
 
+def version(database: Database) -> tuple[int, ...]:
+    """Changes whenever ``read_labels`` would give something else; cheap to ask."""
+    with database.read() as rows:
+        found = rows(
+            """SELECT (SELECT COALESCE(MAX(number), 0) FROM label) AS labels,
+                (SELECT COUNT(*) FROM label) AS kept,
+                (SELECT COUNT(*) FROM retraction) AS retracted,
+                (SELECT COUNT(*) FROM deletion) AS deleted"""
+        )
+    return tuple(found[0].values())
+
+
 def rankings(labels: Sequence[Label]) -> list[Ranking]:
     """Everything that orders answers: rankings, a thumb up beside one down, corrections.
 

@@ -6,7 +6,7 @@ import time
 from starlette.responses import Response
 
 from rlhf_jax.feedback import accounts, figures
-from rlhf_jax.feedback.labels import Label, read_labels
+from rlhf_jax.feedback.labels import Label
 from rlhf_jax.feedback.plots import plot
 from rlhf_jax.feedback.queue import count_open
 from rlhf_jax.feedback.web.site import Visit
@@ -20,7 +20,7 @@ SILENT_SECONDS = 120
 def dashboard(visit: Visit) -> Response:
     """The page, or with ?part=figures what changes of it, for the script that keeps it live."""
     part = visit.request.query_params.get("part") == "figures"
-    labels = read_labels(visit.database)
+    labels = visit.site.labels()
     rounds = figures.read_rounds(visit.database)
     everyone, each = figures.agreement(labels)
     return visit.page(

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import SESSION_SECONDS, Account, by_session, by_token, site_secret
 from rlhf_jax.feedback.database import Database, StoreUnavailable
+from rlhf_jax.feedback.labels import Label, read_labels, version
 from rlhf_jax.feedback.queue import LEASE_SECONDS
 from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.render import render, text_of
@@ -35,9 +36,20 @@ class Site:
     per_second: float = 20.0
     """Requests of one labeler."""
     secret: bytes = field(init=False)
+    _read: dict[tuple[int, ...], list[Label]] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "secret", site_secret(self.database))
+
+    def labels(self) -> list[Label]:
+        """All labels, read anew only when they have changed: dashboards ask every two seconds."""
+        now = version(self.database)
+        found = self._read.get(now)
+        if found is None:
+            found = read_labels(self.database)
+            self._read.clear()
+            self._read[now] = found
+        return found
 
     @property
     def cookie(self) -> str:
