@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.formats import ranking_row
-from rlhf_jax.feedback.labels import Ranking, is_heldout, rankings, read_labels
+from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_labels
 from rlhf_jax.tasks.task import find_task
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
@@ -50,14 +51,16 @@ def update(config: FeedbackConfig) -> None:
     database = open_database(config.place)
     if not figures.read_rounds(database):
         figures.add_round(database, 0, {"labels": 0, "samples": []})
+    for number in range(1, newest(database) + 1):
+        forget_snapshot(config.round_dir(number))
     learnt = figures.read_rounds(database)[-1]["labels"]
     number = newest(database) + 1
     with figures.alive(database, "updater", every=HEARTBEAT_SECONDS):
         try:
             while not config.rounds or newest(database) < config.rounds:
                 number = newest(database) + 1
-                ranked = wait_for_labels(config, database, number, learnt)
-                learnt = one_round(config, database, number, ranked)
+                labels = wait_for_labels(config, database, number, learnt)
+                learnt = one_round(config, database, number, labels)
         except BaseException as error:
             failed = isinstance(error, Exception)
             phase = "failed" if failed else "stopped"
@@ -68,17 +71,18 @@ def update(config: FeedbackConfig) -> None:
 
 def wait_for_labels(
     config: FeedbackConfig, database: Database, number: int, learnt: int
-) -> list[Ranking]:
-    """All rankings, when there are enough labels besides ``learnt``; no queue stays empty."""
+) -> list[Label]:
+    """All labels, when there are enough labels besides ``learnt``; no queue stays empty."""
     train = config.round_dir(number) / "train.jsonl"
     goal, told = learnt + config.labels_per_round, -HEARTBEAT_SECONDS
     while True:
         count = submissions.count_labels(database)
         if train.exists() or count >= goal:
-            ranked = rankings(read_labels(database))
+            labels = read_labels(database)
+            ranked = rankings(labels)
             split = [[r for r in ranked if is_heldout(r.prompt) == out] for out in (False, True)]
             if train.exists() or all(orders_something(part) for part in split):
-                return ranked
+                return labels
             goal = count + 1  # nothing to train on, or nothing to measure by
         if time.monotonic() - told > HEARTBEAT_SECONDS:
             if queue.count_open(database) == 0:
@@ -93,9 +97,7 @@ def orders_something(ranked: Sequence[Ranking]) -> bool:
     return any(len(set(each.ranks)) > 1 for each in ranked)
 
 
-def one_round(
-    config: FeedbackConfig, database: Database, number: int, ranked: list[Ranking]
-) -> int:
+def one_round(config: FeedbackConfig, database: Database, number: int, labels: list[Label]) -> int:
     """Train and publish; the number of labels it learnt from.
 
     A reward model under PPO's gate publishes nothing: the round waits for more labels.
@@ -103,7 +105,7 @@ def one_round(
     started = time.monotonic()
     folder = config.round_dir(number)
     folder.mkdir(parents=True, exist_ok=True)
-    labels = write_snapshot(folder, ranked, submissions.count_labels(database))
+    snapshot = write_snapshot(folder, labels)
     tell = lambda phase: figures.set_status(database, "updater", phase=phase, round=number)
     tell("reward")
     for member in range(config.ensemble):
@@ -116,19 +118,30 @@ def one_round(
             f"it waits for {config.labels_per_round} more labels"
         )
         shutil.rmtree(folder)
-        return labels
+        return snapshot["labels"]
     tell("ppo")
     ppo.run(config.ppo_stage(number))
     tell("evaluate")
-    body = measure(config, database, number) | {"labels": labels}
+    body = measure(config, database, number) | snapshot
     figures.add_round(database, number, body | {"seconds": time.monotonic() - started})
-    gold = f", gold {body['gold']['mean']:.3f}" if body["gold"] else ""
+    forget_snapshot(folder)
+    gold = f"gold {body['gold']['mean']:.3f}, " if body["gold"] else ""
     say(
-        f"feedback: round {number}: {labels} labels, reward model {accuracy:.3f}{gold}, "
+        f"feedback: round {number}: {body['labels']} labels, reward model {accuracy:.3f}, {gold}"
         f"KL {body['kl']['mean']:.2f}, {time.monotonic() - started:.0f} s"
     )
     fill_alone(config, database, number)
-    return labels
+    return snapshot["labels"]
+
+
+def forget_snapshot(folder: Path) -> None:
+    """Labels stay in the store alone, where they can be deleted on request.
+
+    The rows of a published round can be made again from there: labels.json has their last number.
+    """
+    for name in ("train.jsonl", "heldout.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
 def fill_alone(config: FeedbackConfig, database: Database, number: int) -> None:
@@ -140,15 +153,18 @@ def fill_alone(config: FeedbackConfig, database: Database, number: int) -> None:
         pass
 
 
-def write_snapshot(folder, ranked: Sequence[Ranking], labels: int) -> int:
+def write_snapshot(folder: Path, labels: Sequence[Label]) -> dict[str, int]:
     """The round's data, once: a round that is started again learns from the same labels."""
     done = folder / "labels.json"
     if not done.exists():
+        ranked = rankings(labels)
         for name, out in (("heldout", True), ("train", False)):
             rows = [ranking_row(r) for r in ranked if is_heldout(r.prompt) == out]
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(folder / f"{name}.jsonl", text)
-        write_atomically(done, json.dumps(labels))
+        counted = sum(label.kind != "skip" for label in labels)
+        last = max(label.number for label in labels)
+        write_atomically(done, json.dumps({"labels": counted, "last_label": last}))
     return json.loads(done.read_text())
 
 

@@ -177,7 +177,7 @@ def test_invisible_characters_are_shown():
     assert shown[1].name == "right-to-left override"
     family = "👩\u200d👩\u200d👧 عربى 汉字 é e\u0301"
     assert [piece.text for piece in pieces(family)] == [family]
-    for number in range(0x11000):
+    for number in (*range(0x3200), *range(0xFE00, 0x10000), *range(0xE0000, 0xE0080)):
         (piece, *_) = pieces(chr(number))
         hidden = unicodedata.category(chr(number)) in ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
         assert bool(piece.name) == (hidden and number != 10) or number in (

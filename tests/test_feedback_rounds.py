@@ -23,7 +23,7 @@ from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import conversation, figures, queue, submissions
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import open_database
-from rlhf_jax.feedback.labels import is_heldout, rankings, read_labels
+from rlhf_jax.feedback.labels import is_heldout, read_labels
 from rlhf_jax.tasks.task import find_task
 
 PER_ROUND = 24
@@ -67,7 +67,9 @@ def test_disagreement():
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_rounds_over_http(loop):
+def test_two_rounds_over_http(loop, monkeypatch):
+    forget = feedback_rounds.forget_snapshot
+    monkeypatch.setattr(feedback_rounds, "forget_snapshot", lambda folder: None)
     database = open_database(loop.place)
     gold = find_task(loop.task)(loop.source).gold
     with running(loop.dir / "store.sqlite") as (port, _), tiny.cheap_compilation():
@@ -95,6 +97,7 @@ def test_two_rounds_over_http(loop):
         assert all(is_heldout(row["prompt"]) == (name == "heldout") for row in part[name])
         assert read_comparisons(path)[0].tokens is not None
     assert len(part["train"]) + len(part["heldout"]) == rounds[2]["labels"]
+    assert rounds[2]["last_label"] == rounds[2]["labels"]  # none was skipped or taken back
     assert {row["round"] for row in part["train"]} == {0, 1}
 
     # The policy goes on from the round before, and is held to the SFT model.
@@ -107,8 +110,12 @@ def test_two_rounds_over_http(loop):
         found = rows("SELECT priority FROM task WHERE round = 1 ORDER BY number")
     priorities = [row["priority"] for row in found]
     assert priorities == sorted(priorities, reverse=True) and priorities[-1] > 0
-    # Done is done.
+    # Done is done, and then labels are in the store alone.
+    monkeypatch.setattr(feedback_rounds, "forget_snapshot", forget)
     feedback_rounds.update(loop)
+    for number in (1, 2):
+        assert not list(loop.round_dir(number).glob("*.jsonl"))
+        assert not (loop.round_dir(number) / "cache").exists()
     assert len(figures.read_rounds(database)) == 3
 
 
@@ -189,8 +196,8 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
                 body={"ranks": ranks},
             )
         number = 9  # a folder of its own
-        ranked = rankings(read_labels(database))
-        learnt = feedback_rounds.one_round(config, database, number, ranked)
-    assert learnt == len(ranked) and not config.round_dir(number).exists()
+        labels = read_labels(database)
+        learnt = feedback_rounds.one_round(config, database, number, labels)
+    assert learnt == len(labels) and not config.round_dir(number).exists()
     assert figures.read_rounds(database) == []
     assert time.time() - figures.read_status(database)["updater"]["updated"] < 600

@@ -148,6 +148,7 @@ class FeedbackConfig:
             init=self.sft,
             data=self.round_dir(number) / "train.jsonl",
             heldout=self.round_dir(number) / "heldout.jsonl",
+            cache=self.round_dir(number) / "cache",
             epochs=self.epochs,
             optim=replace(self.reward.optim, warmup_steps=self.warmup_steps),
             demonstrations=demonstrations if demonstrations.exists() else None,
