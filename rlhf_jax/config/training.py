@@ -104,7 +104,8 @@ class RunConfig:
     tensorboard: bool = True
     wandb: str = ""
     """Project name; empty turns Weights & Biases off."""
-    compile_cache: Path | None = None
-    """Folder for compiled programs, so that a second start compiles nothing."""
+    compile_cache: Path | None = Path(".cache/compiled")
+    """Folder for compiled programs, one below it per kind of machine: a second start compiles
+    nothing. None keeps none; JAX_COMPILATION_CACHE_DIR, where it is set, is used instead."""
     tune_malloc: bool = True
     """Keep freed memory in the process (glibc only): about 1.25x faster steps on CPU."""

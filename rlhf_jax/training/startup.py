@@ -1,6 +1,7 @@
 """What a process does once, before its first array: allocator, compilation cache, log level."""
 
 import ctypes
+import hashlib
 import logging
 import platform
 from pathlib import Path
@@ -17,10 +18,25 @@ def start(*, tune_malloc: bool, compile_cache: Path | None) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     if tune_malloc and platform.libc_ver()[0] == "glibc":
         keep_freed_memory()
-    if compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(compile_cache))
+    # A folder that the user gave to JAX itself stays.
+    if compile_cache is not None and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(compile_cache / machine_key()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def machine_key(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The same on machines whose compiled programs are interchangeable.
+
+    Programs for a CPU use the instructions it has, and JAX's own key does not name them: on a file
+    system that several kinds of machine share, one would be given another's programs.
+    """
+    facts = [platform.machine(), platform.processor()]
+    if cpuinfo.is_file():
+        first = cpuinfo.read_text().split("\n\n")[0].splitlines()
+        wanted = ("model name", "flags", "Features", "CPU part")
+        facts += [line for line in first if line.startswith(wanted)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,64 @@
+"""What a process does before its first array: programs are kept, apart for each kind of machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from rlhf_jax.training.startup import machine_key
+
+PROGRAM = """
+import json, pathlib, sys
+import jax
+from rlhf_jax.training.startup import start
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+start(tune_malloc=True, compile_cache=pathlib.Path(sys.argv[1]))
+print(float(jax.jit(lambda x: x * 2 + 1)(3.0)))
+print(json.dumps([hits.count(f"/jax/compilation_cache/cache_{x}") for x in ("hits", "misses")]))
+"""
+
+
+def run(folder, **environment) -> tuple[int, int]:
+    """(programs found, programs compiled) of a process that starts with this folder."""
+    kept = {k: v for k, v in tiny.process_environment().items() if "CACHE" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    value, counts = done.stdout.splitlines()
+    assert float(value) == 7.0
+    return tuple(json.loads(counts))
+
+
+def test_a_second_start_compiles_nothing(tmp_path):
+    found, compiled = run(tmp_path)
+    assert found == 0 and compiled > 0
+    assert [path.name for path in tmp_path.iterdir()] == [machine_key()]
+    assert run(tmp_path) == (compiled, 0)
+
+
+def test_the_users_own_folder_stays(tmp_path):
+    run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "change, same",
+    [(("MHz : 2600", "MHz : 3100"), True), (("avx2", "avx512f"), False), (("X", "Y"), False)],
+)
+def test_machines_differ_by_what_programs_may_use(tmp_path, change, same):
+    """Not by the clock's speed of the moment; only the first processor counts."""
+    file = tmp_path / "cpuinfo"
+    text = "processor : 0\nmodel name : X\ncpu MHz : 2600\nflags : sse avx2\n\nprocessor : 1\n"
+    file.write_text(text)
+    before = machine_key(file)
+    file.write_text(text.replace(*change))
+    assert (machine_key(file) == before) is same
+    assert machine_key(Path(tmp_path / "absent")) != before
