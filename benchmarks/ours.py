@@ -16,7 +16,7 @@ from benchmarks.worker import Work, best_gflops, serve
 from rlhf_jax.config import OptimConfig, ParallelConfig
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.models.huggingface import load_pretrained
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
 from rlhf_jax.objectives.preference_losses import ranking_loss
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.rollouts.rollout import response_logprobs
@@ -109,7 +109,7 @@ def make_loss(case: Case, config: Any, vocab_size: int):
     batch = LMBatch(*map(jnp.asarray, (ids, inputs.targets(case, ids), ones, positions)))
 
     def language_loss(params, batch, key, count):
-        return lm_loss(lm.packed_logits(params, batch, None), batch, count=count)
+        return lm_loss_of_logprobs(lm.packed_logprobs(params, batch, None), batch, count=count)
 
     return language_loss, count_targets, batch
 

@@ -20,7 +20,7 @@ from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
@@ -59,8 +59,8 @@ def run(config: PretrainConfig) -> dict:
 
         # Functions
         def loss_fn(params, batch, key, count):
-            logits = lm.packed_logits(params, batch, key if config.model.dropout else None)
-            return lm_loss(logits, batch, count=count)
+            logprobs = lm.packed_logprobs(params, batch, key if config.model.dropout else None)
+            return lm_loss_of_logprobs(logprobs, batch, count=count)
 
         update = parallel.update(
             make_update_step(
@@ -102,7 +102,12 @@ def starting_point(config: PretrainConfig, corpora: Corpora) -> Trained:
         start = load_trained(config.init, flag="init")
         c = config.model
         model = replace(
-            start.model, dropout=c.dropout, scan_layers=c.scan_layers, remat=c.remat, dtype=c.dtype
+            start.model,
+            dropout=c.dropout,
+            scan_layers=c.scan_layers,
+            remat=c.remat,
+            logit_rows=c.logit_rows,
+            dtype=c.dtype,
         )
         model.check_context(**{"data.block_size": config.data.block_size})
         params = start.params | {"trunk": as_layout(start.params["trunk"], model)}

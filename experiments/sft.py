@@ -27,7 +27,7 @@ from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
@@ -100,8 +100,8 @@ def run(config: SFTConfig) -> dict:
 
         # Functions
         def loss_fn(params, batch, key, count):
-            logits = lm.packed_logits(params, batch, key if config.dropout else None)
-            return lm_loss(logits, batch, count=count)
+            logprobs = lm.packed_logprobs(params, batch, key if config.dropout else None)
+            return lm_loss_of_logprobs(logprobs, batch, count=count)
 
         update = parallel.update(
             make_update_step(

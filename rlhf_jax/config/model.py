@@ -57,6 +57,9 @@ class ModelConfig:
     """Compile one layer and loop over stacked parameters: small programs for deep models."""
     remat: bool = False
     """Recompute each block's activations in the backward pass: less memory, more time."""
+    logit_rows: int = 0
+    """Rows of logits that a language-model loss holds at a time, made again in the backward pass;
+    0: all of batch x tokens. Saves memory where tokens x vocabulary is large, for a little time."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of matrix products. Parameters, normalisation, softmax and losses stay float32. float64 is
     for comparisons and needs JAX_ENABLE_X64=1, which makes the parameters float64 too."""
@@ -70,6 +73,7 @@ class ModelConfig:
             self.n_heads % self.kv_heads == 0,
             f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
         )
+        check(self.logit_rows >= 0, f"model.logit_rows={self.logit_rows} must be >= 0")
         check(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout} is not in [0, 1)")
         check(
             self.n_layers > 0 and self.context > 0, "model.n_layers and model.context must be > 0"

@@ -31,6 +31,7 @@ from rlhf_jax.models.transformer import (
     positions_of,
     stack_blocks,
 )
+from rlhf_jax.objectives.logprobs import token_logprobs, token_logprobs_in_parts
 from rlhf_jax.objectives.masked import last_index
 from rlhf_jax.types import LMBatch, Params
 
@@ -55,6 +56,9 @@ class LanguageModel(NamedTuple):
     """(params, tokens [B T], mask [B T], *, start) -> logits of positions start..T-1."""
     packed_logits: Callable[..., Float[Array, "B T V"]]
     """(params, LMBatch, dropout_key | None) -> logits; dropout acts only when a key is given."""
+    packed_logprobs: Callable[..., Float[Array, "B L"]]
+    """(params, LMBatch, dropout_key | None) -> log-probs of tokens 1 to T-1, for a loss. With
+    ``config.logit_rows`` the logits never exist all at once."""
     prefill: Callable[..., tuple[Float[Array, "B V"], Cache]]
     """(params, queries, query_mask, *, length) -> logits of the first response token, cache."""
     decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
@@ -111,13 +115,25 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
         return head(params, hidden[:, start:])
 
-    def packed_logits(params, batch: LMBatch, dropout_key):
+    def packed_hidden(params, batch: LMBatch, dropout_key):
         attend = packed_mask(batch.segment_ids)
         apply = (
             partial(trunk.apply_dropout, dropout_key) if dropout_key is not None else trunk.apply
         )
-        hidden, _ = apply(params["trunk"], batch.tokens, batch.positions, attend)
-        return head(params, hidden)
+        return apply(params["trunk"], batch.tokens, batch.positions, attend)[0]
+
+    def packed_logits(params, batch: LMBatch, dropout_key):
+        return head(params, packed_hidden(params, batch, dropout_key))
+
+    def packed_logprobs(params, batch: LMBatch, dropout_key):
+        hidden, tokens = packed_hidden(params, batch, dropout_key), batch.tokens[:, 1:]
+        if not config.logit_rows:
+            return token_logprobs(head(params, hidden)[:, :-1], tokens)
+        rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        logprobs = token_logprobs_in_parts(
+            partial(head, params), rows, tokens.reshape(-1), rows=config.logit_rows
+        )
+        return logprobs.reshape(tokens.shape)
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
@@ -148,6 +164,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         init=init,
         logits=logits,
         packed_logits=packed_logits,
+        packed_logprobs=packed_logprobs,
         prefill=prefill,
         decode=decode,
     )

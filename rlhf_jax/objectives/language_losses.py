@@ -24,6 +24,17 @@ def lm_loss(
     Logits at t − 1 predict token t, for every t where ``loss_mask`` is True (never on padding or
     on a segment's first token). ``count`` is the number of targets in the whole batch.
     """
-    targets, mask = batch.tokens[:, 1:], batch.loss_mask[:, 1:]
-    loss = -masked_mean(token_logprobs(logits[:, :-1], targets), mask, count=count)
+    targets = batch.tokens[:, 1:]
+    logprobs = token_logprobs(logits[:, :-1], targets)
+    return lm_loss_of_logprobs(logprobs, batch, count=count)
+
+
+def lm_loss_of_logprobs(
+    logprobs: Float[Array, "B L"],
+    batch: LMBatch,
+    *,
+    count: Float[Array, ""] | float | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """``lm_loss`` where the log-probs of tokens 1, 2, ... are known already."""
+    loss = -masked_mean(logprobs, batch.loss_mask[:, 1:], count=count)
     return loss, {"loss": loss}

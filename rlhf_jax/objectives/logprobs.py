@@ -1,5 +1,7 @@
 """Log-probabilities of sampled tokens, and entropy, in float32 or wider."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,6 +23,30 @@ def token_logprobs(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Fl
     # Padding may lie beyond an imported vocabulary: clipped it is finite, and the mask drops it.
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def token_logprobs_in_parts(
+    logits_of: Callable[[Float[Array, "M D"]], Float[Array, "M V"]],
+    hidden: Float[Array, "N D"],
+    tokens: Int[Array, "N"],
+    *,
+    rows: int,
+) -> Float[Array, "N"]:
+    """``token_logprobs(logits_of(hidden), tokens)`` with ``rows`` rows of logits at a time.
+
+    The backward pass makes each part's logits again: one more product with the vocabulary, and the
+    [N, V] array never exists, neither forward nor backward.
+    """
+
+    @jax.checkpoint
+    def part(inputs):
+        hidden, tokens = inputs
+        return token_logprobs(logits_of(hidden), tokens)
+
+    missing = -len(tokens) % rows
+    hidden = jnp.pad(hidden, ((0, missing), (0, 0))).reshape(-1, rows, hidden.shape[-1])
+    parts = jax.lax.map(part, (hidden, jnp.pad(tokens, (0, missing)).reshape(-1, rows)))
+    return parts.reshape(-1)[: len(tokens)]
 
 
 def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
