@@ -281,10 +281,22 @@ def test_chat(visit, database):
     bad.locator("button[value=down]").click()
     bad.locator("summary").click()
     bad.locator("textarea").fill("superb")
-    page.click("text=Save the correction")
+    bad.locator("button[value=correct]").click()
     page.wait_for_selector(".correction")
     made = [([r.text for r in x.responses], x.ranks) for x in rankings(read_labels(database))]
     assert ([" good", " bad"], (0, 1)) in made and ([" superb", " bad"], (0, 1)) in made
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nine_answers_fit(visit, database, width):
+    fill(database, 1, responses=9)
+    page = visit(viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    for letter, rank in zip("ABCDEFGHI", "987654321", strict=True):
+        page.click(f"label:has(input[name=rank-{letter}][value='{rank}'])")
+    page.click("text=Save and next")
+    page.wait_for_selector("text=Nothing to label")
+    assert shown_ranks(database)[0] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
