@@ -112,6 +112,7 @@ def measure(case: Case, config: BenchmarkConfig, python: Path) -> dict[str, Any]
             for _ in range(config.repeats):
                 for side, worker in sides.items():
                     turns[side].append(worker.ask("repeat"))
+            check_made(case, turns)
             peaks = {side: worker.ask("peak")["peak_mib"] for side, worker in sides.items()}
             limits = [worker.ask("limits") for worker in sides.values()]
         finally:
@@ -135,6 +136,13 @@ def check_equal(case: Case, first: dict[str, Any]) -> None:
         allowed = TOLERANCE[case.dtype] * max(abs(theirs[name]), 1e-2)
         if abs(figure - theirs[name]) > allowed:
             raise RunError(f"{case.name}: {name} is {figure} here and {theirs[name]} there")
+
+
+def check_made(case: Case, turns: dict[str, list[dict]]) -> None:
+    """Raise RunError unless both sides sampled as many tokens (where both say how many)."""
+    for ours, theirs in zip(turns["ours"], turns["theirs"], strict=True):
+        if ours.get("tokens", 0) != theirs.get("tokens", ours.get("tokens", 0)):
+            raise RunError(f"{case.name}: {ours['tokens']} tokens here, {theirs['tokens']} there")
 
 
 def quiet_environment(cores: int) -> dict[str, str]:

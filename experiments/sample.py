@@ -19,9 +19,11 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import SampleConfig
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
+from rlhf_jax.training.startup import start
 
 
 def run(config: SampleConfig) -> None:
+    start(tune_malloc=False, compile_cache=config.compile_cache)
     trained = load_trained(config.init, flag="init")
     answer = make_answer(config, trained)
     tokenizer = trained.tokenizer

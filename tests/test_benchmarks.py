@@ -12,7 +12,7 @@ from benchmarks.cases import Case, make_cases
 from benchmarks.compare import compare, verdict
 from benchmarks.limits import limit_seconds
 from benchmarks.ratios import Ratio, pairwise_ratio
-from benchmarks.run import check_equal
+from benchmarks.run import check_equal, check_made
 from benchmarks.table import key
 from rlhf_jax.config import BenchmarkConfig
 from rlhf_jax.errors import RunError
@@ -61,6 +61,16 @@ def test_unequal_work_is_refused():
     first["ours"]["checks"]["loss"] = 8.51
     with pytest.raises(RunError, match=r"loss is 8\.51 here and 8\.5 there"):
         check_equal(case("pretrain"), first)
+
+
+def test_as_many_tokens_on_both_sides():
+    turns = {side: [{"wall": 1.0, "tokens": 512}] for side in ("ours", "theirs")}
+    check_made(case("generate"), turns)
+    del turns["theirs"][0]["tokens"]  # TRL does not say
+    check_made(case("ppo"), turns)
+    turns["theirs"][0]["tokens"] = 500
+    with pytest.raises(RunError, match="512 tokens here, 500 there"):
+        check_made(case("generate"), turns)
 
 
 def test_only_changes_beyond_noise_count():

@@ -93,6 +93,8 @@ class SampleConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     response_length: int = 32
     seed: int = 0
+    compile_cache: Path | None = RunConfig.compile_cache
+    """As run.compile_cache of a stage."""
 
 
 @dataclass(frozen=True)
