@@ -135,6 +135,16 @@ def test_a_task_from_form_to_training_row(database, app):
     assert "Nothing to label" in page
 
 
+def test_an_answer_that_goes_on_inside_a_word_says_so(database, app):
+    responses = [queue.Response(text, "p") for text in ("ly good", " good", ", good", "良")]
+    queue.add_tasks(database, [queue.NewTask("strange", responses), queue.NewTask("a ", responses)])
+    ann = Browser(app)
+    page = ann.get("/label")
+    joined = re.findall(r'class="written joined" dir="auto">([^<]*)<', page)
+    assert joined == ["ly good"]
+    assert "joined" not in ann.post("/label", page, **RANKS)
+
+
 def test_what_cannot_be_stored_comes_back_filled_in(database, app, tmp_path):
     fill(database, 1)
     ann = Browser(app)

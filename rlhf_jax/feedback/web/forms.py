@@ -1,6 +1,7 @@
 """The labelling form to a label's body, and back into a form when it could not be stored."""
 
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -106,3 +107,12 @@ def blank(texts: Sequence[str]) -> Entered:
 def shown(responses: Sequence[Response], order: Sequence[int]) -> list[str]:
     """Texts of the answers in a labeler's order, without the space they begin with."""
     return [responses[n].text.strip() for n in order]
+
+
+def goes_on(prompt: str, response: str) -> bool:
+    """Whether an answer begins inside the prompt's last word, which the page then shows by "…".
+
+    Only scripts that put spaces between words have upper and lower case, so Chinese never does.
+    """
+    inside = lambda text: unicodedata.category(text) in ("Ll", "Lu", "Nd") if text else False
+    return inside(prompt[-1:]) and inside(response[:1])

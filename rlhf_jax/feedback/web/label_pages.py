@@ -25,11 +25,14 @@ def label(visit: Visit) -> Response:
 
 def show(visit: Visit, task: queue.Task, **options) -> Response:
     """The form for a task; ``entered`` fills it, ``error`` says why it was not stored."""
-    texts = forms.shown(task.responses, task.order(visit.account))
+    order = task.order(visit.account)
+    texts = forms.shown(task.responses, order)
+    joined = [forms.goes_on(task.prompt, task.responses[n].text) for n in order]
     options = {"entered": forms.blank(texts), "error": "", "status": 200} | options
     return visit.page(
         "label.html",
         task=task,
+        joined=joined,
         submission=options.pop("submission", secrets.token_hex(16)),
         started=f"{time.time():.1f}",
         saved=visit.request.query_params.get("saved", ""),
