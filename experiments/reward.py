@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
+from experiments.private import guarantee, private_batches, private_update
 from experiments.stage import Stage
 from experiments.trained import load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
@@ -77,6 +78,11 @@ def run(config: RewardConfig) -> dict:
         shown = as_pairs(rows) if config.pairing == "shuffled" else rows
         batches = comparisons(shown, config.batch_size, config.run.data_seed)
         stage.note(comparisons=batches.report._asdict())
+        private = config.privacy.epsilon > 0
+        if private:
+            batches = private_batches(
+                batches, batch_size=config.batch_size, seed=config.run.data_seed
+            )
         length_coef = 0.0
         if config.length_control:
             length_coef = length_coefficient(batches.data.mask.sum(axis=2), batches.data.ranks)
@@ -102,16 +108,22 @@ def run(config: RewardConfig) -> dict:
                 scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))
             return ranking_loss(scores, batch.ranks, count=count)
 
-        update = parallel.update(
-            make_update_step(
-                loss_fn,
-                lambda batch: count_ranked(batch.ranks),
-                tx,
-                accumulate=config.optim.accumulate,
-                ema_decay=config.optim.ema_decay,
-            ),
-            frozen=frozen,
-        )
+        if private:
+            promised = guarantee(config.privacy, batches, total)
+            stage.note(privacy=promised)
+            given = (parallel, config.optim, batches, promised)
+            update = private_update(loss_fn, tx, *given, frozen=frozen)
+        else:
+            update = parallel.update(
+                make_update_step(
+                    loss_fn,
+                    lambda batch: count_ranked(batch.ranks),
+                    tx,
+                    accumulate=config.optim.accumulate,
+                    ema_decay=config.optim.ema_decay,
+                ),
+                frozen=frozen,
+            )
         scores_fn = parallel.function(lambda params, batch: scores_of(params, batch, None))
 
         def score_all(params, rows):
@@ -150,7 +162,7 @@ def run(config: RewardConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         bins = calibration(*score_all(params, heldout))
-        bias, gain = normalisation(config, params, score_all, rows)
+        bias, gain = (0.0, 1.0) if private else normalisation(config, params, score_all, rows)
         return stage.finish(
             normalise_head(params, bias=bias, gain=gain),
             heldout=evaluate(params),

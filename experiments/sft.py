@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
@@ -18,6 +19,7 @@ from experiments.inputs import (
     load_corpora,
     text_stream,
 )
+from experiments.private import guarantee, private_batches, private_update
 from experiments.stage import Stage
 from experiments.trained import load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
@@ -69,9 +71,15 @@ def run(config: SFTConfig) -> dict:
                 response_length=config.response_length,
                 target=config.target,
                 seed=seed,
+                apart=private,
             )
 
+        private = config.privacy.epsilon > 0
         batches = demonstrations(rows, config.batch_size - text_rows, config.run.data_seed)
+        if private:
+            batches = private_batches(
+                batches, batch_size=config.batch_size, seed=config.run.data_seed
+            )
         stage.note(demonstrations=batches.report._asdict())
         iterators = {"train": batches}
         corpora = None
@@ -103,16 +111,25 @@ def run(config: SFTConfig) -> dict:
             logprobs = lm.packed_logprobs(params, batch, key if config.dropout else None)
             return lm_loss_of_logprobs(logprobs, batch, count=count)
 
-        update = parallel.update(
-            make_update_step(
-                loss_fn,
-                count_targets,
-                tx,
-                accumulate=config.optim.accumulate,
-                ema_decay=config.optim.ema_decay,
-            ),
-            frozen=frozen,
-        )
+        def mean_loss(params, batch, key, count):
+            return loss_fn(params, batch, key, jnp.maximum(count_targets(batch), 1))
+
+        if private:
+            promised = guarantee(config.privacy, batches, total)
+            stage.note(privacy=promised)
+            given = (parallel, config.optim, batches, promised)
+            update = private_update(mean_loss, tx, *given, frozen=frozen)
+        else:
+            update = parallel.update(
+                make_update_step(
+                    loss_fn,
+                    count_targets,
+                    tx,
+                    accumulate=config.optim.accumulate,
+                    ema_decay=config.optim.ema_decay,
+                ),
+                frozen=frozen,
+            )
         heldout_batches = list(demonstrations(heldout, config.batch_size, None))
         heldout_loss = parallel.function(
             lambda p, b: (loss_fn(p, b, key, 1.0)[0], count_targets(b))

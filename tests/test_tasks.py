@@ -185,7 +185,9 @@ def test_rated_papers_are_not_learnt(tasks):
     rated = [json.loads(line)["paper_id"] for line in lines.splitlines()]
     papers = summarization.read_papers(DATA / "sft_scitldr")
     prompts = {paper.prompt for paper in papers if paper.name in rated}
-    assert prompts and prompts <= set(tasks["summarization"].prompts["evaluation"])
+    evaluated = set(tasks["summarization"].prompts["evaluation"])
+    learnt = {row.prompt for row in tasks["summarization"].demonstrations}
+    assert prompts and not prompts & learnt and len(prompts & evaluated) >= 0.95 * len(prompts)
 
 
 def test_lead_is_a_sentence_and_the_oracle_the_best_of_them(tasks):

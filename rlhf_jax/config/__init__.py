@@ -9,6 +9,7 @@ from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.feedback import FeedbackConfig, ServeConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
+from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
     DPOConfig,
@@ -33,6 +34,8 @@ from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
 __all__ = [
     "AuditConfig",
     "BenchmarkConfig",
+    "CanaryConfig",
+    "CleanConfig",
     "CompareConfig",
     "ConvertConfig",
     "DPOConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "PPOConfig",
     "ParallelConfig",
     "PretrainConfig",
+    "PrivacyConfig",
     "RewardConfig",
     "RotaryConfig",
     "RunConfig",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
+from rlhf_jax.config.privacy import PrivacyConfig
 from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig, check_microbatches
 from rlhf_jax.errors import check
 
@@ -61,6 +62,8 @@ class SFTConfig:
     dropout: float = 0.0
     """Of this stage (InstructGPT: 0.2 on residuals)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """Of the demonstrations; then each has a row of its own, and pretrain_mix must be 0."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch_size: int = 16
@@ -73,6 +76,11 @@ class SFTConfig:
             f"block_size={self.block_size}",
         )
         check(0 <= self.pretrain_mix < 1, f"pretrain_mix={self.pretrain_mix} is not in [0, 1)")
+        check(
+            not self.privacy.epsilon or self.pretrain_mix == 0,
+            f"privacy.epsilon={self.privacy.epsilon} needs pretrain_mix 0: only demonstrations are "
+            "accounted for",
+        )
         check_microbatches("batch_size", self.batch_size, self.optim)
 
 
@@ -160,6 +168,9 @@ class RewardConfig:
     response_length: int = 32
     dropout: float = 0.0
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """Of the comparisons, an example being a prompt with its responses; the score is then not
+    normalised, as its mean and spread would tell of them."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20)
     )
@@ -169,6 +180,15 @@ class RewardConfig:
     epochs: int = 2
 
     def __post_init__(self):
+        check(
+            not self.privacy.epsilon or not (self.unit_std or self.length_control),
+            "privacy.epsilon excludes unit_std and length_control: both are measured on the "
+            "comparisons without noise",
+        )
+        check(
+            not self.privacy.epsilon or self.pairing == "prompt",
+            "privacy.epsilon protects prompts: pairing must be prompt",
+        )
         check_microbatches("batch_size", self.batch_size, self.optim)
 
 

@@ -149,10 +149,11 @@ def demonstration_batches(
     response_length: int,
     target: Literal["response", "all"],
     seed: int | None,
+    apart: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """LMBatches of packed demonstrations (``encode_demonstrations``)."""
+    """LMBatches of packed demonstrations (``encode_demonstrations``), or of one per row."""
     data, report = encode_demonstrations(
         demonstrations,
         tokenizer,
@@ -160,6 +161,7 @@ def demonstration_batches(
         prompt_length=prompt_length,
         response_length=response_length,
         target=target,
+        apart=apart,
     )
     return _one_corpus(data, report, batch_size, seed, process_index, process_count)
 

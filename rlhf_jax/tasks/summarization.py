@@ -18,6 +18,7 @@ from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.evaluation.metrics import mean_ci, repeated_word_rate
 from rlhf_jax.evaluation.overlap import rouge
 from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.tasks.duplicates import find_leaks
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.splits import parts, passages, read_fields
 from rlhf_jax.tasks.task import Figure, Judge, Task
@@ -54,8 +55,13 @@ def build(source: Path) -> Task:
     rated = {name for (name,) in read_fields(source / "rank_scitldr_informativeness", "paper_id")}
     split = parts([p for p in papers if p.name not in rated], lambda p: p.name, SHARES, "paper")
     split["evaluation"] += [paper for paper in papers if paper.name in rated]
-    references = References({paper.prompt: paper.summaries for paper in papers})
     seen = [paper for name in ("demonstrations", "comparisons", "ppo") for paper in split[name]]
+    for name in ("validation", "evaluation"):
+        # A few papers were submitted twice, with another number and a few other words.
+        leaks = find_leaks([p.abstract for p in seen], [p.abstract for p in split[name]])
+        again = {leak.test for leak in leaks}
+        split[name] = [paper for n, paper in enumerate(split[name]) if n not in again]
+    references = References({paper.prompt: paper.summaries for paper in papers})
     wikipedia = passages(source / "text_wikipedia", heldout=HELDOUT, salt="passage")
     return Task(
         demonstrations=[

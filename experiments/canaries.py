@@ -1,0 +1,63 @@
+"""Does a model remember secrets of its training data? Plant some, train, and measure exposure.
+
+    python -m experiments.canaries plant --data demonstrations.jsonl --out planted.jsonl
+    python -m experiments.sft --data planted.jsonl ...
+    python -m experiments.canaries measure --runs runs/sft runs/sft_private
+
+Plant and measure with the same ``--seed``. About 1 means that the model does not know the secret
+better than any other; log₂ of ``--alternatives`` + 1 that it knows it by heart.
+"""
+
+import json
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.scoring import continuation_logprobs, make_scorer
+from experiments.trained import load_trained
+from rlhf_jax.cli import main
+from rlhf_jax.config import CanaryConfig
+from rlhf_jax.data.formats import read_demonstrations
+from rlhf_jax.evaluation.metrics import Interval, mean_ci
+from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
+from rlhf_jax.training.runs import write_atomically
+
+
+def run(config: CanaryConfig) -> dict[str, Interval] | None:
+    if config.what == "plant":
+        rows = [row._asdict() for row in read_demonstrations(config.data)]
+        secrets = [row._asdict() for row in plant(config.number, seed=config.seed)]
+        rows += secrets * config.repeat
+        order = np.random.default_rng(config.seed).permutation(len(rows))
+        lines = [json.dumps(rows[n], ensure_ascii=False) + "\n" for n in order]
+        write_atomically(config.out, "".join(lines))
+        print(f"{config.out}: {len(secrets)} secrets, {config.repeat} times each, in {len(rows)}")
+        return None
+    found = {path.name: measure(path, config) for path in config.runs}
+    table = Table(title="Exposure of planted secrets", title_justify="left")
+    for column in ("run", "mean, bits", "highest", "possible"):
+        table.add_column(column)
+    possible = f"{np.log2(config.alternatives + 1):.1f}"
+    for name, bits in found.items():
+        mean = mean_ci(bits)
+        table.add_row(name, f"{mean['mean']:.2f} ± {mean['ci']:.2f}", f"{max(bits):.1f}", possible)
+    Console().print(table)
+    return {name: mean_ci(bits) for name, bits in found.items()}
+
+
+def measure(path, config: CanaryConfig) -> list[float]:
+    """Exposure of each planted secret, in bits."""
+    trained = load_trained(path, flag="runs")
+    score = make_scorer(trained, batch_size=64)
+    bits = []
+    for number, secret in enumerate(plant(config.number, seed=config.seed)):
+        others = alternatives(NAMES[number], config.alternatives, seed=config.seed + number + 1)
+        others = [other for other in others if other != secret]
+        logprobs = continuation_logprobs(trained, score, [secret, *others])
+        bits.append(exposure(float(logprobs[0]), logprobs[1:]))
+    return bits
+
+
+if __name__ == "__main__":
+    main(run, CanaryConfig)

@@ -1,0 +1,71 @@
+"""Training data made fit: personal data out, duplicates out, leaks of test data refused.
+
+    python -m experiments.clean --data rows.jsonl --out clean.jsonl
+    python -m experiments.clean --data train.jsonl --out clean.jsonl --test heldout.jsonl
+
+Every string of a row is scrubbed. Rows with the same words, and more than ``--most`` rows that
+begin with the same ``--prefix-words`` words, are dropped. With ``--test`` the run stops with exit
+code 2 if a test row is in what is left.
+"""
+
+import json
+from typing import Any
+
+from rlhf_jax.cli import main
+from rlhf_jax.config import CleanConfig
+from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.privacy.scrub import find, scrub
+from rlhf_jax.tasks.duplicates import (
+    check_no_leak,
+    without_duplicates,
+    without_shared_prefixes,
+)
+from rlhf_jax.training.runs import write_atomically
+
+
+def run(config: CleanConfig) -> dict[str, int]:
+    rows = [row for file in find_files(config.data) for _, row in read_rows(file)]
+    personal = sum(len(find(text)) for row in rows for text in strings(row))
+    scrubbed = [scrubbed_value(row) for row in rows]
+    distinct = without_duplicates(scrubbed, text_of)
+    kept = without_shared_prefixes(distinct, text_of, words=config.prefix_words, most=config.most)
+    if config.test is not None:
+        test = [text_of(row) for file in find_files(config.test) for _, row in read_rows(file)]
+        check_no_leak([text_of(row) for row in kept], test)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+    write_atomically(config.out, "".join(lines))
+    counts = {
+        "rows": len(rows),
+        "personal data replaced": personal,
+        "duplicates dropped": len(scrubbed) - len(distinct),
+        "shared beginnings dropped": len(distinct) - len(kept),
+        "kept": len(kept),
+    }
+    for name, count in counts.items():
+        print(f"{name}: {count:,}")
+    return counts
+
+
+def strings(value: Any) -> list[str]:
+    """All strings in a row, in order; keys are not among them."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in strings(each)]
+    return [text for each in value for text in strings(each)] if isinstance(value, list) else []
+
+
+def scrubbed_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, dict):
+        return {key: scrubbed_value(each) for key, each in value.items()}
+    return [scrubbed_value(each) for each in value] if isinstance(value, list) else value
+
+
+def text_of(row: dict) -> str:
+    return "\n".join(strings(row))
+
+
+if __name__ == "__main__":
+    main(run, CleanConfig)

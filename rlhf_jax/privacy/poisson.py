@@ -1,0 +1,60 @@
+"""Batches as the privacy accountant assumes them: each row is in each batch with probability q."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rlhf_jax.data.encoding import EncodingReport
+from rlhf_jax.errors import InputError
+from rlhf_jax.privacy.accounting import TAIL
+
+ROWS = 8
+"""Batches hold a multiple of this."""
+
+
+class PoissonBatches:
+    """An endless iterator of batches of one size, filled up with empty rows; resumable.
+
+    ``data`` is a container of arrays with a row for each example and an empty last row. The rows of
+    a batch follow from seed and step alone. A shuffled epoch, as ``Batches`` has, shows each row
+    once: the usual ε of DP-SGD does not hold for it.
+    """
+
+    def __init__(self, data: Any, report: EncodingReport, *, expected_rows: int, seed: int):
+        self.data, self.report, self.seed = data, report, seed
+        self.rows = len(data[0]) - 1
+        if expected_rows > self.rows:
+            raise InputError(f"batch_size={expected_rows} is over the {self.rows} examples")
+        self.rate = expected_rows / self.rows
+        most = int(stats.binom.isf(TAIL, self.rows, self.rate)) + 1
+        self.batch_rows = -(-most // ROWS) * ROWS
+        self.step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which each row is expected once."""
+        return round(1 / self.rate)
+
+    def __iter__(self) -> "PoissonBatches":
+        return self
+
+    def __next__(self) -> Any:
+        rng = np.random.default_rng((self.seed, self.step))
+        self.step += 1
+        chosen = np.flatnonzero(rng.random(self.rows) < self.rate)[: self.batch_rows]
+        index = np.append(chosen, np.full(self.batch_rows - len(chosen), self.rows))
+        as_int = lambda x: x if x.dtype == bool else x.astype(np.int32)
+        return type(self.data)(*(as_int(leaf[index]) for leaf in self.data))
+
+    def get_state(self) -> dict:
+        return {"step": self.step, "seed": self.seed, "rows": self.rows, "rate": self.rate}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from ``state``. Raises InputError if it is of other data or another rate."""
+        for name, value in self.get_state().items():
+            if name != "step" and state.get(name) != value:
+                raise InputError(
+                    f"cannot resume the data: {name} was {state.get(name)} and is now {value}"
+                )
+        self.step = state["step"]

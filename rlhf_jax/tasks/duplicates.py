@@ -1,0 +1,99 @@
+"""The same text twice, prompts with a long common beginning, and test text in the training data.
+
+InstructGPT removed prompts that share a long prefix and split by user (Ouyang et al. 2022, §3.2);
+``tasks/splits.py`` splits by user, document or group. A leak between training and test is an error.
+"""
+
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.evaluation.segments import mixed_tokens
+
+T = TypeVar("T")
+
+
+def fingerprint(text: str) -> str:
+    """Of the words: case, punctuation and spaces do not count."""
+    return hashlib.sha256(" ".join(mixed_tokens(text)).encode()).hexdigest()
+
+
+def without_duplicates(rows: Sequence[T], text: Callable[[T], str]) -> list[T]:
+    """The first of all rows whose texts have the same words. A text without words is kept."""
+    kept: dict[Hashable, T] = {}
+    for number, row in enumerate(rows):
+        key = fingerprint(text(row)) if mixed_tokens(text(row)) else number
+        kept.setdefault(key, row)
+    return list(kept.values())
+
+
+def without_shared_prefixes(
+    rows: Sequence[T], text: Callable[[T], str], *, words: int, most: int
+) -> list[T]:
+    """At most ``most`` of the rows that begin with the same ``words`` words, the first ones.
+
+    For instructions that one user asked again and again with other input. Shorter texts are kept.
+    """
+    seen: dict[tuple[str, ...], int] = {}
+    kept = []
+    for row in rows:
+        start = tuple(mixed_tokens(text(row))[:words])
+        if len(start) == words:
+            seen[start] = seen.get(start, 0) + 1
+            if seen[start] > most:
+                continue
+        kept.append(row)
+    return kept
+
+
+class Leak(NamedTuple):
+    """A test text that training texts cover."""
+
+    test: int
+    """Its number."""
+    covered: float
+    """Share of its n-grams that occur in training texts."""
+    example: str
+    """One of them."""
+
+
+def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    found = mixed_tokens(text)
+    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+
+
+def find_leaks(
+    train: Sequence[str], test: Sequence[str], *, n: int = 13, covered: float = 0.5
+) -> list[Leak]:
+    """Test texts of which at least this share of the n-grams is in the training texts.
+
+    13-grams as in GPT-3's check (Brown et al. 2020, appendix C); a shorter text is compared whole.
+    """
+    known = {gram for text in train for gram in ngrams(text, n)}
+    whole = {fingerprint(text) for text in train}
+    leaks = []
+    for number, text in enumerate(test):
+        grams = ngrams(text, n)
+        if not grams:
+            if mixed_tokens(text) and fingerprint(text) in whole:
+                leaks.append(Leak(number, 1.0, text))
+            continue
+        hits = [gram for gram in grams if gram in known]
+        if hits and len(hits) / len(grams) >= covered:
+            leaks.append(Leak(number, len(hits) / len(grams), " ".join(hits[0])))
+    return leaks
+
+
+def check_no_leak(
+    train: Sequence[str], test: Sequence[str], *, n: int = 13, covered: float = 0.5
+) -> None:
+    """Raise InputError if any test text leaks into training, naming the first and how many."""
+    leaks = find_leaks(train, test, n=n, covered=covered)
+    if leaks:
+        first = leaks[0]
+        raise InputError(
+            f"{len(leaks)} of {len(test)} test texts are in the training text; number "
+            f"{first.test + 1} shares {first.covered:.0%} of its {n}-grams, such as "
+            f"{first.example[:120]!r}"
+        )

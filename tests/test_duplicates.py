@@ -1,0 +1,101 @@
+"""Duplicates, long shared beginnings, and the leak check: it must fail loudly, and only then."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import clean
+from rlhf_jax.config import CleanConfig
+from rlhf_jax.errors import InputError
+from rlhf_jax.tasks.duplicates import (
+    check_no_leak,
+    find_leaks,
+    without_duplicates,
+    without_shared_prefixes,
+)
+from rlhf_jax.tasks.task import find_task
+
+DATA = Path(__file__).parents[1] / "data"
+STORY = (
+    "Alice was beginning to get very tired of sitting by her sister on the bank and of having "
+    "nothing to do once or twice she had peeped into the book her sister was reading"
+)
+same = lambda text: text
+
+
+def test_case_and_punctuation_do_not_make_a_new_text():
+    rows = ["The cat.", "the CAT", "the cat sat", "猫。", "猫", "...", "..."]
+    assert without_duplicates(rows, same) == ["The cat.", "the cat sat", "猫。", "...", "..."]
+
+
+def test_shared_beginnings_are_kept_a_few_times():
+    rows = [f"Translate this into French for me please: word{n}" for n in range(6)] + ["Translate"]
+    kept = without_shared_prefixes(rows, same, words=7, most=2)
+    assert kept == [*rows[:2], "Translate"]
+    assert without_shared_prefixes(rows, same, words=9, most=2) == rows
+
+
+def test_a_planted_leak_is_found():
+    train = ["Something else entirely that nobody asked about at all, really nothing of it", STORY]
+    test = ["A wholly new sentence that has more than thirteen words in it so that it is counted."]
+    assert find_leaks(train, test) == []
+    check_no_leak(train, test)
+    leaked = [*test, STORY.upper() + " ?", "short"]
+    with pytest.raises(InputError, match=r"1 of 3 test texts.*number 2 shares 100%.*alice was"):
+        check_no_leak(train, leaked)
+    with pytest.raises(InputError, match="1 of 1 test texts"):
+        check_no_leak(["Short text!"], ["short text"])
+
+
+def test_a_quotation_is_no_leak():
+    """Less than half of the 13-grams."""
+    words = STORY.split()
+    partly = " ".join(words[:15] + [f"new{n}" for n in range(30)])
+    assert find_leaks([STORY], [partly]) == []
+    assert [leak.test for leak in find_leaks([STORY], [partly], covered=0.05)] == [0]
+
+
+def test_chinese_is_compared_by_characters():
+    novel = "话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。"
+    assert [leak.covered for leak in find_leaks([novel], [novel.replace("，", "、")])] == [1.0]
+
+
+@pytest.mark.parametrize("name", ["summarization", "translation"])
+def test_the_tasks_do_not_leak(name):
+    """Nothing that is evaluated on is in the demonstrations, prompts of training or corpora.
+
+    (The check found three papers that had been submitted twice, which no split by number parts.)
+    """
+    task = find_task(name)(DATA)
+    train = [row.prompt + row.completion for row in task.demonstrations]
+    train += [prompt for part in ("comparisons", "ppo") for prompt in task.prompts[part]]
+    train += [text for texts in task.corpora.values() for text in texts]
+    test = [prompt for part in ("validation", "evaluation") for prompt in task.prompts[part]]
+    leaks = find_leaks(train, test)
+    assert not leaks, [test[leak.test][:80] for leak in leaks[:5]]
+
+
+def test_the_command(tmp_path, capsys):
+    rows = [
+        {"prompt": "Mail ann@example.org", "completion": " done", "n": 1},
+        {"prompt": "mail Ann@example.org!", "completion": " done", "n": 2},
+        {"messages": [{"role": "user", "content": "电话13812345678"}]},
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = CleanConfig(data=data, out=tmp_path / "clean.jsonl")
+    counts = clean.run(config)
+    made = [json.loads(line) for line in (tmp_path / "clean.jsonl").open(encoding="utf-8")]
+    assert made == [
+        {"prompt": "Mail <EMAIL>", "completion": " done", "n": 1},
+        {"messages": [{"role": "user", "content": "电话<PHONE>"}]},
+    ]
+    assert counts["personal data replaced"] == 3 and counts["duplicates dropped"] == 1
+    assert "kept: 2" in capsys.readouterr().out
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "mail <email>", "completion": "done"}) + "\n")
+    leaking = CleanConfig(data=data, out=tmp_path / "other.jsonl", test=test)
+    with pytest.raises(InputError, match="1 of 1 test texts are in the training text"):
+        clean.run(leaking)
+    assert not (tmp_path / "other.jsonl").exists()

@@ -1,0 +1,175 @@
+"""The scrubber on sentences labelled by hand, English and Chinese: precision and recall."""
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from rlhf_jax.privacy.scrub import find, is_card, is_chinese_id, luhn, scrub
+
+# {KIND:text} marks what is personal; everything else must stay.
+LABELLED = """
+Write to {EMAIL:ann.smith@example.org} before Friday.
+My address is {EMAIL:j_doe+news@mail.example.co.uk}, thanks!
+Mails: {EMAIL:a@b.io};{EMAIL:c.d@e-f.com}.
+Call {PHONE:415-555-0132} or {PHONE:(212) 555-0199} after six.
+Call me at {PHONE:+1 415 555 0132}.
+From abroad: {PHONE:+44 20 7946 0958}, from Berlin {PHONE:+49-30-901820}.
+{PHONE:1-800-555-0199} is toll free.
+He paid with {CARD:4111 1111 1111 1111} yesterday.
+Card {CARD:5500-0000-0000-0004}, expires 04/27.
+Amex {CARD:378282246310005}.
+Her SSN is {ID:219-09-9999}.
+SSN: {ID:123 45 6789}
+The server {IP:192.168.10.254} is down.
+Ping {IP:8.8.8.8}, then {IP:2001:db8::ff00:42:8329}.
+See {URL:https://example.org/a/b?c=d#e}.
+Look ({URL:http://test.example.com/x}) and {URL:www.example.net/page}.
+Download {URL:ftp://files.example.org/pub/a.tar.gz} now.
+The year 2023 had 365 days and 8,765 hours.
+Pi is 3.14159265358979 and e is 2.718281828.
+Order 66 was given on 2005-05-19 at 10:30.
+Version 1.2.3.4.5 fixed bug 123-456.
+The population was 1,411,778,724 in 2020.
+ISBN 978-3-16-148410-0 is a book.
+He scored 100-99 and won 4 of 5.
+The ratio 16:9 and the time 12:34:56 are not addresses.
+Room 415-5550 is not a phone, nor is 555-01.
+Twitter handles like @someone are public names.
+The total of 1234 5678 9012 3456 is no card number.
+She ran 10 000 000 steps.
+1.2.3 and 256.300.1.2 are no addresses.
+The file a.b@c has no domain.
+GDP grew from 14.34 to 14.69 trillion in 2019-2020.
+Coordinates 40.7128 -74.0060.
+Serial 000-12-3456 cannot be issued.
+The equation x+1234567890 holds.
+我的邮箱是{EMAIL:wang.wei@example.cn}，请回复。
+邮箱：{EMAIL:li_na@qq.example.com}。
+电话{PHONE:13812345678}，随时联系。
+手机号：{PHONE:186-1234-5678}。
+座机是{PHONE:010-62345678}，上海{PHONE:021-52345678}。
+请拨打{PHONE:+86 139 1234 5678}咨询。
+身份证号{ID:11010519491231002X}，请核对。
+他的身份证是{ID:440524198001010013}吗？
+银行卡号{CARD:6222021000112345672}已冻结。
+服务器地址{IP:10.0.0.12}无法访问。
+网址是{URL:https://www.example.cn/新闻}，请查看。
+详见{URL:http://example.com/a}。
+二〇二三年共有365天，2023年10月1日是国庆。
+人口为1411778724人，增长0.1%。
+身份证号110105194912310021校验位不对。
+圆周率约为3.1415926535。
+共花费12345678元，折合1234567美元。
+第13812号文件，第010号房间。
+比分是3:2，时间是12:30:45。
+邮编100084，车次G1234。
+""".strip().splitlines()
+# Written after the rules, and the rules not changed for them.
+UNSEEN = """
+Reach the desk on {PHONE:646.555.0144} any day, or mail {EMAIL:help-desk@corp.example.com}.
+Contact: Dr. Lee ({EMAIL:lee@uni-x.example.edu}), tel. {PHONE:+33 1 70 18 99 00}.
+Fax {PHONE:(305)555-0107}; the form has 14 pages.
+WhatsApp {PHONE:+5511987654321} please.
+Extension 4417, floor 12, suite 300.
+Visa {CARD:4012888888881881} was declined at 12:45.
+Charge it to {CARD:6011 1111 1111 1117}, please.
+I was born on 12/05/1987 and moved in 2004.
+tax id {ID:078-05-1120} belonged to a secretary
+Host {IP:172.16.0.3}:8080 answers, build 4.15.0-112 does not.
+Blocked {IP:fe80::1} and {IP:203.0.113.77}.
+Docs at {URL:https://docs.example.io/en/latest/}; mirror: {URL:www.mirror.example.org}.
+Visit example.com for more.
+Invoice 2023-000-1187 is due, 1,250.00 EUR.
+The 1990s had 10 winters below -20.5 degrees.
+Isaiah 40:31 and John 3:16.
+Set theta to 0.0001 and batch to 512.
+He drove 1-95 at 65-70 mph for 200 miles.
+{EMAIL:first.last@sub.domain.example} wrote: call {PHONE:1 (650) 555-0123}
+联系人张三，手机{PHONE:15900001234}，邮箱{EMAIL:zhangsan@163.example.com}。
+客服热线{PHONE:400-810-8888}，工作日9:00-18:00。
+公司电话：{PHONE:0755-26012345}转808。
+请汇款至{CARD:6228480000000000018}，户名李四。
+身份证{ID:330102199003071230}已登记。
+登录{URL:http://login.example.com.cn/user?id=7}查看。
+内网{IP:192.168.1.1}，端口3306。
+我的QQ号是一个秘密，房间号8808。
+2024年第15周，销量为1388888件。
+航班CA1385，座位23A，票价1280元。
+楼高632米，共128层。
+微信同号{PHONE:177 0123 4567}。
+订单号202310150001234567，请保存。
+""".strip().splitlines()
+MARK = re.compile(r"\{([A-Z]+):([^}]*)\}")
+
+
+def parse(line):
+    """(text, what is personal in it)."""
+    text, wanted, at = "", set(), 0
+    for match in MARK.finditer(line):
+        text += line[at : match.start()]
+        wanted.add((match[1], len(text), len(text) + len(match[2])))
+        text += match[2]
+        at = match.end()
+    return text + line[at:], wanted
+
+
+def counts(lines):
+    right = found_ = wanted_ = 0
+    for line in lines:
+        text, wanted = parse(line)
+        found = {tuple(each) for each in find(text)}
+        right, found_, wanted_ = (
+            right + len(found & wanted),
+            found_ + len(found),
+            wanted_ + len(wanted),
+        )
+    return right, found_, wanted_
+
+
+def chinese(line):
+    return any("\u4e00" <= char <= "\u9fff" for char in line)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_precision_and_recall(language):
+    lines = [line for line in LABELLED if chinese(line) == (language == "zh")]
+    right, found, wanted = counts(lines)
+    assert wanted >= 12
+    assert right / found >= 0.95, "precision"
+    assert right / wanted >= 0.95, "recall"
+
+
+def test_precision_and_recall_on_unseen_sentences():
+    """What docs/safety.md reports: rules made for other sentences, of the same author."""
+    right, found, wanted = counts(UNSEEN)
+    assert wanted >= 25
+    assert right / found >= 0.9 and right / wanted >= 0.85
+
+
+@pytest.mark.parametrize("line", LABELLED)
+def test_what_is_found_is_replaced_and_nothing_else(line):
+    text, wanted = parse(line)
+    assert scrub(text) == MARK.sub(lambda match: f"<{match[1]}>", line)
+    assert scrub(scrub(text)) == scrub(text)
+    assert len(find(text)) == len(wanted)
+
+
+def test_check_digits():
+    assert luhn("4111111111111111") and not luhn("4111111111111112")
+    assert not is_card("0000 0000 0000 0000")
+    assert is_chinese_id("11010519491231002X") and not is_chinese_id("110105194912310021")
+
+
+def test_found_places_do_not_overlap():
+    text = "mail me at https://user@example.org/4111111111111111 or bob@10.0.0.1.example.com"
+    found = find(text)
+    for first, second in pairwise(found):
+        assert first.end <= second.start
+    assert found[0].kind == "URL"
+
+
+def test_random_text_terminates_quickly():
+    """No form backtracks for ever."""
+    for text in ("1-" * 4000, "a.b@" * 4000, ":" * 8000, "+1 " * 4000, "9" * 8000, "www." * 4000):
+        find(text)
