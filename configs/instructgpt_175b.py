@@ -3,7 +3,7 @@
 Paper:    Ouyang et al. 2022, appendix C. The 6B run must exist: its SFT model starts the reward
           model here.
 Command:  python -m experiments.instructgpt --config configs/instructgpt_175b.py
-Hardware: not yet run; parameters are replicated on every device so far, so no device holds it yet.
+Hardware: not yet run. Planned for 512 chips of v5p (docs/plans).
 Expected: not yet run.
 """
 

@@ -50,7 +50,7 @@ def get_config() -> InstructGPTConfig:
         dir=Path("runs/instructgpt_6b"),
         pretrain=PretrainConfig(
             data=TEXT,
-            tokenizer=TokenizerConfig(path=Path("data/gpt2_bpe")),
+            tokenizer=TokenizerConfig(path=Path("data/gpt2_bpe"), multiple=128),
             model=model,
             optim=adam(1.2e-4, warmup_steps=200),
             batch_size=1024,

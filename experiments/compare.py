@@ -29,7 +29,7 @@ from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: CompareConfig) -> dict:
-    with Stage(config, "comparisons") as stage:
+    with Stage(config, "comparisons", one_process=True) as stage:
         if stage.summary is not None:
             return stage.summary
 

@@ -53,7 +53,7 @@ def run(config: DPOConfig) -> dict:
         # Data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
-        sft = load_trained(config.init, flag="init")
+        sft = load_trained(config.init, flag="init", shardings=parallel.shardings)
         policy = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer, model = policy.tokenizer, policy.model
         model.check_context(
@@ -66,7 +66,7 @@ def run(config: DPOConfig) -> dict:
         else:
             rows, heldout = split(rows, heldout_fraction=config.heldout_fraction)
 
-        def comparisons(rows, batch_size, seed):
+        def comparisons(rows, batch_size, seed, mine=None):
             return comparison_batches(
                 rows,
                 tokenizer,
@@ -74,9 +74,12 @@ def run(config: DPOConfig) -> dict:
                 response_length=config.response_length,
                 batch_size=batch_size,
                 seed=seed,
+                mine=mine,
             )
 
-        batches = comparisons(rows, config.batch_size, config.run.data_seed)
+        batches = comparisons(
+            rows, config.batch_size, config.run.data_seed, parallel.rows(config.batch_size)
+        )
         stage.note(comparisons=batches.report._asdict())
 
         # Model and states
@@ -120,7 +123,7 @@ def run(config: DPOConfig) -> dict:
             stream = comparisons(heldout, config.batch_size, None)
             rewards, ranks = [], []
             for _ in range(stream.steps_per_epoch):
-                batch = parallel.shard(next(stream))
+                batch = parallel.shard_whole(next(stream))
                 ratio = logprobs_fn(params, batch) - logprobs_fn(ref_params, batch)
                 rewards.append(np.asarray(config.beta * ratio))
                 ranks.append(np.asarray(batch.ranks))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,7 +39,13 @@ def load_corpora(config: TextDataConfig) -> Corpora:
 
 
 def text_stream(
-    corpora: Corpora, tokenizer: Tokenizer, config: TextDataConfig, *, batch_size: int, seed: int
+    corpora: Corpora,
+    tokenizer: Tokenizer,
+    config: TextDataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    mine: np.ndarray,
 ) -> Batches:
     """Endless packed batches of the training text, mixed by ``config.weights``."""
     return text_batches(
@@ -50,8 +55,7 @@ def text_stream(
         batch_size=batch_size,
         seed=seed,
         pad_id=tokenizer.pad_id,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        mine=mine,
     )
 
 
@@ -92,7 +96,7 @@ def make_text_evaluation(
     def evaluate(params: Params) -> dict[str, float]:
         results = {}
         for name, batches in sets.items():
-            sums = [nats(params, parallel.shard(batch)) for batch in batches]
+            sums = [nats(params, parallel.shard_whole(batch)) for batch in batches]
             total, tokens = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             bytes_ = sum(token_bytes[b.tokens][b.loss_mask].sum() for b in batches)
             results[f"eval/{name}/nats_per_token"] = total / tokens

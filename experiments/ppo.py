@@ -55,14 +55,15 @@ def run(config: PPOConfig) -> dict:
         parallel.check_batch("batch_size", config.batch_size)
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
-        sft = load_trained(config.init, flag="init")
+        load = partial(load_trained, shardings=parallel.shardings)
+        sft = load(config.init, flag="init")
         reference = sft
         if config.reference is not None:
-            reference = load_trained(config.reference, flag="reference", share=sft)
-        reward = load_trained(config.reward, flag="reward", kind="scalar", share=sft)
+            reference = load(config.reference, flag="reference", share=sft)
+        reward = load(config.reward, flag="reward", kind="scalar", share=sft)
         value = reward
         if config.value_init is not None:
-            value = load_trained(config.value_init, flag="value-init", kind="scalar", share=sft)
+            value = load(config.value_init, flag="value-init", kind="scalar", share=sft)
         same_tokenizer(sft, reference, ("init", "reference"))
         same_tokenizer(sft, reward, ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
@@ -82,19 +83,22 @@ def run(config: PPOConfig) -> dict:
             query_length=config.prompt_length,
             batch_size=config.batch_size,
             seed=config.run.data_seed,
+            mine=parallel.rows(config.batch_size),
         )
         stage.note(prompts=queries.report._asdict())
         iterators = {"queries": queries}
         updates = config.ppo_epochs * config.num_minibatches
         if config.ptx_coef:
             model.check_context(**{"ptx_data.block_size": config.ptx_data.block_size})
+            parallel.check_batch("ptx_batch_size", config.ptx_batch_size)
             corpora = load_corpora(config.ptx_data)
             iterators["ptx"] = text_stream(
                 corpora,
                 tokenizer,
                 config.ptx_data,
-                batch_size=updates * config.ptx_batch_size,
+                batch_size=config.ptx_batch_size,
                 seed=config.run.data_seed + 1,
+                mine=parallel.rows(config.ptx_batch_size),
             )
 
         # Models and states
@@ -178,9 +182,10 @@ def run(config: PPOConfig) -> dict:
             params = combine(frozen, state.params)
             rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
             minibatches, metrics = prepare(rollout, kl_coef, k_shuffle)
-            ptx = next(iterators["ptx"]) if config.ptx_coef else None
-            ptx = jax.tree.map(lambda x: x.reshape(updates, -1, *x.shape[1:]), ptx)
-            ptx = parallel.shard(ptx, axis=1)
+            ptx = None
+            if config.ptx_coef:
+                parts = [next(iterators["ptx"]) for _ in range(updates)]
+                ptx = parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
             state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
             if config.kl.target:
                 kl_coef = update_kl_coef(
@@ -196,7 +201,8 @@ def run(config: PPOConfig) -> dict:
                 show=("objective/scores", "objective/kl"),
             )
             if stage.due(config.run.eval_every):
-                stage.log_samples(sample_rows(rollout, batch, prompts, tokenizer))
+                shown = parallel.fetch((rollout, batch.index))
+                stage.log_samples(sample_rows(*shown, prompts, tokenizer))
             stage.checkpoint(state, kl_coef=kl_coef)
 
         # Save
@@ -221,12 +227,12 @@ def check_reward_model(config: PPOConfig) -> None:
     )
 
 
-def sample_rows(rollout, batch, prompts, tokenizer, *, rows: int = 8) -> list[dict]:
+def sample_rows(rollout, index, prompts, tokenizer, *, rows: int = 8) -> list[dict]:
     """The first episodes of an iteration, as text."""
     index, responses, mask, scores = (
-        np.asarray(x)[:rows] for x in (batch.index, rollout.responses, rollout.mask, rollout.scores)
+        x[:rows] for x in (index, rollout.responses, rollout.mask, rollout.scores)
     )
-    kl = np.asarray(((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1))
+    kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1)
     return [
         {
             "prompt": prompts[int(index[i])].prompt,

@@ -22,7 +22,7 @@ from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
-from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.updates import make_update_step
 
 
@@ -35,15 +35,16 @@ def run(config: PretrainConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         corpora = load_corpora(config.data)
-        start = starting_point(config, corpora)
+        start = starting_point(config, corpora, parallel)
         tokenizer = start.tokenizer
         save_model_card(config.run.dir, start.model, start.vocab_size, tokenizer, kind="lm")
         batches = text_stream(
             corpora,
             tokenizer,
             config.data,
-            batch_size=config.batch_size // jax.process_count(),
+            batch_size=config.batch_size,
             seed=config.run.data_seed,
+            mine=parallel.rows(config.batch_size),
         )
 
         # Model and state
@@ -96,10 +97,10 @@ def run(config: PretrainConfig) -> dict:
         return stage.finish(params, heldout=evaluate(params))
 
 
-def starting_point(config: PretrainConfig, corpora: Corpora) -> Trained:
+def starting_point(config: PretrainConfig, corpora: Corpora, parallel: Parallel) -> Trained:
     """The model to go on from, or the configured shape (without parameters) and its tokenizer."""
     if config.init is not None:
-        start = load_trained(config.init, flag="init")
+        start = load_trained(config.init, flag="init", shardings=parallel.shardings)
         c = config.model
         model = replace(
             start.model,
@@ -119,7 +120,8 @@ def starting_point(config: PretrainConfig, corpora: Corpora) -> Trained:
     else:
         texts = (row.text for rows in corpora.train for row in rows)
         tokenizer = train_bpe(texts, vocab_size=config.tokenizer.vocab_size)
-    return Trained(config.model, tokenizer.vocab_size, tokenizer, None, "lm")
+    rows = config.tokenizer.padded(tokenizer.vocab_size)
+    return Trained(config.model, rows, tokenizer, None, "lm")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def run(config: RewardConfig) -> dict:
         # Data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
-        sft = load_trained(config.init, flag="init")
+        sft = load_trained(config.init, flag="init", shardings=parallel.shardings)
         sft = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer = sft.tokenizer
         model_config = replace(sft.model, dropout=config.dropout)
@@ -65,7 +65,7 @@ def run(config: RewardConfig) -> dict:
         save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
         rows, heldout = load_rows(config)
 
-        def comparisons(rows, batch_size, seed):
+        def comparisons(rows, batch_size, seed, mine=None):
             return comparison_batches(
                 rows,
                 tokenizer,
@@ -73,10 +73,13 @@ def run(config: RewardConfig) -> dict:
                 response_length=config.response_length,
                 batch_size=batch_size,
                 seed=seed,
+                mine=mine,
             )
 
         shown = as_pairs(rows) if config.pairing == "shuffled" else rows
-        batches = comparisons(shown, config.batch_size, config.run.data_seed)
+        batches = comparisons(
+            shown, config.batch_size, config.run.data_seed, parallel.rows(config.batch_size)
+        )
         stage.note(comparisons=batches.report._asdict())
         private = config.privacy.epsilon > 0
         if private:
@@ -132,7 +135,7 @@ def run(config: RewardConfig) -> dict:
             scores, ranks = [], []
             for _ in range(stream.steps_per_epoch):
                 batch = next(stream)
-                scores.append(np.asarray(scores_fn(params, parallel.shard(batch))))
+                scores.append(parallel.fetch(scores_fn(params, parallel.shard_whole(batch))))
                 ranks.append(batch.ranks)
             scores, ranks = np.concatenate(scores)[: len(rows)], np.concatenate(ranks)[: len(rows)]
             return np.where(ranks >= 0, scores, np.nan), ranks

@@ -38,7 +38,7 @@ def make_scorer(
         rows = []
         for _ in range(stream.steps_per_epoch):
             batch = next(stream)
-            scores = np.asarray(scores_of(params, parallel.shard(batch)))
+            scores = parallel.fetch(scores_of(params, parallel.shard_whole(batch)))
             rows.append(np.where(batch.ranks >= 0, scores, np.nan))
         return np.concatenate(rows)[: len(comparisons)]
 

@@ -87,7 +87,7 @@ def make_sampler(
             if number < skip:
                 continue
             keys = row_keys(jax.random.fold_in(key, number), len(batch.index))
-            generation = sample(params, parallel.shard(batch), keys)
+            generation = sample(params, parallel.shard_whole(batch), keys)
             g = jax.device_get(generation)
             texts = [
                 tokenizer.decode(g.responses[row][g.mask[row]])

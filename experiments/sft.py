@@ -43,7 +43,7 @@ def run(config: SFTConfig) -> dict:
         # Data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
-        pretrained = load_trained(config.init, flag="init")
+        pretrained = load_trained(config.init, flag="init", shardings=parallel.shardings)
         pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)
@@ -61,7 +61,7 @@ def run(config: SFTConfig) -> dict:
             heldout_fraction=config.heldout_fraction,
         )
 
-        def demonstrations(rows, batch_size, seed):
+        def demonstrations(rows, batch_size, seed, mine=None):
             return demonstration_batches(
                 rows,
                 tokenizer,
@@ -72,10 +72,13 @@ def run(config: SFTConfig) -> dict:
                 target=config.target,
                 seed=seed,
                 apart=private,
+                mine=mine,
             )
 
         private = config.privacy.epsilon > 0
-        batches = demonstrations(rows, config.batch_size - text_rows, config.run.data_seed)
+        shown = config.batch_size - text_rows  # a batch is demonstrations, then text
+        mine = parallel.rows(config.batch_size)
+        batches = demonstrations(rows, shown, config.run.data_seed, mine[mine < shown])
         if private:
             batches = private_batches(
                 batches, batch_size=config.batch_size, seed=config.run.data_seed
@@ -87,9 +90,13 @@ def run(config: SFTConfig) -> dict:
             model.check_context(**{"pretrain_data.block_size": config.pretrain_data.block_size})
             corpora = load_corpora(config.pretrain_data)
             if text_rows:
-                seed = config.run.data_seed + 1
                 iterators["text"] = text_stream(
-                    corpora, tokenizer, config.pretrain_data, batch_size=text_rows, seed=seed
+                    corpora,
+                    tokenizer,
+                    config.pretrain_data,
+                    batch_size=text_rows,
+                    seed=config.run.data_seed + 1,
+                    mine=mine[mine >= shown] - shown,
                 )
         check(
             text_rows == 0 or corpora is not None,
@@ -136,7 +143,7 @@ def run(config: SFTConfig) -> dict:
         )
 
         def evaluate(params):
-            sums = [heldout_loss(params, parallel.shard(b)) for b in heldout_batches]
+            sums = [heldout_loss(params, parallel.shard_whole(b)) for b in heldout_batches]
             nats, tokens = (sum(map(float, column)) for column in zip(*sums, strict=True))
             return {"eval/loss": nats / tokens}
 
@@ -144,7 +151,8 @@ def run(config: SFTConfig) -> dict:
         for step in stage.steps(total):
             parts = [next(iterator) for iterator in iterators.values()]
             batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-            state, metrics = update(state, parallel.shard(batch), fold_in(key, step))
+            batch = parallel.shard(batch)
+            state, metrics = update(state, batch, fold_in(key, step))
             stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
                 stage.log_evaluation(evaluate(combine(frozen, state.params)))

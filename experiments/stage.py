@@ -19,11 +19,13 @@ from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import jax
+import numpy as np
 
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
+from rlhf_jax.training.hosts import asked_to_stop, leave, sync
 from rlhf_jax.training.logs import MetricsLog, make_sinks
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.training.runs import open_run
@@ -51,9 +53,20 @@ MAY_CHANGE = (
 class Stage:
     """One stage of training in its run folder; ``config`` is a stage's config with ``run``."""
 
-    def __init__(self, config: Any, name: str, *, best: tuple[str, str] = ("", "min")):
-        """``best`` names the held-out figure, "min" or "max", by which checkpoints are best."""
-        self._best = best
+    def __init__(
+        self,
+        config: Any,
+        name: str,
+        *,
+        best: tuple[str, str] = ("", "min"),
+        one_process: bool = False,
+    ):
+        """``best`` names the held-out figure, "min" or "max", by which checkpoints are best.
+
+        ``one_process``: a stage without training, which several processes cannot share.
+        """
+        self._best, self._alone = best, one_process
+        self._stopping = False
         self.config, self.run_config, self.name = config, config.run, name
         self.done = 0
         """Steps that are done: of the restored checkpoint, then counted by ``steps``."""
@@ -66,7 +79,13 @@ class Stage:
         self._evaluation: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
+        start(
+            tune_malloc=self.run_config.tune_malloc,
+            compile_cache=self.run_config.compile_cache,
+            parallel=self.config.parallel,
+        )
+        if self._alone and jax.process_count() > 1:
+            raise InputError(f"{self.name} runs in one process; start it on one host")
         self._started = time.monotonic()
         self._fresh = not self.run_config.dir.exists()
         with contextlib.ExitStack() as stack:
@@ -79,6 +98,7 @@ class Stage:
                     ignore=MAY_CHANGE,
                 )
             )
+            sync("run folder")
             self._stop = stack.enter_context(StopRequest())
             self._checkpoints = stack.enter_context(
                 Checkpoints(
@@ -89,14 +109,17 @@ class Stage:
                     best_mode=self._best[1],
                 )
             )
+            sync("checkpoints")
             self._stack = stack.pop_all()
         if self.summary is not None:
             say(f"{self.name}: finished before, in {self.run_config.dir}")
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if jax.process_count() > 1 and isinstance(error, Exception):
+            leave(error)  # peers wait for this process, or it for them: nothing ends by itself
         self._stack.__exit__(kind, error, trace)
-        if self._fresh and isinstance(error, InputError):
+        if self._fresh and isinstance(error, InputError) and jax.process_index() == 0:
             # Bad input leaves nothing behind: the corrected command may use the same folder.
             shutil.rmtree(self.run_config.dir)
 
@@ -149,6 +172,7 @@ class Stage:
     def log(self, metrics: Metrics, *, show: Sequence[str], **units: int) -> None:
         """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
         self.done += 1
+        self._stopping = asked_to_stop(self.done, self._stop.requested)
         self._evaluation = {}
         for name, count in units.items():
             self._units[name] += count
@@ -176,7 +200,7 @@ class Stage:
 
     def checkpoint(self, state: TrainState, **extra: float) -> None:
         """Save if it is time, if this was the last step, or if asked to stop (then exit)."""
-        stopping = self._stop.requested or self.done == self._stop_after
+        stopping = self._stopping or self.done == self._stop_after
         if not (stopping or self._last or self.done % self.run_config.save_every == 0):
             return
         self._log.flush()  # raises before a state after a NaN can be saved
@@ -208,11 +232,12 @@ class Stage:
             folder = self.run_config.dir / "final"
             frame = dict(keep_latest=1, keep_best=0, best_metric=None, best_mode="max")
             with Checkpoints(folder, **frame) as final:
-                state = TrainState(jax.numpy.int32(self.done), params, (), None)
+                state = TrainState(np.asarray(self.done, np.int32), params, (), None)
                 final.save(self.done, state, data={}, extra={}, metrics={})
             summary["params_sha256"] = params_sha256(params)
         self._checkpoints.wait()
         self._run.finish(summary)
+        sync("finished")
         return summary
 
     @cached_property

@@ -1,12 +1,13 @@
 """Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from rlhf_jax.cli import from_dict, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
@@ -16,13 +17,18 @@ from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
 from rlhf_jax.models.lora import add_adapters, has_adapters, merge_adapters, share_equal
 from rlhf_jax.models.peft import is_adapter, load_adapter, read_adapter
-from rlhf_jax.models.pretrained import Imported
+from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.training.parallel import place
 from rlhf_jax.types import Params
 
 Kind = Literal["lm", "scalar"]
 """A language model, or a model with a scalar head (reward, value)."""
+
+
+Shardings = Callable[[Params], Params]
+"""Where the parameters of a tree of shapes shall lie (Parallel.shardings)."""
 
 
 class Trained(NamedTuple):
@@ -47,6 +53,8 @@ def save_model_card(
     value: ModelConfig | None = None,
 ) -> None:
     """The model's shape and its tokenizer, which later stages read; ``value`` is the critic's."""
+    if jax.process_index() != 0:
+        return
     tokenizer.save(folder / "tokenizer")
     card = {"model": to_dict(model), "vocab_size": vocab_size, "kind": kind}
     if value is not None:
@@ -55,7 +63,12 @@ def save_model_card(
 
 
 def load_trained(
-    path: Path, *, flag: str, kind: Kind = "lm", share: Trained | None = None
+    path: Path,
+    *,
+    flag: str,
+    kind: Kind = "lm",
+    share: Trained | None = None,
+    shardings: Shardings | None = None,
 ) -> Trained:
     """The model in a finished stage's run folder, a Hugging Face checkpoint, or a .gguf file.
 
@@ -63,9 +76,10 @@ def load_trained(
     a reward model stay apart, so that it can share the weights below them: what it has in common
     with ``share`` will be the same arrays.
 
+    With ``shardings`` each process reads from a run only the parts that lie on its devices.
     Raises InputError naming ``flag`` if there is none, or one of another kind.
     """
-    trained = load_any(path, flag=flag)
+    trained = load_any(path, flag=flag, shardings=shardings)
     if trained.kind != kind:
         names = {"lm": "a language model", "scalar": "a reward or value model"}
         raise InputError(f"--{flag} {path} is {names[trained.kind]}, expected {names[kind]}")
@@ -99,7 +113,9 @@ def with_adapters(trained: Trained, config: LoRAConfig, *, seed: int) -> Trained
     return trained._replace(params=params, model=model)
 
 
-def load_any(path: Path, *, flag: str, base: Path | None = None) -> Trained:
+def load_any(
+    path: Path, *, flag: str, base: Path | None = None, shardings: Shardings | None = None
+) -> Trained:
     """``load_trained`` of either kind; ``base`` is the model below a PEFT adapter, if it is not the
     one that the adapter names."""
     path = Path(path)
@@ -107,7 +123,9 @@ def load_any(path: Path, *, flag: str, base: Path | None = None) -> Trained:
         return _load_adapter(path, flag, base)
     if is_gguf(path):
         return _load_gguf(path)
-    return _load_checkpoint(path) if is_checkpoint(path) else _load_run(path, flag)
+    if is_checkpoint(path):
+        return _load_checkpoint(path, shardings)
+    return _load_run(path, flag, shardings)
 
 
 def load_value(path: Path) -> Trained:
@@ -131,7 +149,7 @@ def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> Non
         raise InputError(f"--{flags[0]} and --{flags[1]} have different tokenizers")
 
 
-def _load_run(folder: Path, flag: str) -> Trained:
+def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
     if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
         raise InputError(
             f"--{flag} {folder}: expected the run folder of a finished stage, a Hugging Face "
@@ -139,14 +157,21 @@ def _load_run(folder: Path, flag: str) -> Trained:
         )
     card = _read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
-    params = load_params(folder / "final")
+    params = load_params(folder / "final", shardings=shardings)
     params |= {"trunk": as_layout(params["trunk"], model)}
     tokenizer = load_tokenizer(folder / "tokenizer")
     return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])
 
 
-def _load_checkpoint(folder: Path) -> Trained:
-    return _imported(folder, load_pretrained(folder), load_tokenizer(folder))
+def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
+    def in_parts(names: tuple[str, ...], value: np.ndarray) -> jax.Array:
+        tree = value
+        for name in reversed(names):
+            tree = {name: tree}
+        return place(value, jax.tree.leaves(shardings(tree))[0])
+
+    imported = load_pretrained(folder, on_default_device if shardings is None else in_parts)
+    return _imported(folder, imported, load_tokenizer(folder))
 
 
 def _load_adapter(folder: Path, flag: str, base: Path | None) -> Trained:

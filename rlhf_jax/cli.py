@@ -115,6 +115,8 @@ def section(preset: Any, config_class: type[C]) -> C:
     if isinstance(preset, config_class):
         return preset
     if isinstance(preset, InstructGPTConfig):
+        if "chain" in (field.name for field in dataclasses.fields(config_class)):
+            return config_class(chain=preset)
         for stage in vars(preset.resolve()).values():
             if isinstance(stage, config_class):
                 return stage

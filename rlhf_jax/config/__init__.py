@@ -9,6 +9,7 @@ from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.feedback import FeedbackConfig, ServeConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
+from rlhf_jax.config.plan import PlanConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "OptimConfig",
     "PPOConfig",
     "ParallelConfig",
+    "PlanConfig",
     "PretrainConfig",
     "PrivacyConfig",
     "RewardConfig",

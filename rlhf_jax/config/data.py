@@ -12,6 +12,13 @@ class TokenizerConfig:
     """A saved tokenizer or a GPT-2 vocabulary folder; None trains one on the text."""
     vocab_size: int = 4096
     """Of a tokenizer trained here, with padding and end-of-text included."""
+    multiple: int = 1
+    """The embedding of a new model gets unused rows up to a multiple of this, so that it can be
+    split over devices (GPT-2's 50,257 ids: 128 makes 50,304 rows)."""
+
+    def padded(self, vocab_size: int) -> int:
+        """Rows of the embedding for so many ids."""
+        return -(-vocab_size // self.multiple) * self.multiple
 
 
 @dataclass(frozen=True)

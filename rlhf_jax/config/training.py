@@ -69,12 +69,30 @@ class ParallelConfig:
     """Devices over which both rows and parameters are split (fully sharded data parallelism)."""
     tensor: int = 1
     """Devices over which heads and features are split (tensor parallelism)."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, when several processes are started by hand; empty: one process, or
+    what the cluster's environment says (TPU pod, GKE JobSet, Slurm, Open MPI)."""
+    processes: int = 1
+    """With coordinator: how many processes there are."""
+    process_id: int = 0
+    """With coordinator: which of them this is, from 0."""
+    hosts: Literal["auto", "off"] = "auto"
+    """off ignores the cluster's environment: this process runs alone."""
 
     def __post_init__(self):
         check(
             self.data >= 0 and self.fsdp >= 1 and self.tensor >= 1,
             f"parallel.data={self.data} must be >= 0, parallel.fsdp={self.fsdp} and "
             f"parallel.tensor={self.tensor} >= 1",
+        )
+        check(
+            0 <= self.process_id < self.processes,
+            f"parallel.process_id={self.process_id} is not in 0..{self.processes - 1} "
+            "(parallel.processes)",
+        )
+        check(
+            self.coordinator != "" or self.processes == 1,
+            f"parallel.processes={self.processes} needs parallel.coordinator HOST:PORT",
         )
         check(
             self.mode == "mesh" or self.fsdp * self.tensor == 1,

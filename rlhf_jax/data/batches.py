@@ -2,8 +2,8 @@
 
 Every function takes ``seed``: the order of an endless, shuffled stream in which each epoch is a new
 permutation of all rows; or None for one pass in order, the last batch filled up with empty rows.
-``batch_size`` is per process. Process p of n takes rows p, p + n, ... of one common stream, so the
-batches of all processes together do not depend on n.
+``batch_size`` is that of all processes together, and ``mine`` the numbers of the rows of a batch
+that this process holds: it reads no others, and the batches do not depend on who holds what.
 """
 
 import math
@@ -29,6 +29,9 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch
 
+Rows = np.ndarray | None
+"""Numbers of rows of a batch; None: all."""
+
 
 class Batches:
     """An iterator of batches that can tell where it stands and go there.
@@ -47,8 +50,7 @@ class Batches:
         weights: Sequence[float],
         batch_size: int,
         seed: int | None,
-        process_index: int,
-        process_count: int,
+        mine: Rows,
     ):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
@@ -57,17 +59,17 @@ class Batches:
         self.data = data
         self.report = report
         self.rows = sum(sizes)
-        self.global_batch_size = batch_size * process_count
+        self.global_batch_size = batch_size
+        self._mine = slice(None) if mine is None else mine
         self._order = {"seed": seed, "weights": list(weights), "sizes": list(sizes)}
         if seed is None:
             stream = grain.MapDataset.range(self.steps_per_epoch * self.global_batch_size)
         else:
             stream = _endless(sizes, weights, seed)
-        mine = stream[process_index::process_count].batch(batch_size)
         # All is in memory, so reading threads only cost: a batch of 16 rows takes 0.25 ms without
         # them and 0.44 ms with four.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        self._indices = iter(mine.to_iter_dataset(options))
+        self._indices = iter(stream.batch(batch_size).to_iter_dataset(options))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,7 +80,7 @@ class Batches:
         return self
 
     def __next__(self) -> LMBatch | QueryBatch | ComparisonBatch:
-        index = next(self._indices)
+        index = next(self._indices)[self._mine]
         index = np.where(index < self.rows, index, -1)  # the empty row
         return type(self.data)(*(_rows(leaf, index) for leaf in self.data))
 
@@ -113,8 +115,7 @@ def text_batches(
     batch_size: int,
     seed: int | None,
     pad_id: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    mine: Rows = None,
 ) -> Batches:
     """LMBatches of packed documents (``encode_texts``), one or several corpora.
 
@@ -134,8 +135,7 @@ def text_batches(
         weights=weights,
         batch_size=batch_size,
         seed=seed,
-        process_index=process_index,
-        process_count=process_count,
+        mine=mine,
     )
 
 
@@ -150,8 +150,7 @@ def demonstration_batches(
     target: Literal["response", "all"],
     seed: int | None,
     apart: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    mine: Rows = None,
 ) -> Batches:
     """LMBatches of packed demonstrations (``encode_demonstrations``), or of one per row."""
     data, report = encode_demonstrations(
@@ -163,7 +162,7 @@ def demonstration_batches(
         target=target,
         apart=apart,
     )
-    return _one_corpus(data, report, batch_size, seed, process_index, process_count)
+    return _one_corpus(data, report, batch_size, seed, mine)
 
 
 def query_batches(
@@ -173,12 +172,11 @@ def query_batches(
     query_length: int,
     batch_size: int,
     seed: int | None,
-    process_index: int = 0,
-    process_count: int = 1,
+    mine: Rows = None,
 ) -> Batches:
     """QueryBatches; ``index`` counts the prompts from 0, and is -1 in an empty row."""
     data, report = encode_prompts(prompts, tokenizer, query_length=query_length)
-    return _one_corpus(data, report, batch_size, seed, process_index, process_count)
+    return _one_corpus(data, report, batch_size, seed, mine)
 
 
 def comparison_batches(
@@ -189,14 +187,13 @@ def comparison_batches(
     response_length: int,
     batch_size: int,
     seed: int | None,
-    process_index: int = 0,
-    process_count: int = 1,
+    mine: Rows = None,
 ) -> Batches:
     """ComparisonBatches of ``batch_size`` prompts, each with all its responses."""
     data, report = encode_comparisons(
         comparisons, tokenizer, query_length=query_length, response_length=response_length
     )
-    return _one_corpus(data, report, batch_size, seed, process_index, process_count)
+    return _one_corpus(data, report, batch_size, seed, mine)
 
 
 def _one_corpus(
@@ -204,8 +201,7 @@ def _one_corpus(
     report: EncodingReport,
     batch_size: int,
     seed: int | None,
-    process_index: int,
-    process_count: int,
+    mine: Rows,
 ) -> Batches:
     return Batches(
         data,
@@ -214,8 +210,7 @@ def _one_corpus(
         weights=(),
         batch_size=batch_size,
         seed=seed,
-        process_index=process_index,
-        process_count=process_count,
+        mine=mine,
     )
 
 

@@ -96,6 +96,8 @@ def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[A
         # The barrier keeps the transpose apart: folded into the product, it makes the gradient of
         # the embedding a slower kind of product on CPU (a quarter of the head's time).
         kernel = jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
+    if hidden.ndim == 3:
+        kernel = layout.gathered(kernel, hidden, inner=0)
     logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
     return layout.logits(logits.reshape(*hidden.shape[:-1], -1))
 

@@ -14,7 +14,13 @@ from safetensors.numpy import save_file
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.families import family_of_model
-from rlhf_jax.models.pretrained import Imported, Source, import_model
+from rlhf_jax.models.pretrained import (
+    Imported,
+    Place,
+    Source,
+    import_model,
+    on_default_device,
+)
 from rlhf_jax.models.tensor_layout import Tensors, at, tensors_of
 from rlhf_jax.models.transformer import unstack_blocks
 from rlhf_jax.types import Params
@@ -34,7 +40,7 @@ def is_checkpoint(folder: str | os.PathLike) -> bool:
 # --- Reading ----------------------------------------------------------------------------------
 
 
-def load_pretrained(folder: str | os.PathLike) -> Imported:
+def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device) -> Imported:
     """The model in ``folder``. Raises InputError as ``import_model``, and for damaged files."""
     folder = Path(folder)
     where = _index(folder)
@@ -57,7 +63,8 @@ def load_pretrained(folder: str | os.PathLike) -> Imported:
             shape=shape,
             read=read,
             head_bias=_read_json(bias)["head_bias"] if bias.is_file() else 0.0,
-        )
+        ),
+        place,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import RotaryConfig
+from rlhf_jax.models import layout
 
 
 def accumulator(dtype: str | np.dtype) -> np.dtype:
@@ -73,6 +74,7 @@ class Dense(nn.Module):
 
         kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
         rows = x.reshape(-1, x.shape[-1])
+        kernel = layout.gathered(kernel.astype(self.dtype), x, inner=int(self.name == "c_proj"))
         y = product(rows, kernel)
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))

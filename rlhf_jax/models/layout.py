@@ -58,6 +58,24 @@ def table(x: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "V 
     return split(x, "tensor", "fsdp" if tokens.shape[1] == 1 else None)
 
 
+def looked_up(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Each part of the table gives the rows it has, and the parts are summed."""
+    return x if x.shape[1] == 1 else split(x, ROWS, None, None)
+
+
+def gathered(
+    kernel: Float[Array, "In Out"], x: Float[Array, "B T In"], *, inner: int
+) -> Float[Array, "In Out"]:
+    """A kernel whose parts of ``fsdp`` are brought together before many tokens pass it.
+
+    ``tensor`` splits its outputs, or with ``inner`` 1 its inputs. Said of the cast kernel, so that
+    half the bytes move; and its gradient is then summed into parts, not made from all the tokens.
+    """
+    if x.shape[1] == 1:
+        return kernel
+    return split(kernel, "tensor", None) if inner else split(kernel, None, "tensor")
+
+
 def heads(x: Float[Array, "*N B H T Dh"]) -> Float[Array, "*N B H T Dh"]:
     """Queries, keys and values of one layer, or of all layers stacked in front."""
     return split(x, *[None] * (x.ndim - 4), ROWS, "tensor", None, None)
@@ -69,5 +87,7 @@ def features(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
 
 
 def logits(x: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
-    """Of one position per row the sampler needs the whole row."""
-    return split(x, ROWS, None) if x.ndim == 2 else split(x, ROWS, None, "tensor")
+    """Of one position per row the sampler needs the whole row, once the weights have been used."""
+    if x.ndim == 2:
+        return split(split(x, "data", "tensor"), ROWS, None)
+    return split(x, ROWS, None, "tensor")

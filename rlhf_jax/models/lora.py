@@ -117,9 +117,15 @@ def share_equal(params: Params, other: Params) -> Params:
             return {k: share(v, theirs[k]) if k in theirs else v for k, v in mine.items()}
         if isinstance(mine, dict) or isinstance(theirs, dict) or mine.shape != theirs.shape:
             return mine
-        return theirs if np.array_equal(np.asarray(mine), np.asarray(theirs)) else mine
+        # Arrays of several processes cannot be read, but they can be compared.
+        equal = jnp.array_equal if in_processes(mine) else np.array_equal
+        return theirs if bool(equal(mine, theirs)) else mine
 
     return share(params, other)
+
+
+def in_processes(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 def _insert(tree: Params, path: tuple[str, ...], leaf: Params) -> None:

@@ -45,8 +45,16 @@ class Imported(NamedTuple):
     """{"trunk", "lm_head"?}, or {"trunk", "head"} of a sequence classifier with one label."""
 
 
-def import_model(source: Source) -> Imported:
-    """The model in ``source``, in float32.
+Place = Callable[[tuple[str, ...], np.ndarray], jax.Array]
+"""Puts the parameter at a path where it shall lie, on one device or in parts on several."""
+
+
+def on_default_device(path: tuple[str, ...], value: np.ndarray) -> jax.Array:
+    return jnp.asarray(value)
+
+
+def import_model(source: Source, place: Place = on_default_device) -> Imported:
+    """The model in ``source``, in float32, each parameter placed before the next is read.
 
     Raises InputError for an unknown architecture or config field, and for a tensor that is missing,
     extra or of another shape.
@@ -68,7 +76,7 @@ def import_model(source: Source) -> Imported:
         for name, part in zip(entry.names, expected, strict=True):
             _check_shape(source, name, part.shape)
         value = np.ascontiguousarray(entry.read(*map(source.read, entry.names)))
-        put(params, entry.path, jnp.asarray(value).block_until_ready())
+        put(params, entry.path, place(entry.path, value).block_until_ready())
         del value  # before the next is read
     if kind == "scalar":
         params["head"]["bias"] = jnp.full(1, source.head_bias, jnp.float32)

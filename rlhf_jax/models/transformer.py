@@ -160,7 +160,7 @@ class Transformer(nn.Module):
         c = self.config
         wte = self.param("wte", normal_init(0.02), (self.vocab_size, c.d_model))
         # An imported model may have no row for the padding id, which is masked anyway.
-        x = layout.table(wte, tokens).at[tokens].get(mode="clip")
+        x = layout.looked_up(layout.table(wte, tokens).at[tokens].get(mode="clip"))
         turn = None
         if c.positions == "learned":
             wpe = self.param("wpe", normal_init(0.02), (c.context, c.d_model))

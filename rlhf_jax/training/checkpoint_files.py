@@ -1,14 +1,15 @@
 """One checkpoint on disk: the only module that knows Orbax, with the checks Orbax lacks.
 
 A checkpoint is a folder of separate items: trees of arrays and ``info`` (JSON), which holds the
-shape, dtype and SHA-256 of every leaf. Orbax writes under a temporary name and renames at the end,
-so a folder whose name is a number is complete; a flipped bit in it Orbax would load in silence.
+shape, dtype and fingerprint of every leaf. Each process writes, and reads, the parts it holds.
+Orbax writes under a temporary name and renames at the end, so a folder whose name is a number is
+complete; a flipped bit in it Orbax would load in silence.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from rlhf_jax.training.fingerprints import fingerprints
+
 TEMPORARY = ".orbax-checkpoint-tmp"
+CHUNK_BYTES = 2**25
+"""Arrays are stored in pieces of at most this size."""
 
 
 class Damaged(Exception):
@@ -28,27 +33,35 @@ def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Call
 
     The function raises what went wrong. The arrays may be donated as soon as this returns.
     """
-    host = jax.tree.map(np.asarray, jax.device_get(items))
-    leaves = {name: describe(leaf) for name, leaf in flatten(host).items()}
-    info = json.loads(json.dumps(info | {"leaves": leaves}))  # lists and string keys, as read back
+    if jax.process_count() == 1 and not any(map(in_parts, jax.tree.leaves(items))):
+        items = jax.tree.map(np.asarray, jax.device_get(items))
+    info = json.loads(json.dumps(info | {"leaves": fingerprints(flatten(items))}))  # as read back
     info["sha256"] = json_sha256(info)
     with orbax_options():
-        return ocp.save_checkpointables_async(path, host | {"info": info}).result
+        return ocp.save_checkpointables_async(path, items | {"info": info}).result
+
+
+def in_parts(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
 
 
 def read_info(path: Path) -> dict[str, Any]:
     """The JSON of a checkpoint. Raises Damaged."""
-    info = load(path, ["info"])["info"]
+    info = load(path, {"info": None})["info"]
     if info.get("sha256") != json_sha256({k: v for k, v in info.items() if k != "sha256"}):
         raise Damaged(f"checkpoint {path} is damaged: info is not what was saved")
     return info
 
 
-def read_items(path: Path, info: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Items as nested dicts (and lists) of NumPy arrays, every leaf verified. Raises Damaged."""
-    items = load(path, names)
-    found = {name: describe(np.asarray(leaf)) for name, leaf in flatten(items).items()}
-    expected = {k: v for k, v in info["leaves"].items() if k.split("/")[0] in names}
+def read_items(path: Path, info: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """Items laid out as ``like``, every leaf verified. Raises Damaged.
+
+    ``like`` gives for each item a tree of shapes with shardings: each process then reads the parts
+    that lie on its devices; or of NumPy arrays, for whole arrays on the host.
+    """
+    items = load(path, like)
+    found = fingerprints(flatten(items))
+    expected = {k: v for k, v in info["leaves"].items() if k.split("/")[0] in like}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise Damaged(f"checkpoint {path} is damaged: {name} is not what was saved")
@@ -80,12 +93,6 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def describe(leaf: np.ndarray) -> dict[str, Any]:
-    raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-    digest = hashlib.sha256(raw).hexdigest()
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
-
-
 def json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -96,14 +103,16 @@ def orbax_options() -> ocp.Context:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="info")
     options = ocp.Context()
     options.checkpointables.registry = registry
+    # A process then reads little more of a large array than the part it asks for.
+    options.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     return options
 
 
-def load(path: Path, names: Sequence[str]) -> dict[str, Any]:
+def load(path: Path, items: dict[str, Any]) -> dict[str, Any]:
     """Items as Orbax finds them. Raises Damaged for whatever goes wrong."""
     try:
         with orbax_options():
-            return ocp.load_checkpointables(path, dict.fromkeys(names))
+            return ocp.load_checkpointables(path, items)
     except MemoryError:
         raise
     except Exception as error:  # Orbax raises another class for each kind of missing file

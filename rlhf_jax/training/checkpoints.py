@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.checkpoint_files import (
     Damaged,
-    describe,
     first_line,
     flatten,
     json_sha256,
@@ -30,6 +31,7 @@ from rlhf_jax.training.checkpoint_files import (
     remove_temporary,
     start_write,
 )
+from rlhf_jax.training.fingerprints import fingerprints
 from rlhf_jax.training.progress import say
 from rlhf_jax.types import Params, TrainState
 
@@ -198,11 +200,16 @@ class Checkpoints:
 
 
 def load_params(
-    folder: Path, *, step: int | Literal["latest", "best"] = "latest", ema: bool = False
+    folder: Path,
+    *,
+    step: int | Literal["latest", "best"] = "latest",
+    ema: bool = False,
+    shardings: Callable[[Params], Params] | None = None,
 ) -> Params:
     """Verified parameters from a folder of checkpoints, as a nested dict on the default device.
 
     "best" is by the metric the run was saved with; ``ema`` takes the average of the weights.
+    ``shardings`` says of a tree of shapes where it shall lie: then only those parts are read.
     Raises InputError when the step is missing or damaged: no other step is taken in its place.
     """
     folder = Path(folder).absolute()
@@ -220,15 +227,41 @@ def load_params(
         item = "ema" if ema else "params"
         if not any(name.startswith(f"{item}/") for name in info["leaves"]):
             raise InputError(f"{path} has no average of the weights (optim.ema_decay was 0)")
-        return jax.device_put(read_items(path, info, [item])[item])
+        shapes = saved_shapes(info["leaves"], item)
+        if shardings is None:
+            like = jax.tree.map(on_host, shapes)
+            return jax.device_put(read_items(path, info, {item: like})[item])
+        return read_items(path, info, {item: abstract(shapes, shardings)})[item]
     except Damaged as reason:
         raise InputError(f"{reason}; choose another step or make the run again") from reason
 
 
+def saved_shapes(leaves: dict[str, Any], item: str) -> Params:
+    """The nested dict of shapes that an item of parameters was saved with."""
+    tree: Params = {}
+    for name, leaf in leaves.items():
+        first, *path, last = name.split("/")
+        if first == item:
+            branch = tree
+            for key in path:
+                branch = branch.setdefault(key, {})
+            branch[last] = jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+    return tree
+
+
+def on_host(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Asks Orbax for a NumPy array; it holds one element, whatever its shape."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def abstract(shapes: Params, shardings: Callable[[Params], Params]) -> Params:
+    placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(placed, shapes, shardings(shapes))
+
+
 def params_sha256(params: Params) -> str:
-    """A fingerprint of parameters: paths, dtypes, shapes and bytes, wherever the arrays live."""
-    leaves = flatten(jax.device_get(params))
-    return json_sha256({name: describe(leaf) for name, leaf in leaves.items()})
+    """A fingerprint of parameters: paths, dtypes, shapes and bits, wherever the arrays live."""
+    return json_sha256(fingerprints(flatten(params)))
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
@@ -241,15 +274,11 @@ def to_items(state: TrainState) -> dict[str, Any]:
 
 def restore(path: Path, like: TrainState) -> Restored:
     info = read_info(path)
-    targets = flatten(to_items(like))
-    check_leaves(path, info["leaves"], targets)
-    values = flatten(read_items(path, info, list(to_items(like))))
-
-    def place(name, target):
-        return jax.device_put(values[name], target.sharding)
-
-    treedef = jax.tree.structure(to_items(like))
-    items = jax.tree.unflatten(treedef, [place(*pair) for pair in targets.items()])
+    targets = to_items(like)
+    check_leaves(path, info["leaves"], flatten(targets))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
+    items = read_items(path, info, jax.tree.map(there, targets))
     state = TrainState(params=items["params"], ema_params=items.get("ema"), **items["train"])
     return Restored(info["step"], state, info["data"], info["extra"])
 

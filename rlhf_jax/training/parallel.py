@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.models.layout import ROWS
+from rlhf_jax.models.layout import ROWS, fit
 from rlhf_jax.training.mesh import chosen_devices, make_mesh
 from rlhf_jax.training.pmap import pmap_update
 from rlhf_jax.training.sharding import shardings
@@ -53,10 +53,8 @@ class Parallel(NamedTuple):
                 f"{self.row_shards} or set --parallel.devices"
             )
 
-    def rows(self, count: int) -> Any:
-        """Which of ``count`` rows this process holds, as an index of a NumPy array."""
-        if jax.process_count() == 1:
-            return slice(None)
+    def rows(self, count: int) -> np.ndarray:
+        """Numbers of those of ``count`` rows that this process holds."""
         places = self.split(0).addressable_devices_indices_map((count,)).values()
         return np.unique(np.concatenate([np.arange(count)[place] for place in places]))
 
@@ -66,6 +64,11 @@ class Parallel(NamedTuple):
         if jax.process_count() == 1:
             put = lambda x: jax.device_put(x, self.split(axis))
         return jax.tree.map(put, batch)
+
+    def shard_whole(self, batch: PyTree) -> PyTree:
+        """The same of a batch that every process has whole, split as far as its rows divide."""
+        spec = lambda x: fit((ROWS,), x.shape, self.mesh.shape, uneven=False)
+        return jax.tree.map(lambda x: place(x, NamedSharding(self.mesh, spec(x))), batch)
 
     def place(self, params: PyTree) -> PyTree:
         """Put parameters where they lie, part by part; an array that occurs twice is put once."""
@@ -142,10 +145,16 @@ def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """An array that every process holds on its host, as one array in parts over all of them."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # in parts already
+        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def make_parallel(config: ParallelConfig) -> Parallel:
     """The mesh that ``config`` describes, over the first ``config.devices`` devices (0: all)."""
+    if config.mode == "pmap" and jax.process_count() > 1:
+        raise InputError(
+            "--parallel.mode pmap is for one process; several need --parallel.mode mesh"
+        )
     return Parallel(config.mode, make_mesh(config, chosen_devices(config)))

@@ -11,11 +11,9 @@ from jaxtyping import PyTree
 AXIS = "data"
 
 
-def pmap_update(
-    step: Callable[..., Any], frozen: PyTree, devices: Sequence[jax.Device], batch_axis: int
-) -> Callable[..., Any]:
-    """``(state, batch, key) -> (state, metrics)``; the state is whole on every device, donated."""
-    mapped = jax.pmap(
+def pmap_program(step: Callable[..., Any], devices: Sequence[jax.Device], batch_axis: int) -> Any:
+    """``step(state, batch, key, frozen)``; the batch has an axis of devices before its rows."""
+    return jax.pmap(
         partial(step, axis_name=AXIS),
         axis_name=AXIS,
         in_axes=(None, batch_axis, None, None),
@@ -23,6 +21,13 @@ def pmap_update(
         devices=devices,
         donate_argnums=0,
     )
+
+
+def pmap_update(
+    step: Callable[..., Any], frozen: PyTree, devices: Sequence[jax.Device], batch_axis: int
+) -> Callable[..., Any]:
+    """``(state, batch, key) -> (state, metrics)``; the state is whole on every device, donated."""
+    mapped = pmap_program(step, devices, batch_axis)
 
     def spread(x):
         shape = x.shape

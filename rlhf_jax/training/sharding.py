@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from rlhf_jax.models.layout import fit
@@ -42,7 +42,7 @@ def spec_of(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Part
     return PartitionSpec()
 
 
-def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """The sharding of every array (or shape) in a tree of parameters or a train state."""
 
     def place(path, leaf):

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import jax
+
 
 class StopRequest:
     """SIGINT and SIGTERM set a flag that the loop reads; a second Ctrl-C stops at once.
@@ -17,7 +19,7 @@ class StopRequest:
 
     SIGTERM is a scheduler taking the machine back: the run is saved, so the exit code is 0.
     Ctrl-C is a person: 130, as shells expect, so that a script of several stages stops too.
-    With several processes each sees its own signal: let the scheduler kill them and resume.
+    With several processes JAX's runtime listens to SIGTERM itself, and this class to nothing.
     """
 
     def __init__(self):
@@ -25,10 +27,8 @@ class StopRequest:
         self.exit_code = 0
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, kind, error, trace) -> None:

@@ -1,0 +1,198 @@
+"""Plan a run without the hardware: compile its programs for a TPU topology and see what fits.
+
+    python -m experiments.plan --config configs/instructgpt_6b.py --topology v5p:4x4x4 \
+        --parallel.fsdp 32 --parallel.tensor 2
+
+The compiler is the real one (libtpu, extra ``tpu``); nothing runs. Memory is what it allots on one
+chip. Times are a roofline: what the operations, the memory traffic and the links would take at
+their published peaks, each alone; the largest is the estimate, and no real step is faster.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from experiments.plan_programs import PROGRAMS, Models
+from rlhf_jax.cli import main, read_preset
+from rlhf_jax.config import InstructGPTConfig, ParallelConfig, PlanConfig
+from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.planning import report
+from rlhf_jax.planning.chips import Chip, chip_of, describe
+from rlhf_jax.planning.measure import Measured, measure
+from rlhf_jax.training.mesh import make_mesh
+from rlhf_jax.training.parallel import Parallel
+
+ACCUMULATES = {"sft": "sft", "reward": "reward", "ppo": "ppo"}
+"""Programs with micro-batches, and the stage whose ``optim.accumulate`` they read."""
+
+
+def run(config: PlanConfig) -> list[Measured]:
+    unknown = [name for name in config.programs if name not in PROGRAMS]
+    check(not unknown, f"--programs {unknown}: expected some of {list(PROGRAMS)}")
+    chip, devices = chip_of(config.topology), describe(config.topology)
+    chips = len(devices) // chip.devices
+    models = models_of(config)
+    if config.search:
+        text = search(config, devices, chip, models)
+        return publish(config, text, [])
+    parallel = Parallel("mesh", make_mesh(config.parallel, devices))
+    measured = []
+    for name in config.programs:
+        print(f"compiling {name} for {config.topology} ...", file=sys.stderr, flush=True)
+        measured.append(compiled(name, config, models, parallel))
+    lines = [
+        heading(config, models, parallel, chip, chips),
+        report.memory_table(measured, chip),
+        *suggestions(config, models, parallel, measured, chip, chips),
+        TIMES,
+        report.cost_table(measured, chip, chips),
+        report.collective_table(measured),
+        report.whole_table(measured),
+    ]
+    return publish(config, "\n\n".join(lines), measured)
+
+
+TIMES = (
+    "Times are an estimate: each of operations, memory traffic (every result written once and read "
+    "once) and links at its published peak; the largest is the estimate."
+)
+
+
+def publish(config: PlanConfig, text: str, measured: list[Measured]) -> list[Measured]:
+    print(text)
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(text + "\n", encoding="utf-8")
+    return measured
+
+
+def models_of(config: PlanConfig) -> Models:
+    policy = config.chain.pretrain.model
+    scalar = policy
+    if config.reward is not None:
+        preset = read_preset(str(config.reward))
+        if not isinstance(preset, InstructGPTConfig):
+            raise InputError(f"--reward {config.reward}: expected a preset of the whole chain")
+        scalar = preset.pretrain.model
+    vocab_size = config.vocab_size
+    if not vocab_size:
+        tokenizer = config.chain.pretrain.tokenizer
+        vocab_size = tokenizer.vocab_size
+        if tokenizer.path is not None:
+            vocab_size = load_tokenizer(tokenizer.path).vocab_size
+        vocab_size = tokenizer.padded(vocab_size)
+    return Models(policy, scalar, vocab_size)
+
+
+def compiled(name: str, config: PlanConfig, models: Models, parallel: Parallel) -> Measured:
+    return measure(*PROGRAMS[name](config.chain, models, parallel), effort=config.effort)
+
+
+def heading(config, models: Models, parallel: Parallel, chip: Chip, chips: int) -> str:
+    mesh = " x ".join(f"{name} {size}" for name, size in parallel.mesh.shape.items())
+    shape = lambda m: f"{m.n_layers} layers of width {m.d_model}"
+    c = config.chain
+    micro = ", ".join(f"{n} {getattr(c, n).optim.accumulate}" for n in ("sft", "reward", "ppo"))
+    return "\n".join(
+        [
+            f"## {chips} chips ({config.topology}), mesh {mesh}",
+            "",
+            f"Policy of {shape(models.policy)}, reward and value models of {shape(models.scalar)}, "
+            f"vocabulary {models.vocab_size:,}; {c.ppo.batch_size} episodes of "
+            f"{c.ppo.prompt_length} + {c.ppo.response_length} tokens in {c.ppo.num_minibatches} "
+            f"minibatches, {c.ppo.ptx_batch_size} rows of pretraining text with each; "
+            f"micro-batches: {micro}. GiB on one chip:",
+        ]
+    )
+
+
+def with_accumulate(chain: InstructGPTConfig, stage: str, count: int) -> InstructGPTConfig:
+    config = getattr(chain, stage)
+    return replace(chain, **{stage: replace(config, optim=replace(config.optim, accumulate=count))})
+
+
+def microbatches(chain: InstructGPTConfig, stage: str, parallel: Parallel) -> list[int]:
+    """Numbers of micro-batches that leave each part of the mesh at least one row."""
+    if stage == "ppo":
+        rows = chain.ppo.batch_size // chain.ppo.num_minibatches
+    else:
+        rows = getattr(chain, stage).batch_size
+    fitting = range(1, rows // parallel.row_shards + 1)
+    return [n for n in fitting if rows % (n * parallel.row_shards) == 0]
+
+
+def suggestions(config, models, parallel, measured, chip: Chip, chips: int) -> Iterator[str]:
+    """For each program that does not fit, the nearest setting that would."""
+    for name, found in zip(config.programs, measured, strict=True):
+        if found.fits(chip):
+            continue
+        yield f"**{found.name}**: {nearest(name, config, models, parallel, found, chip, chips)}"
+
+
+def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> str:
+    if name in ACCUMULATES:
+        stage = ACCUMULATES[name]
+        now = getattr(config.chain, stage).optim.accumulate
+        for count in microbatches(config.chain, stage, parallel):
+            if count <= now:
+                continue
+            tried = replace(config, chain=with_accumulate(config.chain, stage, count))
+            again = compiled(name, tried, models, parallel)
+            if again.fits(chip):
+                return (
+                    f"fits with --chain.{stage}.optim.accumulate {count} "
+                    f"({report.gib(again.bytes)} GiB)"
+                )
+    if found.error:
+        return "no number of micro-batches fits on this mesh; try --search or more chips"
+    more = -(-found.bytes * chips // int(chip.hbm))
+    return f"needs about {more} chips if all of it is split evenly (estimate)"
+
+
+def search(config: PlanConfig, devices, chip: Chip, models: Models) -> str:
+    """Every mesh and number of micro-batches, ranked by the estimate."""
+    lines = []
+    for name in config.programs:
+        found = []
+        for parallel, chain in candidates(config, name, devices, models):
+            tried = replace(config, chain=chain)
+            m = compiled(name, tried, models, parallel)
+            shape = "x".join(map(str, parallel.mesh.shape.values()))
+            micro = getattr(chain, ACCUMULATES[name]).optim.accumulate if name in ACCUMULATES else 1
+            seconds = max(m.seconds(chip, len(devices)).values()) if not m.error else float("inf")
+            state = report.verdict(m, chip)
+            print(f"{name} {shape} micro-batches {micro}: {state}", file=sys.stderr, flush=True)
+            found.append((not m.fits(chip), seconds, shape, micro, m, state))
+        found.sort(key=lambda row: row[:2])
+        rows = [
+            [shape, str(micro), report.gib(m.bytes), report.duration(s) if not m.error else "", v]
+            for _, s, shape, micro, m, v in found
+        ]
+        header = ["data x fsdp x tensor", "micro-batches", "GiB per chip", "estimate", ""]
+        lines += [f"## {name} on {config.topology}, fastest first", report.table(header, rows)]
+    return "\n\n".join(lines)
+
+
+def candidates(config: PlanConfig, name: str, devices, models: Models):
+    """(parallel, chain) of every mesh that divides rows and heads."""
+    count = len(devices)
+    sizes = [n for n in range(1, count + 1) if count % n == 0]
+    heads = (models.policy.n_heads, models.scalar.n_heads)
+    for fsdp, tensor in product(sizes, sizes):
+        if count % (fsdp * tensor) or any(h % tensor for h in heads):
+            continue
+        layout = ParallelConfig(fsdp=fsdp, tensor=tensor)
+        parallel = Parallel("mesh", make_mesh(layout, devices))
+        if name not in ACCUMULATES:
+            if config.chain.ppo.batch_size % parallel.row_shards == 0:
+                yield parallel, config.chain
+            continue
+        stage = ACCUMULATES[name]
+        for micro in microbatches(config.chain, stage, parallel):
+            yield parallel, with_accumulate(config.chain, stage, micro)
+
+
+if __name__ == "__main__":
+    main(run, PlanConfig)

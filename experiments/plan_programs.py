@@ -1,0 +1,235 @@
+"""The programs of a chain as shapes: what each stage compiles, for devices that need not be there.
+
+Nothing here holds an array. Every function gives the stage's own program, from the same factories
+and with the same shardings, and the arguments it takes, told apart by what they are for.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from experiments.reward import flat_responses
+from rlhf_jax.config import InstructGPTConfig, ModelConfig, OptimConfig
+from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.models.layout import ROWS, fit
+from rlhf_jax.models.lora import partition
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
+from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.training.updates import make_ppo_loss, make_ppo_update, make_update_step
+from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch, TrainState
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+class Program(NamedTuple):
+    name: str
+    jitted: Any
+    """A jitted function of ``arguments``."""
+    arguments: tuple
+    """Shapes, with the shardings they have when the stage runs."""
+    kinds: dict[str, Any]
+    """Parts of the arguments by what they are for: weights, optimizer, cache, batch."""
+    resident: dict[str, Any]
+    """Not an argument, but on the chips while the program runs."""
+
+
+class Models(NamedTuple):
+    policy: ModelConfig
+    scalar: ModelConfig
+    """Shape of the reward and value models."""
+    vocab_size: int
+
+
+def placed(tree: Any, parallel: Parallel) -> Any:
+    """Shapes of parameters or of a train state, where the rules put them."""
+    return with_shardings(tree, parallel.shardings(tree))
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    add = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(add, tree, shardings)
+
+
+def rows(parallel: Parallel, *shape: int, dtype: Any = jnp.int32, axis: int = 0) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=parallel.split(axis))
+
+
+def lm_shapes(models: Models) -> Any:
+    return jax.eval_shape(make_language_model(models.policy, models.vocab_size).init, KEY)
+
+
+def scalar_shapes(models: Models) -> Any:
+    base = make_language_model(models.scalar, models.vocab_size)
+    trunk = jax.eval_shape(base.init, KEY)["trunk"]
+    return jax.eval_shape(make_scalar_model(models.scalar, models.vocab_size).init, KEY, trunk)
+
+
+def train_state(params: Any, tx: Any, optim: OptimConfig, parallel: Parallel) -> TrainState:
+    state = jax.eval_shape(partial(make_state, tx=tx, ema_decay=optim.ema_decay), params)
+    return placed(state, parallel)
+
+
+def state_kinds(state: TrainState) -> dict[str, Any]:
+    return {"weights": state.params, "optimizer": (state.opt_state, state.ema_params)}
+
+
+def text(parallel: Parallel, *shape: int, axis: int = 0) -> LMBatch:
+    ids, flags = (rows(parallel, *shape, dtype=d, axis=axis) for d in (jnp.int32, bool))
+    return LMBatch(ids, flags, ids, ids)
+
+
+def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    c = chain.sft
+    lm = make_language_model(models.policy, models.vocab_size)
+
+    def loss_fn(params, batch, key, count):
+        return lm_loss(lm.packed_logits(params, batch, None), batch, count=count)
+
+    tx = make_optimizer(c.optim, 1, updates_per_step=1)
+    frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)
+    state = train_state(lm_shapes(models), tx, c.optim, parallel)
+    batch = text(parallel, c.batch_size, c.block_size)
+    jitted = parallel.program(make_update_step(loss_fn, count_targets, tx, **frame), state)
+    kinds = {**state_kinds(state), "batch": batch}
+    return Program("SFT update", jitted, (state, batch, KEY, None), kinds, {})
+
+
+def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    c, K = chain.reward, chain.compare.responses_per_prompt
+    model = make_scalar_model(models.scalar, models.vocab_size)
+
+    def loss_fn(params, batch, key, count):
+        scores = model.score(params, *flat_responses(batch), None)
+        return ranking_loss(scores.reshape(batch.ranks.shape), batch.ranks, count=count)
+
+    tx = make_optimizer(c.optim, 1, updates_per_step=1)
+    frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)
+    state = train_state(scalar_shapes(models), tx, c.optim, parallel)
+    B, Q, R = c.batch_size, c.prompt_length, c.response_length
+    batch = ComparisonBatch(
+        rows(parallel, B, Q),
+        rows(parallel, B, Q, dtype=bool),
+        rows(parallel, B, K, R),
+        rows(parallel, B, K, R, dtype=bool),
+        rows(parallel, B, K),
+    )
+    count = lambda batch: count_ranked(batch.ranks)
+    jitted = parallel.program(make_update_step(loss_fn, count, tx, **frame), state)
+    kinds = {**state_kinds(state), "batch": batch}
+    return Program("reward-model update", jitted, (state, batch, KEY, None), kinds, {})
+
+
+class Actors(NamedTuple):
+    """What lies on the chips all through PPO."""
+
+    state: TrainState
+    reference: Any
+    reward: Any
+    tx: Any
+
+    @property
+    def resident(self) -> dict[str, Any]:
+        """Beside the policy that samples."""
+        others = self.state.params.get("value"), self.reference, self.reward
+        return {"weights": others, "optimizer": (self.state.opt_state, self.state.ema_params)}
+
+
+def actors(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Actors:
+    c = chain.ppo
+    policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
+    lm, scalar = lm_shapes(models), scalar_shapes(models)
+    params, _ = partition(jax.eval_shape(policy_value.init, lm, scalar))
+    updates = c.ppo_epochs * c.num_minibatches
+    tx = make_policy_value_optimizer(c.optim, c.value_optim, 1, updates_per_step=updates)
+    state = train_state(params, tx, c.optim, parallel)
+    return Actors(state, placed(lm, parallel), placed(scalar, parallel), tx)
+
+
+def prefill(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    """All queries of an iteration at once, into a cache with room for the responses."""
+    c, there = chain.ppo, actors(chain, models, parallel)
+    lm = make_language_model(models.policy, models.vocab_size)
+    policy = there.state.params["policy"]
+    queries = rows(parallel, c.batch_size, c.prompt_length)
+    mask = rows(parallel, c.batch_size, c.prompt_length, dtype=bool)
+    jitted = parallel.function(partial(lm.prefill, length=c.response_length))
+    kinds = {"weights": policy, "batch": (queries, mask)}
+    return Program("prefill", jitted, (policy, queries, mask), kinds, there.resident)
+
+
+def decode(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    """One token of every episode of an iteration."""
+    c, there = chain.ppo, actors(chain, models, parallel)
+    lm = make_language_model(models.policy, models.vocab_size)
+    policy = there.state.params["policy"]
+    queries = jax.ShapeDtypeStruct((c.batch_size, c.prompt_length), jnp.int32)
+    mask = jax.ShapeDtypeStruct(queries.shape, bool)
+    fill = partial(lm.prefill, length=c.response_length)
+    _, cache = jax.eval_shape(fill, policy, queries, mask)
+    cache = with_shardings(cache, jax.tree.map(partial(cache_sharding, parallel), cache))
+    tokens = rows(parallel, c.batch_size)
+    jitted = jax.jit(parallel.on_mesh(lm.decode), donate_argnums=2)
+    kinds = {"weights": policy, "cache": cache}
+    return Program("decode, one token", jitted, (policy, tokens, cache), kinds, there.resident)
+
+
+def cache_sharding(parallel: Parallel, leaf: Any) -> NamedSharding:
+    """Where ``prefill`` leaves each part of the cache (models/layout.py)."""
+    spec = () if leaf.ndim == 0 else (ROWS,)
+    if leaf.ndim >= 4:  # keys and values
+        spec = (*[None] * (leaf.ndim - 4), ROWS, "tensor", None, None)
+    return NamedSharding(parallel.mesh, fit(spec, leaf.shape, parallel.mesh.shape, uneven=False))
+
+
+def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    """All minibatches of an iteration, each with its pretraining text."""
+    c, there = chain.ppo, actors(chain, models, parallel)
+    lm = make_language_model(models.policy, models.vocab_size)
+    policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
+    objective = partial(
+        ppo_loss, clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef
+    )
+
+    def ptx_loss(params, batch, key, count):
+        return lm_loss(
+            lm.packed_logits(policy_value.policy(params), batch, None), batch, count=count
+        )
+
+    step = make_ppo_update(
+        make_ppo_loss(policy_value, objective, temperature=c.sampling.temperature),
+        ptx_loss if c.ptx_coef else None,
+        count_targets,
+        there.tx,
+        ptx_coef=c.ptx_coef,
+        accumulate=c.optim.accumulate,
+        ema_decay=c.optim.ema_decay,
+    )
+    updates = c.ppo_epochs * c.num_minibatches
+    shape = updates, c.batch_size // c.num_minibatches
+    part = lambda *s, dtype=jnp.int32: rows(parallel, *shape, *s, dtype=dtype, axis=1)
+    Q, R = c.prompt_length, c.response_length
+    numbers = part(R, dtype=jnp.float32)
+    episodes = PPOBatch(part(Q), part(Q, dtype=bool), part(R), part(R, dtype=bool), *[numbers] * 4)
+    ptx = text(parallel, updates, c.ptx_batch_size, c.ptx_data.block_size, axis=1)
+    batch = episodes, ptx if c.ptx_coef else None
+    jitted = parallel.program(step, there.state, batch_axis=1)
+    kinds = {**state_kinds(there.state), "batch": batch}
+    resident = {"weights": (there.reference, there.reward)}
+    arguments = there.state, batch, KEY, None
+    return Program("PPO-ptx update, all minibatches", jitted, arguments, kinds, resident)
+
+
+PROGRAMS: dict[str, Callable[[InstructGPTConfig, Models, Parallel], Program]] = {
+    "sft": sft,
+    "reward": reward,
+    "prefill": prefill,
+    "decode": decode,
+    "ppo": ppo,
+}

@@ -1,0 +1,74 @@
+"""Run by test_hosts.py: stages of tiny models as one of several processes.
+
+python hosts_worker.py FOLDER STAGES RUNS STEPS DATA FSDP TENSOR [PORT PROCESSES RANK]
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import tiny
+
+from configs import quickstart
+from experiments import ppo, reward, sft
+from rlhf_jax.config import ParallelConfig
+
+RUN = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+ROWS = 4
+
+
+def make_inputs(folder: Path) -> None:
+    """Data, and models with random parameters, that all runs start from."""
+    from rlhf_jax.data.tokenizers import load_tokenizer
+
+    task = tiny.make_task(folder)
+    c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16)
+    tiny.write_data(c)
+    tokenizer = load_tokenizer(task.tokenizer)
+    tiny.save_model(folder / "lm", tokenizer)
+    tiny.save_model(folder / "scalar", tokenizer, kind="scalar")
+    rows = [
+        {"prompt": f"Write a positive review: film {n}", "responses": ["a b", "c"], "ranks": [0, 1]}
+        for n in range(8)
+    ]
+    tiny.write_rows(folder / "comparisons.jsonl", rows)
+
+
+def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> dict:
+    task = tiny.Task(folder / "data", folder / "tokenizer")
+    c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16).resolve()
+
+    def common(stage, name):
+        run = replace(stage.run, dir=runs / name, eval_every=1, save_every=1, seed=7)
+        return dict(run=run, parallel=parallel, init=folder / "lm")
+
+    adam = replace(c.sft.optim, optimizer="adamw")
+    ranked = folder / "comparisons.jsonl"
+    return {
+        "sft": replace(c.sft, **common(c.sft, "sft"), optim=adam, epochs=steps),
+        "reward": replace(
+            c.reward, **common(c.reward, "reward"), data=ranked, heldout=ranked, optim=adam
+        ),
+        "ppo": replace(
+            c.ppo,
+            **common(c.ppo, "ppo"),
+            reward=folder / "scalar",
+            iterations=steps,
+            batch_size=ROWS * c.ppo.num_minibatches,
+            ptx_batch_size=ROWS,
+        ),
+    }
+
+
+def main(folder, stages, runs, steps, data, fsdp, tensor, port=None, processes=1, rank=0) -> None:
+    sizes = dict(data=int(data), fsdp=int(fsdp), tensor=int(tensor))
+    if port is not None:
+        sizes |= dict(coordinator=f"127.0.0.1:{port}")
+        sizes |= dict(processes=int(processes), process_id=int(rank))
+    made = configs(Path(folder), Path(runs), int(steps), ParallelConfig(**sizes))
+    for name in stages.split(","):
+        RUN[name](made[name])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

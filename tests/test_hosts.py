@@ -1,0 +1,172 @@
+"""Two processes of two devices are one process of four; a dead peer ends all, and all go on."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hosts_worker
+import numpy as np
+import pytest
+import tiny
+
+from rlhf_jax.config import ParallelConfig
+from rlhf_jax.errors import InputError
+from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.training.fingerprints import share
+from rlhf_jax.training.hosts import cluster, connect
+
+WORKER = Path(__file__).with_name("hosts_worker.py")
+
+
+def test_the_launcher_is_recognised():
+    assert cluster({}) is None
+    assert cluster({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert cluster({"SLURM_NTASKS": "4"}) == "Slurm"
+    assert cluster({"OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
+    assert cluster({"TPU_WORKER_HOSTNAMES": "t1,t2"}) == "TPU pod"
+
+
+def test_processes_need_a_coordinator():
+    with pytest.raises(InputError, match=r"processes=2 needs parallel\.coordinator"):
+        ParallelConfig(processes=2)
+    with pytest.raises(InputError, match=r"process_id=2 is not in 0\.\.1"):
+        ParallelConfig(coordinator="a:1", processes=2, process_id=2)
+
+
+def test_alone_nothing_is_joined(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    connect(ParallelConfig(hosts="off"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int32", "float64"])
+def test_shares_of_a_fingerprint_add_up_however_it_is_split(dtype):
+    import ml_dtypes
+
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    x = np.random.default_rng(0).normal(size=(6, 5, 8)).round().astype(kind)
+    whole = share(x, (slice(None),) * 3, x.shape)
+    for axis, cut in ((0, 2), (1, 3), (2, 5)):
+        parts = []
+        for bounds in (slice(0, cut), slice(cut, None)):
+            index = tuple(bounds if a == axis else slice(None) for a in range(3))
+            parts.append(share(x[index], index, x.shape))
+        assert sum(parts) % 2**64 == whole
+    swapped = x[::-1]
+    assert share(swapped, (slice(None),) * 3, x.shape) != whole
+    raw = np.ascontiguousarray(x).view(np.uint8).copy()
+    raw.reshape(-1)[7 * x.dtype.itemsize] ^= 1
+    assert share(raw.view(x.dtype).reshape(x.shape), (slice(None),) * 3, x.shape) != whole
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def launch(folder, stages, runs, steps, mesh, *, processes, devices):
+    """The processes of one run, with a log file each."""
+    port, started = free_port(), []
+    for rank in range(processes):
+        several = [port, processes, rank] if processes > 1 else []
+        arguments = [WORKER, folder, stages, runs, steps, *mesh, *several]
+        log = open(folder / f"log{rank}_{runs.name}", "a")  # noqa: SIM115
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                env=tiny.process_environment(
+                    JAX_NUM_CPU_DEVICES=str(devices),
+                    JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+                ),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    return started
+
+
+def finish(started, seconds=400):
+    try:
+        return [process.wait(timeout=seconds) for process in started]
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def log_of(folder, runs, rank=0):
+    return (folder / f"log{rank}_{runs.name}").read_text()
+
+
+def await_checkpoint(runs, started, step):
+    """Wait until the checkpoint of ``step`` is complete."""
+    end = time.monotonic() + 300
+    while not (runs / "sft" / "checkpoints" / str(step)).is_dir():
+        assert all(process.poll() is None for process in started), "ended too early"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    hosts_worker.make_inputs(folder)
+    return folder
+
+
+def largest_gap(a, b):
+    import jax
+
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
+
+
+@pytest.mark.multiprocess
+def test_two_processes_train_as_one(inputs):
+    """SFT, reward model and PPO: same samples, same figures, same parameters."""
+    one, two = inputs / "one", inputs / "two"
+    stages, mesh = "sft,reward,ppo", (2, 2, 1)
+    assert finish(launch(inputs, stages, one, 2, mesh, processes=1, devices=4)) == [0]
+    codes = finish(launch(inputs, stages, two, 2, mesh, processes=2, devices=2))
+    assert codes == [0, 0], log_of(inputs, two)[-3000:]
+    for stage in stages.split(","):
+        gap = largest_gap(*(load_params(runs / stage / "final") for runs in (one, two)))
+        assert gap < 1e-6, (stage, gap)
+        rows = [
+            [json.loads(line) for line in (runs / stage / "metrics.jsonl").open()]
+            for runs in (one, two)
+        ]
+        for a, b in zip(*rows, strict=True):
+            names = [name for name in a if name != "time" and "per_second" not in name]
+            assert {n: a[n] for n in names} == pytest.approx({n: b[n] for n in names}, abs=1e-5)
+    samples = [(runs / "ppo" / "samples.jsonl").read_text() for runs in (one, two)]
+    words = [[json.loads(line)["response"] for line in text.splitlines()] for text in samples]
+    assert words[0] == words[1] and words[0]
+
+
+@pytest.mark.multiprocess
+def test_a_peer_that_dies_ends_all_and_the_same_command_goes_on(inputs):
+    runs, mesh = inputs / "killed", (1, 4, 1)
+    started = launch(inputs, "sft", runs, 500, mesh, processes=2, devices=2)
+    await_checkpoint(runs, started, 2)
+    started[1].kill()
+    codes = finish(started)
+    assert codes[0] not in (0, -signal.SIGKILL), codes
+    said = log_of(inputs, runs)
+    assert "lost another one" in said or "distributed service detected fatal errors" in said
+    before = max(int(p.name) for p in (runs / "sft" / "checkpoints").iterdir() if p.name.isdigit())
+
+    again = launch(inputs, "sft", runs, 500, mesh, processes=2, devices=2)
+    await_checkpoint(runs, again, before + 2)
+    assert "sft: resumed after step" in log_of(inputs, runs)
+    again[1].send_signal(signal.SIGTERM)  # a preempted machine: all save and end well
+    assert finish(again) == [0, 0], log_of(inputs, runs)[-2000:]
+    assert "saved at step" in log_of(inputs, runs)

@@ -1,0 +1,175 @@
+"""Plans: what is counted is right, and small programs compile for TPUs that are not there."""
+
+import importlib.util
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import quickstart
+from experiments import plan
+from experiments.plan_programs import PROGRAMS, Models, sft
+from rlhf_jax.config import ModelConfig, ParallelConfig, PlanConfig
+from rlhf_jax.errors import InputError
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.planning import hlo, report
+from rlhf_jax.planning.chips import chip_of, describe
+from rlhf_jax.planning.flops import count_flops
+from rlhf_jax.planning.measure import Measured, measure
+from rlhf_jax.training.mesh import make_mesh
+from rlhf_jax.training.optimizers import make_optimizer, make_state
+from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.training.pmap import pmap_program
+from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.types import LMBatch
+
+MODEL = ModelConfig(
+    n_layers=2, d_model=256, n_heads=4, context=64, scan_layers=True, dtype="bfloat16"
+)
+MODELS = Models(MODEL, MODEL, 512)
+libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is missing (extra tpu)"
+)
+
+PROGRAM = """HloModule jit_step
+%cond (p: (s32[])) -> pred[] {
+  %c = s32[] constant(24)
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+%body (p: (s32[])) -> (s32[]) {
+  %gather = bf16[64,256]{1,0} all-gather(%x), channel_id=1, replica_groups=[4,2]<=[8]
+  %again = bf16[64,256]{1,0} all-gather(%y), channel_id=1, replica_groups=[4,2]<=[8]
+  %scatter = f32[8]{0} reduce-scatter(%x), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}
+  ROOT %t = (s32[]) tuple(%i)
+}
+%fused (p: f32[100,8]) -> f32[100,8] {
+  %p = f32[100,8]{1,0} parameter(0)
+  %small = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %dus = f32[100,8]{1,0} dynamic-update-slice(%p, %small, %i)
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %w = (s32[]) while(%t), condition=%cond, body=%body
+  %written = f32[100,8]{1,0} fusion(%a, %b), kind=kLoop, calls=%fused
+  ROOT %sum = f32[8]{0} all-reduce(%x), channel_id=3, to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_with_their_loops():
+    facts = hlo.read(PROGRAM)
+    found = {name: (count, bytes_) for name, count, bytes_ in hlo.totals(facts.collectives)}
+    assert found == {
+        "all-gather": (24, 24 * 64 * 256 * 2),  # two pieces of one channel are one collective
+        "reduce-scatter": (24, 24 * 8 * 4 * 4),  # four chips' operands
+        "all-reduce": (1, 32),
+    }
+    assert facts.moved == 2 * 8 * 4, "an update in place writes its part"
+
+
+def test_operations_are_counted_with_their_loops():
+    def f(x, w):
+        y, _ = jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=5)
+        return jnp.einsum("bij,bjk->bik", y[None], y[None]).sum()
+
+    shapes = jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    jaxpr = jax.jit(f).trace(*shapes).jaxpr.jaxpr
+    assert count_flops(jaxpr) == 6 * 2 * 8**3
+
+
+def test_a_training_step_costs_three_forward_passes():
+    """6 N tokens (Kaplan et al. 2020) for the matrices, and attention on top."""
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(), jax.devices()))
+    chain = small_chain()
+    program = sft(chain, MODELS, parallel)
+    flops = count_flops(program.jitted.trace(*program.arguments).jaxpr.jaxpr)
+    tokens = chain.sft.batch_size * chain.sft.block_size
+    matrices = 2 * 12 * 256**2 + 512 * 256
+    attention = 3 * 2 * 2 * 2 * tokens * chain.sft.block_size * 256
+    assert flops == 6 * matrices * tokens + attention
+
+
+def test_what_does_not_fit_is_named():
+    chip = chip_of("v5e:2x4")
+    fits = Measured("a", {"weights": 2**30}, 0, 0, [], (0, ""), 0.0, "")
+    assert report.verdict(fits, chip) == "fits"
+    large = fits._replace(kinds={"weights": 2**30, "cache": 2**34})
+    assert report.verdict(large, chip) == "does not fit: most of it is KV cache"
+    error = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.1G of 15.7G hbm."
+    assert "Used 23.1G of 15.7G hbm" in report.verdict(fits._replace(error=error), chip)
+
+
+def test_unknown_topologies_and_programs():
+    with pytest.raises(InputError, match="v9:2x2: expected KIND:AxB"):
+        chip_of("v9:2x2")
+    with pytest.raises(InputError, match="expected some of"):
+        plan.run(PlanConfig(programs=("rollout",)))
+
+
+def small_chain():
+    c = quickstart.get_config()
+    lengths = dict(prompt_length=16, response_length=16)
+    adam = replace(c.sft.optim, optimizer="adamw")
+    return replace(
+        c,
+        pretrain=replace(c.pretrain, model=MODEL),
+        sft=replace(c.sft, optim=adam, batch_size=16, block_size=32, **lengths),
+        reward=replace(c.reward, batch_size=8, **lengths),
+        ppo=replace(
+            c.ppo,
+            batch_size=64,
+            num_minibatches=4,
+            ptx_coef=1.0,
+            ptx_batch_size=16,
+            ptx_data=replace(c.ppo.ptx_data, block_size=32),
+            **lengths,
+        ),
+    )
+
+
+@libtpu
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    "layout, names",
+    [(ParallelConfig(), ("sft",)), (ParallelConfig(fsdp=4, tensor=2), tuple(PROGRAMS))],
+    ids=["data", "fsdp x tensor"],
+)
+def test_small_programs_compile_for_a_v5e(layout, names):
+    parallel = Parallel("mesh", make_mesh(layout, describe("v5e:2x4")))
+    whole = None
+    for name in names:
+        program = PROGRAMS[name](small_chain(), MODELS, parallel)
+        found = measure(*program, effort=-1.0)
+        assert found.fits(chip_of("v5e:2x4")), found.error
+        assert found.collectives and found.flops and found.moved
+        whole = whole or sum(x.size * 4 for x in jax.tree.leaves(program.kinds["weights"]))
+        if name == "sft":
+            share = found.kinds["weights"] / whole
+            assert share == 1.0 if layout.fsdp == 1 else share < 0.2
+
+
+@libtpu
+@pytest.mark.tpu_compile
+def test_pmap_compiles_for_a_v5e():
+    devices = list(describe("v5e:2x4"))
+    from rlhf_jax.models.heads import make_language_model
+
+    lm = make_language_model(MODEL, 512)
+    tx = make_optimizer(small_chain().sft.optim, 1, updates_per_step=1)
+
+    def loss_fn(params, batch, key, count):
+        return lm_loss(lm.packed_logits(params, batch, None), batch, count=count)
+
+    step = make_update_step(loss_fn, count_targets, tx, accumulate=1, ema_decay=0.0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(lm.init, key)
+    state = jax.eval_shape(partial(make_state, tx=tx, ema_decay=0.0), params)
+    ids = jax.ShapeDtypeStruct((8, 2, 32), jnp.int32)
+    flags = jax.ShapeDtypeStruct((8, 2, 32), bool)
+    batch = LMBatch(ids, flags, ids, ids)
+    compiled = pmap_program(step, devices, 0).lower(state, batch, key, None).compile()
+    facts = hlo.read(compiled.as_text())
+    kinds = {kind for kind, _, _ in hlo.totals(facts.collectives)}
+    assert kinds == {"all-reduce"}, "data parallelism sums gradients and nothing else"
