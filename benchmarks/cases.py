@@ -56,15 +56,9 @@ class Case:
         return "episodes" if self.suite in ("ppo", "memory") else "tokens"
 
     @property
-    def units(self) -> int:
-        """What one repetition makes or reads."""
-        return self.batch if self.unit == "episodes" else self.batch * self.length
-
-    @property
-    def parameters(self) -> int:
-        """Of the trunk, position table left out: N of the 6 N FLOP per token."""
-        s = SHAPES[self.shape]
-        return 12 * s.n_layers * s.d_model**2 + s.vocab_size * s.d_model
+    def answer_length(self) -> int:
+        """Tokens of a sampled answer, its end of text included."""
+        return self.length * 3 // 8 if self.end == "early" else self.length
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -33,7 +33,8 @@ def export(case: Case, folder: Path) -> None:
     key = jax.random.key(0)
     params = make_language_model(config, shape.vocab_size).init(key)
     if case.end == "early":
-        end_at(params["trunk"], case.prompt + case.length * 3 // 8 - 1)
+        # What stands at position p decides the token at p + 1.
+        end_at(params["trunk"], case.prompt + case.answer_length - 2)
     save = dict(dtype="float32", eos_id=EOS, pad_id=EOS)
     save_pretrained(folder / "lm", config, params, kind="lm", **save)
     if case.suite in ("reward", "ppo", "memory"):
@@ -46,7 +47,7 @@ def export(case: Case, folder: Path) -> None:
 
 
 def end_at(trunk: dict, position: int) -> None:
-    """Make the end of text certain after ``position``: a direction that only EOS reads."""
+    """Make the end of text certain from ``position`` on: a direction that only EOS reads."""
     width = trunk["wte"].shape[1]
     direction = np.where(np.arange(width) % 2, 1.0, -1.0) / np.sqrt(width)
     trunk["wte"] = trunk["wte"].at[EOS].set(jnp.asarray(direction, jnp.float32))

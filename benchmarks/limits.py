@@ -24,7 +24,7 @@ def generation_seconds(case: Case, *, gflops: float, gbs: float) -> float:
     size = 2 if case.dtype == "bfloat16" else 4
     weights = trunk_parameters(case) + head_parameters(case)
     prefill = 2 * (trunk_parameters(case) * case.prompt + head_parameters(case)) * case.batch
-    steps = (case.length * 3 // 8 if case.end == "early" else case.length) - 1
+    steps = case.answer_length - 1
     cache = 2 * s.n_layers * s.d_model * case.batch * (case.prompt + steps / 2)
     read = size * (weights + cache) / (gbs * 1e9)
     compute = 2 * weights * case.batch / (gflops * 1e9)
