@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import safety
+from experiments.answers import with_cache
 from experiments.inputs import load_corpora, make_text_evaluation
 from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
@@ -28,6 +29,7 @@ from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
+from rlhf_jax.evaluation.significance import paired_bootstrap, wins_and_ties
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks.instructions import alpaca_rows
@@ -119,15 +121,20 @@ def make_answer(
         return reward_model.score(reward.params, tokens, mask, None), kl.sum(axis=1)
 
     def answer(params: Params, prompts: Sequence[str], key, *, n: int) -> Answers:
-        sampler = make_sampler(
-            lm,
-            tokenizer,
-            parallel,
-            config.sampling,
+        shape = dict(
             prompt_length=config.prompt_length,
             response_length=config.response_length,
             prompts_per_batch=config.batch_size // n,
             responses_per_prompt=n,
+        )
+        sampler = make_sampler(lm, tokenizer, parallel, config.sampling, **shape)
+        sampler = with_cache(
+            sampler,
+            config.cache or config.run.dir / "answers",
+            tokenizer,
+            config.sampling,
+            model=baseline.model,
+            **shape,
         )
         texts, columns = [], []
         for sampled in sampler(params, prompts, key):
@@ -159,8 +166,10 @@ def best_of(answers: Answers, n: int) -> Answers:
 def describe(prompts: list[str], answers: Answers, base: Answers, task: Task) -> dict:
     """One row of the results table, from each prompt's first answer: mean and 95 % half-width."""
     responses = [group[0] for group in answers.texts]
+    first, other = answers.scores[:, 0], base.scores[:, 0]
     return describe_text(prompts, responses, base, task, gold=answers.gold[:, 0]) | {
-        "score": measure.mean_ci(answers.scores[:, 0]),
+        "score": measure.mean_ci(first),
+        "win_rate_by_reward_model": measure.win_rate(first, other) | wins_and_ties(first, other),
         "kl": measure.mean_ci(answers.kl[:, 0]),
         "length": measure.mean_ci(answers.length[:, 0]),
         "ended": float(answers.ended[:, 0].mean()),
@@ -184,7 +193,8 @@ def describe_text(
     return {
         "gold": measure.mean_ci(gold),
         "gold_gain_in_sd": float((gold.mean() - base_gold.mean()) / base_gold.std()),
-        "win_rate": measure.win_rate(gold, base_gold),
+        "gold_difference": paired_bootstrap(gold, base_gold),
+        "win_rate": measure.win_rate(gold, base_gold) | wins_and_ties(gold, base_gold),
         "win_rate_at_equal_length": measure.length_controlled_win_rate(
             wins, np.array(list(map(len, words))), np.array(base_words)
         ),

@@ -242,6 +242,16 @@ def test_mixing_follows_the_weights_and_repeats_small_corpora():
     assert len({token for token in tokens if token < 10_000}) == 100
 
 
+@pytest.mark.parametrize("weights,batch_size", [((0.45, 0.35, 0.2), 1), ((0.3, 0.3, 0.4), 2)])
+def test_small_batches_of_a_mix_have_no_end(weights, batch_size):
+    """Endless corpora mixed by weights under 1 / batch_size were once longer than sys.maxsize."""
+    corpora = [[np.arange(2, 12, dtype=np.int32)] * 20 for _ in weights]
+    frame = dict(block_size=16, batch_size=batch_size, seed=1, pad_id=0)
+    stream = text_batches(*corpora, weights=weights, **frame)
+    for _ in range(100):
+        assert next(stream).tokens.shape == (batch_size, 16)
+
+
 def test_without_weights_corpora_are_mixed_by_size():
     first, second = documents(*[8] * 10), [doc + 10_000 for doc in documents(*[8] * 20)]
     it = text_batches(first, second, weights=(), block_size=8, batch_size=3, seed=0, pad_id=PAD)

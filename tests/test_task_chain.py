@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import tiny
 
-from experiments import instructgpt
+from experiments import evaluate, instructgpt
 from experiments import task as task_files
 from rlhf_jax.cli import load
-from rlhf_jax.config import InstructGPTConfig, TaskConfig
+from rlhf_jax.config import EvaluateConfig, InstructGPTConfig, RunConfig, TaskConfig
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
+from rlhf_jax.tasks.task import find_task
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +57,44 @@ def test_a_task_runs_through_all_stages(tmp_path):
     shown = [json.loads(x) for x in (folder / "evaluate" / "samples.jsonl").open()]
     chinese = shown[0]["prompt"].split()[1]
     assert chinese in report and not chinese.isascii()
+
+
+def test_an_evaluation_samples_nothing_twice(tmp_path, monkeypatch):
+    """Metrics, significance and baselines; another evaluation reads the shared answers."""
+    tokenizer = train_bpe(["Chinese: 我们的猫 English: our cat"] * 9, vocab_size=300)
+    for name in ("sft", "ppo"):
+        tiny.save_model(tmp_path / name, tokenizer, context=96)
+    tiny.save_model(tmp_path / "reward", tokenizer, kind="scalar", context=96)
+    build = find_task("translation")
+    rows = build(ROOT / "data").prompts["evaluation"][:12]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in rows))
+    config = EvaluateConfig(
+        run=RunConfig(dir=tmp_path / "first", tensorboard=False),
+        policies=(tmp_path / "sft", tmp_path / "ppo"),
+        reward=tmp_path / "reward",
+        task="translation",
+        source=ROOT / "data",
+        prompts=prompts,
+        cache=tmp_path / "answers",
+        best_of=(2,),
+        prompt_length=64,
+        response_length=16,
+        batch_size=8,
+    )
+    first = evaluate.run(config)
+    row = first["policies"]["ppo"]
+    assert {"bleu", "chrf", "exact"} <= set(row["metrics"])
+    assert row["win_rate"]["wins"] + row["win_rate"]["ties"] + row["win_rate"]["losses"] == 12
+    assert 0 <= row["gold_difference"]["p"] <= 1 and "wins" in row["win_rate_by_reward_model"]
+    assert set(first["baselines"]) == {"copy", "memory"}
+
+    def never(*arguments, **options):
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr("experiments.sampling.generate", never)
+    again = evaluate.run(replace(config, run=replace(config.run, dir=tmp_path / "second")))
+    assert again["policies"] == first["policies"]
 
 
 def test_the_files_of_a_task_alone(tmp_path, capsys):

@@ -41,6 +41,8 @@ class EvaluateConfig:
     """Responses sampled at a time."""
     text_batches: int = 32
     """Held-out batches of 16 rows per corpus."""
+    cache: Path | None = None
+    """Folder of answers that evaluations share, so that none is sampled twice; None: the run's."""
     alpaca_eval: bool = False
     """Also write each policy's answers as AlpacaEval's outputs, alpaca_eval_NAME.json."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

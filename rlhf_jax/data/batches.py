@@ -221,12 +221,16 @@ def _joined(packed: list[LMBatch]) -> LMBatch:
 
 
 def _endless(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """Row numbers for ever. Shuffled, then repeated: each epoch is a new permutation."""
+    """Row numbers for 2⁴⁰ rows, an end that no run sees: each epoch is a new permutation."""
     bounds = np.cumsum([0, *sizes]).tolist()
     if not weights:
         bounds = [0, bounds[-1]]
     streams = [
-        grain.MapDataset.range(start, stop).seed(seed + n).shuffle().repeat(None)
+        # Repeated for ever, a mix read by single rows would be longer than Python can count.
+        grain.MapDataset.range(start, stop)
+        .seed(seed + n)
+        .shuffle()
+        .repeat(2**40 // max(stop - start, 1) + 1)
         for n, (start, stop) in enumerate(pairwise(bounds))
     ]
     return grain.MapDataset.mix(streams, list(weights)) if weights else streams[0]

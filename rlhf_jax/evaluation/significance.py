@@ -1,0 +1,50 @@
+"""Whether one policy is better than another on the same prompts, or only luckier."""
+
+import numpy as np
+from jaxtyping import Num
+from scipy import stats
+
+RESAMPLES = 5000
+SEED = 0
+"""The same data has the same interval."""
+
+Scores = Num[np.ndarray, "P"] | Num[np.ndarray, "P n"]
+
+
+def paired_bootstrap(first: Scores, second: Scores) -> dict[str, float | int]:
+    """Mean of first − second over prompts, its 95 % interval, and two-sided p of no difference.
+
+    Prompts are drawn with replacement, each with all its responses in both (the responses of a
+    prompt are no independent evidence). Percentile interval; p = 2 min(P*(d ≤ 0), P*(d ≥ 0)), with
+    one resample added on each side so that it is never 0.
+    """
+    per_prompt = lambda x: np.asarray(x, float).reshape(len(x), -1).mean(axis=1)
+    gaps = per_prompt(first) - per_prompt(second)
+    n = len(gaps)
+    rng = np.random.default_rng(SEED)
+    # Counts of each prompt in each resample, so that memory stays [resamples, prompts].
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    means = counts @ gaps / n
+    low, high = np.quantile(means, [0.025, 0.975])
+    sides = [((means <= 0).sum() + 1), ((means >= 0).sum() + 1)]
+    return {
+        "mean": float(gaps.mean()),
+        "low": float(low),
+        "high": float(high),
+        "ci": float(high - low) / 2,
+        "p": float(min(1.0, 2 * min(sides) / (RESAMPLES + 1))),
+        "n": n,
+    }
+
+
+def wins_and_ties(first: Scores, second: Scores) -> dict[str, float | int]:
+    """On how many prompts first is better, equal, worse; p of the two-sided exact sign test.
+
+    The sign test leaves out ties: under no difference, wins are binomial with 1/2.
+    """
+    per_prompt = lambda x: np.asarray(x, float).reshape(len(x), -1).mean(axis=1)
+    gaps = per_prompt(first) - per_prompt(second)
+    wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
+    decided = wins + losses
+    p = float(stats.binomtest(wins, decided).pvalue) if decided else 1.0
+    return {"wins": wins, "ties": len(gaps) - decided, "losses": losses, "p": p}
