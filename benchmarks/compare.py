@@ -36,13 +36,13 @@ def compare(first: str, second: str) -> list[str]:
     """Lines of a table of the cases that both have, and what only one has."""
     a, b = load(first), load(second)
     lines = [f"| case | {first} | {second} | wall | CPU |", "|" + " --- |" * 5]
-    for name in a.keys() & b.keys():
+    for name in sorted(a.keys() & b.keys()):
         wall = [ratio(side[name], "wall") for side in (a, b)]
         cpu = [ratio(side[name], "cpu") for side in (a, b)]
-        label = f"{name[0]} against {name[1]}, {name[2]} cores"
+        label = f"{name[0]} against {name[1]}, cores: {name[2]}"
         lines.append(f"| {label} | {wall[0]} | {wall[1]} | {verdict(*wall)} | {verdict(*cpu)} |")
-    lines += [f"only in {first}: {name[0]}" for name in a.keys() - b.keys()]
-    lines += [f"only in {second}: {name[0]}" for name in b.keys() - a.keys()]
+    lines += [f"only in {first}: {name[0]}" for name in sorted(a.keys() - b.keys())]
+    lines += [f"only in {second}: {name[0]}" for name in sorted(b.keys() - a.keys())]
     return lines
 
 
