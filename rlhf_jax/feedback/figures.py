@@ -120,7 +120,7 @@ def set_status(database: Database, name: str, **body: Any) -> None:
                 ON CONFLICT (name) DO UPDATE SET updated = :now, body = :body""",
             name=name,
             now=now,
-            body=json.dumps({**body, "since": before["since"] if before and same else now}),
+            body=json.dumps({**body, "since": before.get("since", now) if same else now}),
         )
 
 
