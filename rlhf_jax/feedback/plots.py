@@ -51,7 +51,9 @@ def plot(
     highs = [y + half((x, y, h)) for x, y, h in points] + ([band[1]] if band else [])
     y_ticks = round_ticks(min(lows + ([0.0] if zero else [])), max(highs))
     xs = [x for x, _, _ in points]
-    x_ticks = [x for x in round_ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
+    # Rounds are whole numbers.
+    ticks = round_ticks(min(xs), max(xs))
+    x_ticks = [x for x in ticks if min(xs) <= x <= max(xs) and x == round(x)]
     x_of = _scale(min(xs), max(xs), LEFT + 8, WIDTH - RIGHT - 8)
     y_of = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     return Plot(
