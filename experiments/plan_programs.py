@@ -185,7 +185,7 @@ def cache_sharding(parallel: Parallel, leaf: Any) -> NamedSharding:
     spec = () if leaf.ndim == 0 else (ROWS,)
     if leaf.ndim >= 4:  # keys and values
         spec = (*[None] * (leaf.ndim - 4), ROWS, "tensor", None, None)
-    return NamedSharding(parallel.mesh, fit(spec, leaf.shape, parallel.mesh.shape, uneven=False))
+    return NamedSharding(parallel.mesh, fit(spec, leaf.shape, parallel.mesh.shape))
 
 
 def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:

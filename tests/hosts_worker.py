@@ -1,6 +1,6 @@
 """Run by test_hosts.py: stages of tiny models as one of several processes.
 
-python hosts_worker.py FOLDER STAGES RUNS STEPS DATA FSDP TENSOR [PORT PROCESSES RANK]
+python hosts_worker.py FOLDER STAGES RUNS STEPS MODE DATA FSDP TENSOR [PORT PROCESSES RANK]
 """
 
 import sys
@@ -60,8 +60,10 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
     }
 
 
-def main(folder, stages, runs, steps, data, fsdp, tensor, port=None, processes=1, rank=0) -> None:
-    sizes = dict(data=int(data), fsdp=int(fsdp), tensor=int(tensor))
+def main(
+    *, folder, stages, runs, steps, mode, data, fsdp, tensor, port=None, processes=1, rank=0
+) -> None:
+    sizes = dict(mode=mode, data=int(data), fsdp=int(fsdp), tensor=int(tensor))
     if port is not None:
         sizes |= dict(coordinator=f"127.0.0.1:{port}")
         sizes |= dict(processes=int(processes), process_id=int(rank))
@@ -71,4 +73,17 @@ def main(folder, stages, runs, steps, data, fsdp, tensor, port=None, processes=1
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    names = [
+        "folder",
+        "stages",
+        "runs",
+        "steps",
+        "mode",
+        "data",
+        "fsdp",
+        "tensor",
+        "port",
+        "processes",
+        "rank",
+    ]
+    main(**dict(zip(names, sys.argv[1:], strict=False)))

@@ -72,12 +72,12 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def launch(folder, stages, runs, steps, mesh, *, processes, devices):
+def launch(folder, stages, runs, steps, mesh, *, processes, devices, mode="mesh"):
     """The processes of one run, with a log file each."""
     port, started = free_port(), []
     for rank in range(processes):
         several = [port, processes, rank] if processes > 1 else []
-        arguments = [WORKER, folder, stages, runs, steps, *mesh, *several]
+        arguments = [WORKER, folder, stages, runs, steps, mode, *mesh, *several]
         log = open(folder / f"log{rank}_{runs.name}", "a")  # noqa: SIM115
         started.append(
             subprocess.Popen(
@@ -127,6 +127,36 @@ def largest_gap(a, b):
 
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
+
+
+def episodes(runs):
+    """Responses and scores of every sample, and the figures of every iteration."""
+    lines = lambda name: [json.loads(line) for line in (runs / "ppo" / name).open()]
+    figures = ("objective/scores", "objective/kl", "objective/rlhf_reward", "response_length")
+    return (
+        [row["response"] for row in lines("samples.jsonl")],
+        [row["score"] for row in lines("samples.jsonl")],
+        [row[name] for row in lines("metrics.jsonl") for name in figures],
+    )
+
+
+@pytest.mark.multidevice
+def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs):
+    """Rollout, rewards, update, and the figures of the rollout of what the update made."""
+    layouts = {"alone": ((1, 1, 1), 1, "mesh"), "2x2x2": ((2, 2, 2), 8, "mesh")}
+    layouts |= {"pmap": ((4, 1, 1), 4, "pmap")}
+    found = {}
+    for name, (mesh, devices, mode) in layouts.items():
+        runs = inputs / name
+        started = launch(inputs, "ppo", runs, 2, mesh, processes=1, devices=devices, mode=mode)
+        assert finish(started) == [0], log_of(inputs, runs)[-3000:]
+        found[name] = episodes(runs)
+    texts, scores, figures = found["alone"]
+    assert len(texts) == 8 and len(figures) == 2 * 4
+    for name, (other_texts, other_scores, other_figures) in found.items():
+        assert other_texts == texts, name
+        assert other_scores == pytest.approx(scores, abs=1e-5), name
+        assert other_figures == pytest.approx(figures, abs=1e-5), name
 
 
 @pytest.mark.multiprocess

@@ -88,10 +88,9 @@ def test_scalar_heads_norms_and_counters_lie_everywhere():
 
 def test_axes_that_do_not_divide_are_left_out():
     spec = ("tensor", "fsdp")
-    assert fit(spec, (50257, 64), SIZES, uneven=False) == P(None, "fsdp")
-    assert fit(spec, (50257, 64), SIZES, uneven=True) == P("tensor", "fsdp")
-    assert fit((("data", "fsdp"),), (2,), SIZES, uneven=True) == P("data")
-    assert fit(spec, (3, 3), SIZES, uneven=True) == P(None, None)
+    assert fit(spec, (50257, 64), SIZES) == P(None, "fsdp")
+    assert fit((("data", "fsdp"),), (2,), SIZES) == P("data")
+    assert fit(spec, (3, 3), SIZES) == P(None, None)
 
 
 def test_without_a_mesh_nothing_is_said():

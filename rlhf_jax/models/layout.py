@@ -20,13 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
 
-UNEVEN = 64
-"""A dimension this many times longer than its parts may be split unevenly: padding costs 2 %."""
-
-
-def fit(
-    spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int], *, uneven: bool
-) -> PartitionSpec:
+def fit(spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
     """``spec`` without the mesh axes that do not divide the dimension they would split."""
     fitted = []
     for names, dimension in zip(spec, shape, strict=False):
@@ -34,7 +28,7 @@ def fit(
         kept, parts = [], 1
         for name in names:
             count = parts * sizes[name]
-            if dimension % count == 0 or (uneven and dimension >= UNEVEN * count):
+            if dimension % count == 0:
                 kept.append(name)
                 parts = count
         fitted.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
@@ -46,7 +40,7 @@ def split(x: Array, *spec) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if "tensor" not in mesh.axis_names or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh.shape, uneven=True))
+    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh.shape))
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

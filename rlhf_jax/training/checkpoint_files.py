@@ -103,7 +103,7 @@ def orbax_options() -> ocp.Context:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="info")
     options = ocp.Context()
     options.checkpointables.registry = registry
-    # A process then reads little more of a large array than the part it asks for.
+    # Of parts that were saved as such a process reads its own; of others, the pieces they touch.
     options.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     return options
 

@@ -67,7 +67,7 @@ class Parallel(NamedTuple):
 
     def shard_whole(self, batch: PyTree) -> PyTree:
         """The same of a batch that every process has whole, split as far as its rows divide."""
-        spec = lambda x: fit((ROWS,), x.shape, self.mesh.shape, uneven=False)
+        spec = lambda x: fit((ROWS,), x.shape, self.mesh.shape)
         return jax.tree.map(lambda x: place(x, NamedSharding(self.mesh, spec(x))), batch)
 
     def place(self, params: PyTree) -> PyTree:

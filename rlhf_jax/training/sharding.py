@@ -38,7 +38,7 @@ def spec_of(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Part
         if pattern.fullmatch(path):
             stacked = (None,) if "blocks" in path.split("/") else ()
             if len(stacked + spec) == len(shape):
-                return fit(stacked + spec, shape, sizes, uneven=False)
+                return fit(stacked + spec, shape, sizes)
     return PartitionSpec()
 
 
