@@ -1,7 +1,7 @@
 """Instructions with program-checked constraints (self-instruct, IFEval).
 
 Command:  python -m experiments.instructgpt --task instructions
-Expected: the task table of docs/tasks.md.
+Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
 from configs.tasks import fit

@@ -1,7 +1,7 @@
 """Language modelling on five kinds of text, and going on with a sentence of them.
 
 Command:  python -m experiments.instructgpt --task language
-Expected: the task table of docs/tasks.md.
+Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
 from configs.tasks import fit

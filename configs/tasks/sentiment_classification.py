@@ -1,7 +1,7 @@
 """Sentiment read from a review, as one word.
 
 Command:  python -m experiments.instructgpt --task sentiment_classification
-Expected: the task table of docs/tasks.md.
+Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
 from dataclasses import replace

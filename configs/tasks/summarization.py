@@ -1,7 +1,7 @@
 """Abstracts of papers in one sentence (SciTLDR), gold score ROUGE.
 
 Command:  python -m experiments.instructgpt --task summarization
-Expected: the task table of docs/tasks.md.
+Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
 from configs.tasks import fit

@@ -1,7 +1,7 @@
 """Everyday Chinese sentences into English (Tatoeba), gold score chrF.
 
 Command:  python -m experiments.instructgpt --task translation
-Expected: the task table of docs/tasks.md.
+Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
 from configs.tasks import fit
