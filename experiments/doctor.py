@@ -157,11 +157,7 @@ class Episodes(NamedTuple):
 def run(config: InstructGPTConfig | PPOConfig) -> list[Finding]:
     began = time.monotonic()
     process = config.ppo.run if isinstance(config, InstructGPTConfig) else config.run
-    start(
-        tune_malloc=process.tune_malloc,
-        compile_cache=process.compile_cache,
-        parallel=ParallelConfig(hosts="off"),
-    )
+    start(tune_malloc=process.tune_malloc, compile_cache=process.compile_cache)
     # Mistakes are looked for, not rounding: accelerators would round float32 products by default.
     with jax.default_matmul_precision("highest"), tempfile.TemporaryDirectory() as scratch:
         patient = admit(config, Path(scratch))

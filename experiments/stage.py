@@ -25,7 +25,7 @@ from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
-from rlhf_jax.training.hosts import asked_to_stop, leave, sync
+from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.training.logs import MetricsLog, make_sinks
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.training.runs import open_run
@@ -79,11 +79,8 @@ class Stage:
         self._evaluation: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        start(
-            tune_malloc=self.run_config.tune_malloc,
-            compile_cache=self.run_config.compile_cache,
-            parallel=self.config.parallel,
-        )
+        connect(self.config.parallel)
+        start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
         if self._alone and jax.process_count() > 1:
             raise InputError(f"{self.name} runs in one process; start it on one host")
         self._started = time.monotonic()

@@ -128,6 +128,11 @@ class ConvertConfig:
     def run(self) -> RunConfig:
         return RunConfig(dir=self.out)
 
+    @property
+    def parallel(self) -> ParallelConfig:
+        """It needs no device and no peer."""
+        return ParallelConfig(hosts="off")
+
 
 @dataclass(frozen=True)
 class HarnessConfig:

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import jax
 
-from rlhf_jax.config import ParallelConfig
-from rlhf_jax.training.hosts import connect
-
 # mallopt parameters of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
 
-def start(*, tune_malloc: bool, compile_cache: Path | None, parallel: ParallelConfig) -> None:
-    """Prepare the process and join its peers; call before the first computation."""
-    connect(parallel)
+def start(*, tune_malloc: bool, compile_cache: Path | None) -> None:
+    """Prepare the process; call before the first computation, and after ``connect``."""
     # Orbax and absl report every save at INFO; our own lines are enough.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if tune_malloc and platform.libc_ver()[0] == "glibc":
