@@ -165,13 +165,13 @@ def test_only_ties(monkeypatch, capsys, tmp_path, models, caplog):
 @pytest.mark.parametrize(
     "stage,flags,expected",
     [
-        ("pretrain", ["--batch-size", "12"], "batch_size=12 is not divisible by the 8 devices"),
-        ("sft", ["--batch-size", "20"], "batch_size=20 is not divisible by the 8 devices"),
-        ("reward", ["--batch-size", "4"], "batch_size=4 is not divisible by the 8 devices"),
+        ("pretrain", ["--batch-size", "12"], "batch_size=12 is not divisible by the 8 parts"),
+        ("sft", ["--batch-size", "20"], "batch_size=20 is not divisible by the 8 parts"),
+        ("reward", ["--batch-size", "4"], "batch_size=4 is not divisible by the 8 parts"),
         (
             "ppo",
             ["--batch-size", "32", "--num-minibatches", "8", "--force", "True"],
-            "batch_size / num_minibatches=4 is not divisible by the 8 devices",
+            "batch_size / num_minibatches=4 is not divisible by the 8 parts",
         ),
     ],
 )
