@@ -208,7 +208,9 @@ def chain_models(
         policy = load_trained(c.ppo.init, flag="init")
     else:
         fresh += ("policy",)
-        policy = merged(pretrain.starting_point(replace(c.pretrain, data=text), load_corpora(text)))
+        one = make_parallel(ParallelConfig(devices=1, hosts="off"))
+        pretraining = replace(c.pretrain, data=text)
+        policy = merged(pretrain.starting_point(pretraining, load_corpora(text), one))
         if policy.params is None:
             lm = make_language_model(policy.model, policy.vocab_size)
             policy = policy._replace(params=lm.init(k_policy))
