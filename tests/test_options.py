@@ -17,7 +17,7 @@ from rlhf_jax.config import KLConfig, OptimConfig, ParallelConfig, SamplingConfi
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.transformer import unstack_blocks
-from rlhf_jax.training.checkpoint_files import read_info, read_items
+from rlhf_jax.training.checkpoint_files import load, read_info
 from rlhf_jax.training.checkpoints import load_params
 
 pytestmark = pytest.mark.slow
@@ -97,7 +97,7 @@ def gap(first, second):
 
 def newest(run, item="params"):
     steps = sorted((run.dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    return read_items(steps[-1], read_info(steps[-1]), [item])[item]
+    return load(steps[-1], {item: None})[item]
 
 
 def initial(run):
@@ -155,6 +155,8 @@ def test_muon_turns_kernels_and_adam_bounds_its_steps(run):
     assert 0.9e-3 < largest < 1.001e-3
     kernel = lambda name: steps[name]["block_0"]["mlp"]["c_fc"]["kernel"]  # [16, 64]
     turned, plain = (np.linalg.svd(kernel(n), compute_uv=False) for n in ("muon", "adamw"))
+    # What LayerNorm gives has mean 0: along the 16th direction there is only rounding.
+    turned, plain = turned[:-1], plain[:-1]
     assert turned.min() > 0.5 * turned.max() and plain.min() < 0.3 * plain.max()
     assert float(jnp.abs(steps["muon"]["wte"]).max()) < 2e-3, "embeddings are Adam's"
 

@@ -15,7 +15,7 @@ from rlhf_jax.cli import from_dict, read_preset, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.training.checkpoint_files import read_info, read_items
+from rlhf_jax.training.checkpoint_files import load, read_info
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.runs import flatten
 
@@ -231,7 +231,7 @@ def test_a_shrunken_preset_takes_its_own_options(runs, name):
     # Optimizer updates: iterations x epochs x minibatches, of which the average is one
     checkpoint = folder / "ppo" / "checkpoints" / "2"
     info = read_info(checkpoint)
-    train = read_items(checkpoint, info, ["train"])["train"]
+    train = load(checkpoint, {"train": None})["train"]
     assert train["step"] == 2 * c.ppo.ppo_epochs * c.ppo.num_minibatches
     assert any(leaf.startswith("ema/") for leaf in info["leaves"]) == (c.ppo.optim.ema_decay > 0)
 
