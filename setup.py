@@ -48,8 +48,6 @@ TEST = [
     "chex>=0.1.90",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
-    # The TPU compiler, which needs no TPU (684 MB): for the tests marked tpu_compile.
-    'libtpu; sys_platform == "linux" and platform_machine == "x86_64"',
 ]
 # The labelling page's tests drive Chromium, which is not in here.
 TEST_FEEDBACK = [*TEAM, "axe-playwright-python>=0.1.4", "httpx2>=2.0", "playwright>=1.50"]
