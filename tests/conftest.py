@@ -10,7 +10,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+# JAX does not write its cache atomically: processes that run at the same time have one each.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}_{WORKER}"
 
 
 def pytest_configure(config):
