@@ -133,7 +133,7 @@ def gemm(dtype: str, n: int = 2048) -> float:
 
 
 def make(case: Case, folder: str) -> Work:
-    start(tune_malloc=True, compile_cache=None, parallel=ParallelConfig(hosts="off"))
+    start(tune_malloc=True, compile_cache=None)
     if case.suite == "generate":
         return make_generation(case, Path(folder))
     if case.unit == "episodes":

@@ -121,7 +121,8 @@ def starting_point(config: PretrainConfig, corpora: Corpora, parallel: Parallel)
         texts = (row.text for rows in corpora.train for row in rows)
         tokenizer = train_bpe(texts, vocab_size=config.tokenizer.vocab_size)
     rows = config.tokenizer.padded(tokenizer.vocab_size)
-    return Trained(config.model, rows, tokenizer, None, "lm")
+    model = replace(config.model, unused_rows=rows - tokenizer.vocab_size)
+    return Trained(model, rows, tokenizer, None, "lm")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ class Trained(NamedTuple):
 
     model: ModelConfig
     vocab_size: int
-    """Rows of the embedding: an imported model may have more or fewer than its tokenizer has ids
-    (unused rows; padding that the model never sees)."""
+    """Rows of the embedding: there may be more or fewer than the tokenizer has ids
+    (``model.unused_rows``; padding that the model never sees)."""
     tokenizer: Tokenizer
     params: Params | None
     kind: Kind
@@ -200,7 +200,9 @@ def _imported(path: Path, imported: Imported, tokenizer: Tokenizer) -> Trained:
             f"{imported.vocab_size} rows of embedding"
         )
     kind = "scalar" if "head" in imported.params else "lm"
-    return Trained(imported.model, imported.vocab_size, tokenizer, imported.params, kind)
+    unused = max(0, imported.vocab_size - tokenizer.vocab_size)
+    model = replace(imported.model, unused_rows=unused)
+    return Trained(model, imported.vocab_size, tokenizer, imported.params, kind)
 
 
 def _read_card(folder: Path, flag: str) -> dict:

@@ -53,6 +53,19 @@ def test_there_and_back_gives_the_same_bytes(gpt2, tmp_path):
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
+def test_rows_that_no_token_has_are_suppressed_in_exports(gpt2, tmp_path):
+    """50,304 rows as GPT-NeoX pads them: 50,257 tokens, our padding, and 46 of nothing."""
+    params = {"trunk": dict(random_params(SHAPES["gpt2"], vocab_size=50304)["trunk"])}
+    options = dict(kind="lm", dtype="float32", eos_id=50256, pad_id=None)
+    save_pretrained(tmp_path / "hf", SHAPES["gpt2"], params, **options)
+    load_tokenizer(DATA / "gpt2_bpe").save(tmp_path / "hf", rows=50304)
+    to_convert("from-hf", tmp_path / "hf", "--out", tmp_path / "run")
+    assert load_trained(tmp_path / "run", flag="init").model.unused_rows == 46
+    to_convert("to-hf", tmp_path / "run", "--out", tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["suppress_tokens"] == list(range(50258, 50304))
+
+
 def test_from_hf_may_choose_how_to_compute(gpt2, tmp_path):
     options = ("--compute-dtype", "bfloat16", "--scan-layers", "True", "--remat", "True")
     to_convert("from-hf", gpt2, "--out", tmp_path / "run", *options)

@@ -163,8 +163,8 @@ def test_a_position_bug_under_padding(patient, episodes, monkeypatch):
 def test_rows_that_see_each_other(patient, episodes, monkeypatch):
     unembed = heads.unembed
 
-    def centred(params, hidden, dtype):
-        logits = unembed(params, hidden, dtype)
+    def centred(params, hidden, config):
+        logits = unembed(params, hidden, config)
         return logits - logits.mean(axis=0, keepdims=True)
 
     monkeypatch.setattr(heads, "unembed", centred)

@@ -1,5 +1,7 @@
 """Sampling: the right distribution, the right log-probs, rows that do not depend on each other."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from scipy import stats
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
-from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
+from rlhf_jax.objectives.kl import exact_kl
+from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
@@ -111,6 +114,31 @@ def test_logprobs_of_sampling_are_those_of_the_trainer(params, batch):
     np.testing.assert_allclose(
         np.where(sampled.mask, again, 0), sampled.logprobs, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_rows_that_no_token_has_do_not_exist(params, batch, temperature):
+    """Large as they may be, they change no response and no log-prob, and have no gradient."""
+    rows = 5
+    lm = make_language_model(replace(CONFIG, unused_rows=rows), V + rows)
+    wte = jnp.concatenate([params["trunk"]["wte"], jnp.full((rows, CONFIG.d_model), 9.0)])
+    padded = {"trunk": params["trunk"] | {"wte": wte}}
+    keys = lambda: row_keys(jax.random.key(7), B)
+    queries = batch.queries, batch.query_mask
+    options = OPTIONS | {"temperature": temperature}
+    found = generate(lm, padded, *queries, keys(), **options)
+    expected = sample(params, batch, keys(), **options)
+    np.testing.assert_array_equal(found.responses, expected.responses)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-5)
+
+    def logprobs(model, params):
+        return response_logprobs(model, params, batch, found, temperature=1.0)
+
+    np.testing.assert_allclose(logprobs(lm, padded), logprobs(LM, params), rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda p: jnp.where(found.mask, logprobs(lm, p), 0).sum())(padded)
+    assert (gradient["trunk"]["wte"][V:] == 0).all()
+    logits = lm.logits(padded, *queries, start=0)
+    assert (entropy(logits) > 0).all() and (exact_kl(logits, logits) == 0).all()
 
 
 def test_greedy_is_temperature_zero(params, batch):

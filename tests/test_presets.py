@@ -139,7 +139,7 @@ SIZES = (
     *("dir", "source", "reward_init", "ppo.force"),
     *("pretrain.steps", "pretrain.eval_batches", "pretrain.model.n_layers"),
     *("pretrain.model.d_model", "pretrain.model.n_heads", "pretrain.model.context"),
-    *("pretrain.tokenizer.vocab_size", "pretrain.tokenizer.path", "pretrain.tokenizer.multiple"),
+    *("pretrain.tokenizer.vocab_size", "pretrain.tokenizer.path"),
     "sft.heldout_fraction",
     *("compare.num_prompts", "compare.heldout_prompts", "compare.prompts_per_batch"),
     *("reward.normalise_rows", "ppo.iterations", "ppo.ptx_batch_size"),

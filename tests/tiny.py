@@ -113,8 +113,7 @@ def shrink(
     def text(config):
         return replace(config, block_size=CONTEXT, cache=cache)
 
-    # Without rows that no token has: after two steps they are sampled as often as any other.
-    tokenizer = replace(p.pretrain.tokenizer, vocab_size=VOCABULARY, multiple=1)
+    tokenizer = replace(p.pretrain.tokenizer, vocab_size=VOCABULARY)
     if tokenizer.path is not None:
         tokenizer = replace(tokenizer, path=task.tokenizer)
     return replace(

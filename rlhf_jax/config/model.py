@@ -49,6 +49,9 @@ class ModelConfig:
     """x + attention(ln_1(x)) + mlp(ln_2(x)) (GPT-NeoX), not one after the other."""
     tied: bool = True
     """The unembedding is the transposed embedding; otherwise a matrix of its own."""
+    unused_rows: int = 0
+    """Last rows of the embedding that no token has: never sampled, no part of any log-prob. Stages
+    set it (see tokenizer.multiple)."""
     lora_scale: float = 1.0
     """α / r of the low-rank adapters that parameters may hold; stages set it (see LoRAConfig)."""
     dropout: float = 0.0

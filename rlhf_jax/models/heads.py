@@ -23,6 +23,7 @@ from rlhf_jax.errors import check
 from rlhf_jax.models import layout
 from rlhf_jax.models.layers import accumulator
 from rlhf_jax.models.transformer import (
+    NEGATIVE,
     KeyValues,
     Transformer,
     as_layout,
@@ -87,8 +88,11 @@ class PolicyValue(NamedTuple):
     """(params, queries, query_mask, responses, mask) -> what predicts each response token."""
 
 
-def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[Array, "*B V"]:
+def unembed(
+    params: Params, hidden: Float[Array, "*B D"], config: ModelConfig
+) -> Float[Array, "*B V"]:
     """Logits through the transposed embedding or ``lm_head``, summed in ``accumulator``."""
+    dtype = config.dtype
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(dtype)
     if "lm_head" in params:
         kernel = params["lm_head"]["kernel"].astype(dtype)
@@ -99,12 +103,16 @@ def unembed(params: Params, hidden: Float[Array, "*B D"], dtype: str) -> Float[A
     if hidden.ndim == 3:
         kernel = layout.gathered(kernel, hidden, inner=0)
     logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
+    if config.unused_rows:
+        # Finite, so that no difference of two of them is NaN; their mass is 0 all the same.
+        used = jnp.arange(logits.shape[-1]) < logits.shape[-1] - config.unused_rows
+        logits = jnp.where(used, logits, NEGATIVE)
     return layout.logits(logits.reshape(*hidden.shape[:-1], -1))
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     trunk = make_trunk(config, vocab_size)
-    head = partial(unembed, dtype=config.dtype)
+    head = partial(unembed, config=config)
 
     def init(key):
         params = {"trunk": trunk.init(key)}
@@ -238,7 +246,7 @@ def make_policy_value(
         policy = params["policy"]
         hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), causal_mask(mask))
         hidden = hidden[:, start:]
-        return unembed(policy, hidden, config.dtype), apply_head(policy["head"], hidden)
+        return unembed(policy, hidden, config), apply_head(policy["head"], hidden)
 
     return PolicyValue(init, lambda params: params["policy"], evaluate)
 

@@ -135,6 +135,9 @@ def save_pretrained(
     _write_json(folder / "config.json", raw)
     if kind == "lm":
         generation = {"eos_token_id": [eos_id], "pad_token_id": pad_id, "do_sample": True}
+        if config.unused_rows:
+            rows = len(trunk["wte"])
+            generation["suppress_tokens"] = list(range(rows - config.unused_rows, rows))
         _write_json(folder / "generation_config.json", generation)
     else:
         _write_json(folder / "rlhf_jax.json", {"head_bias": float(params["head"]["bias"][0])})
