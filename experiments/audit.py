@@ -15,7 +15,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.reward import flat_responses
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
@@ -27,6 +26,7 @@ from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.runs import write_atomically
+from rlhf_jax.types import ComparisonBatch
 
 
 def run(config: AuditConfig) -> dict:
@@ -81,9 +81,8 @@ def score(
     )
 
     @parallel.function
-    def scores_fn(params, batch):
-        tokens, mask = flat_responses(batch)
-        return model.score(params, tokens, mask, None).reshape(batch.ranks.shape)
+    def scores_fn(params, batch: ComparisonBatch):
+        return model.compare(params, *batch[:4], None)
 
     scores, lengths, ranks = [], [], []
     for _ in range(batches.steps_per_epoch):

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from experiments.reward import flat_responses
 from rlhf_jax.config import InstructGPTConfig, ModelConfig, OptimConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.layout import ROWS, fit
@@ -106,8 +105,8 @@ def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
     model = make_scalar_model(models.scalar, models.vocab_size)
 
     def loss_fn(params, batch, key, count):
-        scores = model.score(params, *flat_responses(batch), None)
-        return ranking_loss(scores.reshape(batch.ranks.shape), batch.ranks, count=count)
+        scores = model.compare(params, *batch[:4], None)
+        return ranking_loss(scores, batch.ranks, count=count)
 
     tx = make_optimizer(c.optim, 1, updates_per_step=1)
     frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)

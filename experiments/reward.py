@@ -38,15 +38,6 @@ from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch
 
 
-def flat_responses(batch: ComparisonBatch):
-    """[B, K] responses as B·K sequences ``[query | response]`` with their masks."""
-    K = batch.ranks.shape[1]
-    repeat = lambda x: jnp.repeat(x, K, axis=0)
-    rows = lambda x: x.reshape(-1, x.shape[-1])
-    tokens = jnp.concatenate([repeat(batch.queries), rows(batch.responses)], axis=1)
-    return tokens, jnp.concatenate([repeat(batch.query_mask), rows(batch.mask)], axis=1)
-
-
 def run(config: RewardConfig) -> dict:
     with Stage(config, "reward", best=("eval/accuracy", "max")) as stage:
         if stage.summary is not None:
@@ -101,9 +92,8 @@ def run(config: RewardConfig) -> dict:
         state = stage.restore(state, train=batches)
 
         # Functions
-        def scores_of(params, batch, key):
-            tokens, mask = flat_responses(batch)
-            return model.score(params, tokens, mask, key).reshape(batch.ranks.shape)
+        def scores_of(params, batch: ComparisonBatch, key):
+            return model.compare(params, *batch[:4], key)
 
         def loss_fn(params, batch, key, count):
             scores = scores_of(params, batch, key if config.dropout else None)

@@ -6,13 +6,13 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-from experiments.reward import EVALUATION_ROWS, flat_responses
+from experiments.reward import EVALUATION_ROWS
 from experiments.trained import Trained
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.training.parallel import Parallel
-from rlhf_jax.types import Params
+from rlhf_jax.types import ComparisonBatch, Params
 
 
 def make_scorer(
@@ -22,9 +22,8 @@ def make_scorer(
     model = make_scalar_model(reward.model, reward.vocab_size)
 
     @parallel.function
-    def scores_of(params, batch):
-        tokens, mask = flat_responses(batch)
-        return model.score(params, tokens, mask, None).reshape(batch.ranks.shape)
+    def scores_of(params, batch: ComparisonBatch):
+        return model.compare(params, *batch[:4], None)
 
     def score(params: Params, comparisons: Sequence[Comparison]) -> np.ndarray:
         stream = comparison_batches(

@@ -83,11 +83,12 @@ def make_sampler(
         )
         K = responses_per_prompt
         for number in range(stream.steps_per_epoch):
-            batch = jax.tree.map(lambda x: np.repeat(x, K, axis=0), next(stream))
+            batch = next(stream)
             if number < skip:
                 continue
-            keys = row_keys(jax.random.fold_in(key, number), len(batch.index))
+            keys = row_keys(jax.random.fold_in(key, number), K * len(batch.index))
             generation = sample(params, parallel.shard_whole(batch), keys)
+            batch = jax.tree.map(lambda x: np.repeat(x, K, axis=0), batch)
             g = jax.device_get(generation)
             texts = [
                 tokenizer.decode(g.responses[row][g.mask[row]])

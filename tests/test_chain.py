@@ -118,7 +118,7 @@ def test_stopped_and_resumed(chain, name, tmp_path):
     """Bug 48: parameters, optimizer, keys, data cursor, KL coefficient and EMA all come back."""
     c, _ = chain
     config = stages(c.resolve())[name]
-    stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=2))
+    stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=3))
     for _ in range(20):
         try:
             STAGES[name].run(stopping)
@@ -141,7 +141,7 @@ def test_killed_and_resumed(chain, name, tmp_path):
     command += ["--run.dir", str(tmp_path / name), "--run.compile-cache", str(CACHE)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     start = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    for fraction in (0.5, 0.7, 0.9):
+    for fraction in (0.5, 0.9):
         process = subprocess.Popen(command, **start)
         began = time.monotonic()
         folder = tmp_path / name / ("checkpoints" if name != "comparisons" else "")

@@ -231,9 +231,8 @@ def test_demonstrations_score_zero(stages):
             seed=None,
         )
     )
-    tokens, mask = map(jnp.asarray, reward.flat_responses(batch))
     model = make_scalar_model(trained.model, trained.tokenizer.vocab_size)
-    scores = model.score(trained.params, tokens, mask, None)
+    scores = model.compare(trained.params, *map(jnp.asarray, batch[:4]), None)
     assert abs(scores.mean()) < 1e-4 < scores.std()
 
 

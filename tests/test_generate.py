@@ -10,6 +10,7 @@ from scipy import stats
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.kl import exact_kl
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
@@ -83,6 +84,21 @@ def test_a_row_does_not_depend_on_its_batch(params, batch):
     np.testing.assert_array_equal(flipped.responses[::-1], whole.responses)
     alone = sample(params, jax.tree.map(lambda x: x[2:3], batch), keys()[2:3])
     np.testing.assert_array_equal(alone.responses[0], whole.responses[2])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_responses_to_one_query_are_those_to_its_copies(params, batch, scan):
+    """The query is read once for all of them."""
+    config = replace(CONFIG, scan_layers=scan)
+    lm = make_language_model(config, V)
+    params = {"trunk": as_layout(params["trunk"], config)}
+    keys = lambda: row_keys(jax.random.key(9), 3 * B)
+    copies = [jnp.repeat(x, 3, axis=0) for x in (batch.queries, batch.query_mask)]
+    expected = generate(lm, params, *copies, keys(), **OPTIONS)
+    found = generate(lm, params, batch.queries, batch.query_mask, keys(), **OPTIONS)
+    np.testing.assert_array_equal(found.responses, expected.responses)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-5)
+    assert (np.asarray(found.responses[::3]) != np.asarray(found.responses[1::3])).any()
 
 
 def test_keys_differ_by_row_and_step(params, batch):

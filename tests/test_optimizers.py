@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 
 from rlhf_jax.config import OptimConfig
@@ -125,3 +127,40 @@ def test_no_gradient_no_step():
     config = OptimConfig(weight_decay=0.0)
     still = steps(config, 3, gradient=0.0)
     jax.tree.map(np.testing.assert_array_equal, still.params, params())
+
+
+def test_muon_is_optax_contrib_muon():
+    """Twenty steps on wide, tall, square and stacked kernels; everything else is Adam's."""
+    shapes = {"wide": (8, 24), "tall": (24, 8), "square": (8, 8), "stacked": (3, 8, 16)}
+    kernels = {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}
+    start = {"trunk": kernels | {"wte": jnp.ones((9, 8))}, "head": {"kernel": jnp.ones((8, 1))}}
+    config = OptimConfig(
+        optimizer="muon", lr=0.02, adam_lr=0.004, weight_decay=0.1, clip_norm=0.0, warmup_steps=3
+    )
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    schedule = make_schedule(config, 100)
+    theirs = optax.contrib.muon(
+        schedule,
+        weight_decay=0.1,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_learning_rate=lambda count: schedule(count) / 5,
+        muon_weight_dimension_numbers={
+            "trunk": {name: {"kernel": matrix} for name in shapes} | {"wte": None},
+            "head": {"kernel": None},
+        },
+    )
+    ours = make_optimizer(config, 100, updates_per_step=1)
+    results = []
+    for tx in (ours, theirs):
+        update = jax.jit(tx.update)
+        found, state = start, tx.init(start)
+        for step in range(20):
+            leaves, tree = jax.tree.flatten(found)
+            keys = jax.random.split(jax.random.key(step), len(leaves))
+            noise = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+            updates, state = update(jax.tree.unflatten(tree, noise), state, found)
+            found = optax.apply_updates(found, updates)
+        results.append(found)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, *results)

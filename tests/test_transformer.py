@@ -201,6 +201,34 @@ def test_score_is_read_at_the_last_real_token(params, tokens):
     np.testing.assert_allclose(again, got, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_a_query_read_once_scores_its_responses_as_read_each_time(params, scan, positions):
+    """Scores and their gradients; an absent response has the query's last token."""
+    K, Q, R = 3, 4, 5
+    config = replace(CONFIG, scan_layers=scan, remat=scan, positions=positions, n_kv_heads=1)
+    model = make_scalar_model(config, V)
+    trunk = make_language_model(config, V).init(jax.random.key(1))["trunk"]
+    scalar = model.init(jax.random.key(0), jax.tree.map(lambda x: 4 * x, trunk))
+    query_mask = jnp.arange(Q)[None] >= jnp.array([0, 2, 3])[:, None]
+    mask = jnp.arange(R)[None, None] < jnp.array([[5, 2, 1], [3, 0, 4], [1, 1, 0]])[..., None]
+    queries = jax.random.randint(jax.random.key(2), (B, Q), 0, V)
+    responses = jax.random.randint(jax.random.key(3), (B, K, R), 0, V)
+
+    def read_each_time(scalar):
+        rows = lambda q, r: jnp.concatenate([jnp.repeat(q, K, axis=0), r.reshape(B * K, R)], axis=1)
+        tokens, real = rows(queries, responses), rows(query_mask, mask)
+        return model.score(scalar, tokens, real, None).reshape(B, K)
+
+    def read_once(scalar):
+        return model.compare(scalar, queries, query_mask, responses, mask, None)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    close(read_once(scalar), read_each_time(scalar))
+    f = lambda scores: jax.grad(lambda s: jnp.sin(scores(s)).sum())(scalar)
+    jax.tree.map(close, f(read_once), f(read_each_time))
+
+
 def test_bfloat16_is_near_float32(params, tokens):
     got = logits(replace(CONFIG, dtype="bfloat16"), params, tokens)
     exact = logits(CONFIG, params, tokens)

@@ -12,7 +12,7 @@ Everyone outside ``models/`` holds these functions and a tree of parameters, nev
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,9 @@ class ScalarModel(NamedTuple):
     """(params, tokens [B T], mask [B T], *, start) -> outputs of positions start..T-1."""
     score: Callable[..., Float[Array, "B"]]
     """(params, tokens, mask, dropout_key | None) -> output at the last real token."""
+    compare: Callable[..., Float[Array, "B K"]]
+    """(params, queries, query_mask, responses [B K R], mask [B K R], dropout_key | None) -> scores
+    of K responses to each query, which the trunk reads once."""
 
 
 class PolicyValue(NamedTuple):
@@ -126,10 +129,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         return head(params, hidden[:, start:])
 
     def packed_hidden(params, batch: LMBatch, dropout_key):
-        attend = packed_mask(batch.segment_ids)
-        apply = (
-            partial(trunk.apply_dropout, dropout_key) if dropout_key is not None else trunk.apply
-        )
+        apply, attend = trunk.applied(dropout_key), packed_mask(batch.segment_ids)
         return apply(params["trunk"], batch.tokens, batch.positions, attend)[0]
 
     def packed_logits(params, batch: LMBatch, dropout_key):
@@ -148,9 +148,8 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
         hidden, layers = trunk.apply(params["trunk"], queries, positions, causal_mask(query_mask))
-        room = lambda x: layout.heads(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)]))
         cache = Cache(
-            layers=jax.tree.map(room, layers),
+            layers=jax.tree.map(partial(with_room, length=length), layers),
             mask=jnp.pad(query_mask, [(0, 0), (0, length)]),
             positions=query_mask.sum(axis=1),
             index=jnp.int32(queries.shape[1]),
@@ -198,14 +197,42 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         return apply_head(params["head"], hidden[:, start:])
 
     def score(params, tokens, mask, dropout_key):
-        apply = (
-            partial(trunk.apply_dropout, dropout_key) if dropout_key is not None else trunk.apply
-        )
+        apply = trunk.applied(dropout_key)
         hidden, _ = apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
-        last = jnp.take_along_axis(hidden, last_index(mask)[:, None, None], axis=1)[:, 0]
-        return apply_head(params["head"], last)
+        return apply_head(params["head"], at_position(hidden, last_index(mask)))
 
-    return ScalarModel(init, values, score)
+    def compare(params, queries, query_mask, responses, mask, dropout_key):
+        Q, (B, K, R) = queries.shape[1], mask.shape
+        k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        read, go_on = trunk.applied(k_query), trunk.applied(k_response)
+        positions, attend = positions_of(query_mask), causal_mask(query_mask)
+        seen, layers = read(params["trunk"], queries, positions, attend)
+        each = lambda x, axis=0: jnp.repeat(x, K, axis=axis)
+        cache = jax.tree.map(lambda x: with_room(each(x, x.ndim - 4), length=R), layers)
+        mask = mask.reshape(B * K, R)
+        query = jnp.broadcast_to(each(query_mask)[:, None, None], (B * K, 1, R, Q))
+        written, _ = go_on(
+            params["trunk"],
+            responses.reshape(B * K, R),
+            each(query_mask.sum(axis=1))[:, None] + positions_of(mask),
+            jnp.concatenate([query, causal_mask(mask)], axis=-1),
+            cache,
+            jnp.int32(Q),
+        )
+        # An absent response has no token: the query's last stands for it.
+        hidden = jnp.concatenate([each(seen[:, -1:]), written], axis=1)
+        return apply_head(params["head"], at_position(hidden, mask.sum(axis=1))).reshape(B, K)
+
+    return ScalarModel(init, values, score, compare)
+
+
+def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:
+    """Keys or values with ``length`` empty slots behind them."""
+    return layout.heads(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)]))
+
+
+def at_position(x: Float[Array, "B T D"], index: Int[Array, "B"]) -> Float[Array, "B D"]:
+    return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
 
 
 def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
@@ -265,7 +292,8 @@ def episode_inputs(
 class Trunk(NamedTuple):
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
-    apply_dropout: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
+    applied: Callable[[Key[Array, ""] | None], Callable[..., Any]]
+    """``apply`` with the dropout of a key, or without for None."""
 
 
 def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
@@ -287,7 +315,10 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
     def apply(params, *inputs):
         return module.apply({"params": params}, *inputs)
 
-    def apply_dropout(key, params, *inputs):
-        return training.apply({"params": params}, *inputs, rngs={"dropout": key})
+    def applied(dropout_key):
+        if dropout_key is None:
+            return apply
+        rngs = {"dropout": dropout_key}
+        return lambda params, *inputs: training.apply({"params": params}, *inputs, rngs=rngs)
 
-    return Trunk(init, apply, apply_dropout)
+    return Trunk(init, apply, applied)

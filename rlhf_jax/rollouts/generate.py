@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from rlhf_jax.models import layout
 from rlhf_jax.models.heads import Cache, LanguageModel
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 from rlhf_jax.types import Generation, Params
@@ -29,8 +30,8 @@ def row_keys(key: Key[Array, ""], batch_size: int) -> Key[Array, "B"]:
 def generate(
     model: LanguageModel,
     params: Params,
-    queries: Int[Array, "B Q"],
-    query_mask: Bool[Array, "B Q"],
+    queries: Int[Array, "P Q"],
+    query_mask: Bool[Array, "P Q"],
     keys: Key[Array, "B"],
     *,
     length: int,
@@ -42,6 +43,7 @@ def generate(
 ) -> Generation:
     """Sample up to ``length`` tokens per row; the loop ends when every row has ended.
 
+    Rows are K = B / P responses to each query, one after the other; a query is read once.
     Token t of a row is drawn with ``fold_in(keys[row], t)``: a row's response depends neither on
     the other rows nor on the device. ``temperature`` 0 is greedy, with log-probs at temperature 1.
     After EOS come ``pad_id``, mask False and log-prob 0.
@@ -69,16 +71,27 @@ def generate(
         generation = write(state.generation, state.t, token, logprob, state.done)
         return Decoding(state.t + 1, token, state.done | (token == eos_id), cache, generation)
 
-    B = queries.shape[0]
+    B = len(keys)
     empty = Generation(
         responses=jnp.full((B, length), pad_id, jnp.int32),
         mask=jnp.zeros((B, length), bool),
         logprobs=jnp.zeros((B, length), jnp.float32),
     )
     logits, cache = model.prefill(params, queries, query_mask, length=length)
+    if len(queries) < B:
+        logits, cache = repeat_rows(logits, cache, B // len(queries))
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, nobody)
     first = write(empty, 0, token, logprob, nobody)
     state = Decoding(jnp.int32(1), token, token == eos_id, cache, first)
     going = lambda state: (state.t < length) & ~state.done.all()
     return jax.lax.while_loop(going, step, state).generation
+
+
+def repeat_rows(
+    logits: Float[Array, "P V"], cache: Cache, times: int
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Every row ``times`` in a row: where the responses to one query begin to differ."""
+    rows = lambda x, axis=0: jnp.repeat(x, times, axis=axis)
+    layers = jax.tree.map(lambda x: layout.heads(rows(x, x.ndim - 4)), cache.layers)
+    return rows(logits), Cache(layers, rows(cache.mask), rows(cache.positions), cache.index)

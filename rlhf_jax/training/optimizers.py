@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import OptimConfig
+from rlhf_jax.training.muon import scale_by_muon
 from rlhf_jax.types import Params, TrainState
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -65,26 +65,24 @@ def make_optimizer(
 
 
 def muon(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the trunk's kernels, Adam for everything else.
+    """Muon for the trunk's kernels, Adam with Nesterov's look-ahead for everything else."""
 
-    A kernel's momentum is replaced by its nearest semi-orthogonal matrix, found by five
-    Newton-Schulz iterations; kernels of stacked layers are taken one by one.
-    """
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-
-    def kernels(params):
+    def labels(params):
         in_trunk = lambda path: path[-1].key == "kernel" and any(p.key == "trunk" for p in path)
-        label = lambda path, leaf: matrix if in_trunk(path) else None
+        label = lambda path, leaf: "muon" if in_trunk(path) else "adam"
         return jax.tree_util.tree_map_with_path(label, params)
 
-    return optax.contrib.muon(
-        rate,
-        weight_decay=config.weight_decay,
-        weight_decay_mask=decay_mask,
-        adam_b1=config.b1,
-        adam_b2=config.b2,
-        adam_learning_rate=lambda count: rate(count) * (config.adam_lr / config.lr),
-        muon_weight_dimension_numbers=kernels,
+    adam_rate = lambda count: rate(count) * (config.adam_lr / config.lr)
+    return optax.partition(
+        {
+            "muon": optax.chain(
+                scale_by_muon(),
+                optax.add_decayed_weights(config.weight_decay),
+                optax.scale_by_learning_rate(rate),
+            ),
+            "adam": optax.nadamw(adam_rate, b1=config.b1, b2=config.b2, eps=1e-8, weight_decay=0.0),
+        },
+        labels,
     )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from experiments.dpo import sequence_logprobs
-from experiments.reward import flat_responses
 from parity.torch_bridge import (
     PAD,
     SINGLE,
@@ -204,14 +203,23 @@ def comparisons(ranks, seed, *, full_queries=False):
 
 
 def our_ranking(scalar, batch):
-    score = make_scalar_model(scalar.model, VOCAB).score
+    compare = make_scalar_model(scalar.model, VOCAB).compare
 
     def loss_fn(params):
-        scores = score(params, *flat_responses(batch), None).reshape(batch.ranks.shape)
+        scores = compare(params, *batch[:4], None)
         return ranking_loss(scores, batch.ranks, count=count_ranked(batch.ranks))
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(scalar.params)
     return metrics, by_torch_name(grads)
+
+
+def flat_responses(batch):
+    """[B, K] responses as B·K sequences ``[query | response]`` with their masks."""
+    K = batch.ranks.shape[1]
+    repeat = lambda x: jnp.repeat(x, K, axis=0)
+    rows = lambda x: x.reshape(-1, x.shape[-1])
+    tokens = jnp.concatenate([repeat(batch.queries), rows(batch.responses)], axis=1)
+    return tokens, jnp.concatenate([repeat(batch.query_mask), rows(batch.mask)], axis=1)
 
 
 def torch_ranking(model, batch):
