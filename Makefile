@@ -27,7 +27,7 @@ test-fast: .venv/installed-test
 TWO := -n 2 --dist loadfile
 
 test-torch: .venv-torch/installed-torch
-	.venv-torch/bin/python -m pytest -m torch $(ARGS)
+	XLA_FLAGS= .venv-torch/bin/python -m pytest -m torch $(ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

@@ -6,6 +6,13 @@ import tempfile
 
 # Tests are for CPUs, whatever this machine has; libtpu, where installed, need not look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is compilation. These programs compile three times faster and run slowly;
+# the tests against PyTorch run the ones that users run (make test-torch).
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import jax
 import pytest

@@ -179,7 +179,7 @@ def test_batches_that_eight_devices_cannot_share(tmp_path, stage, flags, expecte
     flags = [*flags, "--run.dir", tmp_path / "run"]
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{stage}", *flags],
-        env=tiny.process_environment(XLA_FLAGS="--xla_force_host_platform_device_count=8"),
+        env=tiny.process_environment(JAX_NUM_CPU_DEVICES="8"),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -279,8 +279,7 @@ def test_a_long_prompt_keeps_its_end_and_is_counted(monkeypatch, capsys, tmp_pat
         flags += ["--num-minibatches", 1, "--iterations", 1, "--cache", tmp_path / "cache"]
         flags += ["--optim.warmup-steps", 0]  # it would begin at a rate of 0
         flags += ["--run.tensorboard", "False", "--run.dir", tmp_path / name]
-        with tiny.cheap_compilation():
-            run_stage(monkeypatch, "ppo", *flags)
+        run_stage(monkeypatch, "ppo", *flags)
         done[name] = json.loads((tmp_path / name / "DONE").read_text())
         said[name] = capsys.readouterr().err
     report = {"prompts_truncated": 3, "responses_truncated": 0, "dropped": 0, "kept": 8}
@@ -305,6 +304,5 @@ def test_long_prompts_are_counted_when_sampling(monkeypatch, capsys, tmp_path, m
     else:
         flags += ["--policies", models / "lm", "--reward", models / "scalar", "--num-prompts", 3]
         flags += ["--best-of", 2, "--batch-size", 8]
-    with tiny.cheap_compilation():
-        run_stage(monkeypatch, stage, *flags)
+    run_stage(monkeypatch, stage, *flags)
     assert "3 prompts_truncated" in capsys.readouterr().err

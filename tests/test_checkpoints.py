@@ -453,7 +453,7 @@ def test_one_device_to_eight_and_back(tmp_path):
     state = TrainState(jnp.int32(1), params, {}, None)
     with open_folder(tmp_path) as checkpoints:
         save(checkpoints, 1, state)
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_NUM_CPU_DEVICES": "8"}
     process = python(RESTORE_ON_EIGHT, tmp_path, params_sha256(params), env=flags)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -124,10 +124,10 @@ def test_a_chain_stopped_by_sigterm_goes_on(tmp_path):
     adam = replace(c.pretrain.optim, optimizer="adamw", schedule="constant", lr=1e-3)
     c = replace(
         c,
-        pretrain=replace(c.pretrain, optim=adam, steps=80),
+        pretrain=replace(c.pretrain, optim=adam, steps=50),
         sft=replace(c.sft, optim=adam),
         reward=replace(c.reward, optim=adam),
-        ppo=replace(c.ppo, iterations=30),
+        ppo=replace(c.ppo, iterations=20),
     )
     preset = tmp_path / "preset.json"
     saved = {"config_class": "InstructGPTConfig", "config": to_dict(c)}

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import CACHE
 
 from experiments import doctor
 from experiments.trained import Trained, save_model_card, with_adapters
@@ -372,7 +371,7 @@ def test_devices_that_do_not_share_their_sums(state, passed):
     """Bug 13, under pmap on 8 virtual devices."""
     done = subprocess.run(
         [sys.executable, "-c", FAULTY_DEVICES, state],
-        env=environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=environment(JAX_NUM_CPU_DEVICES="8"),
         capture_output=True,
         text=True,
         timeout=300,
@@ -516,13 +515,9 @@ def get_config():
 """
 
 
-def environment() -> dict[str, str]:
+def environment(**changes: str) -> dict[str, str]:
     paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return os.environ | {
-        "PYTHONPATH": paths,
-        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    return tiny.process_environment(PYTHONPATH=paths, **changes)
 
 
 def save_run(folder: Path, trained: Trained) -> None:

@@ -36,9 +36,8 @@ def loop(tmp_path_factory):
     config = tiny.shrink(quickstart.get_config(), folder / "run", tiny.make_task(folder))
     c = config.resolve()
     tiny.write_data(config)
-    with tiny.cheap_compilation():
-        pretrain.run(c.pretrain)
-        sft.run(c.sft)
+    pretrain.run(c.pretrain)
+    sft.run(c.sft)
     # Programs are kept with those of the other tests.
     kept = lambda stage: replace(stage.run, compile_cache=CACHE)
     return replace(
@@ -72,7 +71,7 @@ def test_two_rounds_over_http(loop, monkeypatch):
     monkeypatch.setattr(feedback_rounds, "forget_snapshot", lambda folder: None)
     database = open_database(loop.place)
     gold = find_task(loop.task)(loop.source).gold
-    with running(loop.dir / "store.sqlite") as (port, _), tiny.cheap_compilation():
+    with running(loop.dir / "store.sqlite") as (port, _):
         threading.Thread(target=label, args=(loop, gold, port), daemon=True).start()
         feedback_rounds.update(loop)
     rounds = figures.read_rounds(database)
@@ -147,13 +146,12 @@ def test_a_worker_answers_the_chat_and_fills_the_queue(loop):
     conversation.say(database, ann, "c", "Write a positive review: a1", dialogue=False)
     policy = feedback_answers.load_policy(loop, 0)
     reply = feedback_answers.make_reply(loop, policy, 0)
-    with tiny.cheap_compilation():
-        feedback_answers.answer_all(database, reply)
-        (turn,) = conversation.read_turns(database, ann, "c")
-        assert turn.state == "done" and 1 <= len(turn.task.responses) <= loop.chat_answers
-        assert turn.task.responses[0].policy == str(loop.sft)
-        for _ in feedback_answers.fill(loop, database, 0, policy):
-            pass
+    feedback_answers.answer_all(database, reply)
+    (turn,) = conversation.read_turns(database, ann, "c")
+    assert turn.state == "done" and 1 <= len(turn.task.responses) <= loop.chat_answers
+    assert turn.task.responses[0].policy == str(loop.sft)
+    for _ in feedback_answers.fill(loop, database, 0, policy):
+        pass
     open_before = queue.count_open(database)
     assert 0 < open_before <= loop.tasks_per_round
     task = queue.take_task(database, ann)
@@ -179,25 +177,22 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
         ppo=replace(loop.ppo, min_reward_accuracy=1.1, force=False),
     )
     database = open_database(config.place)
-    with tiny.cheap_compilation():
-        for _ in feedback_answers.fill(
-            config, database, 0, feedback_answers.load_policy(config, 0)
-        ):
-            pass
-        ann = labeler(database)
-        while (task := queue.take_task(database, ann)) is not None:
-            ranks = [n % 2 for n in range(len(task.responses))]
-            submissions.submit(
-                database,
-                ann,
-                submission=task.id,
-                task=task.id,
-                kind="ranking",
-                body={"ranks": ranks},
-            )
-        number = 9  # a folder of its own
-        labels = read_labels(database)
-        learnt = feedback_rounds.one_round(config, database, number, labels)
+    for _ in feedback_answers.fill(config, database, 0, feedback_answers.load_policy(config, 0)):
+        pass
+    ann = labeler(database)
+    while (task := queue.take_task(database, ann)) is not None:
+        ranks = [n % 2 for n in range(len(task.responses))]
+        submissions.submit(
+            database,
+            ann,
+            submission=task.id,
+            task=task.id,
+            kind="ranking",
+            body={"ranks": ranks},
+        )
+    number = 9  # a folder of its own
+    labels = read_labels(database)
+    learnt = feedback_rounds.one_round(config, database, number, labels)
     assert learnt == len(labels) and not config.round_dir(number).exists()
     assert figures.read_rounds(database) == []
     assert time.time() - figures.read_status(database)["updater"]["updated"] < 600

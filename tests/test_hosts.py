@@ -176,7 +176,9 @@ def test_two_processes_train_as_one(inputs):
         ]
         for a, b in zip(*rows, strict=True):
             names = [name for name in a if name != "time" and "per_second" not in name]
-            assert {n: a[n] for n in names} == pytest.approx({n: b[n] for n in names}, abs=1e-5)
+            # Relative too: the explained variance of a random value network is about −50.
+            expected = pytest.approx({n: b[n] for n in names}, rel=1e-6, abs=1e-5)
+            assert {n: a[n] for n in names} == expected
     samples = [(runs / "ppo" / "samples.jsonl").read_text() for runs in (one, two)]
     words = [[json.loads(line)["response"] for line in text.splitlines()] for text in samples]
     assert words[0] == words[1] and words[0]

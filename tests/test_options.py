@@ -33,12 +33,6 @@ ADAM = OptimConfig(lr=1e-3, schedule="constant", weight_decay=0.0, eps=1e-3)
 STILL = replace(ADAM, lr=1e-12)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cheap():
-    with tiny.cheap_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """``run(stage, **changes)`` of a tiny stage: its folder, summary, metrics, final parameters.

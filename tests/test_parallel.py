@@ -18,11 +18,9 @@ HERE = pathlib.Path(__file__).parent
 @pytest.mark.multidevice
 def test_every_layout_agrees_with_one_device():
     """With SGD to 1e-6, unequal masks, global whitening and ptx; bugs 13 and 29."""
-    flags = f"{tiny.CHEAP} --xla_force_host_platform_device_count=8"
-    environment = tiny.process_environment(XLA_FLAGS=flags)
     done = subprocess.run(
         [sys.executable, HERE / "parallel_worker.py"],
-        env=environment,
+        env=tiny.process_environment(JAX_NUM_CPU_DEVICES="8"),
         capture_output=True,
         text=True,
         timeout=600,

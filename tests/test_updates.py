@@ -157,7 +157,12 @@ def text(*shape):
 
 
 def close(actual, expected, tolerance=1e-5):
-    check = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    """Each array to ``tolerance`` of its largest entry, or of 1."""
+
+    def check(a, b):
+        scale = max(1.0, float(jnp.abs(b).max(initial=0.0)))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale)
+
     jax.tree.map(check, actual, expected)
 
 

@@ -5,7 +5,6 @@ scanned layers, coefficients, epochs, minibatches, K, ...) stays, so that a shru
 preset's own paths through the code.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -36,10 +35,6 @@ VOCABULARY = 320
 TEXT_ROWS = 4
 WIDTH = defaultdict(lambda: 32, instructgpt_6b=48)
 """Width of each shrunken preset: those that borrow the 6B reward model differ from it in shape."""
-CHEAP = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
 KINDS = ("war", "love", "space", "crime", "road", "ghost", "school")
 WORDS = {"pos": ("good", "fine", "warm", "bright"), "neg": ("bad", "poor", "cold", "dull")}
 
@@ -212,22 +207,11 @@ def run_stages(config: InstructGPTConfig) -> None:
     evaluate.run(c.evaluate)
 
 
-@contextlib.contextmanager
-def cheap_compilation():
-    """Programs that compile in two thirds of the time, and run slowly: for a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def process_environment(**changes: str) -> dict[str, str]:
-    """Of a process that runs tiny stages: it compiles three times faster, and keeps programs."""
+    """Of a process that runs tiny stages: it keeps the programs it compiles."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": CHEAP,
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
