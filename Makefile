@@ -27,7 +27,7 @@ test-fast: .venv/installed-test
 TWO := -n 2 --dist loadfile
 
 test-torch: .venv-torch/installed-torch
-	XLA_FLAGS= .venv-torch/bin/python -m pytest -m torch $(ARGS)
+	XLA_FLAGS= OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/parity -m torch $(TWO) $(ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .
