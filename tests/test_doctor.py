@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from experiments import doctor
 from experiments.trained import Trained, save_model_card, with_adapters

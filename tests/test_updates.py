@@ -157,12 +157,7 @@ def text(*shape):
 
 
 def close(actual, expected, tolerance=1e-5):
-    """Each array to ``tolerance`` of its largest entry, or of 1."""
-
-    def check(a, b):
-        scale = max(1.0, float(jnp.abs(b).max(initial=0.0)))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale)
-
+    check = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
     jax.tree.map(check, actual, expected)
 
 
@@ -393,8 +388,10 @@ def test_minibatches_are_taken_in_turn_and_the_average_follows_each():
     params = start()
     batch, _ = prepare(roll_out(params))
     batches = shuffle_minibatches(batch, jax.random.key(7), epochs=1, num_minibatches=4)
-    at_once, metrics = update_fn()(make_start(params), (batches, None), jax.random.key(0))
-    state, average, seen = make_start(params), params, []
+    # Small steps: four large ones blow up what the two programs round differently.
+    begin = lambda: make_start(params, lr=0.01)
+    at_once, metrics = update_fn()(begin(), (batches, None), jax.random.key(0))
+    state, average, seen = begin(), params, []
     for n in range(4):
         one = jax.tree.map(lambda x, n=n: x[n : n + 1], batches)
         state, each = update_fn()(state, (one, None), jax.random.key(n))
