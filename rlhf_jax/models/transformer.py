@@ -88,7 +88,8 @@ class Attention(nn.Module):
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = (layout.heads(x.astype(dtype)) for x in (q, k, v))
         if cache is not None:
-            at = (0, 0, index, 0)
+            zero = jnp.zeros_like(index)  # of its type: float64 runs count in int64 elsewhere
+            at = (zero, zero, index, zero)
             k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
         # A group's queries stand in the rows of one product with their common keys.
