@@ -22,7 +22,7 @@ from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.labelers import SimulatedLabeler, calibrate_tau, noise_ceiling
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.tasks.task import find_task
+from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.runs import write_atomically
@@ -87,7 +87,7 @@ def run(config: CompareConfig) -> dict:
                 rows += new
 
         # Rank
-        gold = find_task(config.task)(config.source).gold
+        gold = read_task(config.task, config.source).gold
         utility = gold_scores(gold, rows)
         noise = {"tie_width": config.labeler.tie_width}
         tau = calibrate_tau(utility, agreement=config.labeler.agreement, **noise)

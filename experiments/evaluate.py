@@ -33,7 +33,7 @@ from rlhf_jax.evaluation.significance import paired_bootstrap, wins_and_ties
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks.instructions import alpaca_rows
-from rlhf_jax.tasks.task import Task, find_task
+from rlhf_jax.tasks.task import Task, read_task
 from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.runs import write_atomically
 from rlhf_jax.types import Params
@@ -74,7 +74,7 @@ def run(config: EvaluateConfig) -> dict:
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         tokenizer = policies[baseline].tokenizer
         stage.note(prompts=count_truncated(prompts, tokenizer, config.prompt_length))
-        task = find_task(config.task)(config.source)
+        task = read_task(config.task, config.source)
 
         # Answers
         key = jax.random.key(config.run.seed)

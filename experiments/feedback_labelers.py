@@ -17,7 +17,7 @@ from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.labelers import Score, SimulatedLabeler, calibrate_tau
-from rlhf_jax.tasks.task import find_task
+from rlhf_jax.tasks.task import read_task
 
 NOISE = (0.8, 1.25)
 """Noise of the most and the least careful one, as multiples of the calibrated noise."""
@@ -31,7 +31,7 @@ def simulate(config: FeedbackConfig) -> None:
     """Label until stopped, as many as each round waits for."""
     database = open_database(config.place)
     tasks = wait_for_tasks(database)
-    gold = find_task(config.task)(config.source).gold
+    gold = read_task(config.task, config.source).gold
     lock = threading.Lock()
 
     def score(prompts, responses):

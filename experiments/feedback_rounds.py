@@ -36,7 +36,7 @@ from rlhf_jax.feedback import figures, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.formats import ranking_row
 from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_labels
-from rlhf_jax.tasks.task import find_task
+from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
 from rlhf_jax.training.runs import read_done, write_atomically
@@ -178,7 +178,7 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
     model = load_trained(config.reward_model(number, 0), flag="reward", kind="scalar")
     gold = lambda prompts, texts: np.full(len(texts), np.nan)
     if config.gold:
-        gold = find_task(config.task)(config.source).gold
+        gold = read_task(config.task, config.source).gold
     settings = EvaluateConfig(
         sampling=config.sampling,
         prompt_length=config.ppo.prompt_length,

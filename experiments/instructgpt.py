@@ -18,7 +18,7 @@ from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.evaluation.figures import load_matplotlib
-from rlhf_jax.tasks.task import check_corpora, find_task, write
+from rlhf_jax.tasks.task import check_corpora, read_task, write
 from rlhf_jax.training.progress import peak_memory
 from rlhf_jax.training.runs import config_digest, environment, write_atomically
 
@@ -29,7 +29,7 @@ def run(config: InstructGPTConfig) -> dict:
     load_matplotlib()  # the report needs it: better missed now than after an hour
 
     # Data: the task's demonstrations, prompts and text, as files that the stages read
-    task = find_task(c.task)(c.source)
+    task = read_task(c.task, c.source)
     check_corpora(task, c.corpora, c.task)
     write(task, c.dir / "data")
 

@@ -15,6 +15,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,12 @@ def find_task(name: str) -> Build:
             f"--task {name} needs the package {error.name}: pip install -e '.[eval]'"
         ) from error
     return _build_of(module, name)
+
+
+@lru_cache(maxsize=1)
+def read_task(name: str, source: Path) -> Task:
+    """``find_task(name)(source)``, made once for all stages of a chain that ask for it."""
+    return find_task(name)(source)
 
 
 def task_names() -> list[str]:
