@@ -86,6 +86,7 @@ def text(parallel: Parallel, *shape: int, axis: int = 0) -> LMBatch:
 
 def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     c = chain.sft
+    parallel.check_batch("sft.batch_size", c.batch_size)
     lm = make_language_model(models.policy, models.vocab_size)
 
     def loss_fn(params, batch, key, count):
@@ -102,6 +103,7 @@ def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
 
 def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     c, K = chain.reward, chain.compare.responses_per_prompt
+    parallel.check_batch("reward.batch_size", c.batch_size)
     model = make_scalar_model(models.scalar, models.vocab_size)
 
     def loss_fn(params, batch, key, count):
@@ -142,6 +144,9 @@ class Actors(NamedTuple):
 
 def actors(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Actors:
     c = chain.ppo
+    parallel.check_batch("ppo.batch_size / num_minibatches", c.batch_size // c.num_minibatches)
+    if c.ptx_coef:
+        parallel.check_batch("ppo.ptx_batch_size", c.ptx_batch_size)
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
     lm, scalar = lm_shapes(models), scalar_shapes(models)
     params, _ = partition(jax.eval_shape(policy_value.init, lm, scalar))

@@ -150,6 +150,14 @@ def test_small_programs_compile_for_a_v5e(layout, names):
             assert share == 1.0 if layout.fsdp == 1 else share < 0.2
 
 
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_a_batch_that_the_mesh_cannot_split_is_named(name):
+    mesh = jax.sharding.AbstractMesh((1, 7, 1), ("data", "fsdp", "tensor"))
+    chain = small_chain()
+    with pytest.raises(InputError, match=r"batch_size.*=\d+ is not divisible by the 7 parts"):
+        PROGRAMS[name](chain, Models(MODEL, MODEL, 512), Parallel("mesh", mesh))
+
+
 @libtpu
 @pytest.mark.tpu_compile
 def test_pmap_compiles_for_a_v5e():
