@@ -328,6 +328,14 @@ PLANTS = (
         f"{BUGS}demonstrations_score_zero",
     ),
     Plant(
+        33,
+        "DPO takes the mean over a response's tokens instead of their sum",
+        "experiments/dpo.py",
+        "return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)",
+        "return (masked_sum(logprobs, mask, axis=1) / mask.sum(1)).reshape(batch.ranks.shape)",
+        "tests/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
+    ),
+    Plant(
         34,
         "log-softmax in half precision",
         "rlhf_jax/objectives/logprobs.py",
@@ -429,7 +437,6 @@ PLANTS = (
 )
 
 NOT_HERE = {
-    33: "there is no DPO",
     36: "there is no GRPO",
     37: "there is no RLOO",
     38: "there is no GRPO, and no KL term in any loss",
