@@ -82,7 +82,7 @@ def score(
 
     @parallel.function
     def scores_fn(params, batch: ComparisonBatch):
-        return model.compare(params, *batch[:4], None)
+        return model.score_responses(params, *batch[:4], None)
 
     scores, lengths, ranks = [], [], []
     for _ in range(batches.steps_per_epoch):

@@ -76,14 +76,14 @@ def models_of(config: PlanConfig) -> Models:
         if not isinstance(preset, InstructGPTConfig):
             raise InputError(f"--reward {config.reward}: expected a preset of the whole chain")
         scalar = preset.pretrain.model
-    vocab_size = config.vocab_size
-    if not vocab_size:
-        tokenizer = config.chain.pretrain.tokenizer
-        vocab_size = tokenizer.vocab_size
-        if tokenizer.path is not None:
-            vocab_size = load_tokenizer(tokenizer.path).vocab_size
-        vocab_size = tokenizer.padded(vocab_size)
-    return Models(policy, scalar, vocab_size)
+    if config.vocab_size:
+        return Models(policy, scalar, config.vocab_size)
+    tokenizer = config.chain.pretrain.tokenizer
+    ids = tokenizer.vocab_size
+    if tokenizer.path is not None:
+        ids = load_tokenizer(tokenizer.path).vocab_size
+    rows = tokenizer.padded(ids)
+    return Models(replace(policy, unused_rows=rows - ids), scalar, rows)
 
 
 def compiled(name: str, config: PlanConfig, models: Models, parallel: Parallel) -> Measured:

@@ -107,7 +107,7 @@ def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
     model = make_scalar_model(models.scalar, models.vocab_size)
 
     def loss_fn(params, batch, key, count):
-        scores = model.compare(params, *batch[:4], None)
+        scores = model.score_responses(params, *batch[:4], None)
         return ranking_loss(scores, batch.ranks, count=count)
 
     tx = make_optimizer(c.optim, 1, updates_per_step=1)

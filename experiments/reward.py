@@ -93,7 +93,7 @@ def run(config: RewardConfig) -> dict:
 
         # Functions
         def scores_of(params, batch: ComparisonBatch, key):
-            return model.compare(params, *batch[:4], key)
+            return model.score_responses(params, *batch[:4], key)
 
         def loss_fn(params, batch, key, count):
             scores = scores_of(params, batch, key if config.dropout else None)

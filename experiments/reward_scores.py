@@ -23,7 +23,7 @@ def make_scorer(
 
     @parallel.function
     def scores_of(params, batch: ComparisonBatch):
-        return model.compare(params, *batch[:4], None)
+        return model.score_responses(params, *batch[:4], None)
 
     def score(params: Params, comparisons: Sequence[Comparison]) -> np.ndarray:
         stream = comparison_batches(

@@ -130,7 +130,7 @@ def test_stopped_and_resumed(chain, name, tmp_path):
 
 @pytest.mark.parametrize("name", list(STAGES))
 def test_killed_and_resumed(chain, name, tmp_path):
-    """kill -9 at any moment, several times; the same command ends as if nothing had been."""
+    """kill -9 at two moments; the same command ends as if nothing had been."""
     c, _ = chain
     config = stages(c.resolve())[name]
     record = json.loads((c.dir / name / "config.json").read_text())

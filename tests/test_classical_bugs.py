@@ -232,7 +232,7 @@ def test_demonstrations_score_zero(stages):
         )
     )
     model = make_scalar_model(trained.model, trained.tokenizer.vocab_size)
-    scores = model.compare(trained.params, *map(jnp.asarray, batch[:4]), None)
+    scores = model.score_responses(trained.params, *map(jnp.asarray, batch[:4]), None)
     assert abs(scores.mean()) < 1e-4 < scores.std()
 
 

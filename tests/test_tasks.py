@@ -16,7 +16,7 @@ from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
 from rlhf_jax.tasks import instructions, language, splits, summarization, translation
 from rlhf_jax.tasks.sentiment_scores import NEGATIVE
-from rlhf_jax.tasks.task import Task, check_corpora, find_task, task_names, write
+from rlhf_jax.tasks.task import Task, check_corpora, find_task, read_task, task_names, write
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
@@ -295,8 +295,9 @@ def test_a_task_of_ones_own_is_one_file(tmp_path):
     source.mkdir()
     rows = [{"prompt": f"Line {n} ends in day", "completion": f" way {n} say"} for n in range(200)]
     (source / "couplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = find_task(str(tmp_path / "rhymes.py"))(source)
+    task = read_task(str(tmp_path / "rhymes.py"), source)
     assert isinstance(task, Task) and set(SETS) <= set(task.prompts)
+    assert read_task(str(tmp_path / "rhymes.py"), source) is task, "made once for a whole chain"
     prompts = task.prompts["evaluation"]
     assert prompts and np.isfinite(task.gold(prompts, [" way"] * len(prompts))).all()
     write(task, tmp_path / "data")

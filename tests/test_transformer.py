@@ -221,7 +221,7 @@ def test_a_query_read_once_scores_its_responses_as_read_each_time(params, scan, 
         return model.score(scalar, tokens, real, None).reshape(B, K)
 
     def read_once(scalar):
-        return model.compare(scalar, queries, query_mask, responses, mask, None)
+        return model.score_responses(scalar, queries, query_mask, responses, mask, None)
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     close(read_once(scalar), read_each_time(scalar))

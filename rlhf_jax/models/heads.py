@@ -75,7 +75,7 @@ class ScalarModel(NamedTuple):
     """(params, tokens [B T], mask [B T], *, start) -> outputs of positions start..T-1."""
     score: Callable[..., Float[Array, "B"]]
     """(params, tokens, mask, dropout_key | None) -> output at the last real token."""
-    compare: Callable[..., Float[Array, "B K"]]
+    score_responses: Callable[..., Float[Array, "B K"]]
     """(params, queries, query_mask, responses [B K R], mask [B K R], dropout_key | None) -> scores
     of K responses to each query, which the trunk reads once."""
 
@@ -201,7 +201,7 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         hidden, _ = apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
         return apply_head(params["head"], at_position(hidden, last_index(mask)))
 
-    def compare(params, queries, query_mask, responses, mask, dropout_key):
+    def score_responses(params, queries, query_mask, responses, mask, dropout_key):
         Q, (B, K, R) = queries.shape[1], mask.shape
         k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         read, go_on = trunk.applied(k_query), trunk.applied(k_response)
@@ -223,7 +223,7 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         hidden = jnp.concatenate([each(seen[:, -1:]), written], axis=1)
         return apply_head(params["head"], at_position(hidden, mask.sum(axis=1))).reshape(B, K)
 
-    return ScalarModel(init, values, score, compare)
+    return ScalarModel(init, values, score, score_responses)
 
 
 def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:

@@ -31,7 +31,7 @@ from rlhf_jax.models.layers import (
 from rlhf_jax.types import Params
 
 NEGATIVE = -1e30
-"""A masked attention score: finite, so that a row which sees nothing stays finite too."""
+"""A masked score or logit: finite, so that a row which sees nothing stays finite too."""
 
 
 def residual_stddev(config: ModelConfig) -> float:

@@ -1,7 +1,6 @@
 """Muon (Jordan et al. 2024): momentum of a matrix, made nearly orthogonal, is the update.
 
-The direction is that of ``optax.contrib.muon``, which takes 1.6 times as long on a CPU (it treats
-each matrix as a batch of one).
+The direction is that of ``optax.contrib.muon``, whose iterations take 1.5 times as long on a CPU.
 """
 
 import math
@@ -15,6 +14,8 @@ from jaxtyping import Array, Float, Int
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the quintic iteration; its steepest slope at 0 matters more than its limit at 1."""
 ITERATIONS = 5
+BETA = 0.95
+"""Decay of the momentum."""
 
 
 class MuonState(NamedTuple):
@@ -23,7 +24,7 @@ class MuonState(NamedTuple):
 
 
 def orthogonalised(x: Float[Array, "*N In Out"]) -> Float[Array, "*N In Out"]:
-    """About U Vᵀ of x = U S Vᵀ, with singular values of 0.7 to 1.2.
+    """About U Vᵀ of x = U S Vᵀ, with singular values of about 0.5 to 1.5.
 
     X ← a X + (b A + c A²) X with A = X Xᵀ, five times, from X = x / ‖x‖_F. Taken on the side where
     A is smaller; matrices stacked in front are taken one by one.
@@ -40,21 +41,21 @@ def orthogonalised(x: Float[Array, "*N In Out"]) -> Float[Array, "*N In Out"]:
     return x
 
 
-def scale_by_muon(beta: float = 0.95) -> optax.GradientTransformation:
+def scale_by_muon() -> optax.GradientTransformation:
     """Nesterov momentum, bias-corrected, orthogonalised, times √max(1, Out / In)."""
 
     def init(params):
         return MuonState(jnp.int32(0), jax.tree.map(jnp.zeros_like, params))
 
     def direction(momentum, gradient, count):
-        ahead = momentum / (1 - beta ** (count + 1))
-        here = gradient / (1 - beta**count)
-        x = orthogonalised(beta * ahead + (1 - beta) * here)
+        ahead = momentum / (1 - BETA ** (count + 1))
+        here = gradient / (1 - BETA**count)
+        x = orthogonalised(BETA * ahead + (1 - BETA) * here)
         return x * math.sqrt(max(1.0, x.shape[-1] / x.shape[-2]))
 
     def update(gradients, state, params=None):
         count = state.count + 1
-        momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.momentum, gradients)
+        momentum = jax.tree.map(lambda m, g: BETA * m + (1 - BETA) * g, state.momentum, gradients)
         found = jax.tree.map(lambda m, g: direction(m, g, count), momentum, gradients)
         return found, MuonState(count, momentum)
 

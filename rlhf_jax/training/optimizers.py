@@ -80,7 +80,9 @@ def muon(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
                 optax.add_decayed_weights(config.weight_decay),
                 optax.scale_by_learning_rate(rate),
             ),
-            "adam": optax.nadamw(adam_rate, b1=config.b1, b2=config.b2, eps=1e-8, weight_decay=0.0),
+            "adam": optax.nadamw(
+                adam_rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=0.0
+            ),
         },
         labels,
     )

@@ -203,10 +203,10 @@ def comparisons(ranks, seed, *, full_queries=False):
 
 
 def our_ranking(scalar, batch):
-    compare = make_scalar_model(scalar.model, VOCAB).compare
+    model = make_scalar_model(scalar.model, VOCAB)
 
     def loss_fn(params):
-        scores = compare(params, *batch[:4], None)
+        scores = model.score_responses(params, *batch[:4], None)
         return ranking_loss(scores, batch.ranks, count=count_ranked(batch.ranks))
 
     grads, metrics = jax.grad(loss_fn, has_aux=True)(scalar.params)
