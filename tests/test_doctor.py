@@ -16,9 +16,17 @@ import pytest
 import tiny
 
 from experiments import doctor
+from experiments import doctor_checks as checks
 from experiments.trained import Trained, save_model_card, with_adapters
 from rlhf_jax import cli
-from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig, SamplingConfig, SFTConfig
+from rlhf_jax.config import (
+    InstructGPTConfig,
+    LoRAConfig,
+    ModelConfig,
+    PPOConfig,
+    SamplingConfig,
+    SFTConfig,
+)
 from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.data.tokenizers import train_bpe
@@ -104,7 +112,7 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory) -> doctor.Patient:
+def patient(tmp_path_factory) -> checks.Patient:
     data = tmp_path_factory.mktemp("doctor") / "data"
     write_data(data)
     tokenizer = train_bpe(WORDS, vocab_size=300)
@@ -124,19 +132,19 @@ def patient(tmp_path_factory) -> doctor.Patient:
     return admitted(ppo, policy, reward)._replace(sft=sft, comparisons=data / "comparisons.jsonl")
 
 
-def admitted(ppo: PPOConfig, policy: Trained, reward: Trained) -> doctor.Patient:
+def admitted(ppo: PPOConfig, policy: Trained, reward: Trained) -> checks.Patient:
     actor, critic = (with_adapters(m, ppo.lora, seed=0) for m in (policy, reward))
-    return doctor.Patient(ppo, policy, reward, actor, critic, (), None, None)
+    return checks.Patient(ppo, policy, reward, actor, critic, (), None, None)
 
 
 @pytest.fixture(scope="module")
 def prompts(patient):
-    return list(doctor.iterate(patient.ppo.prompts, doctor.Prompt))
+    return list(checks.iterate(patient.ppo.prompts, checks.Prompt))
 
 
 @pytest.fixture(scope="module")
 def episodes(patient, prompts):
-    return doctor.sample_episodes(patient, prompts)
+    return checks.sample_episodes(patient, prompts)
 
 
 def failed(findings) -> set[str]:
@@ -144,7 +152,7 @@ def failed(findings) -> set[str]:
 
 
 def test_a_sound_patient_passes_every_check(patient):
-    findings = doctor.examine(patient)
+    findings = checks.examine(patient)
     assert failed(findings) == set()
     assert [f.name for f in findings if f.passed is None] == ["1 device = N devices"]
     assert len(findings) == 30
@@ -157,7 +165,7 @@ def test_a_position_bug_under_padding(patient, episodes, monkeypatch):
     """Bug 4: positions count padding."""
     ramp = lambda mask: jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
     monkeypatch.setattr(heads, "positions_of", ramp)
-    assert "left padding changes no logit" in failed(doctor.model_findings(patient, episodes))
+    assert "left padding changes no logit" in failed(checks.model_findings(patient, episodes))
 
 
 def test_rows_that_see_each_other(patient, episodes, monkeypatch):
@@ -168,7 +176,7 @@ def test_rows_that_see_each_other(patient, episodes, monkeypatch):
         return logits - logits.mean(axis=0, keepdims=True)
 
     monkeypatch.setattr(heads, "unembed", centred)
-    assert "row alone = row in a batch" in failed(doctor.model_findings(patient, episodes))
+    assert "row alone = row in a batch" in failed(checks.model_findings(patient, episodes))
 
 
 def test_a_cache_at_the_wrong_position(patient, episodes, monkeypatch):
@@ -184,15 +192,15 @@ def test_a_cache_at_the_wrong_position(patient, episodes, monkeypatch):
 
         return lm._replace(prefill=prefill)
 
-    monkeypatch.setattr(doctor, "make_language_model", shifted)
-    assert failed(doctor.model_findings(patient, episodes)) == {"cached logits = uncached"}
+    monkeypatch.setattr(checks, "make_language_model", shifted)
+    assert failed(checks.model_findings(patient, episodes)) == {"cached logits = uncached"}
 
 
 def test_parameters_that_are_not_numbers(patient, episodes):
     trunk = patient.policy.params["trunk"]
     params = {"trunk": trunk | {"wte": trunk["wte"].at[3, 2].set(jnp.nan)}}
     sick = patient._replace(policy=patient.policy._replace(params=params))
-    findings = doctor.model_findings(sick, episodes)
+    findings = checks.model_findings(sick, episodes)
     finite = findings[0]
     assert not finite.passed and finite.measured.startswith("1 of ") and "wte" in finite.advice
     # A gap that is not a number passes nowhere.
@@ -212,7 +220,7 @@ def test_half_precision_that_is_far_off():
 
 
 def logprob_findings(patient, prompts):
-    return failed(doctor.logprob_findings(patient, doctor.sample_episodes(patient, prompts)))
+    return failed(checks.logprob_findings(patient, checks.sample_episodes(patient, prompts)))
 
 
 RATIO = "ratio is 1 at the first minibatch"
@@ -262,13 +270,13 @@ JUNK, LAST = "score ignores the padding", "score reads the last token"
 def test_a_scorer_that_reads_the_padding(patient, episodes, monkeypatch):
     """Bug 5."""
     monkeypatch.setattr(heads, "last_index", lambda mask: jnp.full(len(mask), mask.shape[1] - 1))
-    assert JUNK in failed(doctor.score_findings(patient, episodes))
+    assert JUNK in failed(checks.score_findings(patient, episodes))
 
 
 def test_a_scorer_that_reads_the_token_before_the_end(patient, episodes, monkeypatch):
     """Bug 5 with padding = end of text."""
     monkeypatch.setattr(heads, "last_index", lambda mask: jnp.maximum(last_index(mask) - 1, 0))
-    assert failed(doctor.score_findings(patient, episodes)) == {LAST}
+    assert failed(checks.score_findings(patient, episodes)) == {LAST}
 
 
 SUM, FRACTION = "rewards sum to score − β KL", "a score of 0.3 stays 0.3"
@@ -294,14 +302,14 @@ def whole_scores(scores, logprobs, ref_logprobs, mask, *, kl_coef):
 
 @pytest.mark.parametrize("fault", [late_score, other_sign, whole_scores])
 def test_rewards_that_are_lost_or_turned(patient, episodes, monkeypatch, fault):
-    monkeypatch.setattr(doctor, "kl_penalised_rewards", fault)
-    assert failed(doctor.reward_findings(patient, episodes)) == {SUM}
+    monkeypatch.setattr(checks, "kl_penalised_rewards", fault)
+    assert failed(checks.reward_findings(patient, episodes)) == {SUM}
 
 
 @pytest.mark.parametrize("fault", [late_score, other_sign, whole_scores])
 def test_the_same_faults_further_down(patient, episodes, monkeypatch, fault):
     monkeypatch.setattr(updates, "kl_penalised_rewards", fault)
-    assert failed(doctor.reward_findings(patient, episodes)) == {FRACTION}
+    assert failed(checks.reward_findings(patient, episodes)) == {FRACTION}
 
 
 # --- faults in the update -------------------------------------------------------------------------
@@ -313,7 +321,7 @@ def test_a_mean_of_means(patient, episodes, monkeypatch):
     """Bug 29."""
     own_count = lambda x, mask, *, count=None, axis=None: masked_mean(x, mask, axis=axis) / 2
     monkeypatch.setattr(policy_losses, "masked_mean", own_count)
-    assert failed(doctor.chunk_findings(patient, episodes)) == {CHUNKS}
+    assert failed(checks.chunk_findings(patient, episodes)) == {CHUNKS}
 
 
 def test_a_reference_that_shares_the_policys_arrays(patient, episodes, monkeypatch):
@@ -322,10 +330,10 @@ def test_a_reference_that_shares_the_policys_arrays(patient, episodes, monkeypat
     models = (patient.policy, patient.reward)
     sick = admitted(patient.ppo, *(m._replace(params=copies(m.params)) for m in models))
     state = lambda params, tx, ema_decay: TrainState(jnp.int32(0), params, tx.init(params), None)
-    monkeypatch.setattr(doctor, "make_state", state)
+    monkeypatch.setattr(checks, "make_state", state)
     # A program's results are arrays of their own: without it nothing is copied.
     monkeypatch.setattr(Parallel, "init", lambda self, fn, *inputs: fn(*inputs))
-    (found,) = doctor.reference_findings(sick, episodes)
+    (found,) = checks.reference_findings(sick, episodes)
     assert not found.passed and found.measured.startswith("changed")
 
 
@@ -333,14 +341,14 @@ def test_adapters_move_the_policy_alone(patient, episodes):
     """With LoRA the reference does share arrays with the policy, those that do not train."""
     ppo = replace(patient.ppo, lora=LoRAConfig(rank=2))
     adapted = admitted(ppo, patient.policy, patient.reward)
-    (found,) = doctor.reference_findings(adapted, episodes)
+    (found,) = checks.reference_findings(adapted, episodes)
     assert found.passed
 
 
 def test_a_policy_that_does_not_move(patient, episodes, monkeypatch):
     stay = lambda state, grads, tx, *, ema_decay: state
     monkeypatch.setattr(updates, "apply_gradients", stay)
-    (found,) = doctor.reference_findings(patient, episodes)
+    (found,) = checks.reference_findings(patient, episodes)
     assert not found.passed and found.measured == "same; policy 0"
 
 
@@ -362,8 +370,8 @@ def many_devices() -> of_model.Finding:
         p = patient.__wrapped__(factory)
         ppo = replace(p.ppo, parallel=replace(p.ppo.parallel, mode="pmap"))
         p = p._replace(ppo=ppo)
-        rows = list(doctor.iterate(p.ppo.prompts, doctor.Prompt))
-        return doctor.device_findings(p, doctor.sample_episodes(p, rows))[0]
+        rows = list(checks.iterate(p.ppo.prompts, checks.Prompt))
+        return checks.device_findings(p, checks.sample_episodes(p, rows))[0]
 
 
 @pytest.mark.multidevice
@@ -411,24 +419,24 @@ def test_a_tokenizer_that_loses_text(patient, prompts):
 
 def test_every_byte_of_utf_8_is_tried():
     never = {0xC0, 0xC1, *range(0xF5, 0x100)}
-    assert set(doctor.EVERY_CHARACTER.encode()) == set(range(256)) - never
+    assert set(checks.EVERY_CHARACTER.encode()) == set(range(256)) - never
 
 
 def test_a_tokenizer_of_another_model(patient, prompts):
     other = patient._replace(policy=patient.policy._replace(vocab_size=200))
-    assert failed(doctor.tokenizer_findings(other, prompts)) == {"largest id in the embedding"}
+    assert failed(checks.tokenizer_findings(other, prompts)) == {"largest id in the embedding"}
 
 
 def test_prompts_that_do_not_fit(patient, prompts):
     short = patient._replace(ppo=replace(patient.ppo, prompt_length=2))
-    assert failed(doctor.tokenizer_findings(short, prompts)) == {"prompts cut to 2 tokens"}
+    assert failed(checks.tokenizer_findings(short, prompts)) == {"prompts cut to 2 tokens"}
     long = patient._replace(ppo=replace(patient.ppo, response_length=20))
-    assert failed(doctor.tokenizer_findings(long, prompts)) == {"prompt and response, in tokens"}
+    assert failed(checks.tokenizer_findings(long, prompts)) == {"prompt and response, in tokens"}
 
 
 def test_prompts_cut_at_the_wrong_end(patient, prompts, monkeypatch):
     """Bug 45."""
-    encode_prompts = doctor.encode_prompts
+    encode_prompts = checks.encode_prompts
 
     def beginning(rows, tokenizer, *, query_length):
         batch, report = encode_prompts(rows, tokenizer, query_length=query_length + 20)
@@ -439,22 +447,22 @@ def test_prompts_cut_at_the_wrong_end(patient, prompts, monkeypatch):
             queries[row, query_length - len(kept) :] = kept
         return batch._replace(queries=queries, query_mask=queries != tokenizer.pad_id), report
 
-    monkeypatch.setattr(doctor, "encode_prompts", beginning)
+    monkeypatch.setattr(checks, "encode_prompts", beginning)
     short = patient._replace(ppo=replace(patient.ppo, prompt_length=2))
-    assert "queries that lose their end" in failed(doctor.tokenizer_findings(short, prompts))
+    assert "queries that lose their end" in failed(checks.tokenizer_findings(short, prompts))
 
 
 def test_ends_of_text_out_of_the_loss(patient, episodes, monkeypatch):
     """Bugs 1 and 2."""
-    encode = doctor.encode_demonstrations
+    encode = checks.encode_demonstrations
 
     def masked(rows, tokenizer, **options):
         batch, report = encode(rows, tokenizer, **options)
         seen = batch.loss_mask & (batch.tokens != tokenizer.eos_id)
         return batch._replace(loss_mask=seen), report
 
-    monkeypatch.setattr(doctor, "encode_demonstrations", masked)
-    found = failed(doctor.demonstration_findings(patient, episodes))
+    monkeypatch.setattr(checks, "encode_demonstrations", masked)
+    found = failed(checks.demonstration_findings(patient, episodes))
     assert "ends of text in SFT's loss" in found
 
 
@@ -462,17 +470,17 @@ def test_a_policy_that_never_learnt_to_end(patient, prompts):
     lm = make_language_model(MODEL, patient.policy.vocab_size)
     fresh = patient.policy._replace(params=lm.init(jax.random.key(0)))
     untaught = patient._replace(policy=fresh, actor=fresh)
-    episodes = doctor.sample_episodes(untaught, prompts)
-    found = failed(doctor.demonstration_findings(untaught, episodes))
+    episodes = checks.sample_episodes(untaught, prompts)
+    found = failed(checks.demonstration_findings(untaught, episodes))
     assert found == {"ends of text that SFT predicts", "sampled answers that end"}
     # Random parameters are not blamed for it.
-    random = doctor.demonstration_findings(untaught._replace(fresh=("policy",)), episodes)
+    random = checks.demonstration_findings(untaught._replace(fresh=("policy",)), episodes)
     assert failed(random) == set() and random[-1].passed is None
 
 
 def test_demonstrations_that_do_not_fit(patient, episodes):
     short = patient._replace(sft=replace(patient.sft, response_length=3))
-    found = failed(doctor.demonstration_findings(short, episodes))
+    found = failed(checks.demonstration_findings(short, episodes))
     assert "demonstrations over 3 tokens" in found
 
 
@@ -486,7 +494,7 @@ def test_comparisons_that_conflict(tmp_path):
         {"prompt": "q", "responses": ["x", "y"], "ranks": [0, 0]},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    both_ways, twice, tied = doctor.comparison_findings(path)
+    both_ways, twice, tied = checks.comparison_findings(path)
     # p: a > b and b > a, a > c; q: b > a, x > y.
     assert both_ways.measured == "1 of 4 (25 %)" and not both_ways.passed
     assert twice.measured == "1 of 9 (11 %)" and not twice.passed
@@ -546,6 +554,27 @@ def files(folder: Path) -> set[Path]:
 
 def examine(*argv: str):
     return doctor.run(cli.load(doctor.config_class(list(argv)), argv))
+
+
+def test_data_that_are_not_there_yet_are_of_the_chains_own_task(tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def enough(*_):
+        raise Enough
+
+    monkeypatch.setattr(doctor, "chain_models", enough)
+    flags = [
+        "--task",
+        "translation",
+        "--source",
+        str(ROOT / "data"),
+        "--dir",
+        str(tmp_path / "run"),
+    ]
+    with pytest.raises(Enough):
+        doctor.admit(cli.load(InstructGPTConfig, flags), tmp_path)
+    assert "Chinese: " in (tmp_path / "data" / "prompts_ppo.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_chain_that_has_not_been_run(chain, capsys):
