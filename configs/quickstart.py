@@ -58,9 +58,9 @@ def get_config() -> InstructGPTConfig:
             run=RunConfig(save_every=250, eval_every=250),
             data=text,
             model=ModelConfig(n_layers=4, d_model=128, n_heads=4, context=64),
-            optim=muon(2e-2, adam_lr=4e-3, warmup_steps=50),
+            optim=muon(2e-2, adam_lr=1.6e-2, warmup_steps=50),
             batch_size=16,
-            steps=1250,
+            steps=1000,
         ),
         sft=SFTConfig(
             **LENGTHS,

@@ -27,18 +27,32 @@ def orthogonalised(x: Float[Array, "*N In Out"]) -> Float[Array, "*N In Out"]:
     """About U Vᵀ of x = U S Vᵀ, with singular values of about 0.5 to 1.5.
 
     X ← a X + (b A + c A²) X with A = X Xᵀ, five times, from X = x / ‖x‖_F. Taken on the side where
-    A is smaller; matrices stacked in front are taken one by one.
+    A is smaller; matrices stacked in front are taken one by one. Where X is much wider than A, the
+    iterations' polynomials P(A) are multiplied with each other, A ← P A P, and meet X at the end.
     """
     if x.ndim > 2:
         return jax.vmap(orthogonalised)(x)
     if x.shape[0] > x.shape[1]:
         return orthogonalised(x.T).T
-    a, b, c = COEFFICIENTS
     x = x / (jnp.linalg.norm(x) + 1e-8)
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+    gram = x @ x.T
+    if x.shape[1] < 2 * x.shape[0]:
+        for _ in range(ITERATIONS - 1):
+            x = polynomial(gram) @ x
+            gram = x @ x.T
+        return polynomial(gram) @ x
+    factor = product = polynomial(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = polynomial(gram)
+        product = factor @ product
+    return product @ x
+
+
+def polynomial(gram: Float[Array, "In In"]) -> Float[Array, "In In"]:
+    """a I + b A + c A²."""
+    a, b, c = COEFFICIENTS
+    return a * jnp.eye(len(gram)) + b * gram + c * gram @ gram
 
 
 def scale_by_muon() -> optax.GradientTransformation:
