@@ -70,7 +70,7 @@ def get_config() -> InstructGPTConfig:
             epochs=2,
         ),
         compare=CompareConfig(
-            **LENGTHS, num_prompts=4000, heldout_prompts=300, responses_per_prompt=6
+            **LENGTHS, num_prompts=4300, heldout_prompts=300, responses_per_prompt=6
         ),
         reward=RewardConfig(
             **LENGTHS,
@@ -87,7 +87,7 @@ def get_config() -> InstructGPTConfig:
             batch_size=128,
             ppo_epochs=2,
             num_minibatches=2,
-            kl=KLConfig(coef=0.28),
+            kl=KLConfig(coef=0.26),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.3,
