@@ -74,7 +74,7 @@ def get_config() -> InstructGPTConfig:
         ),
         reward=RewardConfig(
             **LENGTHS,
-            optim=muon(5e-3, adam_lr=1e-3, warmup_steps=20),
+            optim=muon(5e-3, adam_lr=3e-3, warmup_steps=20),
             batch_size=8,
             epochs=1,
             unit_std=True,
