@@ -43,7 +43,7 @@ def get_config() -> InstructGPTConfig:
         n_heads=32,
         context=2048,
         scan_layers=True,
-        remat=True,
+        remat="full",
         dtype="bfloat16",
     )
     return InstructGPTConfig(

@@ -16,7 +16,7 @@ from rlhf_jax.config import InstructGPTConfig, ModelConfig, OptimConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.layout import ROWS, fit
 from rlhf_jax.models.lora import partition
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
@@ -90,7 +90,8 @@ def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     lm = make_language_model(models.policy, models.vocab_size)
 
     def loss_fn(params, batch, key, count):
-        return lm_loss(lm.packed_logits(params, batch, None), batch, count=count)
+        logprobs = lm.packed_logprobs(params, batch, None)
+        return lm_loss_of_logprobs(logprobs, batch, count=count)
 
     tx = make_optimizer(c.optim, 1, updates_per_step=1)
     frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)
@@ -202,9 +203,8 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     )
 
     def ptx_loss(params, batch, key, count):
-        return lm_loss(
-            lm.packed_logits(policy_value.policy(params), batch, None), batch, count=count
-        )
+        logprobs = lm.packed_logprobs(policy_value.policy(params), batch, None)
+        return lm_loss_of_logprobs(logprobs, batch, count=count)
 
     step = make_ppo_update(
         make_ppo_loss(policy_value, objective, temperature=c.sampling.temperature),

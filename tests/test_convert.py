@@ -67,11 +67,11 @@ def test_rows_that_no_token_has_are_suppressed_in_exports(gpt2, tmp_path):
 
 
 def test_from_hf_may_choose_how_to_compute(gpt2, tmp_path):
-    options = ("--compute-dtype", "bfloat16", "--scan-layers", "True", "--remat", "True")
+    options = ("--compute-dtype", "bfloat16", "--scan-layers", "True", "--remat", "dots")
     to_convert("from-hf", gpt2, "--out", tmp_path / "run", *options)
     trained = load_trained(tmp_path / "run", flag="init")
     model = trained.model
-    assert (model.dtype, model.scan_layers, model.remat) == ("bfloat16", True, True)
+    assert (model.dtype, model.scan_layers, model.remat) == ("bfloat16", True, "dots")
     assert trained.params["trunk"]["blocks"]["ln_1"]["scale"].shape == (2, 16)
 
 

@@ -168,7 +168,7 @@ def test_pmap_computes_the_same(run, stage):
 
 def test_scanned_and_recomputed_layers_compute_the_same(run):
     unrolled = run("pretrain")
-    model = replace(unrolled.config.model, scan_layers=True, remat=True)
+    model = replace(unrolled.config.model, scan_layers=True, remat="full")
     scanned = run("pretrain", model=model)
     assert scanned.params["trunk"]["blocks"]["mlp"]["c_fc"]["kernel"].shape[0] == 2
     trunk = unstack_blocks(scanned.params["trunk"], 2)

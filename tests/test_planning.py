@@ -150,12 +150,37 @@ def test_small_programs_compile_for_a_v5e(layout, names):
             assert share == 1.0 if layout.fsdp == 1 else share < 0.2
 
 
+@libtpu
+@pytest.mark.tpu_compile
+def test_no_gradient_of_attention_is_made_whole():
+    """Nor a kernel gathered, where 32 parts lie across the ends of queries, keys and values."""
+    wide = replace(MODEL, d_model=1024, n_heads=32, remat="full")
+    chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=1))
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(tensor=32), describe("v5e:4x8")))
+    found = measure(*PROGRAMS["sft"](chain, Models(wide, wide, 512), parallel), effort=-1.0)
+    assert found.collectives and found.largest_gathered()[0] < 1024 * 1024 / 2, found.error
+
+
 @pytest.mark.parametrize("name", list(PROGRAMS))
 def test_a_batch_that_the_mesh_cannot_split_is_named(name):
     mesh = jax.sharding.AbstractMesh((1, 7, 1), ("data", "fsdp", "tensor"))
     chain = small_chain()
     with pytest.raises(InputError, match=r"batch_size.*=\d+ is not divisible by the 7 parts"):
         PROGRAMS[name](chain, Models(MODEL, MODEL, 512), Parallel("mesh", mesh))
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_logits_in_parts_are_planned_in_parts(name):
+    """Four products with the vocabulary at 31 positions (a part is made again in the backward
+    pass) instead of three at 32."""
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    flops = []
+    for rows in (0, 31):
+        models = Models(replace(MODEL, logit_rows=rows), MODEL, 512)
+        program = PROGRAMS[name](small_chain(), models, Parallel("mesh", mesh))
+        flops.append(count_flops(program.jitted.trace(*program.arguments).jaxpr.jaxpr))
+    updates = {"sft": 1, "ppo": 8}[name]
+    assert flops[1] - flops[0] == updates * (4 * 31 - 3 * 32) * 16 * 2 * 256 * 512
 
 
 @libtpu

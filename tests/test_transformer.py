@@ -155,7 +155,7 @@ def test_cached_decoding_is_the_full_forward(params, tokens, scan):
         np.testing.assert_allclose(got, full[:, t], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scanned_layers_are_the_unrolled_ones(params, tokens, remat):
     config = replace(CONFIG, scan_layers=True, remat=remat)
     stacked = {"trunk": stack_blocks(params["trunk"], CONFIG.n_layers)}
@@ -206,7 +206,13 @@ def test_score_is_read_at_the_last_real_token(params, tokens):
 def test_a_query_read_once_scores_its_responses_as_read_each_time(params, scan, positions):
     """Scores and their gradients; an absent response has the query's last token."""
     K, Q, R = 3, 4, 5
-    config = replace(CONFIG, scan_layers=scan, remat=scan, positions=positions, n_kv_heads=1)
+    config = replace(
+        CONFIG,
+        scan_layers=scan,
+        remat="full" if scan else "none",
+        positions=positions,
+        n_kv_heads=1,
+    )
     model = make_scalar_model(config, V)
     trunk = make_language_model(config, V).init(jax.random.key(1))["trunk"]
     scalar = model.init(jax.random.key(0), jax.tree.map(lambda x: 4 * x, trunk))

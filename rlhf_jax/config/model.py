@@ -58,8 +58,9 @@ class ModelConfig:
     """On the embedding sum, attention weights and both residual outputs; only while training."""
     scan_layers: bool = False
     """Compile one layer and loop over stacked parameters: small programs for deep models."""
-    remat: bool = False
-    """Recompute each block's activations in the backward pass: less memory, more time."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass of a block computes again, for memory: nothing; all but the results of
+    products with weights; everything."""
     logit_rows: int = 0
     """Rows of logits that a language-model loss holds at a time, made again in the backward pass;
     0: all of batch x tokens. Saves memory where tokens x vocabulary is large, for a little time."""

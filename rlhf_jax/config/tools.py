@@ -121,7 +121,7 @@ class ConvertConfig:
     """from-hf: of matrix products; the weights stay float32."""
     scan_layers: bool = False
     """from-hf: as model.scan_layers."""
-    remat: bool = False
+    remat: Literal["none", "dots", "full"] = "none"
     """from-hf: as model.remat."""
 
     @property

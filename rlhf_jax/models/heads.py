@@ -302,7 +302,7 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
         config.dtype != "float64" or jax.config.jax_enable_x64,
         "model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1",
     )
-    unrolled = Transformer(replace(config, scan_layers=False, remat=False), vocab_size)
+    unrolled = Transformer(replace(config, scan_layers=False, remat="none"), vocab_size)
     module = Transformer(config, vocab_size)
     training = Transformer(config, vocab_size, dropout=config.dropout)
 

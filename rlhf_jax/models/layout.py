@@ -80,6 +80,15 @@ def features(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     return split(x, "data" if x.shape[1] == 1 else ROWS, None, "tensor")
 
 
+def head_features(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """Of all heads, before they are told apart and after they are joined.
+
+    Without it the gradients of attention's kernels are made whole where ``tensor`` splits finer
+    than the parts of the fused queries, keys and values.
+    """
+    return x if x.shape[1] == 1 else split(x, ROWS, None, "tensor")
+
+
 def logits(x: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
     """Of one position per row the sampler needs the whole row, once the weights have been used."""
     if x.ndim == 2:
