@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from feedback_site import ROOT, fill, labeler
 
+from configs import quickstart
 from experiments import feedback
 from rlhf_jax.cli import load
 from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
@@ -71,7 +72,9 @@ def test_flags_and_presets(monkeypatch):
     preset = ["--config", str(ROOT / "configs" / "quickstart.py")]
     config = load(FeedbackConfig, ["update", *preset, "--rounds", "4", "--serve.port", "99"])
     assert (config.command, config.rounds, config.serve.port) == ("update", 4, 99)
-    assert config.reward.unit_std and config.ppo.kl.coef == 0.28  # the preset's own stages
+    own = quickstart.get_config()
+    assert (config.reward.optim, config.ppo.kl) == (own.reward.optim, own.ppo.kl)
+    assert config.ppo.kl != FeedbackConfig().ppo.kl
     chain = InstructGPTConfig(dir=config.run).resolve()
     stage = config.ppo_stage(3)
     assert stage.reference == chain.sft.run.dir and stage.init == config.policy(2)
