@@ -16,14 +16,14 @@ from benchmarks.worker import Work, best_gflops, serve
 from rlhf_jax.config import OptimConfig, ParallelConfig
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.models.huggingface import load_pretrained
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
+from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.preference_losses import ranking_loss
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.training.optimizers import make_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.startup import start
-from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.training.updates import make_lm_loss, make_update_step
 from rlhf_jax.types import Generation, LMBatch, QueryBatch
 
 COMPILING = "/jax/core/compile/"
@@ -108,10 +108,7 @@ def make_loss(case: Case, config: Any, vocab_size: int):
     positions = np.broadcast_to(np.arange(case.length, dtype=np.int32)[None], ids.shape)
     batch = LMBatch(*map(jnp.asarray, (ids, inputs.targets(case, ids), ones, positions)))
 
-    def language_loss(params, batch, key, count):
-        return lm_loss_of_logprobs(lm.packed_logprobs(params, batch, None), batch, count=count)
-
-    return language_loss, count_targets, batch
+    return make_lm_loss(lm, training=False), count_targets, batch
 
 
 def compilation():

@@ -16,12 +16,12 @@ from rlhf_jax.config import InstructGPTConfig, ModelConfig, OptimConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.layout import ROWS, fit
 from rlhf_jax.models.lora import partition
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
+from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel
-from rlhf_jax.training.updates import make_ppo_loss, make_ppo_update, make_update_step
+from rlhf_jax.training.updates import make_lm_loss, make_ppo_loss, make_ppo_update, make_update_step
 from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch, TrainState
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -87,12 +87,7 @@ def text(parallel: Parallel, *shape: int, axis: int = 0) -> LMBatch:
 def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     c = chain.sft
     parallel.check_batch("sft.batch_size", c.batch_size)
-    lm = make_language_model(models.policy, models.vocab_size)
-
-    def loss_fn(params, batch, key, count):
-        logprobs = lm.packed_logprobs(params, batch, None)
-        return lm_loss_of_logprobs(logprobs, batch, count=count)
-
+    loss_fn = make_lm_loss(make_language_model(models.policy, models.vocab_size), training=False)
     tx = make_optimizer(c.optim, 1, updates_per_step=1)
     frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)
     state = train_state(lm_shapes(models), tx, c.optim, parallel)
@@ -196,15 +191,14 @@ def cache_sharding(parallel: Parallel, leaf: Any) -> NamedSharding:
 def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """All minibatches of an iteration, each with its pretraining text."""
     c, there = chain.ppo, actors(chain, models, parallel)
-    lm = make_language_model(models.policy, models.vocab_size)
+    lm_loss = make_lm_loss(make_language_model(models.policy, models.vocab_size), training=False)
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
     objective = partial(
         ppo_loss, clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef
     )
 
     def ptx_loss(params, batch, key, count):
-        logprobs = lm.packed_logprobs(policy_value.policy(params), batch, None)
-        return lm_loss_of_logprobs(logprobs, batch, count=count)
+        return lm_loss(policy_value.policy(params), batch, key, count)
 
     step = make_ppo_update(
         make_ppo_loss(policy_value, objective, temperature=c.sampling.temperature),

@@ -26,7 +26,7 @@ from rlhf_jax.errors import RunError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.kl import update_kl_coef
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
+from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import (
@@ -37,6 +37,7 @@ from rlhf_jax.training.optimizers import (
 )
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import (
+    make_lm_loss,
     make_ppo_loss,
     make_ppo_update,
     prepare_batch,
@@ -157,9 +158,10 @@ def run(config: PPOConfig) -> dict:
             vf_coef=config.vf_coef,
         )
 
+        lm_loss = make_lm_loss(lm, training=False)
+
         def ptx_loss(params, batch, key, count):
-            logprobs = lm.packed_logprobs(policy_value.policy(params), batch, None)
-            return lm_loss_of_logprobs(logprobs, batch, count=count)
+            return lm_loss(policy_value.policy(params), batch, key, count)
 
         update_fn = parallel.update(
             make_ppo_update(

@@ -20,10 +20,10 @@ from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
+from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.training.updates import make_lm_loss, make_update_step
 
 
 def run(config: PretrainConfig) -> dict:
@@ -59,13 +59,9 @@ def run(config: PretrainConfig) -> dict:
         state = stage.restore(state, train=batches)
 
         # Functions
-        def loss_fn(params, batch, key, count):
-            logprobs = lm.packed_logprobs(params, batch, key if config.model.dropout else None)
-            return lm_loss_of_logprobs(logprobs, batch, count=count)
-
         update = parallel.update(
             make_update_step(
-                loss_fn,
+                make_lm_loss(lm, training=True),
                 count_targets,
                 tx,
                 accumulate=config.optim.accumulate,

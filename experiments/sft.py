@@ -29,10 +29,10 @@ from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss_of_logprobs
+from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.training.updates import make_lm_loss, make_update_step
 
 
 def run(config: SFTConfig) -> dict:
@@ -114,9 +114,8 @@ def run(config: SFTConfig) -> dict:
         state = stage.restore(state, **iterators)
 
         # Functions
-        def loss_fn(params, batch, key, count):
-            logprobs = lm.packed_logprobs(params, batch, key if config.dropout else None)
-            return lm_loss_of_logprobs(logprobs, batch, count=count)
+        loss_fn = make_lm_loss(lm, training=True)
+        loss_without_dropout = make_lm_loss(lm, training=False)
 
         def mean_loss(params, batch, key, count):
             return loss_fn(params, batch, key, jnp.maximum(count_targets(batch), 1))
@@ -139,7 +138,7 @@ def run(config: SFTConfig) -> dict:
             )
         heldout_batches = list(demonstrations(heldout, config.batch_size, None))
         heldout_loss = parallel.function(
-            lambda p, b: (loss_fn(p, b, key, 1.0)[0], count_targets(b))
+            lambda p, b: (loss_without_dropout(p, b, key, 1.0)[0], count_targets(b))
         )
 
         def evaluate(params):

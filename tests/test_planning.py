@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import quickstart
+from configs import instructgpt_6b, quickstart
 from experiments import plan
 from experiments.plan_programs import PROGRAMS, Models, sft
 from rlhf_jax.config import ModelConfig, ParallelConfig, PlanConfig
@@ -148,6 +148,13 @@ def test_small_programs_compile_for_a_v5e(layout, names):
         if name == "sft":
             share = found.kinds["weights"] / whole
             assert share == 1.0 if layout.fsdp == 1 else share < 0.2
+
+
+def test_rows_that_no_token_has_are_planned_as_such():
+    chain = instructgpt_6b.get_config()
+    models = plan.models_of(PlanConfig(chain=chain))
+    assert (models.vocab_size, models.policy.unused_rows) == (50304, 50304 - 50258)
+    assert models.scalar == chain.pretrain.model
 
 
 @libtpu

@@ -10,6 +10,7 @@ import pytest
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.models.transformer import as_layout, stack_blocks, unstack_blocks
+from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.types import LMBatch
 
 CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=24)
@@ -166,6 +167,23 @@ def test_scanned_layers_are_the_unrolled_ones(params, tokens, remat):
     unstacked = unstack_blocks(scanned_gradient["trunk"], CONFIG.n_layers)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     jax.tree.map(close, unstacked, gradient["trunk"])
+
+
+def test_rematerialised_blocks_make_again_what_they_say(params, tokens):
+    """Of the backward pass's products: none; attention's two of each layer; all of each layer."""
+    stacked = {"trunk": stack_blocks(params["trunk"], CONFIG.n_layers)}
+
+    def flops(remat):
+        config = replace(CONFIG, scan_layers=True, remat=remat)
+        gradient = jax.grad(lambda p: logits(config, p, tokens).sum())
+        return count_flops(jax.make_jaxpr(gradient)(stacked).jaxpr)
+
+    (B, T), D, L = tokens.shape, CONFIG.d_model, CONFIG.n_layers
+    attention = 2 * 2 * B * T * T * D * L
+    kernels = 2 * B * T * (3 + 1 + 4 + 4) * D * D * L
+    assert flops("dots") - flops("none") == attention
+    # The last product's result is needed by nothing in the block's backward pass.
+    assert flops("full") - flops("none") == attention + kernels - 2 * B * T * 4 * D * D * L
 
 
 def test_both_layouts_start_from_the_same_parameters():

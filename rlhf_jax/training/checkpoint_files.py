@@ -33,9 +33,11 @@ def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Call
 
     The function raises what went wrong. The arrays may be donated as soon as this returns.
     """
-    if jax.process_count() == 1 and not any(map(in_parts, jax.tree.leaves(items))):
+    whole = jax.process_count() == 1 and not any(map(in_parts, jax.tree.leaves(items)))
+    if whole:
         items = jax.tree.map(np.asarray, jax.device_get(items))
-    info = json.loads(json.dumps(info | {"leaves": fingerprints(flatten(items))}))  # as read back
+    info |= {"whole": whole, "leaves": fingerprints(flatten(items))}
+    info = json.loads(json.dumps(info))  # as read back
     info["sha256"] = json_sha256(info)
     with orbax_options():
         return ocp.save_checkpointables_async(path, items | {"info": info}).result
@@ -59,13 +61,28 @@ def read_items(path: Path, info: dict[str, Any], like: dict[str, Any]) -> dict[s
     ``like`` gives for each item a tree of shapes with shardings: each process then reads the parts
     that lie on its devices; or of NumPy arrays, for whole arrays on the host.
     """
-    items = load(path, like)
+    if info.get("whole") and jax.process_count() == 1:
+        # Devices that ask for their parts of one stored piece would each read all of it.
+        items = jax.tree.map(placed_as, load(path, jax.tree.map(on_host, like)), like)
+    else:
+        items = load(path, like)
     found = fingerprints(flatten(items))
     expected = {k: v for k, v in info["leaves"].items() if k.split("/")[0] in like}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise Damaged(f"checkpoint {path} is damaged: {name} is not what was saved")
     return items
+
+
+def on_host(leaf: Any) -> np.ndarray:
+    """Asks Orbax for a NumPy array; it holds one element, whatever its shape."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+
+def placed_as(array: np.ndarray, like: Any) -> Any:
+    """A copy where ``like`` says, for a train state owns its buffers; on the host ``array``."""
+    on_devices = not isinstance(like, np.ndarray)
+    return jax.device_put(array, like.sharding, may_alias=False) if on_devices else array
 
 
 def list_steps(folder: Path) -> list[int]:

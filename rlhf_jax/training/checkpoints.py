@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.checkpoint_files import (
@@ -25,6 +24,7 @@ from rlhf_jax.training.checkpoint_files import (
     flatten,
     json_sha256,
     list_steps,
+    on_host,
     read_info,
     read_items,
     remove_step,
@@ -247,11 +247,6 @@ def saved_shapes(leaves: dict[str, Any], item: str) -> Params:
                 branch = branch.setdefault(key, {})
             branch[last] = jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
     return tree
-
-
-def on_host(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Asks Orbax for a NumPy array; it holds one element, whatever its shape."""
-    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def abstract(shapes: Params, shardings: Callable[[Params], Params]) -> Params:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.models.heads import PolicyValue
+from rlhf_jax.models.heads import LanguageModel, PolicyValue
 from rlhf_jax.models.lora import combine
 from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.objectives.language_losses import lm_loss_of_logprobs
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, whiten
 from rlhf_jax.objectives.rewards import kl_penalised_rewards, penalise_missing_eos
@@ -102,6 +103,16 @@ def make_update_step(
         return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
 
     return step
+
+
+def make_lm_loss(lm: LanguageModel, *, training: bool) -> LossFn:
+    """The language-model loss of an LMBatch; dropout acts only when ``training``."""
+
+    def loss_fn(params, batch: LMBatch, key, count):
+        logprobs = lm.packed_logprobs(params, batch, key if training else None)
+        return lm_loss_of_logprobs(logprobs, batch, count=count)
+
+    return loss_fn
 
 
 def prepare_batch(
