@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024): momentum of a matrix, made nearly orthogonal, is the update.
 
-The direction is that of ``optax.contrib.muon``, whose iterations take 1.5 times as long on a CPU.
+The direction is that of ``optax.contrib.muon``, which takes two to three times as long on a CPU.
 """
 
 import math
