@@ -13,8 +13,9 @@ from rlhf_jax.data.encoding import encode_texts
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import LanguageModel
-from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.training.updates import make_lm_loss
 from rlhf_jax.types import Params
 
 
@@ -88,9 +89,11 @@ def make_text_evaluation(
         count = min(max_batches, stream.steps_per_epoch)
         sets[name] = [next(stream) for _ in range(count)]
 
+    loss_fn = make_lm_loss(lm, training=False)
+
     @parallel.function
     def nats(params, batch):
-        loss, _ = lm_loss(lm.packed_logits(params, batch, None), batch, count=jnp.float32(1))
+        loss, _ = loss_fn(params, batch, None, jnp.float32(1))
         return loss, count_targets(batch)
 
     def evaluate(params: Params) -> dict[str, float]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from scipy import stats
 
 from rlhf_jax.config import ModelConfig
@@ -14,7 +15,7 @@ from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.kl import exact_kl
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
-from rlhf_jax.rollouts.generate import generate, row_keys
+from rlhf_jax.rollouts.generate import generate, row_keys, smaller_batches
 from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
 from rlhf_jax.types import QueryBatch
 
@@ -84,6 +85,39 @@ def test_a_row_does_not_depend_on_its_batch(params, batch):
     np.testing.assert_array_equal(flipped.responses[::-1], whole.responses)
     alone = sample(params, jax.tree.map(lambda x: x[2:3], batch), keys()[2:3])
     np.testing.assert_array_equal(alone.responses[0], whole.responses[2])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("rows", [64, 131])
+def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, scan, rows):
+    config = replace(CONFIG, scan_layers=scan)
+    lm = make_language_model(config, V)
+    params = {"trunk": as_layout(params["trunk"], config)}
+    queries = jax.random.randint(jax.random.key(2), (rows, Q), 0, EOS)
+    mask = jnp.arange(Q)[None] >= jnp.arange(rows)[:, None] % Q
+    whole_batches = []
+
+    def sample(halvings):
+        monkeypatch.setattr("rlhf_jax.rollouts.generate.HALVINGS", halvings)
+        whole_batches.append(smaller_batches(rows) == ())
+        keys = row_keys(jax.random.key(3), rows)
+        return generate(lm, params, queries, mask, keys, **OPTIONS | {"length": 24})
+
+    expected, *others = map(sample, (0, 1, 2))
+    lengths = np.asarray(expected.mask.sum(axis=1))
+    assert (lengths == 24).any() and np.median(lengths) < 12  # else no row would be left behind
+    assert whole_batches == [True, False, False]
+    for found in others:
+        np.testing.assert_array_equal(found.responses, expected.responses)
+        np.testing.assert_array_equal(found.mask, expected.mask)
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_stay_where_they_are_on_several_devices():
+    assert smaller_batches(128) == (64,)
+    assert smaller_batches(63) == ()
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
+        assert smaller_batches(128) == ()
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -136,14 +136,16 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         return head(params, packed_hidden(params, batch, dropout_key))
 
     def packed_logprobs(params, batch: LMBatch, dropout_key):
-        hidden, tokens = packed_hidden(params, batch, dropout_key), batch.tokens[:, 1:]
+        hidden = packed_hidden(params, batch, dropout_key)
+        # The last position predicts nothing, but cutting it off the logits would copy them.
+        tokens = jnp.roll(batch.tokens, -1, axis=1)
         if not config.logit_rows:
-            return token_logprobs(head(params, hidden)[:, :-1], tokens)
-        rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+            return token_logprobs(head(params, hidden), tokens)[:, :-1]
+        rows = hidden.reshape(-1, hidden.shape[-1])
         logprobs = token_logprobs_in_parts(
             partial(head, params), rows, tokens.reshape(-1), rows=config.logit_rows
         )
-        return logprobs.reshape(tokens.shape)
+        return logprobs.reshape(tokens.shape)[:, :-1]
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)

@@ -35,11 +35,17 @@ def fit(spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partit
     return PartitionSpec(*fitted)
 
 
+def on_one_device() -> bool:
+    """Whether what is traced lies on one device: no mesh, pmap, or a mesh of one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return "tensor" not in mesh.axis_names or mesh.size == 1
+
+
 def split(x: Array, *spec) -> Array:
     """``x`` with its dimensions split over the mesh axes that ``spec`` names."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if "tensor" not in mesh.axis_names or mesh.size == 1:
+    if on_one_device():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh.shape))
 
 

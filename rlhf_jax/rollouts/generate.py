@@ -1,15 +1,26 @@
-"""Sampling responses: prefill and decode in one program, with a preallocated KV cache."""
+"""Sampling responses: prefill and decode in one program, with a preallocated KV cache.
 
+Responses differ in length, and a row that has ended still takes part in every product. So the loop
+is left when half of the rows have ended, and goes on with the others alone (see ``decode_rest``).
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from rlhf_jax.models import layout
 from rlhf_jax.models.heads import Cache, LanguageModel
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 from rlhf_jax.types import Generation, Params
+
+
+HALVINGS = 1
+"""How often the rows that go on are gathered into half a batch; each compiles the loop once more."""
+SMALLEST = 32
+"""Rows under which a smaller batch is hardly quicker."""
 
 
 class Decoding(NamedTuple):
@@ -18,6 +29,7 @@ class Decoding(NamedTuple):
     t: Int[Array, ""]
     token: Int[Array, "B"]
     done: Bool[Array, "B"]
+    keys: Key[Array, "B"]
     cache: Cache
     generation: Generation
 
@@ -41,7 +53,7 @@ def generate(
     eos_id: int,
     pad_id: int,
 ) -> Generation:
-    """Sample up to ``length`` tokens per row; the loop ends when every row has ended.
+    """Sample up to ``length`` tokens per row; decoding ends when every row has ended.
 
     Rows are K = B / P responses to each query, one after the other; a query is read once.
     Token t of a row is drawn with ``fold_in(keys[row], t)``: a row's response depends neither on
@@ -49,7 +61,7 @@ def generate(
     After EOS come ``pad_id``, mask False and log-prob 0.
     """
 
-    def sample(t, logits, done):
+    def sample(t, logits, keys, done):
         if temperature == 0:
             token, logprob = greedy(logits)
         else:
@@ -67,9 +79,10 @@ def generate(
 
     def step(state: Decoding) -> Decoding:
         logits, cache = model.decode(params, state.token, state.cache)
-        token, logprob = sample(state.t, logits, state.done)
+        token, logprob = sample(state.t, logits, state.keys, state.done)
         generation = write(state.generation, state.t, token, logprob, state.done)
-        return Decoding(state.t + 1, token, state.done | (token == eos_id), cache, generation)
+        done = state.done | (token == eos_id)
+        return Decoding(state.t + 1, token, done, state.keys, cache, generation)
 
     B = len(keys)
     empty = Generation(
@@ -78,20 +91,44 @@ def generate(
         logprobs=jnp.zeros((B, length), jnp.float32),
     )
     logits, cache = model.prefill(params, queries, query_mask, length=length)
-    if len(queries) < B:
-        logits, cache = repeat_rows(logits, cache, B // len(queries))
+    if len(queries) < B:  # here the responses to one query begin to differ
+        rows = jnp.repeat(jnp.arange(len(queries)), B // len(queries))
+        logits, cache = logits[rows], take_rows(cache, rows)
     nobody = jnp.zeros(B, bool)
-    token, logprob = sample(jnp.int32(0), logits, nobody)
+    token, logprob = sample(jnp.int32(0), logits, keys, nobody)
     first = write(empty, 0, token, logprob, nobody)
-    state = Decoding(jnp.int32(1), token, token == eos_id, cache, first)
-    going = lambda state: (state.t < length) & ~state.done.all()
-    return jax.lax.while_loop(going, step, state).generation
+    state = Decoding(jnp.int32(1), token, token == eos_id, keys, cache, first)
+    return decode_rest(step, state, length=length, sizes=smaller_batches(B))
 
 
-def repeat_rows(
-    logits: Float[Array, "P V"], cache: Cache, times: int
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Every row ``times`` in a row: where the responses to one query begin to differ."""
-    rows = lambda x, axis=0: jnp.repeat(x, times, axis=axis)
-    layers = jax.tree.map(lambda x: layout.heads(rows(x, x.ndim - 4)), cache.layers)
-    return rows(logits), Cache(layers, rows(cache.mask), rows(cache.positions), cache.index)
+def smaller_batches(rows: int) -> tuple[int, ...]:
+    """Numbers of rows to go on with. On several devices none: rows would move between them."""
+    sizes = tuple(rows >> n for n in range(1, HALVINGS + 1))
+    return tuple(size for size in sizes if size >= SMALLEST) if layout.on_one_device() else ()
+
+
+def decode_rest(
+    step: Callable[[Decoding], Decoding], state: Decoding, *, length: int, sizes: tuple[int, ...]
+) -> Generation:
+    """Take steps until every row has ended; as soon as only ``sizes[0]`` go on, with those alone."""
+    few = sizes[0] if sizes else 0
+    going = lambda state: (state.t < length) & ((~state.done).sum() > few)
+    state = jax.lax.while_loop(going, step, state)
+    if not sizes:
+        return state.generation
+    rows = jnp.argsort(state.done, stable=True)[:few]
+    rest = Decoding(
+        state.t,
+        *(x[rows] for x in (state.token, state.done, state.keys)),
+        take_rows(state.cache, rows),
+        jax.tree.map(lambda x: x[rows], state.generation),
+    )
+    found = decode_rest(step, rest, length=length, sizes=sizes[1:])
+    return jax.tree.map(lambda x, y: x.at[rows].set(y), state.generation, found)
+
+
+def take_rows(cache: Cache, rows: Int[Array, "N"]) -> Cache:
+    """The cache of some rows, in that order; a row may be taken several times."""
+    take = lambda x: jnp.take(x, rows, axis=x.ndim - 4)
+    layers = jax.tree.map(lambda x: layout.heads(take(x)), cache.layers)
+    return Cache(layers, cache.mask[rows], cache.positions[rows], cache.index)
