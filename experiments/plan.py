@@ -41,7 +41,7 @@ def run(config: PlanConfig) -> list[Measured]:
     measured = []
     for name in config.programs:
         print(f"compiling {name} for {config.topology} ...", file=sys.stderr, flush=True)
-        measured.append(compiled(name, config, models, parallel))
+        measured.append(compiled(name, config, models, parallel, chip))
     lines = [
         heading(config, models, parallel, chip, chips),
         report.memory_table(measured, chip),
@@ -86,8 +86,11 @@ def models_of(config: PlanConfig) -> Models:
     return Models(replace(policy, unused_rows=rows - ids), scalar, rows)
 
 
-def compiled(name: str, config: PlanConfig, models: Models, parallel: Parallel) -> Measured:
-    return measure(*PROGRAMS[name](config.chain, models, parallel), effort=config.effort)
+def compiled(
+    name: str, config: PlanConfig, models: Models, parallel: Parallel, chip: Chip
+) -> Measured:
+    program = PROGRAMS[name](config.chain, models, parallel)
+    return measure(*program, effort=config.effort, chip=chip)
 
 
 def heading(config, models: Models, parallel: Parallel, chip: Chip, chips: int) -> str:
@@ -139,7 +142,7 @@ def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> st
             if count <= now:
                 continue
             tried = replace(config, chain=with_accumulate(config.chain, stage, count))
-            again = compiled(name, tried, models, parallel)
+            again = compiled(name, tried, models, parallel, chip)
             if again.fits(chip):
                 return (
                     f"fits with --chain.{stage}.optim.accumulate {count} "
@@ -152,46 +155,55 @@ def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> st
 
 
 def search(config: PlanConfig, devices, chip: Chip, models: Models) -> str:
-    """Every mesh and number of micro-batches, ranked by the estimate."""
+    """Every mesh with the smallest number of micro-batches that fits it, ranked by the estimate.
+
+    More micro-batches are never quicker: each gathers the weights again.
+    """
     lines = []
     for name in config.programs:
         found = []
-        for parallel, chain in candidates(config, name, devices, models):
-            tried = replace(config, chain=chain)
-            m = compiled(name, tried, models, parallel)
+        for parallel in meshes(devices, models):
             shape = "x".join(map(str, parallel.mesh.shape.values()))
-            micro = getattr(chain, ACCUMULATES[name]).optim.accumulate if name in ACCUMULATES else 1
-            seconds = max(m.seconds(chip, len(devices)).values()) if not m.error else float("inf")
-            state = report.verdict(m, chip)
-            print(f"{name} {shape} micro-batches {micro}: {state}", file=sys.stderr, flush=True)
-            found.append((not m.fits(chip), seconds, shape, micro, m, state))
+            for chain, micro in attempts(config.chain, name, parallel):
+                m = compiled(name, replace(config, chain=chain), models, parallel, chip)
+                seconds = max(m.seconds(chip, len(devices)).values())
+                state = report.verdict(m, chip)
+                print(f"{name} {shape} micro-batches {micro}: {state}", file=sys.stderr, flush=True)
+                found.append((not m.fits(chip), seconds, shape, micro, m, state))
+                if m.fits(chip) or m.hopeless(chip):
+                    break
         found.sort(key=lambda row: row[:2])
         rows = [
             [shape, str(micro), report.gib(m.bytes), report.duration(s) if not m.error else "", v]
             for _, s, shape, micro, m, v in found
         ]
         header = ["data x fsdp x tensor", "micro-batches", "GiB per chip", "estimate", ""]
-        lines += [f"## {name} on {config.topology}, fastest first", report.table(header, rows)]
+        title = f"## {name} on {config.topology}: those that fit, fastest first, then the others"
+        lines += [title, report.table(header, rows)]
     return "\n\n".join(lines)
 
 
-def candidates(config: PlanConfig, name: str, devices, models: Models):
-    """(parallel, chain) of every mesh that divides rows and heads."""
+def meshes(devices, models: Models) -> Iterator[Parallel]:
+    """Every mesh whose tensor axis divides the heads."""
     count = len(devices)
     sizes = [n for n in range(1, count + 1) if count % n == 0]
     heads = (models.policy.n_heads, models.scalar.n_heads)
     for fsdp, tensor in product(sizes, sizes):
-        if count % (fsdp * tensor) or any(h % tensor for h in heads):
-            continue
-        layout = ParallelConfig(fsdp=fsdp, tensor=tensor)
-        parallel = Parallel("mesh", make_mesh(layout, devices))
-        if name not in ACCUMULATES:
-            if config.chain.ppo.batch_size % parallel.row_shards == 0:
-                yield parallel, config.chain
-            continue
+        if count % (fsdp * tensor) == 0 and all(h % tensor == 0 for h in heads):
+            layout = ParallelConfig(fsdp=fsdp, tensor=tensor)
+            yield Parallel("mesh", make_mesh(layout, devices))
+
+
+def attempts(
+    chain: InstructGPTConfig, name: str, parallel: Parallel
+) -> Iterator[tuple[InstructGPTConfig, int]]:
+    """(chain, number of micro-batches), fewest first; none if the mesh does not divide the rows."""
+    if name in ACCUMULATES:
         stage = ACCUMULATES[name]
-        for micro in microbatches(config.chain, stage, parallel):
-            yield parallel, with_accumulate(config.chain, stage, micro)
+        for micro in microbatches(chain, stage, parallel):
+            yield with_accumulate(chain, stage, micro), micro
+    elif chain.ppo.batch_size % parallel.row_shards == 0:
+        yield chain, 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Plans: what is counted is right, and small programs compile for TPUs that are not there."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +30,7 @@ MODEL = ModelConfig(
     n_layers=2, d_model=256, n_heads=4, context=64, scan_layers=True, dtype="bfloat16"
 )
 MODELS = Models(MODEL, MODEL, 512)
+CHIP = chip_of("v5e:2x4")
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is missing (extra tpu)"
 )
@@ -92,13 +94,41 @@ def test_a_training_step_costs_three_forward_passes():
 
 
 def test_what_does_not_fit_is_named():
-    chip = chip_of("v5e:2x4")
+    chip = CHIP
     fits = Measured("a", {"weights": 2**30}, 0, 0, [], (0, ""), 0.0, "")
     assert report.verdict(fits, chip) == "fits"
     large = fits._replace(kinds={"weights": 2**30, "cache": 2**34})
     assert report.verdict(large, chip) == "does not fit: most of it is KV cache"
     error = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.1G of 15.7G hbm."
     assert "Used 23.1G of 15.7G hbm" in report.verdict(fits._replace(error=error), chip)
+
+
+def test_a_program_whose_arguments_do_not_fit_is_not_compiled():
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    program = PROGRAMS["decode"](small_chain(), MODELS, Parallel("mesh", mesh))
+    found = measure(*program, effort=-1.0, chip=CHIP._replace(hbm=2**20))
+    assert found.hopeless(CHIP._replace(hbm=2**20)) and not found.hopeless(CHIP)
+    assert "by its arguments alone" in report.verdict(found, CHIP._replace(hbm=2**20))
+
+
+@libtpu
+@pytest.mark.tpu_compile
+def test_search_takes_each_mesh_with_the_fewest_micro_batches_that_fit(capsys):
+    """On a chip with room for all but the largest temporaries."""
+    model = replace(MODEL, n_heads=1)  # which no tensor axis divides
+    models, devices = Models(model, model, 512), describe("v5e:2x2")
+    config = PlanConfig(chain=small_chain(), topology="v5e:2x2", programs=("sft",))
+    one = plan.compiled("sft", config, models, next(plan.meshes(devices, models)), CHIP)
+    small = CHIP._replace(hbm=one.bytes - 1)
+    text = plan.search(config, devices, small, models)
+    lines = re.findall(r"^\| (\d+x\d+x\d+) \| (\d+) \| \S+ \| (.*) \| (.*) \|$", text, re.M)
+    tried = [(shape, int(micro)) for shape, micro, _, _ in lines]
+    assert {shape for shape, _ in tried} == {"4x1x1", "2x2x1", "1x4x1"}
+    assert ("4x1x1", 1) in tried and ("4x1x1", 2) in tried
+    fitting = [state == "fits" for *_, state in lines]
+    assert fitting == sorted(fitting, reverse=True) and any(fitting) and not all(fitting)
+    assert all(estimate for *_, estimate, state in lines if state == "fits")
+    assert "4x1x1 micro-batches 1: does not fit" in capsys.readouterr().err
 
 
 def test_unknown_topologies_and_programs():
@@ -141,8 +171,8 @@ def test_small_programs_compile_for_a_v5e(layout, names):
     whole = None
     for name in names:
         program = PROGRAMS[name](small_chain(), MODELS, parallel)
-        found = measure(*program, effort=-1.0)
-        assert found.fits(chip_of("v5e:2x4")), found.error
+        found = measure(*program, effort=-1.0, chip=CHIP)
+        assert found.fits(CHIP), found.error
         assert found.collectives and found.flops and found.moved
         whole = whole or sum(x.size * 4 for x in jax.tree.leaves(program.kinds["weights"]))
         if name == "sft":
@@ -164,7 +194,9 @@ def test_no_gradient_of_attention_is_made_whole():
     wide = replace(MODEL, d_model=1024, n_heads=32, remat="full")
     chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=1))
     parallel = Parallel("mesh", make_mesh(ParallelConfig(tensor=32), describe("v5e:4x8")))
-    found = measure(*PROGRAMS["sft"](chain, Models(wide, wide, 512), parallel), effort=-1.0)
+    found = measure(
+        *PROGRAMS["sft"](chain, Models(wide, wide, 512), parallel), effort=-1.0, chip=CHIP
+    )
     assert found.collectives and found.largest_gathered()[0] < 1024 * 1024 / 2, found.error
 
 
@@ -178,16 +210,15 @@ def test_a_batch_that_the_mesh_cannot_split_is_named(name):
 
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_logits_in_parts_are_planned_in_parts(name):
-    """Four products with the vocabulary at 31 positions (a part is made again in the backward
-    pass) instead of three at 32."""
+    """Four products with the vocabulary instead of three: a part is made again backward."""
     mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
     flops = []
-    for rows in (0, 31):
+    for rows in (0, 32):
         models = Models(replace(MODEL, logit_rows=rows), MODEL, 512)
         program = PROGRAMS[name](small_chain(), models, Parallel("mesh", mesh))
         flops.append(count_flops(program.jitted.trace(*program.arguments).jaxpr.jaxpr))
     updates = {"sft": 1, "ppo": 8}[name]
-    assert flops[1] - flops[0] == updates * (4 * 31 - 3 * 32) * 16 * 2 * 256 * 512
+    assert flops[1] - flops[0] == updates * 32 * 16 * 2 * 256 * 512
 
 
 @libtpu

@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     """Largest array that lies whole on every chip: bytes, shape."""
     compile_seconds: float
     error: str
-    """What the compiler said when it gave up; empty when it compiled."""
+    """Why it was not compiled, in the compiler's words if it gave up; empty when it compiled."""
 
     @property
     def bytes(self) -> int:
@@ -36,6 +36,10 @@ class Measured(NamedTuple):
 
     def fits(self, chip: Chip) -> bool:
         return not self.error and self.bytes <= chip.hbm
+
+    def hopeless(self, chip: Chip) -> bool:
+        """Too large whatever the number of micro-batches."""
+        return bool(self.error) and self.bytes > chip.hbm
 
     def seconds(self, chip: Chip, chips: int) -> dict[str, float]:
         """The three bounds of the roofline, each at the chip's published peak."""
@@ -87,8 +91,12 @@ def measure(
     resident: dict[str, Any],
     *,
     effort: float,
+    chip: Chip,
 ) -> Measured:
-    """Trace, lower and compile ``jitted`` for the devices of its arguments' shardings."""
+    """Trace, lower and compile ``jitted`` for the devices of its arguments' shardings.
+
+    A program whose arguments alone do not fit ``chip`` is not compiled.
+    """
     start = time.monotonic()
     traced = jitted.trace(*arguments)
     flops = count_flops(traced.jaxpr.jaxpr)
@@ -96,6 +104,9 @@ def measure(
     bytes_ |= {f"{kind} beside": tree_bytes(tree) for kind, tree in resident.items()}
     replicated = largest_replicated((kinds, resident))
     result = Measured(name, bytes_, flops, 0, [], replicated, 0.0, "")
+    if result.bytes > chip.hbm:
+        error = f"Used {result.bytes / 2**30:.1f}G by its arguments alone, not compiled"
+        return result._replace(error=error, compile_seconds=time.monotonic() - start)
     try:
         compiled = traced.lower().compile(compiler_options=compiler_options(effort))
     except jax.errors.JaxRuntimeError as error:

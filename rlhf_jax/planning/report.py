@@ -16,11 +16,11 @@ KINDS = {
 """Columns of the memory table, and the kinds that each adds up."""
 
 
-def gib(bytes_: float) -> str:
+def gib(bytes_: float | int) -> str:
     return f"{bytes_ / 2**30:.2f}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
@@ -37,13 +37,13 @@ def verdict(measured: Measured, chip: Chip) -> str:
     """ "fits", or what does not."""
     if measured.fits(chip):
         return "fits"
+    largest = max(KINDS, key=lambda name: column(measured, name))
+    if measured.hopeless(chip):
+        return f"does not fit: {used(measured.error)}; what is too large is {largest}"
     if measured.error and "memory" not in measured.error:
         return f"not compiled: {measured.error.splitlines()[0][:200]}"
-    largest = max(KINDS, key=lambda name: column(measured, name))
     if measured.error:
-        needed = used(measured.error)
-        largest = "temporaries" if "temporaries" not in measured.kinds else largest
-        return f"does not fit: {needed}; what is too large is {largest}"
+        return f"does not fit: {used(measured.error)}; what is too large is temporaries"
     return f"does not fit: most of it is {largest}"
 
 

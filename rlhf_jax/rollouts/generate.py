@@ -16,9 +16,8 @@ from rlhf_jax.models.heads import Cache, LanguageModel
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 from rlhf_jax.types import Generation, Params
 
-
 HALVINGS = 1
-"""How often the rows that go on are gathered into half a batch; each compiles the loop once more."""
+"""How often the rows that go on are gathered into half a batch: the loop is compiled once more."""
 SMALLEST = 32
 """Rows under which a smaller batch is hardly quicker."""
 
@@ -110,7 +109,7 @@ def smaller_batches(rows: int) -> tuple[int, ...]:
 def decode_rest(
     step: Callable[[Decoding], Decoding], state: Decoding, *, length: int, sizes: tuple[int, ...]
 ) -> Generation:
-    """Take steps until every row has ended; as soon as only ``sizes[0]`` go on, with those alone."""
+    """Take steps until every row has ended; when only ``sizes[0]`` go on, with those alone."""
     few = sizes[0] if sizes else 0
     going = lambda state: (state.t < length) & ((~state.done).sum() > few)
     state = jax.lax.while_loop(going, step, state)
