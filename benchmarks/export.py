@@ -23,13 +23,7 @@ STRONG = 5.0
 
 
 def export(case: Case, folder: Path) -> None:
-    shape = SHAPES[case.shape]
-    config = ModelConfig(
-        n_layers=shape.n_layers,
-        d_model=shape.d_model,
-        n_heads=shape.n_heads,
-        context=shape.context,
-    )
+    shape, config = SHAPES[case.shape], config_of(case)
     key = jax.random.key(0)
     params = make_language_model(config, shape.vocab_size).init(key)
     if case.end == "early":
@@ -44,6 +38,16 @@ def export(case: Case, folder: Path) -> None:
         save_pretrained(folder / "scalar", config, params, kind="scalar", **save)
         words = {f"<{i}>": i for i in range(shape.vocab_size)}
         Tokenizer(models.WordLevel(words, unk_token="<1>")).save(str(folder / "tokenizer.json"))
+
+
+def config_of(case: Case) -> ModelConfig:
+    shape = SHAPES[case.shape]
+    return ModelConfig(
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_heads=shape.n_heads,
+        context=shape.context,
+    )
 
 
 def end_at(trunk: dict, position: int) -> None:

@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, that unequal work is refused, and one run of it against itself."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,23 @@ def test_run_against_itself(tmp_path):
         assert [len(turns) for turns in r["turns"].values()] == [3, 3]
     lines = compare(str(path), str(path))
     assert sum("no change beyond noise" in line for line in lines) == 2
+
+
+@pytest.mark.slow
+def test_memory_of_four_networks():
+    """What JAX holds between iterations is the state and both frozen networks, once."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", "--shape", "nano"],
+        cwd=ROOT,
+        env=tiny.process_environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    pattern = r"^\| (.+?) \| [\d,]+ \| ([\d.]+) \|$"
+    shares = {name: float(share) for name, share in re.findall(pattern, done.stdout, re.M)}
+    assert shares["arithmetic"] == 1
+    assert shares["arrays held between iterations"] == pytest.approx(0.8, abs=0.03)
+    phases = [share for name, share in shares.items() if name.startswith("peak: ")]
+    assert len(phases) == 4 and min(phases) >= shares["process before the first array"]
