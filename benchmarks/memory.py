@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory --shape gpt2
 
-Prints what arithmetic says (weights of policy, value, reference and reward model; Adam's moments and
-the gradients of the first two; float32), the arrays that JAX holds between iterations, and the
-resident memory of this process in each phase. ``--suite memory`` of benchmarks.run compares the peak
-with TRL's.
+Prints what arithmetic says (weights of policy, value, reference and reward model; Adam's moments
+and the gradients of the first two; float32), the arrays that JAX holds between iterations, and the
+resident memory of this process in each phase. ``--suite memory`` of benchmarks.run compares the
+peak with TRL's.
 """
 
 import tempfile

@@ -157,7 +157,8 @@ def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> st
 def search(config: PlanConfig, devices, chip: Chip, models: Models) -> str:
     """Every mesh with the smallest number of micro-batches that fits it, ranked by the estimate.
 
-    More micro-batches are never quicker: each gathers the weights again.
+    Equal estimates are told apart by the sum of the three bounds. More micro-batches are never
+    quicker: each gathers the weights again.
     """
     lines = []
     for name in config.programs:
@@ -166,18 +167,22 @@ def search(config: PlanConfig, devices, chip: Chip, models: Models) -> str:
             shape = "x".join(map(str, parallel.mesh.shape.values()))
             for chain, micro in attempts(config.chain, name, parallel):
                 m = compiled(name, replace(config, chain=chain), models, parallel, chip)
-                seconds = max(m.seconds(chip, len(devices)).values())
+                bounds = m.seconds(chip, len(devices))
                 state = report.verdict(m, chip)
                 print(f"{name} {shape} micro-batches {micro}: {state}", file=sys.stderr, flush=True)
-                found.append((not m.fits(chip), seconds, shape, micro, m, state))
+                rank = (not m.fits(chip), max(bounds.values()), sum(bounds.values()))
+                found.append((rank, bounds, shape, micro, m, state))
                 if m.fits(chip) or m.hopeless(chip):
                     break
-        found.sort(key=lambda row: row[:2])
-        rows = [
-            [shape, str(micro), report.gib(m.bytes), report.duration(s) if not m.error else "", v]
-            for _, s, shape, micro, m, v in found
-        ]
-        header = ["data x fsdp x tensor", "micro-batches", "GiB per chip", "estimate", ""]
+        found.sort(key=lambda row: row[0])
+        rows = []
+        for rank, bounds, shape, micro, m, state in found:
+            times = (rank[1], bounds["memory"], bounds["links"])
+            shown = [report.duration(seconds) if not m.error else "" for seconds in times]
+            room = "" if m.error else report.gib(m.bytes)
+            rows.append([shape, str(micro), room, *shown, state])
+        header = ["data x fsdp x tensor", "micro-batches", "GiB per chip"]
+        header += ["estimate", "memory", "links", ""]
         title = f"## {name} on {config.topology}: those that fit, fastest first, then the others"
         lines += [title, report.table(header, rows)]
     return "\n\n".join(lines)

@@ -1,5 +1,6 @@
 """A plan as Markdown, for the terminal and for docs/plans."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rlhf_jax.planning.chips import Chip
@@ -49,6 +50,8 @@ def verdict(measured: Measured, chip: Chip) -> str:
 
 def used(error: str) -> str:
     """The compiler's own account of memory, from its message."""
+    if early := re.search(r"\((\S+)\) exceeds available HBM \((\S+)\)", error):
+        return f"Used {early[1]} of {early[2]} hbm beside its arguments"
     lines = [line.strip() for line in error.splitlines() if "Used" in line]
     text = lines[0] if lines else error.splitlines()[0]
     return text[text.find("Used") :][:160] if "Used" in text else text[:160]
