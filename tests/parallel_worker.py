@@ -14,6 +14,7 @@ from rlhf_jax.models.heads import make_language_model, make_policy_value, make_s
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import (
@@ -23,7 +24,7 @@ from rlhf_jax.training.updates import (
     prepare_batch,
     shuffle_minibatches,
 )
-from rlhf_jax.types import LMBatch, Rollout
+from rlhf_jax.types import LMBatch, QueryBatch, Rollout
 
 B, T, Q, R, K, V = 16, 12, 5, 7, 3, 50
 CONFIG = ModelConfig(n_layers=2, d_model=32, n_heads=2, context=32)
@@ -32,6 +33,8 @@ SCALAR = make_scalar_model(CONFIG, V)
 BOTH = make_policy_value(CONFIG, CONFIG, V, "separate")
 # SGD and not Adam: Adam hides a gradient that is N times too large.
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
+OFTEN = 10
+"""A token that most responses of the sampled model have: as their end, it ends them early."""
 
 
 LAYOUTS = {
@@ -121,6 +124,38 @@ def update(stage, parallel, accumulate):
     return both, metrics | update_metrics
 
 
+def sampled(parallel):
+    """Answers, log-probs, values and scores of 64 queries: on one device rows are left behind."""
+    rng = np.random.default_rng(1)
+    queries = rng.integers(4, V, (64, Q)).astype(np.int32)
+    mask = np.arange(Q)[None] >= rng.integers(0, Q, (64, 1))
+    params = jax.tree.map(lambda x: 4 * x, LM.init(jax.random.key(0)))
+    reference = LM.init(jax.random.key(3))
+    reward = SCALAR.init(jax.random.key(1), params["trunk"])
+    rollout = make_rollout(
+        LM,
+        BOTH,
+        SCALAR,
+        length=R,
+        temperature=0.7,
+        eos_id=OFTEN,
+        pad_id=0,
+        recompute_logprobs=False,
+    )
+    models = parallel.place((BOTH.init(params, reward), reference, reward))
+    batch = parallel.shard(QueryBatch(queries, mask, np.arange(64, dtype=np.int32)))
+    return jax.device_get(parallel.function(rollout)(*models, batch, jax.random.key(4)))
+
+
+def differences(found, expected):
+    """Tokens that differ; largest difference (relative) of a log-prob, value or score."""
+    floats = ("logprobs", "ref_logprobs", "values", "scores")
+    relative = lambda a, b: float((np.abs(a - b) / (1 + np.abs(b))).max())
+    gap = lambda name: relative(getattr(found, name), getattr(expected, name))
+    same = (found.responses == expected.responses) & (found.mask == expected.mask)
+    return int((~same).sum()), max(map(gap, floats))
+
+
 def gaps(result, reference):
     """Largest difference of any parameter (and its average), of any metric (relative)."""
     (state, metrics), (ref_state, ref_metrics) = jax.device_get((result, reference))
@@ -139,4 +174,10 @@ if __name__ == "__main__":
         for name, (layout, accumulate) in LAYOUTS.items():
             result = update(stage, make_parallel(layout), accumulate)
             found[f"{stage} {name}"] = gaps(result, reference)
+    expected = sampled(make_parallel(ParallelConfig("mesh", 1)))
+    found["rollouts"] = {
+        name: differences(sampled(make_parallel(layout)), expected)
+        for name, (layout, _) in LAYOUTS.items()
+    }
+    found["rows that ended"] = int((expected.mask.sum(axis=1) < R).sum())
     json.dump(found, sys.stdout)

@@ -87,8 +87,7 @@ def test_a_row_does_not_depend_on_its_batch(params, batch):
     np.testing.assert_array_equal(alone.responses[0], whole.responses[2])
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("rows", [64, 131])
+@pytest.mark.parametrize("scan, rows", [(False, 64), (True, 131)])
 def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, scan, rows):
     config = replace(CONFIG, scan_layers=scan)
     lm = make_language_model(config, V)

@@ -17,7 +17,8 @@ HERE = pathlib.Path(__file__).parent
 
 @pytest.mark.multidevice
 def test_every_layout_agrees_with_one_device():
-    """With SGD to 1e-6, unequal masks, global whitening and ptx; bugs 13 and 29."""
+    """With SGD to 1e-6, unequal masks, global whitening and ptx; bugs 13 and 29. Rollouts are the
+    same samples with the same log-probs, values and scores."""
     done = subprocess.run(
         [sys.executable, HERE / "parallel_worker.py"],
         env=tiny.process_environment(JAX_NUM_CPU_DEVICES="8"),
@@ -27,10 +28,14 @@ def test_every_layout_agrees_with_one_device():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 15
+    rollouts, ended = found.pop("rollouts"), found.pop("rows that ended")
+    assert len(found) == 15 and len(rollouts) == 5 and 32 < ended < 64
     for layout, (parameters, metrics) in found.items():
         assert parameters < 1e-6, (layout, parameters)
         assert metrics < 1e-4, (layout, metrics)
+    for layout, (tokens, difference) in rollouts.items():
+        assert tokens == 0, (layout, tokens)
+        assert difference < 1e-5, (layout, difference)
 
 
 def test_batch_must_divide_by_the_devices():
