@@ -135,6 +135,8 @@ def test_search_takes_each_mesh_with_the_fewest_micro_batches_that_fit(capsys):
     fitting = [state == "fits" for *_, state in lines]
     assert fitting == sorted(fitting, reverse=True) and any(fitting) and not all(fitting)
     assert all(estimate for *_, estimate, state in lines if state == "fits")
+    once = [shape for shape, *_, state in lines if state == "fits"]
+    assert len(once) == len(set(once)), "more micro-batches than needed were tried"
     assert "4x1x1 micro-batches 1: does not fit" in capsys.readouterr().err
 
 

@@ -91,8 +91,10 @@ def generate(
     )
     logits, cache = model.prefill(params, queries, query_mask, length=length)
     if len(queries) < B:  # here the responses to one query begin to differ
-        rows = jnp.repeat(jnp.arange(len(queries)), B // len(queries))
-        logits, cache = logits[rows], take_rows(cache, rows)
+        times = B // len(queries)
+        # Not taken by number: on several devices that would gather the cache.
+        repeat = lambda x, axis: jnp.repeat(x, times, axis=axis)
+        logits, cache = repeat(logits, 0), with_rows(cache, repeat)
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
     first = write(empty, 0, token, logprob, nobody)
@@ -116,18 +118,18 @@ def decode_rest(
     if not sizes:
         return state.generation
     rows = jnp.argsort(state.done, stable=True)[:few]
+    take = lambda x, axis=0: jnp.take(x, rows, axis=axis)
     rest = Decoding(
         state.t,
-        *(x[rows] for x in (state.token, state.done, state.keys)),
-        take_rows(state.cache, rows),
-        jax.tree.map(lambda x: x[rows], state.generation),
+        *map(take, (state.token, state.done, state.keys)),
+        with_rows(state.cache, take),
+        jax.tree.map(take, state.generation),
     )
     found = decode_rest(step, rest, length=length, sizes=sizes[1:])
     return jax.tree.map(lambda x, y: x.at[rows].set(y), state.generation, found)
 
 
-def take_rows(cache: Cache, rows: Int[Array, "N"]) -> Cache:
-    """The cache of some rows, in that order; a row may be taken several times."""
-    take = lambda x: jnp.take(x, rows, axis=x.ndim - 4)
-    layers = jax.tree.map(lambda x: layout.heads(take(x)), cache.layers)
-    return Cache(layers, cache.mask[rows], cache.positions[rows], cache.index)
+def with_rows(cache: Cache, change: Callable[[Array, int], Array]) -> Cache:
+    """``cache`` whose rows are repeated or taken by ``change(array, axis of the rows)``."""
+    layers = jax.tree.map(lambda x: layout.heads(change(x, x.ndim - 4)), cache.layers)
+    return Cache(layers, change(cache.mask, 0), change(cache.positions, 0), cache.index)
