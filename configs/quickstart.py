@@ -28,7 +28,7 @@ from rlhf_jax.config import (
 MIX = (0.3, 0.55, 0.15)
 """Shares of gutenberg, reviews and polarity in pretraining text."""
 
-LENGTHS = dict(prompt_length=20, response_length=32)
+LENGTHS = dict(prompt_length=20, response_length=24)
 
 
 def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
@@ -83,11 +83,11 @@ def get_config() -> InstructGPTConfig:
         ppo=PPOConfig(
             **LENGTHS,
             run=RunConfig(save_every=8, eval_every=4, log_every=1),
-            iterations=28,
+            iterations=32,
             batch_size=128,
-            ppo_epochs=2,
-            num_minibatches=2,
-            kl=KLConfig(coef=0.26),
+            ppo_epochs=1,
+            num_minibatches=4,
+            kl=KLConfig(coef=0.3),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.3,

@@ -23,7 +23,7 @@ from experiments.answers import with_cache
 from experiments.inputs import load_corpora, make_text_evaluation
 from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
-from experiments.trained import Trained, load_trained
+from experiments.trained import Trained, load_trained, same_tokenizer
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.formats import read_prompts
@@ -45,6 +45,8 @@ class Answers(NamedTuple):
     texts: list[list[str]]
     scores: np.ndarray
     """By the reward model."""
+    second_scores: np.ndarray
+    """By the second reward model; without one, by the reward model again."""
     gold: np.ndarray
     kl: np.ndarray
     """log π − log π_baseline, summed over the response, in nats."""
@@ -67,7 +69,11 @@ def run(config: EvaluateConfig) -> dict:
         text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
         baseline = next(iter(policies))
         reward = load_trained(config.reward, flag="reward", kind="scalar")
-        for trained in (*policies.values(), reward):
+        second = reward
+        if config.second_reward is not None:
+            second = load_trained(config.second_reward, flag="second-reward", kind="scalar")
+            same_tokenizer(policies[baseline], second, ("policies", "second-reward"))
+        for trained in (*policies.values(), reward, second):
             trained.model.check_context(
                 prompt_length=config.prompt_length, response_length=config.response_length
             )
@@ -78,7 +84,7 @@ def run(config: EvaluateConfig) -> dict:
 
         # Answers
         key = jax.random.key(config.run.seed)
-        answer = make_answer(config, parallel, policies[baseline], reward, task.gold)
+        answer = make_answer(config, parallel, policies[baseline], (reward, second), task.gold)
         answers = {}
         for name, policy in stage.each(policies.items(), total=len(policies)):
             n = max(config.best_of) if name == baseline else 1
@@ -89,9 +95,12 @@ def run(config: EvaluateConfig) -> dict:
 
         # Figures
         base = answers[baseline]
+        answers |= {f"best_of_{n}": best_of(base, n) for n in config.best_of}
         table = {name: describe(prompts, given, base, task) for name, given in answers.items()}
+        if config.second_reward is not None:
+            for name, given in answers.items():
+                table[name]["second_score"] = measure.mean_ci(given.second_scores[:, 0])
         for n in config.best_of:
-            table[f"best_of_{n}"] = describe(prompts, best_of(base, n), base, task)
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         without_model = {
             name: describe_text(prompts, respond(prompts), base, task)
@@ -104,12 +113,16 @@ def run(config: EvaluateConfig) -> dict:
 
 
 def make_answer(
-    config: EvaluateConfig, parallel: Parallel, baseline: Trained, reward: Trained, gold: Callable
+    config: EvaluateConfig,
+    parallel: Parallel,
+    baseline: Trained,
+    rewards: tuple[Trained, Trained],
+    gold: Callable,
 ) -> Callable[..., Answers]:
     """``(params, prompts, key, n) -> Answers`` for policies of the baseline's shape."""
     tokenizer = baseline.tokenizer
     lm = make_language_model(baseline.model, baseline.vocab_size)
-    reward_model = make_scalar_model(reward.model, reward.vocab_size)
+    reward_models = [make_scalar_model(reward.model, reward.vocab_size) for reward in rewards]
     temperature = config.sampling.temperature or 1.0
 
     @parallel.function
@@ -118,7 +131,8 @@ def make_answer(
         mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
         logprobs = lambda p: response_logprobs(lm, p, batch, generation, temperature=temperature)
         kl = jnp.where(generation.mask, logprobs(params) - logprobs(baseline.params), 0.0)
-        return reward_model.score(reward.params, tokens, mask, None), kl.sum(axis=1)
+        score = lambda model, reward: model.score(reward.params, tokens, mask, None)
+        return *map(score, reward_models, rewards), kl.sum(axis=1)
 
     def answer(params: Params, prompts: Sequence[str], key, *, n: int) -> Answers:
         shape = dict(
@@ -139,18 +153,19 @@ def make_answer(
         texts, columns = [], []
         for sampled in sampler(params, prompts, key):
             g = sampled.generation
-            scores, kl = judge(params, sampled.batch, g)
+            scores, second_scores, kl = judge(params, sampled.batch, g)
             ended = ((g.responses == tokenizer.eos_id) & g.mask).any(axis=1)
-            figures = (scores, kl, g.mask.sum(axis=1), ended)
+            figures = (scores, second_scores, kl, g.mask.sum(axis=1), ended)
             columns.append([x[: len(sampled.texts)] for x in figures])
             texts += sampled.texts
-        scores, kl, length, ended = (
+        scores, second_scores, kl, length, ended = (
             np.concatenate([np.asarray(x) for x in column]).reshape(-1, n)
             for column in zip(*columns, strict=True)
         )
         groups = [texts[i : i + n] for i in range(0, len(texts), n)]
         graded = gold([p for p in prompts for _ in range(n)], texts)
-        return Answers(groups, scores, np.reshape(graded, (-1, n)), kl, length, ended)
+        graded = np.reshape(graded, (-1, n))
+        return Answers(groups, scores, second_scores, graded, kl, length, ended)
 
     return answer
 

@@ -63,6 +63,8 @@ def write(folders: Sequence[Path], out: Path) -> None:
     sections = [
         report_policies.results_section(groups),
         report_policies.frontier_section(groups),
+        report_policies.tradeoff_section(groups),
+        report_policies.size_section(groups),
         report_policies.distribution_section(groups),
         report_policies.tax_section(groups),
         report_stages.runs_section(groups),

@@ -231,6 +231,7 @@ class Stage:
             with Checkpoints(folder, **frame) as final:
                 state = TrainState(np.asarray(self.done, np.int32), params, (), None)
                 final.save(self.done, state, data={}, extra={}, metrics={})
+            summary["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
             summary["params_sha256"] = params_sha256(params)
         self._checkpoints.wait()
         self._run.finish(summary)

@@ -81,6 +81,8 @@ class Rollout(NamedTuple):
     ref_logprobs: Float[Array, "*B R"]
     values: Float[Array, "*B R"]
     scores: Float[Array, "*B"]
+    second_scores: Float[Array, "*B"] | None = None
+    """By a second reward model (of harmlessness, say), where there is one."""
 
 
 class PPOBatch(NamedTuple):

@@ -14,6 +14,7 @@ from conftest import CACHE
 
 from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
+from rlhf_jax.config import TextDataConfig
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.tasks import sentiment
 
@@ -215,6 +216,23 @@ def test_evaluate_alone(chain, tmp_path):
     again = evaluate.run(replace(config, run=replace(config.run, dir=tmp_path / "evaluate")))
     expected = summary["stages"]["evaluate"]["policies"]["ppo"]["gold"]
     assert again["policies"]["ppo"]["gold"] == expected
+
+
+def test_evaluate_with_a_second_reward(chain, tmp_path):
+    """Its score stands beside the reward model's: the same model twice says the same twice."""
+    c, summary = chain
+    config = c.resolve().evaluate
+    again = evaluate.run(
+        replace(
+            config,
+            run=replace(config.run, dir=tmp_path / "evaluate"),
+            second_reward=config.reward,
+            text=TextDataConfig(),
+        )
+    )
+    assert set(again["policies"]) == set(summary["stages"]["evaluate"]["policies"])
+    for figures in again["policies"].values():
+        assert figures["second_score"] == figures["score"]
 
 
 def test_the_task_is_the_same_for_every_seed():

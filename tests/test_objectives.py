@@ -170,6 +170,24 @@ def test_missing_eos_is_replaced_not_added():
     assert got.tolist() == [2.0, -1.0, -1.0]
 
 
+def test_two_rewards_as_one():
+    scores, second = np.float32([1.0, -2.0]), np.float32([0.5, 4.0])
+    close(rewards.mix_scores(scores, second, weight=0.0), scores)
+    close(rewards.mix_scores(scores, second, weight=3.0), (scores + 3 * second) / 4)
+    # Two copies of one reward are that reward, whatever the weight: β keeps its meaning.
+    close(rewards.mix_scores(scores, scores, weight=0.7), scores)
+
+
+def test_a_constraint_that_is_broken_becomes_dearer():
+    """λ is the maximiser's multiplier: up while E[h] < floor, down above, never to 0 or below."""
+    at = lambda h: rewards.update_weight(jnp.float32(0.5), jnp.float32(h), floor=1.0, lr=0.2)
+    weight = lambda h: float(at(h))
+    close(weight(1.0), 0.5)
+    close(weight(0.0), 0.5 * np.exp(0.2))
+    close(weight(3.0), 0.5 * np.exp(-0.4))
+    assert 0 < weight(100.0) < 1e-6
+
+
 def test_kl_estimators_by_enumeration():
     """Bugs 18, 20: E[k1] = E[k3] = KL; as losses k2 and k3 have the gradients they should."""
     rng = np.random.default_rng(7)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -13,8 +14,16 @@ import tiny
 from configs import quickstart
 from experiments import compare, ppo, pretrain, reward, sft
 from experiments.trained import load_trained
-from rlhf_jax.config import KLConfig, OptimConfig, ParallelConfig, SamplingConfig, TextDataConfig
+from rlhf_jax.config import (
+    KLConfig,
+    OptimConfig,
+    ParallelConfig,
+    SamplingConfig,
+    SecondRewardConfig,
+    TextDataConfig,
+)
 from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.transformer import unstack_blocks
 from rlhf_jax.training.checkpoint_files import load, read_info
@@ -202,6 +211,44 @@ def test_the_adaptive_coefficient_follows_its_rule(run):
         beta *= 1 + np.clip(row["objective/kl"] / 0.5 - 1, -0.2, 0.2) * batch / 100.0
     assert adaptive.done["kl_coef"] == pytest.approx(beta, rel=1e-5) and beta < 0.1
     assert {row["objective/kl_coef"] for row in fixed.rows} == {np.float32(0.1).item()}
+
+
+def test_a_second_reward_of_no_weight_changes_nothing(run):
+    plain = run("ppo")
+    beside = run("ppo", second_reward=SecondRewardConfig(model=plain.config.reward, weight=0.0))
+    assert gap(plain.params, beside.params) < 1e-6
+    # One model twice is that model, whatever the weight.
+    twice = run("ppo", second_reward=SecondRewardConfig(model=plain.config.reward, weight=2.0))
+    assert gap(plain.params, twice.params) < 1e-5
+    for row in twice.rows:
+        assert row["objective/second_scores"] == row["objective/task_scores"]
+
+
+def test_the_multiplier_grows_while_the_floor_is_not_reached(run):
+    """By its rule at every iteration; what the checkpoint holds is what comes next."""
+    model = run("ppo").config.reward
+    floor = SecondRewardConfig(model=model, weight=0.5, floor=9.0, lr=0.05)
+    constrained = run("ppo", second_reward=floor)
+    weight = 0.5
+    for row in constrained.rows:
+        assert row["objective/second_weight"] == pytest.approx(weight, rel=1e-5)
+        weight *= np.exp(0.05 * (9.0 - row["objective/second_scores"]))
+    assert constrained.done["second_weight"] == pytest.approx(weight, rel=1e-5) and weight > 0.5
+    kept = read_info(constrained.dir / "checkpoints" / "3")["extra"]
+    assert kept["second_weight"] == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(weight=-1.0), "must be >= 0"),
+        (dict(model=Path("x"), weight=0.0, floor=1.0), "cannot grow"),
+        (dict(floor=1.0), "needs second_reward.model"),
+    ],
+)
+def test_a_second_reward_that_cannot_be(wrong, message):
+    with pytest.raises(InputError, match=message):
+        SecondRewardConfig(**wrong)
 
 
 def test_a_shared_trunk_has_one_network(run):

@@ -282,6 +282,52 @@ def test_every_part_is_there(full):
     assert [i for i in ids if i in parts.split()] == parts.split()
 
 
+def test_two_rewards_are_drawn_where_a_second_was_measured(tmp_path):
+    folder = tmp_path / "mixed"
+    make_run(folder, 0)
+    done = json.loads((folder / "evaluate" / "DONE").read_text())
+    for n, figures in enumerate(done["policies"].values()):
+        figures["second_score"] = {"mean": 0.25 * n, "ci": 0.1}
+    (folder / "evaluate" / "DONE").write_text(json.dumps(done))
+    out = tmp_path / "report.html"
+    write([folder], out)
+    page = out.read_text(encoding="utf-8")
+    assert "tradeoff" in Page(page).ids and "second reward model" in page
+    text = (tmp_path / "report_data" / "tradeoff.csv").read_text()
+    rows = list(csv.reader(text.splitlines()))[1:]
+    assert {row[0] for row in rows} >= {"SFT", "PPO", "best of 16"}
+    assert sorted(float(row[1]) for row in rows) == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path):
+    """Runs of one size share a point; the axis is logarithmic, the task's metrics have a panel."""
+    counts = {"small": 10**5, "large": 10**6, "large_again": 10**6}
+    for seed, (name, count) in enumerate(counts.items()):
+        make_run(tmp_path / name, seed)
+        for stage in ("pretrain", "sft"):
+            path = tmp_path / name / stage / "config.json"
+            record = json.loads(path.read_text())
+            record["config"]["model.d_model"] = count // 10**4
+            path.write_text(json.dumps(record))
+        path = tmp_path / name / "sft" / "DONE"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"parameters": count}))
+        path = tmp_path / name / "evaluate" / "DONE"
+        done = json.loads(path.read_text())
+        for figures in done["policies"].values():
+            figures["metrics"] = {"bleu": {"mean": count / 10**6}}
+        path.write_text(json.dumps(done))
+    out = tmp_path / "report.html"
+    write([tmp_path / name for name in counts], out)
+    assert "size" in Page(out.read_text(encoding="utf-8")).ids
+    for figure in ("gold", "bleu"):
+        text = (tmp_path / "report_data" / f"size_{figure}.csv").read_text()
+        rows = [row for row in csv.reader(text.splitlines()) if row[0] == "PPO"]
+        assert [float(row[1]) for row in rows] == [1e5, 1e6]
+    assert [float(row[2]) for row in rows] == [0.1, 1.0]
+    write([tmp_path / "large"], out)
+    assert "size" not in Page(out.read_text(encoding="utf-8")).ids
+
+
 def test_drawings_are_well_formed_and_described(full):
     drawings = re.findall(r"<svg viewBox.*?</svg>", full[0], flags=re.DOTALL)
     assert len(drawings) > 20

@@ -278,6 +278,45 @@ def test_prepare_batch_reference(whiten_rewards, whiten_advantages, penalty):
     close(metrics, expected)
 
 
+def test_a_second_reward_is_mixed_in_before_the_missing_eos_is_punished():
+    """The batch is that of a rollout whose scores were mixed by hand; both scores are logged."""
+    r = made_up_rollout()
+    h = jnp.linspace(-1, 2, B)
+    mixed = (r.scores + 3 * h) / 4
+    args = dict(missing_eos_penalty=-1.0)
+    batch, metrics = prepare(r._replace(second_scores=h), **args, second_weight=jnp.float32(3))
+    expected, by_hand = prepare(r._replace(scores=mixed), **args)
+    close(batch, expected)
+    close({name: metrics[name] for name in by_hand}, by_hand)
+    close(metrics["objective/task_scores"], r.scores.mean())
+    close(metrics["objective/second_scores"], h.mean())
+    close(metrics["objective/second_weight"], 3.0)
+
+
+def test_the_second_reward_model_scores_the_whole_episode():
+    rollout_of = make_rollout(
+        LM,
+        both("separate"),
+        SCALAR,
+        length=R,
+        temperature=TEMPERATURE,
+        eos_id=STOP,
+        pad_id=PAD,
+        recompute_logprobs=False,
+        second_reward_model=SCALAR,
+    )
+    queries = jax.random.randint(jax.random.key(100), (B, Q), 0, V)
+    batch = QueryBatch(queries, jnp.ones((B, Q), bool), jnp.arange(B))
+    second = SCALAR.init(jax.random.key(2), language_model_params()["trunk"])
+    inputs = (start(), language_model_params(), reward_params(), batch, jax.random.key(0), second)
+    r = jax.jit(rollout_of)(*inputs)
+    tokens = jnp.concatenate([r.queries, r.responses], axis=1)
+    mask = jnp.concatenate([r.query_mask, r.mask], axis=1)
+    close(r.second_scores, SCALAR.score(second, tokens, mask, None))
+    close(r.scores, SCALAR.score(reward_params(), tokens, mask, None))
+    assert np.abs(r.scores - r.second_scores).max() > 1e-3
+
+
 def test_the_kl_of_twice_as_long_responses_is_twice_as_large():
     """Bug 19: the controller's target is nats per episode, not per token."""
     r = made_up_rollout()

@@ -20,6 +20,7 @@ from rlhf_jax.config.stages import (
     PretrainConfig,
     RewardConfig,
     SamplingConfig,
+    SecondRewardConfig,
     SFTConfig,
 )
 from rlhf_jax.config.tools import (
@@ -60,6 +61,7 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "SecondRewardConfig",
     "ServeConfig",
     "TaskConfig",
     "TextDataConfig",

@@ -239,6 +239,32 @@ class KLConfig:
 
 
 @dataclass(frozen=True)
+class SecondRewardConfig:
+    """A second reward beside the task's, of harmlessness say: mixed in, or held to a floor."""
+
+    model: Path | None = None
+    """Reward model whose score h is mixed in as (r + λ h) / (1 + λ); None: there is none."""
+    weight: float = 1.0
+    """λ, or with ``floor`` what it starts from."""
+    floor: float | None = None
+    """Mean of h to hold: λ is then a Lagrange multiplier, which grows while h is below. None: λ
+    stays as it is."""
+    lr: float = 0.1
+    """η in λ ← λ exp(η (floor − mean h)), once per iteration."""
+
+    def __post_init__(self):
+        check(self.weight >= 0, f"second_reward.weight={self.weight} must be >= 0")
+        check(
+            self.floor is None or self.weight > 0,
+            "second_reward.floor needs a weight over 0: a multiplier of 0 cannot grow",
+        )
+        check(
+            self.model is not None or self.floor is None,
+            "second_reward.floor needs second_reward.model",
+        )
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """PPO on the reward model's score with a per-token KL penalty, and PPO-ptx."""
 
@@ -250,6 +276,7 @@ class PPOConfig:
     reward: Path = Path("runs/reward")
     value_init: Path | None = None
     """The value network starts from this reward or value model; None: from ``reward``."""
+    second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Path = Path("prompts.jsonl")
     cache: Path = Path(".cache/datasets")
     prompt_length: int = 16

@@ -26,6 +26,8 @@ class EvaluateConfig:
     text_only: tuple[Path, ...] = ()
     """Run folders whose loss on held-out text is measured besides."""
     reward: Path = Path("runs/reward")
+    second_reward: Path | None = None
+    """Another reward model (of harmlessness, say) that scores the same answers beside it."""
     task: str = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own: gold scorer, judges, metrics."""
     source: Path = Path("data")

@@ -90,6 +90,8 @@ class Panel(NamedTuple):
     """Named horizontal lines."""
     diagonal: bool = False
     """Draw y = x."""
+    log_x: bool = False
+    """Equal ratios of x are equally wide."""
 
 
 # --- statistics of several seeds ------------------------------------------------------------------
@@ -131,6 +133,8 @@ def draw(panel: Panel) -> str:
         for _, y in panel.references:
             axes.axhline(y, color=INK, linewidth=1, linestyle=(0, (2, 2)))
         axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+        if panel.log_x:
+            axes.set_xscale("log")
         _set_limits(axes, panel)
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}

@@ -32,6 +32,7 @@ FIGURES = {
     "gold": "gold",
     "gold_gain_in_sd": "gold gain (SDs)",
     "score": "reward model",
+    "second_score": "second reward model",
     "kl": "KL (nats)",
     "length": "tokens",
     "ended": "ended",
@@ -57,14 +58,15 @@ def results_section(groups: Groups) -> Section:
         dict.fromkeys(n for row in rows for f in figures(kind, row) for n in f)
     )
     judges, metrics = names("judges"), names("metrics")
-    paths = [*((name,) for name in FIGURES), *(("judges", judge) for judge in judges)]
+    shown = {name: title for name, title in FIGURES.items() if any(figures(name, r) for r in rows)}
+    paths = [*((name,) for name in shown), *(("judges", judge) for judge in judges)]
     paths += [("metrics", metric) for metric in metrics]
     cells = lambda group, policy: (
         show(estimate(done_figures(group, "evaluate", "policies", policy, *path))) for path in paths
     )
     table = Table(
         interval_caption(groups),
-        ("policy", *FIGURES.values(), *(f"judge: {judge}" for judge in judges), *metrics),
+        ("policy", *shown.values(), *(f"judge: {judge}" for judge in judges), *metrics),
         [(name_of(policy, group, groups), *cells(group, policy)) for group, policy in rows],
     )
     text = (
@@ -137,11 +139,89 @@ def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
     return series
 
 
-def frontier_point(group: Group, policy: str, figure: str) -> tuple[float, float, float] | None:
-    kl, y = (
-        estimate(done_figures(group, "evaluate", "policies", policy, f)) for f in ("kl", figure)
+def frontier_point(
+    group: Group, policy: str, figure: str, against: str = "kl"
+) -> tuple[float, float, float] | None:
+    x, y = (
+        estimate(done_figures(group, "evaluate", "policies", policy, f)) for f in (against, figure)
     )
-    return (kl["mean"], y["mean"], y.get("ci", np.nan)) if kl and y else None
+    return (x["mean"], y["mean"], y.get("ci", np.nan)) if x and y else None
+
+
+# --- size -----------------------------------------------------------------------------------------
+
+
+def size_section(groups: Groups) -> Section:
+    """Gold and the task's own metrics against the number of parameters, policy by policy."""
+    counted = [(n, group) for group in groups if (n := parameters_of(group))]
+    of_size = sorted(counted, key=lambda pair: pair[0])
+    if len({n for n, _ in of_size}) < 2:
+        return Section("size", "Quality and size", ())
+    figures = lambda kind: [
+        figure
+        for _, group in of_size
+        for policy in policies_of(group)
+        for figures in done_figures(group, "evaluate", "policies", policy, kind)
+        for figure in figures
+    ]
+    names = [("gold",), *(("metrics", name) for name in dict.fromkeys(figures("metrics")))]
+    panels = []
+    for path in names:
+        if series := size_series(of_size, path):
+            title = f"{path[-1][0].upper()}{path[-1][1:]} against size".replace("_", " ")
+            shown = ("parameters of the policy", path[-1])
+            panels.append(Panel(f"size_{path[-1]}", title, *shown, series, log_x=True))
+    text = (
+        "Each point is one size of model, with everything else in its recipe; intervals as in the "
+        "results.",
+    )
+    return Section("size", "Quality and size", text, panels)
+
+
+def parameters_of(group: Group) -> int | None:
+    """Of the baseline's stage, else of any that counted them."""
+    stages = [*done_figures(group, "evaluate", "baseline"), *TITLES]
+    counts = [n for stage in stages for n in done_figures(group, stage, "parameters")]
+    return counts[0] if counts else None
+
+
+def size_series(of_size: Sequence[tuple[int, Group]], path: tuple[str, ...]) -> list[Series]:
+    policies = list(dict.fromkeys(policy for _, group in of_size for policy in policies_of(group)))
+    series = []
+    for i, policy in enumerate(policies):
+        found = [
+            (n, estimate(done_figures(group, "evaluate", "policies", policy, *path)))
+            for n, group in of_size
+        ]
+        points = [(n, f["mean"], f.get("ci", np.nan)) for n, f in found if f]
+        if points:
+            label = TITLES.get(policy, policy.replace("best_of_", "best of "))
+            hue = HUES.get(policy, 3)
+            series.append(Series(label, *bounded(*zip(*points, strict=True)), "points", hue, i))
+    return series
+
+
+# --- two rewards ----------------------------------------------------------------------------------
+
+
+def tradeoff_section(groups: Groups) -> Section:
+    """The task's gold score against a second reward, policy by policy."""
+    series = []
+    for g, group in enumerate(groups):
+        for i, policy in enumerate(policies_of(group)):
+            point = frontier_point(group, policy, "gold", against="second_score")
+            if point:
+                x, y, ci = np.array([point]).T
+                label = name_of(policy, group, groups)
+                hue = g if len(groups) > 1 else i
+                series.append(Series(label, *bounded(x, y, ci), "dots", hue, i))
+    text = (
+        "What more of the second reward costs in gold: policies trained on other mixes of the two, "
+        "or with other floors, lie along a curve.",
+    )
+    x = "mean score of the second reward model"
+    panels = [Panel("tradeoff", "Gold score against second reward", x, "gold", series)]
+    return Section("tradeoff", "Two rewards", text, panels if series else ())
 
 
 # --- distributions --------------------------------------------------------------------------------

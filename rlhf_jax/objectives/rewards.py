@@ -25,6 +25,27 @@ def kl_penalised_rewards(
     return penalty + jnp.where(is_last, scores[:, None], zero)
 
 
+def mix_scores(
+    scores: Float[Array, "B"], second_scores: Float[Array, "B"], *, weight: Float[Array, ""] | float
+) -> Float[Array, "B"]:
+    """(r + λ h) / (1 + λ): two rewards as one of the same scale (Dai et al. 2023, Safe RLHF, §3.2).
+
+    With a fixed ``weight`` λ this is a mix; with ``update_weight`` it is the Lagrangian of
+    max E[r] subject to E[h] ≥ floor, whose constant part moves no gradient.
+    """
+    return (scores + weight * second_scores) / (1 + weight)
+
+
+def update_weight(
+    weight: Float[Array, ""], second_score: Float[Array, ""], *, floor: float, lr: float
+) -> Float[Array, ""]:
+    """λ ← λ exp(η (floor − E[h])): dearer while the mean ``second_score`` is below ``floor``.
+
+    Gradient ascent on ln λ, which keeps λ positive (Dai et al. 2023, Safe RLHF, appendix B).
+    """
+    return weight * jnp.exp(lr * (floor - second_score))
+
+
 def penalise_missing_eos(
     scores: Float[Array, "B"],
     responses: Int[Array, "B R"],

@@ -21,15 +21,25 @@ def make_rollout(
     eos_id: int,
     pad_id: int,
     recompute_logprobs: bool,
-) -> Callable[[Params, Params, Params, QueryBatch, Key[Array, ""]], Rollout]:
-    """``(params, ref_params, reward_params, queries, key) -> Rollout``, pure and without dropout.
+    second_reward_model: ScalarModel | None = None,
+) -> Callable[..., Rollout]:
+    """``(params, ref_params, reward_params, queries, key, second_reward_params) -> Rollout``.
+
+    Pure and without dropout; the last argument goes with ``second_reward_model``.
 
     All log-probs are those of logits / ``temperature``, the distribution that was sampled. The old
     log-probs come from the sampling pass, or with ``recompute_logprobs`` from one more forward
     pass (when sampler and trainer differ numerically, as they may in bfloat16).
     """
 
-    def rollout(params, ref_params, reward_params, batch: QueryBatch, key) -> Rollout:
+    def rollout(
+        params: Params,
+        ref_params: Params,
+        reward_params: Params,
+        batch: QueryBatch,
+        key: Key[Array, ""],
+        second_reward_params: Params | None = None,
+    ) -> Rollout:
         queries, query_mask = batch.queries, batch.query_mask
         sampled = generate(
             lm,
@@ -51,6 +61,10 @@ def make_rollout(
         reference = response_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
         tokens = jnp.concatenate([queries, responses], axis=1)
         token_mask = jnp.concatenate([query_mask, mask], axis=1)
+        second_scores = None
+        if second_reward_model is not None:
+            inputs = (second_reward_params, tokens, token_mask, None)
+            second_scores = second_reward_model.score(*inputs)
         return Rollout(
             queries=queries,
             query_mask=query_mask,
@@ -60,6 +74,7 @@ def make_rollout(
             ref_logprobs=jnp.where(mask, reference, 0.0),
             values=jnp.where(mask, values, 0.0),
             scores=reward_model.score(reward_params, tokens, token_mask, None),
+            second_scores=second_scores,
         )
 
     return rollout

@@ -20,7 +20,7 @@ from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.language_losses import lm_loss_of_logprobs
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, whiten
-from rlhf_jax.objectives.rewards import kl_penalised_rewards, penalise_missing_eos
+from rlhf_jax.objectives.rewards import kl_penalised_rewards, mix_scores, penalise_missing_eos
 from rlhf_jax.training.optimizers import update_ema
 from rlhf_jax.training.sharding import laid_out
 from rlhf_jax.types import LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
@@ -125,20 +125,31 @@ def prepare_batch(
     whiten_advantages: bool,
     missing_eos_penalty: float | None,
     eos_id: int,
+    second_weight: Float[Array, ""] | None = None,
 ) -> tuple[PPOBatch, Metrics]:
     """Rewards → GAE → whitening, in that order, once for the whole rollout batch of all devices.
+
+    ``second_weight`` is λ of ``mix_scores`` and goes with ``rollout.second_scores``.
 
     Returns R = Â + V come before Â is whitened. The metrics are means over episodes of sums over
     tokens, in nats, under the names of TRL's PPO (which descend from lm-human-preferences).
     """
     r = rollout
     scores = r.scores
+    if r.second_scores is not None:
+        scores = mix_scores(scores, r.second_scores, weight=second_weight)
     if missing_eos_penalty is not None:
         scores = penalise_missing_eos(
             scores, r.responses, r.mask, eos_id=eos_id, penalty=missing_eos_penalty
         )
     rewards = kl_penalised_rewards(scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=kl_coef)
     metrics = episode_metrics(rollout, scores, rewards, kl_coef, eos_id=eos_id)
+    if r.second_scores is not None:
+        metrics |= {
+            "objective/task_scores": r.scores.mean(),
+            "objective/second_scores": r.second_scores.mean(),
+            "objective/second_weight": second_weight,
+        }
     if whiten_rewards:
         rewards = whiten(rewards, r.mask, shift_mean=False)
     advantages, returns = gae(rewards, r.values, r.mask, gamma=gamma, lam=lam)

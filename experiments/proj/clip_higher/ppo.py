@@ -30,6 +30,7 @@ from rlhf_jax.objectives.kl import update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.masked import masked_mean
 from rlhf_jax.objectives.policy_losses import value_loss
+from rlhf_jax.objectives.rewards import update_weight
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import (
     averaged_params,
@@ -84,6 +85,10 @@ def run(config: PPOConfig) -> dict:
         same_tokenizer(sft, reference, ("init", "reference"))
         same_tokenizer(sft, reward, ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
+        second = None
+        if config.second_reward.model is not None:
+            second = load(config.second_reward.model, flag="second-reward.model", kind="scalar")
+            same_tokenizer(sft, second, ("init", "second-reward.model"))
         actor = with_adapters(sft, config.lora, seed=config.run.seed)
         critic = with_adapters(value, config.lora, seed=config.run.seed)
         tokenizer, model = actor.tokenizer, actor.model
@@ -91,7 +96,7 @@ def run(config: PPOConfig) -> dict:
             config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model
         )
         lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
-        for network in (model, critic.model, reward.model):
+        for network in (model, critic.model, reward.model, *([second.model] if second else [])):
             network.check_context(**lengths)
         prompts = load_prompts(config.prompts, data_dir=config.cache)
         queries = query_batches(
@@ -121,19 +126,22 @@ def run(config: PPOConfig) -> dict:
         # Models and states
         lm = make_language_model(model, sft.vocab_size)
         reward_model = make_scalar_model(reward.model, reward.vocab_size)
+        second_reward_model = second and make_scalar_model(second.model, second.vocab_size)
         policy_value = make_policy_value(model, critic.model, sft.vocab_size, config.value_trunk)
         schedule = make_schedule(config.optim, config.iterations)
         tx = make_policy_value_optimizer(
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
         params, frozen = partition(policy_value.init(actor.params, critic.params))
-        params, frozen, ref_params, reward_params = parallel.place(
-            (params, frozen, reference.params, reward.params)
+        params, frozen, ref_params, reward_params, second_params = parallel.place(
+            (params, frozen, reference.params, reward.params, second and second.params)
         )
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(state, **iterators)
         kl_coef = jnp.float32(stage.extra.get("kl_coef", config.kl.coef))
+        second_weight = stage.extra.get("second_weight", config.second_reward.weight)
+        second_weight = jnp.float32(second_weight)
 
         # Functions
         temperature = config.sampling.temperature
@@ -147,11 +155,12 @@ def run(config: PPOConfig) -> dict:
                 eos_id=tokenizer.eos_id,
                 pad_id=tokenizer.pad_id,
                 recompute_logprobs=config.recompute_logprobs,
+                second_reward_model=second_reward_model,
             )
         )
 
         @parallel.function
-        def prepare(rollout, kl_coef, key):
+        def prepare(rollout, kl_coef, second_weight, key):
             batch, metrics = prepare_batch(
                 rollout,
                 kl_coef,
@@ -161,6 +170,7 @@ def run(config: PPOConfig) -> dict:
                 whiten_advantages=config.whiten_advantages,
                 missing_eos_penalty=config.missing_eos_penalty,
                 eos_id=tokenizer.eos_id,
+                second_weight=second_weight,
             )
             minibatches = shuffle_minibatches(
                 batch, key, epochs=config.ppo_epochs, num_minibatches=config.num_minibatches
@@ -198,8 +208,8 @@ def run(config: PPOConfig) -> dict:
             k_rollout, k_shuffle, k_update = split(fold_in(root_key, step), 3)
             batch = parallel.shard(next(queries))
             params = combine(frozen, state.params)
-            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
-            minibatches, metrics = prepare(rollout, kl_coef, k_shuffle)
+            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout, second_params)
+            minibatches, metrics = prepare(rollout, kl_coef, second_weight, k_shuffle)
             ptx = None
             if config.ptx_coef:
                 parts = [next(iterators["ptx"]) for _ in range(updates)]
@@ -213,6 +223,13 @@ def run(config: PPOConfig) -> dict:
                     horizon=config.kl.horizon,
                     batch_size=config.batch_size,
                 )
+            if config.second_reward.floor is not None:
+                second_weight = update_weight(
+                    second_weight,
+                    metrics["objective/second_scores"],
+                    floor=config.second_reward.floor,
+                    lr=config.second_reward.lr,
+                )
             stage.log(
                 metrics | update_metrics | {"lr": schedule(step)},
                 episodes=config.batch_size,
@@ -221,11 +238,14 @@ def run(config: PPOConfig) -> dict:
             if stage.due(config.run.eval_every):
                 shown = parallel.fetch((rollout, batch.index))
                 stage.log_samples(sample_rows(*shown, prompts, tokenizer))
-            stage.checkpoint(state, kl_coef=kl_coef)
+            stage.checkpoint(state, kl_coef=kl_coef, second_weight=second_weight)
 
         # Save
         policy = policy_value.policy(combine(frozen, averaged_params(state)))
-        return stage.finish(policy, kl_coef=float(kl_coef))
+        coefs = {"kl_coef": float(kl_coef)}
+        if second:
+            coefs |= {"second_weight": float(second_weight)}
+        return stage.finish(policy, **coefs)
 
 
 def check_reward_model(config: PPOConfig) -> None:
