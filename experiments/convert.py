@@ -45,7 +45,10 @@ def from_hf(config: ConvertConfig) -> dict:
             scan_layers=config.scan_layers,
             remat=config.remat,
         )
-        save_model_card(config.out, model, source.vocab_size, source.tokenizer, kind=source.kind)
+        tokenizer = source.tokenizer
+        if config.chat_prompts:
+            tokenizer = tokenizer.with_chat_prompts()
+        save_model_card(config.out, model, source.vocab_size, tokenizer, kind=source.kind)
         trunk = as_layout(source.params["trunk"], model)
         return stage.finish(source.params | {"trunk": trunk}, source=str(config.source))
 

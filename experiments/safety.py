@@ -163,7 +163,7 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
         rows = []
         for prompt, response in zip(prompts, responses, strict=True):
             answer = [*tokenizer.encode(response), tokenizer.eos_id][: config.response_length]
-            rows.append(tokenizer.encode(prompt)[-config.prompt_length :] + answer)
+            rows.append(tokenizer.encode_prompts([prompt])[0][-config.prompt_length :] + answer)
         scores = []
         for start in range(0, len(rows), BATCH):
             tokens = np.full((BATCH, length), tokenizer.pad_id, np.int32)

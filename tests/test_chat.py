@@ -2,6 +2,8 @@
 
 import pytest
 
+from rlhf_jax.data.encoding import encode_comparisons, encode_demonstrations, encode_prompts
+from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizers import bpe_from_vocabulary, load_tokenizer, train_bpe
 from rlhf_jax.errors import InputError
 
@@ -74,7 +76,39 @@ def test_the_template_is_saved_with_the_tokenizer(tokenizer, tmp_path):
     assert again.encode_chat(user("hello")) == tokenizer.encode_chat(user("hello"))
 
 
+def test_prompts_of_every_stage_may_be_conversations(tokenizer, tmp_path):
+    """The same ids in demonstrations, queries and comparisons; kept in the saved tokenizer."""
+    prompts = ["hello ", "\n\nHuman: what?\n\nAssistant: yes\n\nHuman: why?\n\nAssistant:"]
+    talk = [("user", "what?"), ("assistant", "yes"), ("user", "why?")]
+    talk = [{"role": role, "content": content} for role, content in talk]
+    wanted = [tokenizer.encode_chat(user("hello")), tokenizer.encode_chat(talk)]
+    assert tokenizer.encode_prompts(prompts) == tokenizer.encode_batch(prompts)
+
+    tokenizer.with_chat_prompts().save(tmp_path)
+    chatty = load_tokenizer(tmp_path)
+    assert chatty.encode_prompts(prompts) == wanted
+    assert chatty.digest != tokenizer.digest
+    assert chatty.encode(prompts[0]) == tokenizer.encode(prompts[0])
+    T = max(map(len, wanted))
+    queries, _ = encode_prompts(map(Prompt, prompts), chatty, query_length=T)
+    compared = [Comparison(prompt, ("a", "b"), (0, 1)) for prompt in prompts]
+    lengths = dict(query_length=T, response_length=4)
+    comparisons, _ = encode_comparisons(compared, chatty, **lengths)
+    shown = [Demonstration(prompt, "a") for prompt in prompts]
+    lengths = dict(block_size=T + 4, prompt_length=T, response_length=4)
+    demonstrations, _ = encode_demonstrations(
+        shown, chatty, **lengths, target="response", apart=True
+    )
+    for row, ids in enumerate(wanted):
+        assert queries.queries[row][queries.query_mask[row]].tolist() == ids
+        assert comparisons.queries[row][comparisons.query_mask[row]].tolist() == ids
+        assert demonstrations.tokens[row, : len(ids)].tolist() == ids
+        assert demonstrations.loss_mask[row].argmax() == len(ids)
+
+
 def test_without_a_template_there_is_no_conversation():
+    with pytest.raises(InputError, match="no chat template"):
+        train_bpe(["abc"], vocab_size=258).with_chat_prompts()
     with pytest.raises(InputError, match="has no chat template"):
         train_bpe(["abc"], vocab_size=258).encode_chat(user("hello"))
 

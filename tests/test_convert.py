@@ -75,6 +75,11 @@ def test_from_hf_may_choose_how_to_compute(gpt2, tmp_path):
     assert trained.params["trunk"]["blocks"]["ln_1"]["scale"].shape == (2, 16)
 
 
+def test_chat_prompts_need_a_template(gpt2, tmp_path):
+    with pytest.raises(InputError, match="no chat template"):
+        to_convert("from-hf", gpt2, "--out", tmp_path / "run", "--chat-prompts", "True")
+
+
 def test_nothing_is_overwritten_nor_left_half_done(gpt2, tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()

@@ -119,6 +119,9 @@ class ConvertConfig:
     the exported base model to name in it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """to-hf: of the weights written."""
+    chat_prompts: bool = False
+    """from-hf: put the prompts of every stage to come in the tokenizer's chat template, as messages
+    of a user, or as the conversation they are (Human: ... Assistant:)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """from-hf: of matrix products; the weights stay float32."""
     scan_layers: bool = False

@@ -4,7 +4,7 @@ The arrays of a set have one row more than the set: the last one is empty (no to
 fills up the last batch of a finite pass. Integers are stored as small as they fit.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:
     """Ids of each document, ending in exactly one end of text."""
-    encoded = _encode((text.text for text in texts), tokenizer)
+    encoded = _encode((text.text for text in texts), tokenizer.encode_batch)
     return [np.asarray([*ids, tokenizer.eos_id], np.int32) for ids in encoded]
 
 
@@ -141,8 +141,8 @@ def encode_demonstrations(
             f"block_size={block_size}"
         )
     demonstrations = list(demonstrations)
-    prompts = _encode((each.prompt for each in demonstrations), tokenizer)
-    completions = _encode((each.completion for each in demonstrations), tokenizer)
+    prompts = _encode((each.prompt for each in demonstrations), tokenizer.encode_prompts)
+    completions = _encode((each.completion for each in demonstrations), tokenizer.encode_batch)
     pieces, truncated = [], 0
     for prompt, completion in zip(prompts, completions, strict=True):
         if len(completion) < response_length:
@@ -163,7 +163,7 @@ def encode_prompts(
     prompts: Iterable[Prompt], tokenizer: Tokenizer, *, query_length: int
 ) -> tuple[QueryBatch, EncodingReport]:
     """Left-padded queries in the order of the prompts; a long prompt keeps its end."""
-    encoded = list(_encode((each.prompt for each in prompts), tokenizer))
+    encoded = list(_encode((each.prompt for each in prompts), tokenizer.encode_prompts))
     queries, mask, truncated = _left_padded(encoded, query_length, tokenizer.pad_id)
     index = np.append(np.arange(len(encoded), dtype=np.int32), np.int32(-1))
     return QueryBatch(queries, mask, index), EncodingReport(len(encoded), truncated, 0, 0)
@@ -182,7 +182,7 @@ def encode_comparisons(
     taken as they are, up to and including their first end of text.
     """
     comparisons = list(comparisons)
-    encoded = list(_encode((each.prompt for each in comparisons), tokenizer))
+    encoded = list(_encode((each.prompt for each in comparisons), tokenizer.encode_prompts))
     queries, query_mask, prompts_truncated = _left_padded(encoded, query_length, tokenizer.pad_id)
     most = max((len(each.ranks) for each in comparisons), default=0)
     shape = (len(comparisons) + 1, most, response_length)
@@ -230,7 +230,9 @@ def _left_padded(
     return ids, mask, sum(len(each) > length for each in encoded)
 
 
-def _encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+def _encode(
+    texts: Iterable[str], encode: Callable[[list[str]], list[list[int]]]
+) -> Iterator[list[int]]:
     texts = iter(texts)
     while some := list(islice(texts, TEXTS_AT_ONCE)):
-        yield from tokenizer.encode_batch(some)
+        yield from encode(some)

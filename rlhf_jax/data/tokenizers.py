@@ -19,6 +19,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rlhf_jax.data.chat import render_chat
+from rlhf_jax.data.formats import as_messages
 from rlhf_jax.errors import InputError
 
 EOS = "<|endoftext|>"
@@ -34,7 +35,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, eos: str, pad: str, chat_template: str | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos: str,
+        pad: str,
+        chat_template: str | None = None,
+        chat_prompts: bool = False,
     ):
         if not isinstance(backend.decoder, decoders.ByteLevel):
             raise InputError("the tokenizer is not a byte-level BPE, which this project needs")
@@ -47,6 +54,10 @@ class Tokenizer:
         self._specials = {"eos_token": eos, "pad_token": pad}
         self.chat_template = chat_template
         """Jinja template of conversations, as transformers' tokenizers carry it, or None."""
+        self.chat_prompts = chat_prompts
+        """Prompts of every stage are conversations in that template."""
+        if chat_prompts and chat_template is None:
+            raise InputError("chat prompts were asked for, but the tokenizer has no chat template")
         self.eos_id: int = backend.token_to_id(eos)
         self.pad_id: int = backend.token_to_id(pad)
         if self.eos_id == self.pad_id:
@@ -61,6 +72,8 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256 of the tokenizer: equal exactly when two tokenizers encode alike."""
         content = self._backend.to_str() + json.dumps(self._specials)
+        if self.chat_prompts:
+            content += self.chat_template
         return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -71,6 +84,12 @@ class Tokenizer:
         """``encode`` of each text, on several threads."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Ids of each prompt up to where its answer begins, in the chat template if so set."""
+        if not self.chat_prompts:
+            return self.encode_batch(prompts)
+        return [self.encode_chat(as_messages(prompt)) for prompt in prompts]
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation up to where the assistant's answer begins.
@@ -130,6 +149,8 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials}
+        if self.chat_prompts:
+            settings["chat_prompts"] = True
         content = self._backend.to_str()
         if rows is not None and self.pad_id >= rows:
             del settings["pad_token"]
@@ -165,7 +186,18 @@ class Tokenizer:
         if isinstance(template, list):  # several by name
             template = {each["name"]: each["template"] for each in template}.get("default")
         pad = PAD if pad in (None, eos) else pad
-        return cls(backend, eos=eos, pad=pad, chat_template=template)
+        chat_prompts = settings.get("chat_prompts", False)
+        return cls(backend, eos=eos, pad=pad, chat_template=template, chat_prompts=chat_prompts)
+
+    def with_chat_prompts(self) -> "Tokenizer":
+        """The same with prompts in the chat template. Raises InputError without one."""
+        return Tokenizer(
+            self._backend,
+            eos=self._specials["eos_token"],
+            pad=self._specials["pad_token"],
+            chat_template=self.chat_template,
+            chat_prompts=True,
+        )
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
