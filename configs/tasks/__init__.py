@@ -5,7 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs import quickstart
-from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.config import InstructGPTConfig, LabelerConfig
+
+PERSON = LabelerConfig()
+"""As often at odds with another as InstructGPT's labelers were."""
+PROGRAM = LabelerConfig(agreement=0.9)
+"""Of scores that a program computes from people's answers: there is little to disagree about."""
 
 
 def fit(
@@ -17,11 +22,15 @@ def fit(
     comparisons: int,
     heldout: int,
     episodes: int,
+    labeler: LabelerConfig = PERSON,
+    pretrain_steps: int = 1000,
+    sft_epochs: int = 2,
 ) -> InstructGPTConfig:
     """The quickstart for another task: lengths, text and numbers of prompts; the rest is the same.
 
     ``corpora`` are the shares of the pretraining text. Batches of text keep about the quickstart's
-    1,024 tokens, so longer blocks mean fewer rows.
+    1,024 tokens, so longer blocks mean fewer rows. Where little text is at hand beside the
+    demonstrations, ``pretrain_steps`` are fewer and ``sft_epochs`` more.
     """
     q = quickstart.get_config()
     block = prompt_length + response_length
@@ -38,6 +47,7 @@ def fit(
             data=text(q.pretrain.data),
             model=replace(q.pretrain.model, context=block),
             batch_size=rows,
+            steps=pretrain_steps,
         ),
         sft=replace(
             q.sft,
@@ -46,8 +56,15 @@ def fit(
             block_size=block,
             batch_size=rows + 1,
             pretrain_mix=1 / (rows + 1),
+            epochs=sft_epochs,
         ),
-        compare=replace(q.compare, **lengths, num_prompts=comparisons, heldout_prompts=heldout),
+        compare=replace(
+            q.compare,
+            **lengths,
+            num_prompts=comparisons,
+            heldout_prompts=heldout,
+            labeler=labeler,
+        ),
         reward=replace(q.reward, **lengths),
         ppo=replace(
             q.ppo,

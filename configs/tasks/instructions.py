@@ -4,7 +4,7 @@ Command:  python -m experiments.instructgpt --task instructions
 Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
-from configs.tasks import fit
+from configs.tasks import PROGRAM, fit
 from rlhf_jax.config import InstructGPTConfig
 
 
@@ -17,4 +17,5 @@ def get_config() -> InstructGPTConfig:
         comparisons=700,
         heldout=128,
         episodes=128,
+        labeler=PROGRAM,
     )

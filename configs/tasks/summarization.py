@@ -4,7 +4,7 @@ Command:  python -m experiments.instructgpt --task summarization
 Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
-from configs.tasks import fit
+from configs.tasks import PROGRAM, fit
 from rlhf_jax.config import InstructGPTConfig
 
 
@@ -12,9 +12,10 @@ def get_config() -> InstructGPTConfig:
     return fit(
         "summarization",
         corpora={"abstracts": 0.8, "wikipedia": 0.2},
-        prompt_length=320,
-        response_length=48,
+        prompt_length=128,
+        response_length=40,
         comparisons=320,
         heldout=64,
         episodes=64,
+        labeler=PROGRAM,
     )
