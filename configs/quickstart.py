@@ -83,11 +83,11 @@ def get_config() -> InstructGPTConfig:
         ppo=PPOConfig(
             **LENGTHS,
             run=RunConfig(save_every=8, eval_every=4, log_every=1),
-            iterations=36,
+            iterations=32,
             batch_size=128,
             ppo_epochs=1,
             num_minibatches=4,
-            kl=KLConfig(coef=0.32),
+            kl=KLConfig(coef=0.31),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.3,
