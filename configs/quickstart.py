@@ -38,13 +38,13 @@ def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
 
 
 def linear(lr: float) -> OptimConfig:
-    """Adam as PPO has it here: three iterations of warm-up, then linearly to a fifth."""
+    """Adam as PPO has it here: three iterations of warm-up, then linearly to a tenth."""
     return OptimConfig(
         lr=lr,
         schedule="linear",
         warmup_steps=3,
         warmup_init=0.1,
-        final_lr=0.2,
+        final_lr=0.1,
         weight_decay=0.0,
         eps=1e-5,
     )
@@ -87,7 +87,7 @@ def get_config() -> InstructGPTConfig:
             batch_size=128,
             ppo_epochs=1,
             num_minibatches=4,
-            kl=KLConfig(coef=0.31),
+            kl=KLConfig(coef=0.3, target=2.9, horizon=1000.0),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.3,
