@@ -19,5 +19,5 @@ def get_config() -> InstructGPTConfig:
         episodes=128,
         labeler=PROGRAM,
         pretrain_steps=600,
-        sft_epochs=4,
+        sft_epochs=3,
     )
