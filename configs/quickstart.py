@@ -87,7 +87,7 @@ def get_config() -> InstructGPTConfig:
             batch_size=128,
             ppo_epochs=1,
             num_minibatches=4,
-            kl=KLConfig(coef=0.3, target=3.2, horizon=1000.0),
+            kl=KLConfig(coef=0.3, target=3.0, horizon=1000.0),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.3,
