@@ -239,8 +239,8 @@ PLANTS = (
         22,
         "the reference is another model than the policy's start",
         "experiments/ppo.py",
-        "(params, frozen, reference.params, reward.params)",
-        "(params, frozen, reward.params, reward.params)",
+        "(params, frozen, reference.params, reward.params, second and second.params)",
+        "(params, frozen, reward.params, reward.params, second and second.params)",
         f"{BUGS}the_kl_to_the_reference_starts_at_zero",
     ),
     Plant(
