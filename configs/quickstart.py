@@ -28,7 +28,7 @@ from rlhf_jax.config import (
 MIX = (0.3, 0.55, 0.15)
 """Shares of gutenberg, reviews and polarity in pretraining text."""
 
-LENGTHS = dict(prompt_length=20, response_length=24)
+LENGTHS = dict(prompt_length=20, response_length=28)
 
 
 def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
@@ -87,7 +87,7 @@ def get_config() -> InstructGPTConfig:
             batch_size=128,
             ppo_epochs=1,
             num_minibatches=4,
-            kl=KLConfig(coef=0.3, target=3.0, horizon=1000.0),
+            kl=KLConfig(coef=0.28, target=3.2, horizon=2000.0),
             value_clip_eps=0.5,
             missing_eos_penalty=-1.0,
             ptx_coef=0.3,

@@ -13,7 +13,7 @@ def get_config() -> InstructGPTConfig:
         "sentiment_negative",
         corpora={"gutenberg": 0.3, "reviews": 0.55, "polarity": 0.15},
         prompt_length=20,
-        response_length=24,
+        response_length=28,
         comparisons=4000,
         heldout=300,
         episodes=128,
