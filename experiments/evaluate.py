@@ -46,7 +46,7 @@ class Answers(NamedTuple):
     scores: np.ndarray
     """By the reward model."""
     second_scores: np.ndarray
-    """By the second reward model; without one, by the reward model again."""
+    """By the second reward model; without one, the same."""
     gold: np.ndarray
     kl: np.ndarray
     """log π − log π_baseline, summed over the response, in nats."""
@@ -69,11 +69,12 @@ def run(config: EvaluateConfig) -> dict:
         text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
         baseline = next(iter(policies))
         reward = load_trained(config.reward, flag="reward", kind="scalar")
-        second = reward
+        rewards = [reward]
         if config.second_reward is not None:
             second = load_trained(config.second_reward, flag="second-reward", kind="scalar")
             same_tokenizer(policies[baseline], second, ("policies", "second-reward"))
-        for trained in (*policies.values(), reward, second):
+            rewards.append(second)
+        for trained in (*policies.values(), *rewards):
             trained.model.check_context(
                 prompt_length=config.prompt_length, response_length=config.response_length
             )
@@ -84,7 +85,7 @@ def run(config: EvaluateConfig) -> dict:
 
         # Answers
         key = jax.random.key(config.run.seed)
-        answer = make_answer(config, parallel, policies[baseline], (reward, second), task.gold)
+        answer = make_answer(config, parallel, policies[baseline], rewards, task.gold)
         answers = {}
         for name, policy in stage.each(policies.items(), total=len(policies)):
             n = max(config.best_of) if name == baseline else 1
@@ -116,7 +117,7 @@ def make_answer(
     config: EvaluateConfig,
     parallel: Parallel,
     baseline: Trained,
-    rewards: tuple[Trained, Trained],
+    rewards: Sequence[Trained],
     gold: Callable,
 ) -> Callable[..., Answers]:
     """``(params, prompts, key, n) -> Answers`` for policies of the baseline's shape."""
@@ -132,7 +133,8 @@ def make_answer(
         logprobs = lambda p: response_logprobs(lm, p, batch, generation, temperature=temperature)
         kl = jnp.where(generation.mask, logprobs(params) - logprobs(baseline.params), 0.0)
         score = lambda model, reward: model.score(reward.params, tokens, mask, None)
-        return *map(score, reward_models, rewards), kl.sum(axis=1)
+        scores = list(map(score, reward_models, rewards))
+        return scores[0], scores[-1], kl.sum(axis=1)
 
     def answer(params: Params, prompts: Sequence[str], key, *, n: int) -> Answers:
         shape = dict(
