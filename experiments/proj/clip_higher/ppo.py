@@ -177,6 +177,25 @@ def run(config: PPOConfig) -> dict:
             )
             return minibatches, metrics
 
+        @parallel.function
+        def control(kl_coef, second_weight, metrics):
+            if config.kl.target:
+                kl_coef = update_kl_coef(
+                    kl_coef,
+                    metrics["objective/kl"],
+                    target=config.kl.target,
+                    horizon=config.kl.horizon,
+                    batch_size=config.batch_size,
+                )
+            if config.second_reward.floor is not None:
+                second_weight = update_weight(
+                    second_weight,
+                    metrics["objective/second_scores"],
+                    floor=config.second_reward.floor,
+                    lr=config.second_reward.lr,
+                )
+            return kl_coef, second_weight
+
         objective = partial(
             clip_higher_loss,
             clip_eps=config.clip_eps,
@@ -215,21 +234,7 @@ def run(config: PPOConfig) -> dict:
                 parts = [next(iterators["ptx"]) for _ in range(updates)]
                 ptx = parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
             state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
-            if config.kl.target:
-                kl_coef = update_kl_coef(
-                    kl_coef,
-                    metrics["objective/kl"],
-                    target=config.kl.target,
-                    horizon=config.kl.horizon,
-                    batch_size=config.batch_size,
-                )
-            if config.second_reward.floor is not None:
-                second_weight = update_weight(
-                    second_weight,
-                    metrics["objective/second_scores"],
-                    floor=config.second_reward.floor,
-                    lr=config.second_reward.lr,
-                )
+            kl_coef, second_weight = control(kl_coef, second_weight, metrics)
             stage.log(
                 metrics | update_metrics | {"lr": schedule(step)},
                 episodes=config.batch_size,
