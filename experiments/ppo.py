@@ -123,9 +123,10 @@ def run(config: PPOConfig) -> dict:
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(state, **iterators)
-        kl_coef = jnp.float32(stage.extra.get("kl_coef", config.kl.coef))
-        second_weight = stage.extra.get("second_weight", config.second_reward.weight)
-        second_weight = jnp.float32(second_weight)
+        coefs = {"kl_coef": config.kl.coef, "second_weight": config.second_reward.weight}
+        coefs = {name: jnp.float32(stage.extra.get(name, start)) for name, start in coefs.items()}
+        coefs = parallel.place(coefs)
+        kl_coef, second_weight = coefs["kl_coef"], coefs["second_weight"]
 
         # Functions
         temperature = config.sampling.temperature
@@ -231,10 +232,8 @@ def run(config: PPOConfig) -> dict:
 
         # Save
         policy = policy_value.policy(combine(frozen, averaged_params(state)))
-        coefs = {"kl_coef": float(kl_coef)}
-        if second:
-            coefs |= {"second_weight": float(second_weight)}
-        return stage.finish(policy, **coefs)
+        found = {"second_weight": float(second_weight)} if second else {}
+        return stage.finish(policy, kl_coef=float(kl_coef), **found)
 
 
 def check_reward_model(config: PPOConfig) -> None:
