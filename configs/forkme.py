@@ -1,5 +1,7 @@
 """A copy of the quickstart to change: derive, replace what your ablation is about, run.
 
+Here: a fixed KL coefficient, where the quickstart has one that holds a number of nats.
+
 Paper:    yours.
 Command:  python -m experiments.instructgpt --config configs/forkme.py:kl_coef=0.1
 Hardware: as the quickstart.

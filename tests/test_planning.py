@@ -159,6 +159,7 @@ def small_chain():
         ppo=replace(
             c.ppo,
             batch_size=64,
+            ppo_epochs=2,
             num_minibatches=4,
             ptx_coef=1.0,
             ptx_batch_size=16,

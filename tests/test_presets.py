@@ -97,7 +97,9 @@ def test_reward_and_value_are_the_6b_models():
 
 def test_the_fork_changes_one_thing():
     base, fork = (flatten(to_dict(preset(name))) for name in ("quickstart", "forkme"))
-    assert {name for name in base if base[name] != fork[name]} == {"dir", "ppo.kl.coef"}
+    changed = {name for name in base if base[name] != fork[name]}
+    assert changed == {"dir", "ppo.kl.coef", "ppo.kl.target", "ppo.kl.horizon"}
+    assert fork["ppo.kl.target"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
