@@ -186,7 +186,7 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
         batch_size=min(128, config.evaluation_prompts),
     )
     sft = load_trained(config.sft, flag="run")
-    answer = make_answer(settings, make_parallel(config.ppo.parallel), sft, model, gold)
+    answer = make_answer(settings, make_parallel(config.ppo.parallel), sft, [model], gold)
     key = jax.random.key(config.seed)
     if number == 1:
         first = answer(sft.params, prompts, key, n=1)
