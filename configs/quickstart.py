@@ -3,7 +3,7 @@
 Paper:    Ouyang et al. 2022, every stage of it, at 1/130,000 of the size.
 Command:  python -m experiments.instructgpt --config configs/quickstart.py
 Hardware: 2 CPU cores, about 1.9 GB of memory, 8 to 10 minutes with compilation.
-          With --ablations True (the alignment tax) two to three more.
+          With --ablations True (the alignment tax) about two more.
 Expected: the results table of README.md.
 """
 

@@ -28,7 +28,7 @@ from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.kl import update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.policy_losses import ppo_loss
-from rlhf_jax.objectives.rewards import update_weight
+from rlhf_jax.objectives.rewards import update_multiplier
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import (
     averaged_params,
@@ -173,7 +173,7 @@ def run(config: PPOConfig) -> dict:
                     batch_size=config.batch_size,
                 )
             if config.second_reward.floor is not None:
-                second_weight = update_weight(
+                second_weight = update_multiplier(
                     second_weight,
                     metrics["objective/second_scores"],
                     floor=config.second_reward.floor,

@@ -18,7 +18,7 @@ import tyro
 
 from rlhf_jax.cli import main
 from rlhf_jax.errors import InputError, check
-from rlhf_jax.evaluation import report_policies, report_stages
+from rlhf_jax.evaluation import report_policies, report_stages, report_tradeoffs
 from rlhf_jax.evaluation.report import TITLES, Group, RunRecord, StageRecord, render
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.progress import say
@@ -62,9 +62,9 @@ def write(folders: Sequence[Path], out: Path) -> None:
     runs = [run for group in groups for run in group.runs]
     sections = [
         report_policies.results_section(groups),
-        report_policies.frontier_section(groups),
-        report_policies.tradeoff_section(groups),
-        report_policies.size_section(groups),
+        report_tradeoffs.frontier_section(groups),
+        report_tradeoffs.tradeoff_section(groups),
+        report_tradeoffs.size_section(groups),
         report_policies.distribution_section(groups),
         report_policies.tax_section(groups),
         report_stages.runs_section(groups),

@@ -9,14 +9,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import CACHE
+from tiny import save_model
 
 from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
 from rlhf_jax.config import TextDataConfig
+from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.tasks import sentiment
+from rlhf_jax.training.checkpoints import load_params
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -92,6 +96,9 @@ def test_summary(chain):
     assert on_disk["stages"]["ppo"]["params_sha256"] == summary["stages"]["ppo"]["params_sha256"]
     for key in ("config_digest", "git", "versions", "peak_memory_mib", "seconds"):
         assert key in on_disk
+    final = load_params(c.dir / "sft" / "final")
+    sizes = [leaf.size for leaf in jax.tree.leaves(final)]
+    assert on_disk["stages"]["sft"]["parameters"] == sum(sizes)
     policies = on_disk["stages"]["evaluate"]["policies"]
     assert set(policies) == {"sft", "ppo", "best_of_2"}
     assert policies["sft"]["kl"]["mean"] == pytest.approx(0, abs=1e-3)
@@ -219,20 +226,23 @@ def test_evaluate_alone(chain, tmp_path):
 
 
 def test_evaluate_with_a_second_reward(chain, tmp_path):
-    """Its score stands beside the reward model's: the same model twice says the same twice."""
-    c, summary = chain
-    config = c.resolve().evaluate
-    again = evaluate.run(
-        replace(
-            config,
-            run=replace(config.run, dir=tmp_path / "evaluate"),
-            second_reward=config.reward,
-            text=TextDataConfig(),
-        )
-    )
-    assert set(again["policies"]) == set(summary["stages"]["evaluate"]["policies"])
-    for figures in again["policies"].values():
-        assert figures["second_score"] == figures["score"]
+    """Two reward models score the same answers, each as it does in the other's place."""
+    c, _ = chain
+    config = replace(c.resolve().evaluate, text=TextDataConfig(), cache=tmp_path / "answers")
+    tokenizer = load_tokenizer(c.dir / "pretrain" / "tokenizer")
+    shape = dict(kind="scalar", context=c.pretrain.model.context)
+    other = save_model(tmp_path / "other", tokenizer, **shape)
+
+    def scores(name, reward, second):
+        run = replace(config.run, dir=tmp_path / name)
+        done = evaluate.run(replace(config, run=run, reward=reward, second_reward=second))
+        assert set(done["policies"]) == {"sft", "ppo", "best_of_2"}
+        ppo = done["policies"]["ppo"]
+        return [ppo[score]["mean"] for score in ("score", "second_score")]
+
+    first = scores("first", config.reward, other)
+    assert abs(first[0] - first[1]) > 1e-3
+    assert scores("swapped", other, config.reward) == pytest.approx(first[::-1], abs=1e-5)
 
 
 def test_the_task_is_the_same_for_every_seed():

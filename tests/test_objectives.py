@@ -180,7 +180,7 @@ def test_two_rewards_as_one():
 
 def test_a_constraint_that_is_broken_becomes_dearer():
     """λ is the maximiser's multiplier: up while E[h] < floor, down above, never to 0 or below."""
-    at = lambda h: rewards.update_weight(jnp.float32(0.5), jnp.float32(h), floor=1.0, lr=0.2)
+    at = lambda h: rewards.update_multiplier(jnp.float32(0.5), jnp.float32(h), floor=1.0, lr=0.2)
     weight = lambda h: float(at(h))
     close(weight(1.0), 0.5)
     close(weight(0.0), 0.5 * np.exp(0.2))

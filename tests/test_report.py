@@ -296,7 +296,9 @@ def test_two_rewards_are_drawn_where_a_second_was_measured(tmp_path):
     text = (tmp_path / "report_data" / "tradeoff.csv").read_text()
     rows = list(csv.reader(text.splitlines()))[1:]
     assert {row[0] for row in rows} >= {"SFT", "PPO", "best of 16"}
-    assert sorted(float(row[1]) for row in rows) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    drawn = sorted((float(row[1]), float(row[2])) for row in rows)
+    golds = [figures["gold"]["mean"] for figures in done["policies"].values()]
+    assert drawn == list(zip([0.0, 0.25, 0.5, 0.75, 1.0], golds, strict=True))
 
 
 def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path):

@@ -23,14 +23,11 @@ def fit(
     heldout: int,
     episodes: int,
     labeler: LabelerConfig = PERSON,
-    pretrain_steps: int = 1000,
-    sft_epochs: int = 2,
 ) -> InstructGPTConfig:
     """The quickstart for another task: lengths, text and numbers of prompts; the rest is the same.
 
     ``corpora`` are the shares of the pretraining text. Batches of text keep about the quickstart's
-    1,024 tokens, so longer blocks mean fewer rows. Where little text is at hand beside the
-    demonstrations, ``pretrain_steps`` are fewer and ``sft_epochs`` more.
+    1,024 tokens, so longer blocks mean fewer rows.
     """
     q = quickstart.get_config()
     block = prompt_length + response_length
@@ -47,7 +44,6 @@ def fit(
             data=text(q.pretrain.data),
             model=replace(q.pretrain.model, context=block),
             batch_size=rows,
-            steps=pretrain_steps,
         ),
         sft=replace(
             q.sft,
@@ -56,7 +52,6 @@ def fit(
             block_size=block,
             batch_size=rows + 1,
             pretrain_mix=1 / (rows + 1),
-            epochs=sft_epochs,
         ),
         compare=replace(
             q.compare,

@@ -4,10 +4,12 @@ Command:  python -m experiments.instructgpt --task sentiment_classification
 Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
-from configs.tasks import fit
-from rlhf_jax.config import InstructGPTConfig, LabelerConfig
+from dataclasses import replace
 
-LABELER = LabelerConfig(agreement=0.9, tie_width=3.0)
+from configs.tasks import PROGRAM, fit
+from rlhf_jax.config import InstructGPTConfig
+
+LABELER = replace(PROGRAM, tie_width=3.0)
 """Answers of one word are equal or not: equal ones tie, and of the rest labelers are surer."""
 
 

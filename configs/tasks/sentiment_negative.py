@@ -4,6 +4,7 @@ Command:  python -m experiments.instructgpt --task sentiment_negative
 Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
+from configs.quickstart import LENGTHS
 from configs.tasks import fit
 from rlhf_jax.config import InstructGPTConfig
 
@@ -12,8 +13,7 @@ def get_config() -> InstructGPTConfig:
     return fit(
         "sentiment_negative",
         corpora={"gutenberg": 0.3, "reviews": 0.55, "polarity": 0.15},
-        prompt_length=20,
-        response_length=28,
+        **LENGTHS,
         comparisons=4000,
         heldout=300,
         episodes=128,

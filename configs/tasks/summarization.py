@@ -12,8 +12,8 @@ def get_config() -> InstructGPTConfig:
     return fit(
         "summarization",
         corpora={"abstracts": 0.8, "wikipedia": 0.2},
-        prompt_length=128,
-        response_length=40,
+        prompt_length=320,
+        response_length=48,
         comparisons=320,
         heldout=64,
         episodes=64,

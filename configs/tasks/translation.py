@@ -18,6 +18,4 @@ def get_config() -> InstructGPTConfig:
         heldout=300,
         episodes=128,
         labeler=PROGRAM,
-        pretrain_steps=600,
-        sft_epochs=3,
     )

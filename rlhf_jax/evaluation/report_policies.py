@@ -1,10 +1,10 @@
-"""What the report says of the policies: results, reward against KL, scores, tax, answers."""
+"""What the report says of the policies: results, score distributions, tax, answers."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_jax.evaluation.figures import Panel, Series, bounded
+from rlhf_jax.evaluation.figures import Panel, Series
 from rlhf_jax.evaluation.report import (
     HUES,
     TITLES,
@@ -22,7 +22,6 @@ from rlhf_jax.evaluation.report import (
     name_of,
     show,
 )
-from rlhf_jax.evaluation.report_stages import curve, logged
 
 SHOWN_PROMPTS = 64
 BINS = 30
@@ -87,141 +86,6 @@ def interval_caption(groups: Groups) -> str:
     counts = ", ".join(name_of(f"n = {n}", group, groups) for group, n in evaluated)
     alone = "; over prompts where n = 1" if any(n == 1 for _, n in evaluated) else ""
     return f"Mean ± 95 % interval over runs that differ in their seed only ({counts}{alone})."
-
-
-# --- reward against KL ----------------------------------------------------------------------------
-
-
-def frontier_section(groups: Groups) -> Section:
-    """Score and gold against KL: training, evaluated policies, best of n."""
-    panels = []
-    for figure, title in (("gold", "Gold score"), ("score", "Reward model's score")):
-        for kl, unit, axis in (("√KL", "√nats", root), ("KL", "nats", np.asarray)):
-            series = [
-                s for g in range(len(groups)) for s in frontier_series(groups, g, figure, axis)
-            ]
-            if series:
-                name = f"frontier_{figure}_{'sqrt_kl' if axis is root else 'kl'}"
-                x = f"{kl} from SFT ({unit})"
-                panels.append(Panel(name, f"{title} against {kl}", x, figure, series))
-    text = (
-        "What each nat of KL buys. The faint path is training, iteration by iteration; where gold "
-        "falls while the reward model's score rises, the policy exploits its errors.",
-    )
-    return Section("frontier", "Reward against KL", text, panels)
-
-
-def root(kl) -> np.ndarray:
-    """√KL; estimates just below 0 count as 0."""
-    return np.sqrt(np.maximum(kl, 0))
-
-
-def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
-    group = groups[g]
-    hue = lambda policy, default: g if len(groups) > 1 else HUES.get(policy, default)
-    series = []
-    if figure == "score" and {"objective/kl", "objective/scores"} <= logged(group, "ppo"):
-        kl, scores = (curve(group, "ppo", f"objective/{name}")[1] for name in ("kl", "scores"))
-        label = name_of("PPO in training", group, groups)
-        path = (list(axis(kl)), list(scores), None, None)
-        series.append(Series(label, *path, "faint", hue("ppo", 1), 0))
-    policies = policies_of(group)
-    best = [policy for policy in policies if policy.startswith("best_of_")]
-    rows = [[policy] for policy in policies if policy not in best]
-    for i, members in enumerate([*rows, best]):
-        points = [p for policy in members if (p := frontier_point(group, policy, figure))]
-        if points:
-            x, y, ci = np.array(points).T
-            several = "best of " + ", ".join(policy.removeprefix("best_of_") for policy in best)
-            label = name_of(several if members is best else members[0], group, groups)
-            kind = "points" if members is best else "dots"
-            series.append(Series(label, *bounded(axis(x), y, ci), kind, hue(members[0], 3), i))
-    return series
-
-
-def frontier_point(
-    group: Group, policy: str, figure: str, against: str = "kl"
-) -> tuple[float, float, float] | None:
-    x, y = (
-        estimate(done_figures(group, "evaluate", "policies", policy, f)) for f in (against, figure)
-    )
-    return (x["mean"], y["mean"], y.get("ci", np.nan)) if x and y else None
-
-
-# --- size -----------------------------------------------------------------------------------------
-
-
-def size_section(groups: Groups) -> Section:
-    """Gold and the task's own metrics against the number of parameters, policy by policy."""
-    counted = [(n, group) for group in groups if (n := parameters_of(group))]
-    of_size = sorted(counted, key=lambda pair: pair[0])
-    if len({n for n, _ in of_size}) < 2:
-        return Section("size", "Quality and size", ())
-    figures = lambda kind: [
-        figure
-        for _, group in of_size
-        for policy in policies_of(group)
-        for figures in done_figures(group, "evaluate", "policies", policy, kind)
-        for figure in figures
-    ]
-    names = [("gold",), *(("metrics", name) for name in dict.fromkeys(figures("metrics")))]
-    panels = []
-    for path in names:
-        if series := size_series(of_size, path):
-            title = f"{path[-1][0].upper()}{path[-1][1:]} against size".replace("_", " ")
-            shown = ("parameters of the policy", path[-1])
-            panels.append(Panel(f"size_{path[-1]}", title, *shown, series, log_x=True))
-    text = (
-        "Each point is one size of model, with everything else in its recipe; intervals as in the "
-        "results.",
-    )
-    return Section("size", "Quality and size", text, panels)
-
-
-def parameters_of(group: Group) -> int | None:
-    """Of the baseline's stage, else of any that counted them."""
-    stages = [*done_figures(group, "evaluate", "baseline"), *TITLES]
-    counts = [n for stage in stages for n in done_figures(group, stage, "parameters")]
-    return counts[0] if counts else None
-
-
-def size_series(of_size: Sequence[tuple[int, Group]], path: tuple[str, ...]) -> list[Series]:
-    policies = list(dict.fromkeys(policy for _, group in of_size for policy in policies_of(group)))
-    series = []
-    for i, policy in enumerate(policies):
-        found = [
-            (n, estimate(done_figures(group, "evaluate", "policies", policy, *path)))
-            for n, group in of_size
-        ]
-        points = [(n, f["mean"], f.get("ci", np.nan)) for n, f in found if f]
-        if points:
-            label = TITLES.get(policy, policy.replace("best_of_", "best of "))
-            hue = HUES.get(policy, 3)
-            series.append(Series(label, *bounded(*zip(*points, strict=True)), "points", hue, i))
-    return series
-
-
-# --- two rewards ----------------------------------------------------------------------------------
-
-
-def tradeoff_section(groups: Groups) -> Section:
-    """The task's gold score against a second reward, policy by policy."""
-    series = []
-    for g, group in enumerate(groups):
-        for i, policy in enumerate(policies_of(group)):
-            point = frontier_point(group, policy, "gold", against="second_score")
-            if point:
-                x, y, ci = np.array([point]).T
-                label = name_of(policy, group, groups)
-                hue = g if len(groups) > 1 else i
-                series.append(Series(label, *bounded(x, y, ci), "dots", hue, i))
-    text = (
-        "What more of the second reward costs in gold: policies trained on other mixes of the two, "
-        "or with other floors, lie along a curve.",
-    )
-    x = "mean score of the second reward model"
-    panels = [Panel("tradeoff", "Gold score against second reward", x, "gold", series)]
-    return Section("tradeoff", "Two rewards", text, panels if series else ())
 
 
 # --- distributions --------------------------------------------------------------------------------

@@ -28,20 +28,22 @@ def kl_penalised_rewards(
 def mix_scores(
     scores: Float[Array, "B"], second_scores: Float[Array, "B"], *, weight: Float[Array, ""] | float
 ) -> Float[Array, "B"]:
-    """(r + λ h) / (1 + λ): two rewards as one of the same scale (Dai et al. 2023, Safe RLHF, §3.2).
+    """(r + λ h) / (1 + λ): two rewards r and h as one, on the scale of either.
 
-    With a fixed ``weight`` λ this is a mix; with ``update_weight`` it is the Lagrangian of
-    max E[r] subject to E[h] ≥ floor, whose constant part moves no gradient.
+    With a fixed ``weight`` λ this is a mix. With ``update_multiplier`` it is the Lagrangian of
+    max E[r] subject to E[h] ≥ floor, divided by 1 + λ as in Safe RLHF (Dai et al. 2023); its
+    constant −λ · floor moves no gradient.
     """
     return (scores + weight * second_scores) / (1 + weight)
 
 
-def update_weight(
+def update_multiplier(
     weight: Float[Array, ""], second_score: Float[Array, ""], *, floor: float, lr: float
 ) -> Float[Array, ""]:
     """λ ← λ exp(η (floor − E[h])): dearer while the mean ``second_score`` is below ``floor``.
 
-    Gradient ascent on ln λ, which keeps λ positive (Dai et al. 2023, Safe RLHF, appendix B).
+    An exponentiated-gradient step, which keeps λ positive. Dai et al. 2023 (Safe RLHF, eq. 31)
+    multiply the exponent by λ besides: there a small multiplier grows slowly.
     """
     return weight * jnp.exp(lr * (floor - second_score))
 

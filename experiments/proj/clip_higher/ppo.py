@@ -30,7 +30,7 @@ from rlhf_jax.objectives.kl import update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.masked import masked_mean
 from rlhf_jax.objectives.policy_losses import value_loss
-from rlhf_jax.objectives.rewards import update_weight
+from rlhf_jax.objectives.rewards import update_multiplier
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import (
     averaged_params,
@@ -189,7 +189,7 @@ def run(config: PPOConfig) -> dict:
                     batch_size=config.batch_size,
                 )
             if config.second_reward.floor is not None:
-                second_weight = update_weight(
+                second_weight = update_multiplier(
                     second_weight,
                     metrics["objective/second_scores"],
                     floor=config.second_reward.floor,
