@@ -9,7 +9,6 @@ import pytest
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.models.layers import wide_product
 from rlhf_jax.models.transformer import as_layout, stack_blocks, unstack_blocks
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.types import LMBatch
@@ -185,27 +184,6 @@ def test_rematerialised_blocks_make_again_what_they_say(params, tokens):
     assert flops("dots") - flops("none") == attention
     # The last product's result is needed by nothing in the block's backward pass.
     assert flops("full") - flops("none") == attention + kernels - 2 * B * T * 4 * D * D * L
-
-
-def test_the_product_with_the_vocabulary_has_the_gradient_of_a_product():
-    rows, kernel, weights = (
-        jax.random.normal(jax.random.key(i), shape)
-        for i, shape in enumerate([(37, 16), (16, 300), (37, 300)])
-    )
-    gradients = lambda product: jax.grad(
-        lambda x, w: (weights * product(x, w)).sum(), argnums=(0, 1)
-    )(rows, kernel)
-    np.testing.assert_array_equal(wide_product(rows, kernel), rows @ kernel)
-    for found, expected in zip(gradients(wide_product), gradients(jnp.dot), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("platform, turned", [("cpu", True), ("tpu", False), ("cuda", False)])
-def test_only_a_cpu_turns_the_rows_first(platform, turned):
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((37, 16), (16, 300))]
-    traced = jax.jit(jax.grad(lambda x, w: wide_product(x, w).sum(), argnums=1)).trace(*shapes)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("optimization_barrier" in text) == turned
 
 
 def test_both_layouts_start_from_the_same_parameters():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs import quickstart
-from rlhf_jax.config import InstructGPTConfig, LabelerConfig
+from rlhf_jax.config import InstructGPTConfig, KLConfig, LabelerConfig
 
 PERSON = LabelerConfig()
 """As often at odds with another as InstructGPT's labelers were."""
@@ -23,11 +23,14 @@ def fit(
     heldout: int,
     episodes: int,
     labeler: LabelerConfig = PERSON,
+    responses: int = 6,
+    sft_epochs: int = 2,
+    kl: KLConfig | None = None,
 ) -> InstructGPTConfig:
     """The quickstart for another task: lengths, text and numbers of prompts; the rest is the same.
 
     ``corpora`` are the shares of the pretraining text. Batches of text keep about the quickstart's
-    1,024 tokens, so longer blocks mean fewer rows.
+    1,024 tokens, so longer blocks mean fewer rows. ``responses`` are ranked for each prompt.
     """
     q = quickstart.get_config()
     block = prompt_length + response_length
@@ -50,6 +53,8 @@ def fit(
             **lengths,
             pretrain_data=text(q.sft.pretrain_data),
             block_size=block,
+            epochs=sft_epochs,
+            optim=quickstart.muon(5e-3, adam_lr=3e-3, warmup_steps=10),
             batch_size=rows + 1,
             pretrain_mix=1 / (rows + 1),
         ),
@@ -58,6 +63,7 @@ def fit(
             **lengths,
             num_prompts=comparisons,
             heldout_prompts=heldout,
+            responses_per_prompt=responses,
             labeler=labeler,
         ),
         reward=replace(q.reward, **lengths),
@@ -65,6 +71,7 @@ def fit(
             q.ppo,
             **lengths,
             batch_size=episodes,
+            kl=kl or q.ppo.kl,
             ptx_data=text(q.ppo.ptx_data),
             ptx_batch_size=max(2, rows),
         ),

@@ -16,6 +16,6 @@ def get_config() -> InstructGPTConfig:
         response_length=64,
         comparisons=700,
         heldout=128,
-        episodes=128,
+        episodes=64,
         labeler=PROGRAM,
     )

@@ -9,8 +9,8 @@ from dataclasses import replace
 from configs.tasks import PROGRAM, fit
 from rlhf_jax.config import InstructGPTConfig
 
-LABELER = replace(PROGRAM, tie_width=3.0)
-"""Answers of one word are equal or not: equal ones tie, and of the rest labelers are surer."""
+LABELER = replace(PROGRAM, tie_width=2.0)
+"""Answers of one word are mostly equal: three quarters of such pairs tie."""
 
 
 def get_config() -> InstructGPTConfig:
@@ -19,8 +19,9 @@ def get_config() -> InstructGPTConfig:
         corpora={"reviews": 0.7, "gutenberg": 0.3},
         prompt_length=60,
         response_length=4,
-        comparisons=1000,
-        heldout=200,
+        comparisons=1100,
+        heldout=160,
         episodes=128,
         labeler=LABELER,
+        sft_epochs=3,
     )

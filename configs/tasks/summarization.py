@@ -12,10 +12,11 @@ def get_config() -> InstructGPTConfig:
     return fit(
         "summarization",
         corpora={"abstracts": 0.8, "wikipedia": 0.2},
-        prompt_length=320,
-        response_length=48,
-        comparisons=320,
-        heldout=64,
+        prompt_length=192,
+        response_length=40,
+        comparisons=330,
+        heldout=60,
         episodes=64,
         labeler=PROGRAM,
+        responses=9,
     )

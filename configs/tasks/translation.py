@@ -5,7 +5,7 @@ Expected: not yet run to the end; docs/tasks.md has what answers without a model
 """
 
 from configs.tasks import PROGRAM, fit
-from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.config import InstructGPTConfig, KLConfig
 
 
 def get_config() -> InstructGPTConfig:
@@ -18,4 +18,5 @@ def get_config() -> InstructGPTConfig:
         heldout=300,
         episodes=128,
         labeler=PROGRAM,
+        kl=KLConfig(coef=0.2, target=6.0, horizon=2000.0),
     )

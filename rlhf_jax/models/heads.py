@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import check
 from rlhf_jax.models import layout
-from rlhf_jax.models.layers import accumulator, wide_product
+from rlhf_jax.models.layers import accumulator
+from rlhf_jax.models.products import FEW_ROWS, WIDE, turn_kernels, turned_product, wide_product
 from rlhf_jax.models.transformer import (
     NEGATIVE,
     KeyValues,
@@ -64,6 +65,10 @@ class LanguageModel(NamedTuple):
     """(params, queries, query_mask, *, length) -> logits of the first response token, cache."""
     decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
     """(params, tokens [B], cache) -> logits of the next token, cache."""
+    reads_turned: Callable[[int], bool]
+    """Whether ``decode`` for so many rows is quicker on a CPU with ``turned(params)``."""
+    turned: Callable[[Params], Params]
+    """The same parameters for ``decode``, with large kernels stored [out, in]."""
 
 
 class ScalarModel(NamedTuple):
@@ -95,25 +100,29 @@ def unembed(
     params: Params, hidden: Float[Array, "*B D"], config: ModelConfig
 ) -> Float[Array, "*B V"]:
     """Logits through the transposed embedding or ``lm_head``, summed in ``accumulator``."""
-    dtype = config.dtype
-    rows = hidden.reshape(-1, hidden.shape[-1]).astype(dtype)
-    if "lm_head" in params:
-        kernel = params["lm_head"]["kernel"].astype(dtype)
+    rows = hidden.reshape(-1, hidden.shape[-1]).astype(config.dtype)
+    if "turned" in params.get("lm_head", {}):
+        logits = turned_product(rows, params["lm_head"]["turned"])
     else:
-        # The barrier keeps the transpose apart: folded into the product, it makes the gradient of
-        # the embedding a slower kind of product on CPU (a quarter of the head's time).
-        kernel = jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
-    if hidden.ndim == 3:
-        kernel = layout.gathered(kernel, hidden, inner=0)
-    if accumulator(dtype) == dtype:
-        logits = wide_product(rows, kernel)
-    else:
-        logits = jnp.dot(rows, kernel, preferred_element_type=accumulator(dtype))
+        kernel = unembedding(params, config.dtype)
+        kernel = layout.gathered(kernel, hidden, inner=0) if hidden.ndim == 3 else kernel
+        if (sums := accumulator(config.dtype)) == config.dtype:
+            logits = wide_product(rows, kernel)
+        else:
+            logits = jnp.dot(rows, kernel, preferred_element_type=sums)
     if config.unused_rows:
         # Finite, so that no difference of two of them is NaN; their mass is 0 all the same.
         used = jnp.arange(logits.shape[-1]) < logits.shape[-1] - config.unused_rows
         logits = jnp.where(used, logits, NEGATIVE)
     return layout.logits(logits.reshape(*hidden.shape[:-1], -1))
+
+
+def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"].astype(dtype)
+    # The barrier keeps the transpose apart: folded into the product, it makes the gradient of the
+    # embedding a slower kind of product on CPU (a quarter of the head's time).
+    return jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
@@ -174,6 +183,15 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         cache = Cache(layers, mask, cache.positions + 1, cache.index + 1)
         return head(params, hidden[:, 0]), cache
 
+    def reads_turned(rows):
+        # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
+        plain = config.dtype == "float32" and layout.on_one_device()
+        return plain and rows in FEW_ROWS and config.d_model >= WIDE
+
+    def turned(params):
+        lying_so = {"lm_head": {"turned": params["trunk"]["wte"]}} if config.tied else {}
+        return turn_kernels(params) | lying_so
+
     return LanguageModel(
         init=init,
         logits=logits,
@@ -181,6 +199,8 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         packed_logprobs=packed_logprobs,
         prefill=prefill,
         decode=decode,
+        reads_turned=reads_turned,
+        turned=turned,
     )
 
 

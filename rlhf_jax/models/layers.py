@@ -13,29 +13,12 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import RotaryConfig
 from rlhf_jax.models import layout
+from rlhf_jax.models.products import turned_product
 
 
 def accumulator(dtype: str | np.dtype) -> np.dtype:
     """What products of operands of ``dtype`` are summed in: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-@jax.custom_vjp
-def wide_product(rows: Float[Array, "N D"], kernel: Float[Array, "D V"]) -> Float[Array, "N V"]:
-    """rows · kernel in float32 or wider, whose gradient is quick on a CPU for large V."""
-    return jnp.dot(rows, kernel)
-
-
-def wide_product_gradients(operands, gradient):
-    rows, kernel = operands
-    # Turned before the product: XLA:CPU takes 1.7 times as long to contract two leading axes.
-    turned = jax.lax.platform_dependent(
-        rows, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose
-    )
-    return gradient @ kernel.T, turned @ gradient
-
-
-wide_product.defvjp(lambda *operands: (wide_product(*operands), operands), wide_product_gradients)
 
 
 def normal_init(stddev: float):
@@ -75,7 +58,8 @@ class Dense(nn.Module):
     """x W + b, with W stored [in, out] as GPT-2 does; with an adapter beside it, + s (x A) B.
 
     Rows are flattened to one axis first: on CPU the gradient of a three-dimensional product takes
-    2.5 times as long. ``dtype`` is that of the operands; sums are ``accumulator(dtype)``.
+    2.5 times as long. ``dtype`` is that of the operands; sums are ``accumulator(dtype)``. A kernel
+    that ``turn_kernels`` has turned is used as it lies.
     """
 
     features: int
@@ -90,10 +74,13 @@ class Dense(nn.Module):
             cast = (rows.astype(self.dtype), matrix.astype(self.dtype))
             return jnp.dot(*cast, preferred_element_type=accumulator(self.dtype))
 
-        kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
         rows = x.reshape(-1, x.shape[-1])
-        kernel = layout.gathered(kernel.astype(self.dtype), x, inner=int(self.name == "c_proj"))
-        y = product(rows, kernel)
+        if self.has_variable("params", "turned"):
+            y = turned_product(rows, self.get_variable("params", "turned"))
+        else:
+            kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
+            inner = int(self.name == "c_proj")
+            y = product(rows, layout.gathered(kernel.astype(self.dtype), x, inner=inner))
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
             y = y + self.lora_scale * product(product(rows, a), b)

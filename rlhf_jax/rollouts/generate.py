@@ -5,6 +5,7 @@ is left when half of the rows have ended, and goes on with the others alone (see
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -76,7 +77,7 @@ def generate(
             logprobs=generation.logprobs.at[:, t].set(logprob),
         )
 
-    def step(state: Decoding) -> Decoding:
+    def step(params: Params, state: Decoding) -> Decoding:
         logits, cache = model.decode(params, state.token, state.cache)
         token, logprob = sample(state.t, logits, state.keys, state.done)
         generation = write(state.generation, state.t, token, logprob, state.done)
@@ -99,7 +100,13 @@ def generate(
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
     first = write(empty, 0, token, logprob, nobody)
     state = Decoding(jnp.int32(1), token, token == eos_id, keys, cache, first)
-    return decode_rest(step, state, length=length, sizes=smaller_batches(B))
+    rest = lambda params, state: decode_rest(
+        partial(step, params), state, length=length, sizes=smaller_batches(B)
+    )
+    if not model.reads_turned(B):
+        return rest(params, state)
+    turned = lambda params, state: rest(model.turned(params), state)
+    return jax.lax.platform_dependent(params, state, cpu=turned, default=rest)
 
 
 def smaller_batches(rows: int) -> tuple[int, ...]:

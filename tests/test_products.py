@@ -1,0 +1,128 @@
+"""Products in the forms that a CPU likes: the same values, and on no other platform."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from rlhf_jax.config import LoRAConfig, ModelConfig
+from rlhf_jax.models import heads
+from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.models.lora import add_adapters
+from rlhf_jax.models.products import turned_product, wide_product
+from rlhf_jax.rollouts.generate import generate, row_keys
+
+CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32)
+V, B, Q, R = 19, 4, 5, 8
+QUERIES = jax.random.randint(jax.random.key(1), (B, Q), 0, 17)
+PLATFORMS = [("cpu", True), ("tpu", False), ("cuda", False)]
+
+
+def test_the_product_with_the_vocabulary_has_the_gradient_of_a_product():
+    rows, kernel, weights = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(37, 16), (16, 300), (37, 300)])
+    )
+    gradients = lambda product: jax.grad(
+        lambda x, w: (weights * product(x, w)).sum(), argnums=(0, 1)
+    )(rows, kernel)
+    np.testing.assert_array_equal(wide_product(rows, kernel), rows @ kernel)
+    for found, expected in zip(gradients(wide_product), gradients(jnp.dot), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform, turned", PLATFORMS)
+def test_only_a_cpu_turns_the_rows_first(platform, turned):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((37, 16), (16, 300))]
+    traced = jax.jit(jax.grad(lambda x, w: wide_product(x, w).sum(), argnums=1)).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in text) == turned
+
+
+def test_a_turned_product_is_the_product():
+    rows, kernel = (
+        jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(5, 16), (16, 9)])
+    )
+    np.testing.assert_allclose(turned_product(rows, kernel.T), rows @ kernel, rtol=1e-5, atol=1e-6)
+
+
+def sampler(config):
+    options = dict(length=R, temperature=1.0, top_k=0, top_p=1.0, eos_id=17, pad_id=18)
+    lm = make_language_model(config, V)
+    return jax.jit(
+        lambda params, queries, mask, keys: generate(lm, params, queries, mask, keys, **options)
+    )
+
+
+def inputs(rows=B):
+    queries = jnp.resize(QUERIES, (rows, Q))
+    return queries, jnp.ones((rows, Q), bool), row_keys(jax.random.key(2), rows)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scan_layers": True},
+        {"tied": False, "bias": "none"},
+        {"activation": "swiglu", "norm": "rms", "positions": "rotary"},
+        {"lora": True},
+        {"unused_rows": 3},
+    ],
+    ids=str,
+)
+def test_decoding_with_turned_kernels_gives_the_same_responses(changes, monkeypatch):
+    adapters = changes.pop("lora", False)
+    config = replace(CONFIG, **changes)
+    params = jax.tree.map(lambda x: 4 * x, make_language_model(config, V).init(jax.random.key(0)))
+    if adapters:
+        params = add_adapters(jax.random.key(3), params, config, LoRAConfig(rank=2))
+        params = jax.tree.map(lambda x: x + 0.1, params)
+    plain = sampler(config)(params, *inputs())
+    monkeypatch.setattr(heads, "WIDE", 16)
+    program = sampler(config)
+    turned = program(params, *inputs())
+    np.testing.assert_array_equal(turned.responses, plain.responses)
+    np.testing.assert_allclose(turned.logprobs, plain.logprobs, rtol=1e-5, atol=1e-5)
+    assert has_turned_product(program, params, "cpu")
+
+
+def has_turned_product(program, params, platform, rows=B) -> bool:
+    """Whether the rows stand on the right of a product with a kernel of the MLP, [64, 16]."""
+    traced = program.trace(params, *inputs(rows))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    return f"(tensor<64x16xf32>, tensor<{rows}x16xf32>) -> tensor<64x{rows}xf32>" in text
+
+
+@pytest.mark.parametrize("platform, turned", PLATFORMS)
+def test_only_a_cpu_decodes_with_turned_kernels(platform, turned, monkeypatch):
+    monkeypatch.setattr(heads, "WIDE", 16)
+    params = make_language_model(CONFIG, V).init(jax.random.key(0))
+    assert has_turned_product(sampler(CONFIG), params, platform) == turned
+
+
+@pytest.mark.parametrize(
+    "rows, config, expected",
+    [
+        (1, CONFIG, False),
+        (2, CONFIG, True),
+        (32, CONFIG, True),
+        (33, CONFIG, False),
+        (8, replace(CONFIG, d_model=8), False),
+        (8, replace(CONFIG, dtype="bfloat16"), False),
+    ],
+)
+def test_only_few_rows_of_a_wide_float32_model_are_read_turned(rows, config, expected, monkeypatch):
+    monkeypatch.setattr(heads, "WIDE", 16)
+    assert make_language_model(config, V).reads_turned(rows) == expected
+
+
+def test_kernels_lie_as_they_are_on_several_devices(monkeypatch):
+    monkeypatch.setattr(heads, "WIDE", 16)
+    lm = make_language_model(CONFIG, V)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1, 4), ("data", "fsdp", "tensor"))):
+        assert not lm.reads_turned(8)
+    assert lm.reads_turned(8)
