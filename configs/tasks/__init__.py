@@ -25,6 +25,7 @@ def fit(
     labeler: LabelerConfig = PERSON,
     responses: int = 6,
     sft_epochs: int = 2,
+    reward_epochs: int = 1,
     kl: KLConfig | None = None,
 ) -> InstructGPTConfig:
     """The quickstart for another task: lengths, text and numbers of prompts; the rest is the same.
@@ -66,7 +67,7 @@ def fit(
             responses_per_prompt=responses,
             labeler=labeler,
         ),
-        reward=replace(q.reward, **lengths),
+        reward=replace(q.reward, **lengths, epochs=reward_epochs),
         ppo=replace(
             q.ppo,
             **lengths,

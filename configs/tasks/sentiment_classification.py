@@ -4,13 +4,11 @@ Command:  python -m experiments.instructgpt --task sentiment_classification
 Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
-from dataclasses import replace
+from configs.tasks import fit
+from rlhf_jax.config import InstructGPTConfig, LabelerConfig
 
-from configs.tasks import PROGRAM, fit
-from rlhf_jax.config import InstructGPTConfig
-
-LABELER = replace(PROGRAM, tie_width=2.0)
-"""Answers of one word are mostly equal: three quarters of such pairs tie."""
+LABELER = LabelerConfig(agreement=0.98, tie_width=4.0)
+"""Most of the answers to a prompt are the same word: such pairs tie, as they would for people."""
 
 
 def get_config() -> InstructGPTConfig:
@@ -19,9 +17,10 @@ def get_config() -> InstructGPTConfig:
         corpora={"reviews": 0.7, "gutenberg": 0.3},
         prompt_length=60,
         response_length=4,
-        comparisons=1100,
-        heldout=160,
+        comparisons=2300,
+        heldout=200,
         episodes=128,
         labeler=LABELER,
         sft_epochs=3,
+        reward_epochs=3,
     )

@@ -21,8 +21,8 @@ from rlhf_jax.tasks.text_classifier import words
 
 ASK, ANSWER = "Review: ", "\nSentiment:"
 SHARES = {
-    "demonstrations": 0.6,
-    "comparisons": 0.15,
+    "demonstrations": 0.45,
+    "comparisons": 0.3,
     "ppo": 0.15,
     "validation": 0.03,
     "evaluation": 0.07,
