@@ -20,7 +20,12 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback.labelers import SimulatedLabeler, calibrate_tau, noise_ceiling
+from rlhf_jax.feedback.labelers import (
+    SimulatedLabeler,
+    calibrate_tau,
+    noise_ceiling,
+    score_gaps,
+)
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.logs import read_rows
@@ -90,11 +95,11 @@ def run(config: CompareConfig) -> dict:
         gold = read_task(config.task, config.source).gold
         utility = gold_scores(gold, rows)
         noise = {"tie_width": config.labeler.tie_width}
-        tau = calibrate_tau(utility, agreement=config.labeler.agreement, **noise)
+        responses = [row["responses"] for row in rows]
+        gaps = score_gaps(utility, responses)
+        tau = calibrate_tau(gaps, agreement=config.labeler.agreement, **noise)
         labeler = SimulatedLabeler(gold, tau=tau, seed=config.run.seed, **noise)
-        ranks = labeler.rank_many(
-            [row["prompt"] for row in rows], [row["responses"] for row in rows]
-        )
+        ranks = labeler.rank_many([row["prompt"] for row in rows], responses)
         for row, ranked, scores in zip(rows, ranks, utility, strict=True):
             row |= {"ranks": list(map(int, ranked)), "gold": list(map(float, scores))}
 
@@ -102,7 +107,8 @@ def run(config: CompareConfig) -> dict:
         train, heldout = rows[: config.num_prompts], rows[config.num_prompts :]
         write_rows(config.run.dir / "train.jsonl", train)
         write_rows(config.run.dir / "heldout.jsonl", heldout)
-        ceiling = noise_ceiling(utility[config.num_prompts :], tau=tau, **noise)
+        gaps = score_gaps(utility[config.num_prompts :], responses[config.num_prompts :])
+        ceiling = noise_ceiling(gaps, tau=tau, **noise)
         return stage.finish(
             None,
             comparisons=len(train),

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import safety
 from experiments.answers import with_cache
-from experiments.inputs import load_corpora, make_text_evaluation
+from experiments.inputs import Corpora, load_corpora, make_text_evaluation
 from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
 from experiments.trained import Trained, load_trained, same_tokenizer
@@ -82,6 +82,7 @@ def run(config: EvaluateConfig) -> dict:
         tokenizer = policies[baseline].tokenizer
         stage.note(prompts=count_truncated(prompts, tokenizer, config.prompt_length))
         task = read_task(config.task, config.source)
+        corpora = load_corpora(config.text) if config.text.path else None
 
         # Answers
         key = jax.random.key(config.run.seed)
@@ -107,7 +108,7 @@ def run(config: EvaluateConfig) -> dict:
             name: describe_text(prompts, respond(prompts), base, task)
             for name, respond in task.baselines.items()
         }
-        text = text_losses(config, parallel, policies | text_only) if config.text.path else {}
+        text = text_losses(config, parallel, policies | text_only, corpora) if corpora else {}
         return stage.finish(
             None, baseline=baseline, policies=table, baselines=without_model, text=text
         )
@@ -230,13 +231,14 @@ def write_alpaca(config: EvaluateConfig, name: str, prompts: list[str], answers:
     write_atomically(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
-def text_losses(config: EvaluateConfig, parallel: Parallel, models: dict[str, Trained]) -> dict:
+def text_losses(
+    config: EvaluateConfig, parallel: Parallel, models: dict[str, Trained], corpora: Corpora
+) -> dict:
     """Held-out loss of every model on every corpus: what alignment cost (the tax).
 
     Perplexities are e^nats: per token of this tokenizer, and per word between spaces by the
     corpus's bytes per word (WikiText's convention, whose texts are cut into words already).
     """
-    corpora = load_corpora(config.text)
     first = next(iter(models.values()))
     evaluate = make_text_evaluation(
         make_language_model(first.model, first.vocab_size),

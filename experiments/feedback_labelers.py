@@ -16,7 +16,7 @@ from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import Database, open_database
-from rlhf_jax.feedback.labelers import Score, SimulatedLabeler, calibrate_tau
+from rlhf_jax.feedback.labelers import Score, SimulatedLabeler, calibrate_tau, score_gaps
 from rlhf_jax.tasks.task import read_task
 
 NOISE = (0.8, 1.25)
@@ -69,12 +69,13 @@ def make_labelers(
     tasks.
     """
     count, tie = config.simulated, config.labeler.tie_width
-    K = max(len(task.responses) for task in tasks)
-    scores = np.full((len(tasks), K), np.nan)
-    for n, task in enumerate(tasks):
-        texts = [each.text for each in task.responses]
+    responses = [[each.text for each in task.responses] for task in tasks]
+    scores = np.full((len(tasks), max(map(len, responses))), np.nan)
+    for n, (task, texts) in enumerate(zip(tasks, responses, strict=True)):
         scores[n, : len(texts)] = gold([task.prompt] * len(texts), texts)
-    tau = calibrate_tau(scores, agreement=config.labeler.agreement, tie_width=tie)
+    tau = calibrate_tau(
+        score_gaps(scores, responses), agreement=config.labeler.agreement, tie_width=tie
+    )
     noise, bias = np.geomspace(*NOISE, count), np.linspace(*BIAS, count)
     # Not the most careful one always the one who likes it short.
     bias = np.random.default_rng(config.seed).permutation(bias)

@@ -184,8 +184,9 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
 
 def show(table: dict[str, Figures]) -> None:
     shown = Table(title="Safety", title_justify="left")
-    for column in ("measure", *table):
-        shown.add_column(column)
+    shown.add_column("measure", no_wrap=True)
+    for policy in table:
+        shown.add_column(policy)
     for row in text_rows(table):
         shown.add_row(*row)
     Console().print(shown)

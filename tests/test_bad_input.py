@@ -210,6 +210,16 @@ def test_prompt_and_response_over_the_context(monkeypatch, capsys, tmp_path, mod
     assert "context=80" in message and ("100" in message or "70" in message)
 
 
+def test_missing_text_is_said_before_anything_is_sampled(monkeypatch, capsys, tmp_path, models):
+    file = write(tmp_path, "p.jsonl", [{"prompt": SHORT}])
+    flags = ["--policies", models / "lm", "--reward", models / "scalar", "--prompts", file]
+    flags += ["--source", tiny.ROOT / "data", "--prompt-length", 40, "--response-length", 8]
+    flags += ["--text.path", tmp_path / "none.txt"]
+    monkeypatch.setattr(evaluate, "make_answer", lambda *_: pytest.fail("sampled"))
+    message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "evaluate", *flags)
+    assert "none.txt does not exist" in message
+
+
 def test_an_answer_longer_than_the_context(monkeypatch, capsys, models):
     argv = ["sample", "--init", str(models / "lm"), "--response-length", "200"]
     monkeypatch.setattr(sys, "argv", argv)

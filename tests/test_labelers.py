@@ -18,6 +18,7 @@ from rlhf_jax.feedback.labelers import (
     noise_ceiling,
     order_probabilities,
     ranks_of,
+    score_gaps,
 )
 
 
@@ -40,6 +41,10 @@ def tasks(scores):
 
 
 SCORES = np.random.default_rng(0).normal(size=(4000, 4))
+
+
+def gaps(scores):
+    return score_gaps(np.asarray(scores), tasks(scores)[1])
 
 
 # --- distribution ---------------------------------------------------------------------------------
@@ -176,23 +181,29 @@ def test_ceiling_is_what_the_noiseless_scores_reach(tau, width):
     ranks = np.array(labeler(tau=tau, tie_width=width).rank_many(*tasks(scores)))
     strict = ranks[:, 0] != ranks[:, 1]
     right = (ranks[:, 0] < ranks[:, 1]) == (scores[:, 0] > scores[:, 1])
-    ceiling = noise_ceiling(scores, tau=tau, tie_width=width)
+    ceiling = noise_ceiling(gaps(scores), tau=tau, tie_width=width)
     assert right[strict].mean() == pytest.approx(ceiling, abs=0.025)
-    p, q = order_probabilities(scores, tau=tau, tie_width=width)
+    p, q = order_probabilities(gaps(scores), tau=tau, tie_width=width)
     assert strict.mean() == pytest.approx((p + q).mean(), abs=0.025)
 
 
-def test_ceiling_counts_equal_scores_half_and_leaves_out_absent_responses():
+def test_ceiling_counts_equal_scores_half():
     sigmoid = lambda x: 1 / (1 + np.exp(-x))
-    scores = np.array([[0.0, 0.0, np.nan], [1.0, np.nan, 3.0]])
     expected = (0.5 + sigmoid(2 / 0.5)) / 2
-    assert noise_ceiling(scores, tau=0.5, tie_width=0.0) == pytest.approx(expected)
+    assert noise_ceiling(np.array([0.0, 2.0]), tau=0.5, tie_width=0.0) == pytest.approx(expected)
+
+
+def test_gaps_are_of_pairs_that_can_be_ordered():
+    """Neither absent responses nor identical ones, which no labeler orders."""
+    scores = np.array([[0.0, 0.0, np.nan], [1.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
+    found = score_gaps(scores, [["a", "b"], ["a", "b", "b"], ["a", "a", "a"]])
+    np.testing.assert_array_equal(found, [0.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize("width", [0.0, 0.2])
 def test_two_labelers_agree_at_the_rate_asked_for(width):
-    tau = calibrate_tau(SCORES, agreement=0.726, tie_width=width)
-    assert expected_agreement(SCORES, tau=tau, tie_width=width) == pytest.approx(0.726, abs=1e-6)
+    tau = calibrate_tau(gaps(SCORES), agreement=0.726, tie_width=width)
+    assert expected_agreement(gaps(SCORES), tau=tau, tie_width=width) == pytest.approx(0.726)
     people = [labeler(tau=tau, tie_width=width, seed=seed) for seed in (5, 6)]
     assert agreement(*people, *tasks(SCORES)) == pytest.approx(0.726, abs=0.012)
 
@@ -211,19 +222,32 @@ def test_agreement_by_hand():
 
 
 def test_tau_grows_with_the_scale_of_the_scores():
-    tau = calibrate_tau(SCORES, agreement=0.7, tie_width=0.0)
-    assert calibrate_tau(SCORES * 10 + 3, agreement=0.7, tie_width=0.0) == pytest.approx(10 * tau)
+    tau = calibrate_tau(gaps(SCORES), agreement=0.7, tie_width=0.0)
+    larger = calibrate_tau(gaps(SCORES * 10 + 3), agreement=0.7, tie_width=0.0)
+    assert larger == pytest.approx(10 * tau)
+
+
+def test_responses_that_occur_again_do_not_make_the_noise_larger():
+    """Two labelers agree as often as asked where half of the pairs are the same word twice."""
+    rows = np.random.default_rng(1).choice([-1.0, 1.0], size=(4000, 4))
+    prompts, responses = tasks(rows)
+    tau = calibrate_tau(score_gaps(rows, responses), agreement=0.9, tie_width=0.05)
+    people = [labeler(tau=tau, tie_width=0.05, seed=seed) for seed in (5, 6)]
+    assert agreement(*people, prompts, responses) == pytest.approx(0.9, abs=0.02)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2, 1.0, 0.95])
 def test_agreement_out_of_reach_is_an_error(rate):
-    scores = np.array(
-        [[0.0, 0.0], [0.0, 1.0], [1.0, 3.0], [2.0, 2.0]]
-    )  # half are ties: at most 3/4
+    some = np.array([0.0, 1.0, 2.0, 0.0])  # half are ties: at most 3/4
     with pytest.raises(InputError, match=rf"agreement={rate}.*between 0\.500 and 0\.750"):
-        calibrate_tau(scores, agreement=rate, tie_width=0.0)
+        calibrate_tau(some, agreement=rate, tie_width=0.0)
     with pytest.raises(InputError, match=r"between 0\.500 and 0\.500"):
-        calibrate_tau(np.zeros((3, 2)), agreement=0.7, tie_width=0.0)
+        calibrate_tau(np.zeros(3), agreement=0.7, tie_width=0.0)
+
+
+def test_nothing_to_rank_is_an_error():
+    with pytest.raises(InputError, match="no two responses to a prompt differ"):
+        calibrate_tau(np.zeros(0), agreement=0.7, tie_width=0.0)
 
 
 def test_impossible_noise_is_an_error():

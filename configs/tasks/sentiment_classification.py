@@ -4,11 +4,8 @@ Command:  python -m experiments.instructgpt --task sentiment_classification
 Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
 """
 
-from configs.tasks import fit
-from rlhf_jax.config import InstructGPTConfig, LabelerConfig
-
-LABELER = LabelerConfig(agreement=0.98, tie_width=4.0)
-"""Most of the answers to a prompt are the same word: such pairs tie, as they would for people."""
+from configs.tasks import PROGRAM, fit
+from rlhf_jax.config import InstructGPTConfig
 
 
 def get_config() -> InstructGPTConfig:
@@ -20,7 +17,7 @@ def get_config() -> InstructGPTConfig:
         comparisons=2300,
         heldout=200,
         episodes=128,
-        labeler=LABELER,
+        labeler=PROGRAM,
         sft_epochs=3,
         reward_epochs=3,
     )

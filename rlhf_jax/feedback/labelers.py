@@ -7,6 +7,7 @@ Needs neither JAX nor a model.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -80,53 +81,70 @@ def ranks_of(utilities: Float[np.ndarray, "K"], *, tie_width: float) -> list[int
 # --- how much the noise costs ---------------------------------------------------------------------
 
 
-def order_probabilities(
-    scores: Float[np.ndarray, "P K"], *, tau: float, tie_width: float
-) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-    """P(labeled as the scores say) and P(labeled the other way round) of every pair in a row.
+def score_gaps(
+    scores: Float[np.ndarray, "P K"], responses: Sequence[Sequence[str]]
+) -> Float[np.ndarray, "N"]:
+    """|score_i − score_j| of every pair in a row that labelers can order at all.
 
-    σ(±d − w), d = |score_i − score_j| / τ. What is missing to 1 is the chance of a tie (but for
-    ties that only join up through a third response). NaN marks an absent response.
+    Left out are pairs of identical responses, which tie whatever the noise, and absent ones: rows
+    of ``responses`` may be shorter than K.
     """
-    scores = np.asarray(scores, float)
-    i, j = np.triu_indices(scores.shape[1], 1)
-    gaps = np.abs(scores[:, i] - scores[:, j])
-    gaps = gaps[np.isfinite(gaps)] / tau
-    return expit(gaps - tie_width), expit(-gaps - tie_width)
+    return np.array(
+        [
+            abs(row[i] - row[j])
+            for row, group in zip(scores, responses, strict=True)
+            for i, j in combinations(range(len(group)), 2)
+            if group[i] != group[j]
+        ]
+    )
 
 
-def noise_ceiling(scores: Float[np.ndarray, "P K"], *, tau: float, tie_width: float) -> float:
+def order_probabilities(
+    gaps: Float[np.ndarray, "N"], *, tau: float, tie_width: float
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """P(labeled as the scores say) and P(labeled the other way round) of pairs so far apart.
+
+    σ(±d − w), d = gap / τ. What is missing to 1 is the chance of a tie (but for ties that only
+    join up through a third response).
+    """
+    d = np.asarray(gaps, float) / tau
+    return expit(d - tie_width), expit(-d - tie_width)
+
+
+def noise_ceiling(gaps: Float[np.ndarray, "N"], *, tau: float, tie_width: float) -> float:
     """Best possible expected share of strictly labeled pairs ordered as the labeler did.
 
     Σ max(p, q) / Σ (p + q), p and q from ``order_probabilities``; reached by the noiseless scores.
     Pairs of equal score count 1/2.
     """
-    with_scores, against = order_probabilities(scores, tau=tau, tie_width=tie_width)
+    with_scores, against = order_probabilities(gaps, tau=tau, tie_width=tie_width)
     return float(with_scores.sum() / (with_scores + against).sum())
 
 
-def expected_agreement(scores: Float[np.ndarray, "P K"], *, tau: float, tie_width: float) -> float:
+def expected_agreement(gaps: Float[np.ndarray, "N"], *, tau: float, tie_width: float) -> float:
     """Share of the pairs that two independent labelers both order strictly which they order alike.
 
     Σ (p² + q²) / Σ (p + q)², p and q from ``order_probabilities``.
     """
-    p, q = order_probabilities(scores, tau=tau, tie_width=tie_width)
+    p, q = order_probabilities(gaps, tau=tau, tie_width=tie_width)
     return float((p**2 + q**2).sum() / ((p + q) ** 2).sum())
 
 
-def calibrate_tau(scores: Float[np.ndarray, "P K"], *, agreement: float, tie_width: float) -> float:
-    """The noise τ at which two labelers agree at this rate on responses with these scores.
+def calibrate_tau(gaps: Float[np.ndarray, "N"], *, agreement: float, tie_width: float) -> float:
+    """The noise τ at which two labelers agree at this rate on pairs that far apart.
 
     Raises InputError if no τ gives that rate: it must lie between 1/2, which is chance, and what
     labelers without noise would reach (below 1 if scores are equal).
     """
-    spread = np.nanmax(scores) - np.nanmin(scores)
-    rate = lambda log_tau: expected_agreement(scores, tau=np.exp(log_tau), tie_width=tie_width)
+    if not len(gaps):
+        raise InputError("no two responses to a prompt differ: there is nothing to rank")
+    spread = max(gaps)
+    rate = lambda log_tau: expected_agreement(gaps, tau=np.exp(log_tau), tie_width=tie_width)
     low, high = (np.log(spread) + np.array([-20.0, 20.0])) if spread > 0 else (0.0, 0.0)
     if not rate(high) < agreement < rate(low):
         raise InputError(
-            f"agreement={agreement}: labelers of these {np.size(scores)} scores can agree at "
-            f"rates between {rate(high):.3f} and {rate(low):.3f}"
+            f"agreement={agreement}: labelers of these {len(gaps)} pairs of responses can agree "
+            f"at rates between {rate(high):.3f} and {rate(low):.3f}"
         )
     return float(np.exp(brentq(lambda log_tau: rate(log_tau) - agreement, low, high, xtol=1e-10)))
 
