@@ -97,12 +97,13 @@ def run(config: EvaluateConfig) -> dict:
 
         # Figures
         base = answers[baseline]
-        answers |= {f"best_of_{n}": best_of(base, n) for n in config.best_of}
+        several = [n for n in config.best_of if n > 1]  # best of 1 is the baseline itself
+        answers |= {f"best_of_{n}": best_of(base, n) for n in several}
         table = {name: describe(prompts, given, base, task) for name, given in answers.items()}
         if config.second_reward is not None:
             for name, given in answers.items():
                 table[name]["second_score"] = measure.mean_ci(given.second_scores[:, 0])
-        for n in config.best_of:
+        for n in several:
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         without_model = {
             name: describe_text(prompts, respond(prompts), base, task)
