@@ -27,6 +27,7 @@ def fit(
     sft_epochs: int = 2,
     reward_epochs: int = 1,
     kl: KLConfig | None = None,
+    min_reward_accuracy: float = 0.6,
 ) -> InstructGPTConfig:
     """The quickstart for another task: lengths, text and numbers of prompts; the rest is the same.
 
@@ -73,6 +74,7 @@ def fit(
             **lengths,
             batch_size=episodes,
             kl=kl or q.ppo.kl,
+            min_reward_accuracy=min_reward_accuracy,
             ptx_data=text(q.ppo.ptx_data),
             ptx_batch_size=max(2, rows),
         ),

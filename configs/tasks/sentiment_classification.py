@@ -20,4 +20,5 @@ def get_config() -> InstructGPTConfig:
         labeler=PROGRAM,
         sft_epochs=3,
         reward_epochs=3,
+        min_reward_accuracy=0.55,  # 0.60: it has to read the review and the answer together
     )

@@ -19,4 +19,5 @@ def get_config() -> InstructGPTConfig:
         episodes=128,
         labeler=PROGRAM,
         kl=KLConfig(coef=0.2, target=6.0, horizon=2000.0),
+        min_reward_accuracy=0.55,  # 0.59 to 0.64: so small a model hardly sees which is nearer
     )

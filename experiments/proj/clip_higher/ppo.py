@@ -265,7 +265,7 @@ def check_reward_model(config: PPOConfig) -> None:
     raise RunError(
         f"the reward model {config.reward} {found}, but min_reward_accuracy="
         f"{config.min_reward_accuracy}: PPO would optimise its errors. Train it on more "
-        "comparisons, or go on with --force True"
+        "comparisons, or go on with --force True (in a chain --ppo.force True)"
     )
 
 
