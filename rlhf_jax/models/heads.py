@@ -68,7 +68,7 @@ class LanguageModel(NamedTuple):
     reads_turned: Callable[[int], bool]
     """Whether ``decode`` for so many rows is quicker on a CPU with ``turned(params)``."""
     turned: Callable[[Params], Params]
-    """The same parameters for ``decode``, with large kernels stored [out, in]."""
+    """The same parameters for ``decode``, with kernels stored [out, in]."""
 
 
 class ScalarModel(NamedTuple):
@@ -102,7 +102,7 @@ def unembed(
     """Logits through the transposed embedding or ``lm_head``, summed in ``accumulator``."""
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(config.dtype)
     if "turned" in params.get("lm_head", {}):
-        logits = turned_product(rows, params["lm_head"]["turned"])
+        logits = turned_product(rows, params["lm_head"]["turned"].astype(config.dtype))
     else:
         kernel = unembedding(params, config.dtype)
         kernel = layout.gathered(kernel, hidden, inner=0) if hidden.ndim == 3 else kernel

@@ -76,7 +76,8 @@ class Dense(nn.Module):
 
         rows = x.reshape(-1, x.shape[-1])
         if self.has_variable("params", "turned"):
-            y = turned_product(rows, self.get_variable("params", "turned"))
+            turned = self.get_variable("params", "turned").astype(self.dtype)
+            y = turned_product(rows, turned)
         else:
             kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
             inner = int(self.name == "c_proj")
