@@ -27,14 +27,14 @@ from rlhf_jax.feedback.labelers import (
     score_gaps,
 )
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.tasks.task import read_task
+from rlhf_jax.tasks.task import check_prompts, read_task
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: CompareConfig) -> dict:
-    with Stage(config, "comparisons", one_process=True) as stage:
+    with Stage(config, "comparisons", one_process=True, late=("labeler",)) as stage:
         if stage.summary is not None:
             return stage.summary
 
@@ -51,6 +51,8 @@ def run(config: CompareConfig) -> dict:
                 f"{config.prompts} has {len(prompts)} prompts; num_prompts={config.num_prompts} + "
                 f"heldout_prompts={config.heldout_prompts} were asked for"
             )
+        task = read_task(config.task, config.source)
+        check_prompts(task, prompts)
         stage.note(prompts=count_truncated(prompts, policy.tokenizer, config.prompt_length))
         sampler = make_sampler(
             make_language_model(policy.model, policy.vocab_size),
@@ -92,13 +94,12 @@ def run(config: CompareConfig) -> dict:
                 rows += new
 
         # Rank
-        gold = read_task(config.task, config.source).gold
-        utility = gold_scores(gold, rows)
+        utility = gold_scores(task.gold, rows)
         noise = {"tie_width": config.labeler.tie_width}
         responses = [row["responses"] for row in rows]
         gaps = score_gaps(utility, responses)
         tau = calibrate_tau(gaps, agreement=config.labeler.agreement, **noise)
-        labeler = SimulatedLabeler(gold, tau=tau, seed=config.run.seed, **noise)
+        labeler = SimulatedLabeler(task.gold, tau=tau, seed=config.run.seed, **noise)
         ranks = labeler.rank_many([row["prompt"] for row in rows], responses)
         for row, ranked, scores in zip(rows, ranks, utility, strict=True):
             row |= {"ranks": list(map(int, ranked)), "gold": list(map(float, scores))}

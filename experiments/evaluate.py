@@ -33,7 +33,7 @@ from rlhf_jax.evaluation.significance import paired_bootstrap, wins_and_ties
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks.instructions import alpaca_rows
-from rlhf_jax.tasks.task import Task, read_task
+from rlhf_jax.tasks.task import Task, check_prompts, read_task
 from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.runs import write_atomically
 from rlhf_jax.types import Params
@@ -82,6 +82,7 @@ def run(config: EvaluateConfig) -> dict:
         tokenizer = policies[baseline].tokenizer
         stage.note(prompts=count_truncated(prompts, tokenizer, config.prompt_length))
         task = read_task(config.task, config.source)
+        check_prompts(task, prompts)
         corpora = load_corpora(config.text) if config.text.path else None
 
         # Answers

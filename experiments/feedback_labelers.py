@@ -70,9 +70,10 @@ def make_labelers(
     """
     count, tie = config.simulated, config.labeler.tie_width
     responses = [[each.text for each in task.responses] for task in tasks]
-    scores = np.full((len(tasks), max(map(len, responses))), np.nan)
-    for n, (task, texts) in enumerate(zip(tasks, responses, strict=True)):
-        scores[n, : len(texts)] = gold([task.prompt] * len(texts), texts)
+    scores = [
+        gold([task.prompt] * len(texts), texts)
+        for task, texts in zip(tasks, responses, strict=True)
+    ]
     tau = calibrate_tau(
         score_gaps(scores, responses), agreement=config.labeler.agreement, tie_width=tie
     )

@@ -60,12 +60,15 @@ class Stage:
         *,
         best: tuple[str, str] = ("", "min"),
         one_process: bool = False,
+        late: tuple[str, ...] = (),
     ):
         """``best`` names the held-out figure, "min" or "max", by which checkpoints are best.
 
         ``one_process``: a stage without training, which several processes cannot share.
+        ``late``: config fields that are read after the last item or step; they may change until
+        the stage is finished.
         """
-        self._best, self._alone = best, one_process
+        self._best, self._alone, self._late = best, one_process, late
         self._stopping = False
         self.config, self.run_config, self.name = config, config.run, name
         self.done = 0
@@ -93,6 +96,7 @@ class Stage:
                     config=to_dict(self.config),
                     config_class=type(self.config).__name__,
                     ignore=MAY_CHANGE,
+                    late=self._late,
                 )
             )
             sync("run folder")
@@ -117,7 +121,8 @@ class Stage:
             leave(error)  # peers wait for this process, or it for them: nothing ends by itself
         self._stack.__exit__(kind, error, trace)
         if self._fresh and isinstance(error, InputError) and jax.process_index() == 0:
-            # Bad input leaves nothing behind: the corrected command may use the same folder.
+            # Bad input leaves nothing behind before there is work to keep: the corrected command
+            # may use the same folder.
             shutil.rmtree(self.run_config.dir)
 
     @property
@@ -161,6 +166,7 @@ class Stage:
         with Progress(self.name, total, start=start) as progress:
             for number, item in enumerate(items, start=start + 1):
                 yield item
+                self._fresh = False
                 progress.update(number)
                 if self._stop.requested:
                     say(f"{self.name}: stopped; the same command goes on from here")
@@ -169,6 +175,7 @@ class Stage:
     def log(self, metrics: Metrics, *, show: Sequence[str], **units: int) -> None:
         """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
         self.done += 1
+        self._fresh = False
         self._stopping = asked_to_stop(self.done, self._stop.requested)
         self._evaluation = {}
         for name, count in units.items():

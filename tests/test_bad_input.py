@@ -119,6 +119,10 @@ def write(folder, name, rows):
     return folder / name
 
 
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders ``lm`` and ``scalar`` of models with a context of 80 tokens."""
@@ -218,6 +222,49 @@ def test_missing_text_is_said_before_anything_is_sampled(monkeypatch, capsys, tm
     monkeypatch.setattr(evaluate, "make_answer", lambda *_: pytest.fail("sampled"))
     message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "evaluate", *flags)
     assert "none.txt does not exist" in message
+
+
+@pytest.mark.parametrize("stage", ["compare", "evaluate"])
+def test_prompts_of_another_task_are_refused_unsampled(
+    monkeypatch, capsys, tmp_path, models, stage
+):
+    file = write(tmp_path, "p.jsonl", [{"prompt": SHORT}, {"prompt": "Chinese: ?"}])
+    flags = ["--prompts", file, "--source", tiny.make_task(tmp_path / "task").source]
+    flags += ["--prompt-length", 40, "--response-length", 8, "--num-prompts"]
+    more = {
+        "compare": (1, "--heldout-prompts", 1, "--init", models / "lm"),
+        "evaluate": (2, "--policies", models / "lm", "--reward", models / "scalar"),
+    }
+    name = {"compare": compare, "evaluate": evaluate}[stage]
+    monkeypatch.setattr(name, "make_sampler", lambda *_, **__: pytest.fail("sampled"))
+    message = refuse_stage(monkeypatch, capsys, tmp_path / "run", stage, *flags, *more[stage])
+    assert "prompt 'Chinese: ?': expected it to begin with" in message
+
+
+@pytest.mark.slow
+def test_sampled_answers_outlive_labelers_who_cannot_agree(monkeypatch, capsys, tmp_path, models):
+    """What is found out after sampling costs no sampling: the labeler may change until the end."""
+    file = write(tmp_path, "p.jsonl", [{"prompt": SHORT + f" {n}"} for n in range(4)])
+    task, run = tiny.make_task(tmp_path / "task"), tmp_path / "run"
+    flags = ["--init", models / "lm", "--prompts", file, "--source", task.source, "--run.dir", run]
+    flags += ["--prompt-length", 40, "--response-length", 8, "--run.tensorboard", "False"]
+    flags += ["--num-prompts", 3, "--heldout-prompts", 1, "--prompts-per-batch", 4]
+
+    def ranked(agreement):
+        run_stage(monkeypatch, "compare", *flags, "--labeler.agreement", agreement)
+
+    with pytest.raises(SystemExit):
+        ranked(0.4)
+    assert "agreement=0.4" in capsys.readouterr().err
+    rows = read(run / "responses.jsonl")
+    rows[0]["responses"][0] = "kept as it was"
+    tiny.write_rows(run / "responses.jsonl", rows)
+    ranked(0.7)
+    assert read(run / "train.jsonl")[0]["responses"][0] == "kept as it was"
+    assert json.loads((run / "config.json").read_text())["config"]["labeler"]["agreement"] == 0.7
+    with pytest.raises(SystemExit):
+        ranked(0.8)
+    assert "labeler.agreement was 0.7, now 0.8" in capsys.readouterr().err
 
 
 def test_an_answer_longer_than_the_context(monkeypatch, capsys, models):

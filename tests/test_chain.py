@@ -226,9 +226,11 @@ def test_evaluate_alone(chain, tmp_path):
 
 
 def test_evaluate_with_a_second_reward(chain, tmp_path):
-    """Two reward models score the same answers, each as it does in the other's place."""
+    """Two reward models score the same answers, each as it does in the other's place; best of 1 is
+    the baseline and no policy of its own."""
     c, _ = chain
-    config = replace(c.resolve().evaluate, text=TextDataConfig(), cache=tmp_path / "answers")
+    fields = dict(text=TextDataConfig(), cache=tmp_path / "answers", best_of=(1, 2))
+    config = replace(c.resolve().evaluate, **fields)
     tokenizer = load_tokenizer(c.dir / "pretrain" / "tokenizer")
     shape = dict(kind="scalar", context=c.pretrain.model.context)
     other = save_model(tmp_path / "other", tokenizer, **shape)

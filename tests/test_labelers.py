@@ -194,8 +194,8 @@ def test_ceiling_counts_equal_scores_half():
 
 
 def test_gaps_are_of_pairs_that_can_be_ordered():
-    """Neither absent responses nor identical ones, which no labeler orders."""
-    scores = np.array([[0.0, 0.0, np.nan], [1.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
+    """Rows may differ in length; identical responses are ordered by no labeler."""
+    scores = [np.array([0.0, 0.0]), np.array([1.0, 3.0, 3.0]), np.array([5.0, 5.0, 5.0])]
     found = score_gaps(scores, [["a", "b"], ["a", "b", "b"], ["a", "a", "a"]])
     np.testing.assert_array_equal(found, [0.0, 2.0, 2.0])
 

@@ -127,7 +127,8 @@ def test_a_context_over_the_models_is_cut_at_its_beginning(runs):
     assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_the_suite(runs, tmp_path, capsys):
+def test_the_suite(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal still names every measure
     config = EvaluateConfig(
         run=RunConfig(dir=tmp_path / "safety", tensorboard=False),
         suite="safety",
@@ -160,7 +161,8 @@ def test_the_suite(runs, tmp_path, capsys):
         and "crows_prefers_first_respectful" in page
         and "http" not in page.replace("http://www.w3.org", "")
     )
-    assert "truthfulqa_mc1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in measures)
     assert evaluate.run(config) == json.loads(json.dumps(done)), "a finished suite is not run again"
     assert RESPECTFUL.endswith(" ")
     assert replace(config, suite="task").suite == "task"

@@ -14,8 +14,6 @@ def get_config() -> InstructGPTConfig:
         corpora={"gutenberg": 0.5, "wikipedia": 0.5},
         prompt_length=128,
         response_length=64,
-        comparisons=700,
-        heldout=128,
-        episodes=64,
-        labeler=PROGRAM,
+        compare=dict(num_prompts=700, heldout_prompts=128, labeler=PROGRAM),
+        ppo=dict(batch_size=64),
     )

@@ -20,7 +20,6 @@ def get_config() -> InstructGPTConfig:
         },
         prompt_length=24,
         response_length=40,
-        comparisons=3000,
-        heldout=300,
-        episodes=128,
+        compare=dict(num_prompts=3000, heldout_prompts=300),
+        ppo=dict(batch_size=128),
     )

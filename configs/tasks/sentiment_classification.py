@@ -14,11 +14,11 @@ def get_config() -> InstructGPTConfig:
         corpora={"reviews": 0.7, "gutenberg": 0.3},
         prompt_length=60,
         response_length=4,
-        comparisons=2300,
-        heldout=200,
-        episodes=128,
-        labeler=PROGRAM,
-        sft_epochs=3,
-        reward_epochs=3,
-        min_reward_accuracy=0.55,  # 0.60: it has to read the review and the answer together
+        sft=dict(epochs=3),
+        compare=dict(num_prompts=2300, heldout_prompts=200, labeler=PROGRAM),
+        reward=dict(epochs=3),
+        ppo=dict(
+            batch_size=128,
+            min_reward_accuracy=0.55,  # 0.60: it has to read review and answer together
+        ),
     )

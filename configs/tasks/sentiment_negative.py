@@ -14,7 +14,6 @@ def get_config() -> InstructGPTConfig:
         "sentiment_negative",
         corpora={"gutenberg": 0.3, "reviews": 0.55, "polarity": 0.15},
         **LENGTHS,
-        comparisons=4000,
-        heldout=300,
-        episodes=128,
+        compare=dict(num_prompts=4000, heldout_prompts=300),
+        ppo=dict(batch_size=128),
     )

@@ -14,9 +14,6 @@ def get_config() -> InstructGPTConfig:
         corpora={"abstracts": 0.8, "wikipedia": 0.2},
         prompt_length=192,
         response_length=40,
-        comparisons=330,
-        heldout=60,
-        episodes=64,
-        labeler=PROGRAM,
-        responses=9,
+        compare=dict(num_prompts=330, heldout_prompts=60, responses_per_prompt=9, labeler=PROGRAM),
+        ppo=dict(batch_size=64),
     )

@@ -14,10 +14,10 @@ def get_config() -> InstructGPTConfig:
         corpora={"english": 0.45, "chinese": 0.35, "novel": 0.2},
         prompt_length=48,
         response_length=32,
-        comparisons=2000,
-        heldout=300,
-        episodes=128,
-        labeler=PROGRAM,
-        kl=KLConfig(coef=0.2, target=6.0, horizon=2000.0),
-        min_reward_accuracy=0.55,  # 0.59 to 0.64: so small a model hardly sees which is nearer
+        compare=dict(num_prompts=2000, heldout_prompts=300, labeler=PROGRAM),
+        ppo=dict(
+            batch_size=128,
+            kl=KLConfig(coef=0.2, target=6.0, horizon=2000.0),
+            min_reward_accuracy=0.55,  # 0.59 to 0.64: so small a model hardly sees what is nearer
+        ),
     )

@@ -6,7 +6,7 @@ Needs neither JAX nor a model.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Protocol, runtime_checkable
 
@@ -82,12 +82,11 @@ def ranks_of(utilities: Float[np.ndarray, "K"], *, tie_width: float) -> list[int
 
 
 def score_gaps(
-    scores: Float[np.ndarray, "P K"], responses: Sequence[Sequence[str]]
+    scores: Iterable[Float[np.ndarray, "K"]], responses: Iterable[Sequence[str]]
 ) -> Float[np.ndarray, "N"]:
-    """|score_i − score_j| of every pair in a row that labelers can order at all.
+    """|score_i − score_j| of every pair of responses to one prompt that labelers can order at all.
 
-    Left out are pairs of identical responses, which tie whatever the noise, and absent ones: rows
-    of ``responses`` may be shorter than K.
+    Identical responses are left out: they tie whatever the noise.
     """
     return np.array(
         [

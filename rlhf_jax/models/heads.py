@@ -125,6 +125,18 @@ def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
     return jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
 
 
+def reads_turned(rows: int, config: ModelConfig) -> bool:
+    # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
+    plain = config.dtype == "float32" and layout.on_one_device()
+    return plain and rows in FEW_ROWS and config.d_model >= WIDE
+
+
+def turned(params: Params, config: ModelConfig) -> Params:
+    # A tied head lies as [out, in] already.
+    head = {"lm_head": {"turned": params["trunk"]["wte"]}} if config.tied else {}
+    return turn_kernels(params) | head
+
+
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     trunk = make_trunk(config, vocab_size)
     head = partial(unembed, config=config)
@@ -183,15 +195,6 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         cache = Cache(layers, mask, cache.positions + 1, cache.index + 1)
         return head(params, hidden[:, 0]), cache
 
-    def reads_turned(rows):
-        # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
-        plain = config.dtype == "float32" and layout.on_one_device()
-        return plain and rows in FEW_ROWS and config.d_model >= WIDE
-
-    def turned(params):
-        lying_so = {"lm_head": {"turned": params["trunk"]["wte"]}} if config.tied else {}
-        return turn_kernels(params) | lying_so
-
     return LanguageModel(
         init=init,
         logits=logits,
@@ -199,8 +202,8 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         packed_logprobs=packed_logprobs,
         prefill=prefill,
         decode=decode,
-        reads_turned=reads_turned,
-        turned=turned,
+        reads_turned=partial(reads_turned, config=config),
+        turned=partial(turned, config=config),
     )
 
 

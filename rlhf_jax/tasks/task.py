@@ -139,6 +139,11 @@ def check_corpora(task: Task, wanted: Sequence[str], name: str) -> None:
         )
 
 
+def check_prompts(task: Task, prompts: Sequence[str]) -> None:
+    """Raise InputError if the gold scorer cannot judge a prompt: before sampling, not after it."""
+    task.gold(prompts, [""] * len(prompts))
+
+
 def _replace(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="\n")

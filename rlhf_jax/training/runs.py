@@ -91,11 +91,13 @@ def open_run(
     config: Mapping[str, Any],
     config_class: str,
     ignore: Collection[str],
+    late: Collection[str] = (),
 ) -> Run:
     """Take a run folder for this process: start it when new, resume it when it is the same run.
 
-    ``ignore`` names dotted fields (or groups of them) that may change between start and resume.
-    Only process 0 checks and writes; ``config`` is JSON-able.
+    ``ignore`` names dotted fields (or groups of them) that may change between start and resume,
+    ``late`` those that may until the run is finished: the newest are what is saved. Only process 0
+    checks and writes; ``config`` is JSON-able.
 
     Raises InputError when the folder is of another stage or config, holds other files, or is in
     use by another process.
@@ -108,9 +110,10 @@ def open_run(
     lock = take_lock(folder)
     try:
         saved_path = folder / "config.json"
-        if saved_path.exists():
-            check_same(read_run(folder, stage=None), stage, config, ignore)
-        else:
+        saved = read_run(folder, stage=None) if saved_path.exists() else None
+        if saved is not None:
+            check_same(saved, stage, config, [*ignore, *(() if saved.done else late)])
+        if saved is None or diff_config(saved.config, config, ignore=ignore):
             record = describe_run(stage, config, config_class)
             write_atomically(saved_path, json.dumps(record, indent=2) + "\n")
         (folder / "FAILED").unlink(missing_ok=True)
