@@ -82,7 +82,7 @@ def ranks_of(utilities: Float[np.ndarray, "K"], *, tie_width: float) -> list[int
 
 
 def score_gaps(
-    scores: Iterable[Float[np.ndarray, "K"]], responses: Iterable[Sequence[str]]
+    scores: Iterable[Float[np.ndarray, "_"]], responses: Iterable[Sequence[str]]
 ) -> Float[np.ndarray, "N"]:
     """|score_i − score_j| of every pair of responses to one prompt that labelers can order at all.
 
