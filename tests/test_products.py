@@ -86,12 +86,12 @@ def test_decoding_with_turned_kernels_gives_the_same_responses(changes, monkeypa
     turned = program(params, *inputs())
     np.testing.assert_array_equal(turned.responses, plain.responses)
     np.testing.assert_allclose(turned.logprobs, plain.logprobs, rtol=1e-5, atol=1e-5)
-    assert turned_products(program, params, "cpu") == {"mlp", "head"}
+    assert turned_products(program, params, *inputs()) == {"mlp", "head"}
 
 
-def turned_products(program, params, platform) -> set[str]:
+def turned_products(program, *operands, platform="cpu") -> set[str]:
     """The products of MLP, [64, 16], and head, [19, 16], in which the rows stand on the right."""
-    traced = program.trace(params, *inputs())
+    traced = program.trace(*operands)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     types = "(tensor<{0}x16xf32>, tensor<{1}x16xf32>) -> tensor<{0}x{1}xf32>"
     outputs = {"mlp": 64, "head": V}
@@ -102,8 +102,22 @@ def turned_products(program, params, platform) -> set[str]:
 def test_only_a_cpu_decodes_with_turned_kernels(platform, turned, monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
     params = make_language_model(CONFIG, V).init(jax.random.key(0))
-    found = turned_products(sampler(CONFIG), params, platform)
+    found = turned_products(sampler(CONFIG), params, *inputs(), platform=platform)
     assert found == ({"mlp", "head"} if turned else set())
+
+
+@pytest.mark.parametrize("platform, turned", PLATFORMS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
+    tied, platform, turned, monkeypatch
+):
+    """On a CPU it is the left operand as it lies; an untied kernel would first be turned."""
+    monkeypatch.setattr(heads, "WIDE", 16)
+    lm = make_language_model(replace(CONFIG, tied=tied, bias="none"), V)
+    params, (queries, mask, _) = lm.init(jax.random.key(0)), inputs()
+    prefill = jax.jit(lambda *operands: lm.prefill(*operands, length=R))
+    found = turned_products(prefill, params, queries, mask, platform=platform)
+    assert found == ({"head"} if turned and tied else set())
 
 
 @pytest.mark.parametrize(

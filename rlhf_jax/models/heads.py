@@ -132,9 +132,12 @@ def reads_turned(rows: int, config: ModelConfig) -> bool:
 
 
 def turned(params: Params, config: ModelConfig) -> Params:
-    # A tied head lies as [out, in] already.
-    head = {"lm_head": {"turned": params["trunk"]["wte"]}} if config.tied else {}
-    return turn_kernels(params) | head
+    return turn_kernels(params) | (turned_head(params) if config.tied else {})
+
+
+def turned_head(params: Params) -> Params:
+    """A tied unembedding, which lies as [out, in] already."""
+    return {"lm_head": {"turned": params["trunk"]["wte"]}}
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
@@ -180,7 +183,14 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             positions=query_mask.sum(axis=1),
             index=jnp.int32(queries.shape[1]),
         )
-        return head(params, hidden[:, -1]), cache
+        return next_logits(params, hidden[:, -1]), cache
+
+    def next_logits(params, hidden):
+        """``head`` of one position per row: on a CPU a tied kernel is read as it lies, uncopied."""
+        if not (config.tied and reads_turned(len(hidden), config)):
+            return head(params, hidden)
+        as_it_lies = lambda params, hidden: head(params | turned_head(params), hidden)
+        return jax.lax.platform_dependent(params, hidden, cpu=as_it_lies, default=head)
 
     def decode(params, tokens, cache: Cache):
         mask = cache.mask.at[:, cache.index].set(True)
