@@ -3,8 +3,8 @@
     python -m experiments.audit --reward runs/reward --data pref_llmbar pref_hh_harmless
     python -m experiments.audit --reward runs/reward --data comparisons.jsonl --out audit.json
 
-A named set is scored on its held-out part (pref_llmbar: on all of it), beside a bag of words that
-learnt from the set's training part and beside always taking the longer answer.
+A named set is scored on its held-out part (all of it if nothing is to be learnt from it), beside a
+bag of words that learnt from the set's training part and beside always taking the longer answer.
 """
 
 import json
@@ -96,8 +96,8 @@ def score(
 
 def show(results: dict) -> None:
     table = Table(title="Reward model against people", title_justify="left")
+    table.add_column("set", no_wrap=True)
     columns = (
-        "set",
         "pairs",
         "accuracy",
         "bag of words",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.formats import Comparison
+from rlhf_jax.tasks import summarization
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import (
     EVALUATION_ONLY,
@@ -39,7 +40,7 @@ def test_no_prompt_is_on_both_sides(sets, name):
     for row in found.train + found.heldout:
         assert len(row.responses) == len(row.ranks) >= 2
         assert sorted(set(row.ranks)) == list(range(len(set(row.ranks)))) != [0]
-        assert row.prompt.endswith(("Assistant:", "English:"))
+        assert row.prompt.endswith(("Assistant:", "English:", "TL;DR:"))
 
 
 def test_groups_stay_together(sets):
@@ -67,6 +68,23 @@ def test_every_pair_is_what_the_file_says(sets):
         question = row.prompt.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
         for response, rank in zip(row.responses, row.ranks, strict=True):
             assert judged[question, response[1:]] == (rank == 0)
+
+
+def test_rated_summaries_are_asked_for_as_the_task_asks(sets):
+    """The ranks are those of the number of kinds of information; no paper is learnt from."""
+    found = sets["rank_scitldr_informativeness"].heldout
+    task = summarization.build(DATA)
+    assert not {row.prompt for row in found} & {row.prompt for row in task.demonstrations}
+    asked = {row.prompt for row in found} & set(task.prompts["evaluation"])
+    assert len(asked) >= 0.95 * len(found)
+    scores = {
+        " " + response["text"]: response["score"]
+        for row in rows_of("rank_scitldr_informativeness", "rankings.jsonl")
+        for response in row["responses"]
+    }
+    for row in found:
+        told = [scores[response] for response in row.responses]
+        assert row.ranks == tuple(len({t for t in told if t > mine}) for mine in told)
 
 
 TRUTH = ("honesty_truthfulqa", "judged_answers.jsonl")

@@ -1,4 +1,4 @@
-"""What real people preferred: five public sets as ranked comparisons, split by what hangs together.
+"""What real people preferred: six public sets as ranked comparisons, split by what hangs together.
 
 | name | who judged what | split by |
 | --- | --- | --- |
@@ -7,8 +7,10 @@
 | ``rank_mqm_wmt23_zh_en`` | translators, three each: errors in up to 10 translations | document |
 | ``honesty_truthfulqa`` | people: true and false answers to a question | question |
 | ``pref_llmbar`` | experts: the answer that follows the instruction; evaluation only | - |
+| ``rank_scitldr_informativeness`` | readers: what a paper's summary tells; evaluation only | - |
 
-Prompts have the form in which the tasks ask: a user's message, ``Chinese: … English:``.
+Prompts have the form in which the tasks ask: a user's message, ``Chinese: … English:``, an abstract
+and ``TL;DR:``.
 """
 
 from collections import defaultdict
@@ -22,6 +24,7 @@ import numpy as np
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.tasks.instructions import as_prompt
 from rlhf_jax.tasks.splits import parts, read_fields, share
+from rlhf_jax.tasks.summarization import QUESTION, tidy
 from rlhf_jax.tasks.translation_prompt import prompt_of
 
 SHARES = {"train": 0.85, "heldout": 0.15}
@@ -126,14 +129,18 @@ def mqm(folder: Path) -> Read:
         ranks = [response["rank"] for response in responses]
         texts = tuple(" " + response["text"] for response in responses)
         if len(set(ranks)) > 1:
-            order = sorted(set(ranks))
-            dense = tuple(map(order.index, ranks))
-            judged.append(Judged(Comparison(prompt_of(chinese), texts, dense), document))
+            judged.append(Judged(Comparison(prompt_of(chinese), texts, dense(ranks)), document))
         # Equal texts of several systems were merged with their ratings: who gave which is lost.
         rated = [r["rater_scores"] for r in responses if len(r["rater_scores"]) == 3]
         if len(rated) > 1:
             orders.append(differences(np.array(rated, float).T))
     return judged, [], pairwise_agreement(orders)
+
+
+def dense(ranks: Sequence[int]) -> tuple[int, ...]:
+    """0, 0, 2 as 0, 0, 1: the files count those before, a comparison counts places."""
+    order = sorted(set(ranks))
+    return tuple(map(order.index, ranks))
 
 
 def truthfulqa(folder: Path) -> Read:
@@ -167,15 +174,28 @@ def llmbar(folder: Path) -> Read:
     return judged, [], None
 
 
+def scitldr(folder: Path) -> Read:
+    """Up to six summaries of a paper, by how many of six kinds of information each carries."""
+    judged = []
+    for abstract, responses in read_fields(folder, "prompt", "responses"):
+        ranks = [response["rank"] for response in responses]
+        if len(set(ranks)) > 1:
+            prompt = tidy(abstract) + QUESTION
+            texts = tuple(f" {response['text']}" for response in responses)
+            judged.append(Judged(Comparison(prompt, texts, dense(ranks)), prompt))
+    return judged, [], None
+
+
 SETS: dict[str, Callable[[Path], Read]] = {
     "pref_hh_harmless": hh_harmless,
     "pref_pandalm": pandalm,
     "rank_mqm_wmt23_zh_en": mqm,
     "honesty_truthfulqa": truthfulqa,
     "pref_llmbar": llmbar,
+    "rank_scitldr_informativeness": scitldr,
 }
 """By the folder's name, which is what the command line knows."""
-EVALUATION_ONLY = ("pref_llmbar",)
+EVALUATION_ONLY = ("pref_llmbar", "rank_scitldr_informativeness")
 
 
 # --- agreement ------------------------------------------------------------------------------------

@@ -83,9 +83,12 @@ def build(source: Path) -> Task:
     )
 
 
+def tidy(text: str) -> str:
+    return " ".join(text.split())
+
+
 def read_papers(folder: Path) -> list[Paper]:
     """Papers with at least one TL;DR; white space is single spaces."""
-    tidy = lambda text: " ".join(text.split())
     rows = read_fields(folder, "id", "source", "targets")
     made = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
     # A few abstracts occur twice: one prompt must have one set of references.
