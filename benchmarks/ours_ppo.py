@@ -50,7 +50,7 @@ def load(case: Case, folder: Path, kind: str) -> Trained:
     return Trained(model, imported.vocab_size, None, imported.params, kind)
 
 
-def make_ppo(case: Case, folder: Path, compile_seconds: Callable[[], float]) -> Work:
+def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) -> Work:
     sft, reward = load(case, folder / "lm", "lm"), load(case, folder / "scalar", "scalar")
     lora = LoRAConfig(rank=RANK if case.variant == "lora" else 0)
     trunk = "separate" if case.variant == "separate" else "shared"
@@ -135,7 +135,7 @@ def make_ppo(case: Case, folder: Path, compile_seconds: Callable[[], float]) -> 
             "tokens": case.batch * told["response_length"],
         }
 
-    return Work(repeat, checks, compile_seconds)
+    return Work(repeat, checks, seconds)
 
 
 def check(case: Case, lm, reward_model, ref_params, reward_params, batch: QueryBatch) -> dict:

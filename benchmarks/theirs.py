@@ -46,7 +46,7 @@ def make_generation(case: Case, folder: Path) -> Work:
         ended = (new == EOS).long().cumsum(1)
         return {"tokens": int((ended - (new == EOS).long() == 0).sum())}
 
-    return Work(repeat, {"logprob": logprob}, lambda: 0.0)
+    return Work(repeat, {"logprob": logprob}, lambda: {"compile_seconds": 0.0})
 
 
 def response_logprobs(model, both, prompt: int):
@@ -84,7 +84,7 @@ def make_training(case: Case, folder: Path) -> Work:
     with torch.no_grad(), autocast():
         loss = loss_fn(model, ids, labels).item()
     seconds = time.perf_counter() - start if case.torch_compile else 0.0
-    return Work(step, {"loss": loss}, lambda: seconds)
+    return Work(step, {"loss": loss}, lambda: {"compile_seconds": seconds})
 
 
 def language_loss(model, ids, labels):

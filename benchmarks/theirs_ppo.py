@@ -112,7 +112,7 @@ def make_ppo(case: Case, folder: Path) -> Work:
         last = trainer.state.log_history[-1]
         return {"kl": last["objective/kl"]}
 
-    return Work(repeat, checks, lambda: 0.0)
+    return Work(repeat, checks, lambda: {"compile_seconds": 0.0})
 
 
 def make_config(case: Case, folder: Path) -> PPOConfig:

@@ -26,8 +26,8 @@ class Work(NamedTuple):
     """Does the work once, to the end; returns what it wants to tell (parts in seconds)."""
     checks: dict[str, float]
     """Figures that must be equal on both sides: losses before the first step, counts."""
-    compile_seconds: Callable[[], float]
-    """So far; asked after the first repetition."""
+    seconds: Callable[[], dict[str, float]]
+    """``compile_seconds`` until the first repetition was done; ours: ``trace_seconds`` of them."""
 
 
 def serve(make: Callable[[Case, str], Work], gemm: Callable[[str], float]) -> None:
@@ -46,7 +46,7 @@ def serve(make: Callable[[Case, str], Work], gemm: Callable[[str], float]) -> No
             first = time.perf_counter() - made
             answer: dict[str, Any] = {
                 "checks": work.checks,
-                "compile_seconds": work.compile_seconds(),
+                **work.seconds(),
                 "first_seconds": first,
                 "prepare_seconds": made - start,
             }

@@ -121,3 +121,23 @@ def test_memory_of_four_networks():
     assert shares["arrays held between iterations"] == pytest.approx(0.8, abs=0.03)
     phases = [share for name, share in shares.items() if name.startswith("peak: ")]
     assert len(phases) == 4 and min(phases) >= shares["process before the first array"]
+
+
+@pytest.mark.slow
+def test_first_and_second_start():
+    """Every part of both starts is told; all of tracing and compiling is within the whole."""
+    command = ["benchmarks.starts", "--suite", "reward", "--shape", "nano", "--batch", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--length", "8"],
+        cwd=ROOT,
+        env=tiny.process_environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    pattern = r"^\| reward nano .+? \| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
+    rows = {n: list(map(float, told)) for n, *told in re.findall(pattern, done.stdout, re.M)}
+    whole = rows.pop("until the first repetition is done")
+    assert set(rows) == {"tracing", "compiling or loading"}
+    assert all(0 < part[start] < whole[start] for part in rows.values() for start in (0, 1))

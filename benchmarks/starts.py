@@ -1,0 +1,69 @@
+"""How long a first step takes at the first start on a machine, and at the second.
+
+    python -m benchmarks.starts --suite generate pretrain ppo --shape tiny
+
+Each start is a process of its own, with the same inputs. The first finds an empty compilation
+cache, the second what the first has left there. Tracing is Python's part and is done every time.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.cases import Case, make_cases
+from benchmarks.run import ROOT, Side, pinned, quiet_environment
+from rlhf_jax.cli import main
+from rlhf_jax.config import BenchmarkConfig
+from rlhf_jax.planning.report import table
+
+CACHE_EVERYTHING = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+"""As ``training/startup.py`` sets it for the experiments."""
+
+
+def run(config: BenchmarkConfig) -> list[dict[str, float]]:
+    """Per case and part, the seconds of the second start over the first's."""
+    rows, shares = [], []
+    for case in make_cases(config):
+        first, second = two_starts(case, config.cores)
+        shares.append({part: second[part] / first[part] for part in first})
+        for part, share in shares[-1].items():
+            seconds = f"{first[part]:.1f}", f"{second[part]:.1f}"
+            rows.append([case.name, part, *seconds, f"{share:.2f}"])
+    print(table(["", "", "first start, s", "second, s", "second / first"], rows))
+    return shares
+
+
+def two_starts(case: Case, cores: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of tracing, of compiling (or loading) and until the first repetition is done."""
+    environment = quiet_environment(cores) | CACHE_EVERYTHING
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [case.to_json(), folder]
+        export = [sys.executable, "-m", "benchmarks.export", *arguments]
+        subprocess.run(export, cwd=ROOT, env=environment, check=True)
+        environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "cache")
+        command = pinned([sys.executable, "-m", "benchmarks.ours", *arguments], cores)
+        found = []
+        for name in ("first", "second"):
+            worker = Side(command, ROOT, environment, Path(folder, f"{name}.log"))
+            try:
+                told = worker.ask("prepare")
+            finally:
+                worker.close()
+            found.append(
+                {
+                    "tracing": told["trace_seconds"],
+                    "compiling or loading": told["compile_seconds"] - told["trace_seconds"],
+                    "until the first repetition is done": told["prepare_seconds"]
+                    + told["first_seconds"],
+                }
+            )
+    return found[0], found[1]
+
+
+if __name__ == "__main__":
+    main(run, BenchmarkConfig)
