@@ -14,7 +14,7 @@ from experiments.report import CHAIN, ReportConfig, group_runs, write
 from rlhf_jax.cli import load
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation import report, report_policies, report_stages
-from rlhf_jax.evaluation.figures import Panel, Series, band, draw, legend, to_csv
+from rlhf_jax.evaluation.figures import Panel, Series, band, draw, in_words, legend, to_csv
 from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, show, visible
 from rlhf_jax.training.logs import read_rows
 
@@ -326,8 +326,26 @@ def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path):
         rows = [row for row in csv.reader(text.splitlines()) if row[0] == "PPO"]
         assert [float(row[1]) for row in rows] == [1e5, 1e6]
     assert [float(row[2]) for row in rows] == [0.1, 1.0]
+    drawings = re.findall(r"<svg viewBox.*?</svg>", out.read_text("utf-8"), flags=re.DOTALL)
+    drawing = next(svg for svg in drawings if "parameters of the policy" in svg)
+    assert re.findall(r">([\d.]+[kM])<", drawing) == ["100k", "1M"] and "$" not in drawing
     write([tmp_path / "large"], out)
     assert "size" not in Page(out.read_text(encoding="utf-8")).ids
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (12, "12"),
+        (999, "999"),
+        (262_144, "262k"),
+        (999_999, "1M"),
+        (1_325_824, "1.33M"),
+        (6e9, "6B"),
+    ],
+)
+def test_numbers_of_parameters_in_words(number, words):
+    assert in_words(number) == words
 
 
 def test_drawings_are_well_formed_and_described(full):

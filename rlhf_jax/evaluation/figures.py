@@ -91,7 +91,7 @@ class Panel(NamedTuple):
     diagonal: bool = False
     """Draw y = x."""
     log_x: bool = False
-    """Equal ratios of x are equally wide."""
+    """Equal ratios of x are equally wide; each x is a tick."""
 
 
 # --- statistics of several seeds ------------------------------------------------------------------
@@ -135,11 +135,23 @@ def draw(panel: Panel) -> str:
         axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
         if panel.log_x:
             axes.set_xscale("log")
+            ticks = sorted({x for series in panel.series for x in series.x})
+            axes.set_xticks(ticks, [in_words(x) for x in ticks])
+            axes.minorticks_off()
         _set_limits(axes, panel)
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)
     return _for_page(text.getvalue(), panel)
+
+
+def in_words(number: float | int) -> str:
+    """Three figures and a unit: 262k, 1.33M. matplotlib's powers of ten are TeX in an SVG."""
+    number = float(f"{number:.3g}")  # first, so that 999,999 is 1M
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def load_matplotlib() -> tuple[Any, Any]:
