@@ -27,6 +27,7 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.training.logs import MetricsLog, make_sinks
+from rlhf_jax.training.profiling import Profiler
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.training.runs import open_run
 from rlhf_jax.training.signals import StopRequest
@@ -44,7 +45,7 @@ MAY_CHANGE = (
         "run.log_every",
         "run.stop_after",
     ),
-    *("run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
+    *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
     *("parallel", "init", "reference", "reward", "force", "data.cache", "cache"),
 )
 """Config fields that a resumed run may change: they do not change what it computes."""
@@ -110,6 +111,8 @@ class Stage:
                     best_mode=self._best[1],
                 )
             )
+            folder = self.run_config.dir / "profile"
+            self._profiler = stack.enter_context(Profiler(folder, self.run_config.profile))
             sync("checkpoints")
             self._stack = stack.pop_all()
         if self.summary is not None:
@@ -158,7 +161,9 @@ class Stage:
         with Progress(self.name, total, start=self.done) as self._progress:
             for step in range(self.done, total):
                 self._last = step + 1 == total
-                yield step
+                with jax.profiler.StepTraceAnnotation(self.name, step_num=step):
+                    yield step
+                self._profiler.step_done()
         self._log.flush()
 
     def each(self, items: Iterable[T], *, total: int, start: int = 0) -> Iterator[T]:

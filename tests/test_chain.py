@@ -166,6 +166,30 @@ def test_killed_and_resumed(chain, name, tmp_path):
     assert config.run.seed == 0
 
 
+@pytest.mark.parametrize("steps, stop_after, recorded", [(2, 6, 2), (5, 3, 2)])
+def test_a_profile_holds_whole_steps_but_not_the_first(
+    chain, tmp_path, steps, stop_after, recorded
+):
+    """Also of a run that is stopped before; a profile changes nothing that is computed."""
+    c, _ = chain
+    config = stages(c.resolve())["pretrain"]
+    process = replace(config.run, dir=tmp_path / "pretrain", profile=steps, stop_after=stop_after)
+    with pytest.raises(SystemExit):
+        pretrain.run(replace(config, run=process))
+    (path,) = (tmp_path / "pretrain" / "profile").glob("plugins/profile/*/*.xplane.pb")
+    lines = [
+        line
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+        for line in plane.lines
+    ]
+    events = [event for line in lines for event in line.events]
+    numbers = sorted(dict(event.stats)["step_num"] for event in events if event.name == "pretrain")
+    assert numbers == list(range(1, 1 + recorded))
+    assert sum("Execute" in event.name for event in events) >= recorded
+    pretrain.run(replace(config, run=replace(process, profile=0, stop_after=0)))
+    assert outcome(tmp_path / "pretrain") == outcome(c.dir / "pretrain")
+
+
 def test_another_config_or_stage_is_refused(chain):
     c, _ = chain
     r = c.resolve()

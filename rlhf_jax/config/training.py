@@ -119,6 +119,9 @@ class RunConfig:
     eval_every: int = 200
     stop_after: int = 0
     """Stop, saved and resumable, after this many steps of this process; 0 never stops."""
+    profile: int = 0
+    """Steps that jax.profiler records into the run's folder ``profile``, from the second of this
+    process on (the first compiles); 0 records none."""
     tensorboard: bool = True
     wandb: str = ""
     """Project name; empty turns Weights & Biases off."""
