@@ -131,13 +131,11 @@ def run(config: RewardConfig) -> dict:
             return np.where(ranks >= 0, scores, np.nan), ranks
 
         def evaluate(params):
+            """Figures of the held-out part, and how sure the model was of its pairs."""
             scores, ranks = score_all(params, heldout)
-            accuracy = pair_accuracy(scores, ranks)
-            return {
-                "eval/accuracy": accuracy.overall,
-                "eval/margin": accuracy.margin,
-                "eval/ece": calibration(scores, ranks).ece,
-            }
+            accuracy, sure = pair_accuracy(scores, ranks), calibration(scores, ranks)
+            figures = {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
+            return figures | {"eval/ece": sure.ece}, sure
 
         # Loop
         for step in stage.steps(total):
@@ -149,20 +147,20 @@ def run(config: RewardConfig) -> dict:
                 show=("loss",),
             )
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(combine(frozen, state.params)))
+                stage.log_evaluation(evaluate(combine(frozen, state.params))[0])
             stage.checkpoint(state)
 
         # Save
         params = combine(frozen, averaged_params(state))
-        bins = calibration(*score_all(params, heldout))
+        figures, sure = evaluate(params)
         bias, gain = (0.0, 1.0) if private else normalisation(config, params, score_all, rows)
         return stage.finish(
             normalise_head(params, bias=bias, gain=gain),
-            heldout=evaluate(params),
+            heldout=figures,
             bias=bias,
             gain=gain,
             length_coef=length_coef,
-            calibration=calibration_rows(bins),
+            calibration=calibration_rows(sure),
         )
 
 
