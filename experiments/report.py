@@ -10,13 +10,11 @@ Every plotted series is in ``<name of the page>_data/*.csv``.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from rlhf_jax.cli import main
+from rlhf_jax.config import ReportConfig
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation import report_policies, report_stages, report_tradeoffs
 from rlhf_jax.evaluation.report import TITLES, Group, RunRecord, StageRecord, render
@@ -31,16 +29,6 @@ NOT_COMPARED = ("run.", "parallel.", "cache", "data.cache", "force")
 
 LABEL_LENGTH = 40
 """Longer differences of configs are listed in the table of runs only."""
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """A report of run folders."""
-
-    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Whole chains (runs/quickstart) or single stages (runs/quickstart/ppo)."""
-    out: Path = Path("report.html")
-    """The page; its CSVs go to a folder beside it."""
 
 
 def run(config: ReportConfig) -> None:

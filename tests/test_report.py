@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from experiments.report import CHAIN, ReportConfig, group_runs, write
+from experiments.report import CHAIN, group_runs, write
 from rlhf_jax.cli import load
+from rlhf_jax.config import ReportConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation import report, report_policies, report_stages
 from rlhf_jax.evaluation.figures import Panel, Series, band, draw, in_words, legend, to_csv

@@ -28,6 +28,7 @@ from rlhf_jax.config.tools import (
     ConvertConfig,
     EvaluateConfig,
     HarnessConfig,
+    ReportConfig,
     SampleConfig,
     TaskConfig,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "PlanConfig",
     "PretrainConfig",
     "PrivacyConfig",
+    "ReportConfig",
     "RewardConfig",
     "RotaryConfig",
     "RunConfig",

@@ -161,3 +161,13 @@ class HarnessConfig:
 
     def __post_init__(self):
         check(self.batch_size >= 1, f"batch_size={self.batch_size} must be >= 1")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """A report of run folders."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Whole chains (runs/quickstart) or single stages (runs/quickstart/ppo)."""
+    out: Path = Path("report.html")
+    """The page; its CSVs go to a folder beside it."""
