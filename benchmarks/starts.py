@@ -6,7 +6,6 @@ Each start is a process of its own, with the same inputs. The first finds an emp
 cache, the second what the first has left there. Tracing is Python's part and is done every time.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,30 +24,34 @@ CACHE_EVERYTHING = {
 """As ``training/startup.py`` sets it for the experiments."""
 
 
-def run(config: BenchmarkConfig) -> list[dict[str, float]]:
-    """Per case and part, the seconds of the second start over the first's."""
-    rows, shares = [], []
+def run(config: BenchmarkConfig) -> None:
+    rows = []
     for case in make_cases(config):
         first, second = two_starts(case, config.cores)
-        shares.append({part: second[part] / first[part] for part in first})
-        for part, share in shares[-1].items():
-            seconds = f"{first[part]:.1f}", f"{second[part]:.1f}"
-            rows.append([case.name, part, *seconds, f"{share:.2f}"])
-    print(table(["", "", "first start, s", "second, s", "second / first"], rows))
-    return shares
+        for part in first:
+            figures = (
+                f"{first[part]:.1f}",
+                f"{second[part]:.1f}",
+                f"{second[part] / first[part]:.2f}",
+            )
+            rows.append([case.name, part, *figures])
+    print(table(["", "", "first start", "second start", "second / first"], rows))
 
 
 def two_starts(case: Case, cores: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of tracing, of compiling (or loading) and until the first repetition is done."""
+    """Programs compiled; seconds of tracing, of compiling (or loading) and of all until the first
+    repetition is done."""
     environment = quiet_environment(cores) | CACHE_EVERYTHING
     with tempfile.TemporaryDirectory() as folder:
         arguments = [case.to_json(), folder]
         export = [sys.executable, "-m", "benchmarks.export", *arguments]
         subprocess.run(export, cwd=ROOT, env=environment, check=True)
-        environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "cache")
+        cache = Path(folder, "cache")
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         command = pinned([sys.executable, "-m", "benchmarks.ours", *arguments], cores)
         found = []
         for name in ("first", "second"):
+            known = count_programs(cache)
             worker = Side(command, ROOT, environment, Path(folder, f"{name}.log"))
             try:
                 told = worker.ask("prepare")
@@ -56,13 +59,18 @@ def two_starts(case: Case, cores: int) -> tuple[dict[str, float], dict[str, floa
                 worker.close()
             found.append(
                 {
-                    "tracing": told["trace_seconds"],
-                    "compiling or loading": told["compile_seconds"] - told["trace_seconds"],
-                    "until the first repetition is done": told["prepare_seconds"]
+                    "programs compiled": count_programs(cache) - known,
+                    "tracing, s": told["trace_seconds"],
+                    "compiling or loading, s": told["compile_seconds"] - told["trace_seconds"],
+                    "until the first repetition is done, s": told["prepare_seconds"]
                     + told["first_seconds"],
                 }
             )
     return found[0], found[1]
+
+
+def count_programs(cache: Path) -> int:
+    return len(list(cache.glob("*-cache")))
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ class Stage:
             for number, item in enumerate(items, start=start + 1):
                 yield item
                 self._fresh = False
+                self._profiler.step_done()
                 progress.update(number)
                 if self._stop.requested:
                     say(f"{self.name}: stopped; the same command goes on from here")

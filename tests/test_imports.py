@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,18 @@ def test_habits(path):
     text = path.read_text(encoding="utf-8")
     assert "PRNGKey" not in text, "typed keys only"
     assert "from __future__ import annotations" not in text, "shapes are checked at run time"
+
+
+# What setup.py's extras bring that `make quickstart` does not install.
+NOT_INSTALLED = (
+    *("rouge_score", "sacrebleu", "dp_accounting", "gguf", "lm_eval", "transformers"),
+    *("starlette", "uvicorn", "python_multipart", "sqlalchemy", "psycopg"),
+)
+
+
+@pytest.mark.parametrize("name", ["instructgpt", "audit", "task", "doctor", "convert"])
+def test_the_main_job_imports_without_the_extras_it_does_not_install(name):
+    block = f"import sys; sys.modules.update(dict.fromkeys({NOT_INSTALLED!r}))"
+    command = [sys.executable, "-c", f"{block}; import experiments.{name}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

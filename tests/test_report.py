@@ -15,7 +15,8 @@ from rlhf_jax.cli import load
 from rlhf_jax.config import ReportConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation import report, report_policies, report_stages
-from rlhf_jax.evaluation.figures import Panel, Series, band, draw, in_words, legend, to_csv
+from rlhf_jax.evaluation.figures import Panel, Series, band, draw, legend, to_csv
+from rlhf_jax.evaluation.numbers import with_unit
 from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, show, visible
 from rlhf_jax.training.logs import read_rows
 
@@ -345,8 +346,8 @@ def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path):
         (6e9, "6B"),
     ],
 )
-def test_numbers_of_parameters_in_words(number, words):
-    assert in_words(number) == words
+def test_large_numbers_have_a_unit(number, words):
+    assert with_unit(number) == words
 
 
 def test_drawings_are_well_formed_and_described(full):

@@ -120,8 +120,8 @@ class RunConfig:
     stop_after: int = 0
     """Stop, saved and resumable, after this many steps of this process; 0 never stops."""
     profile: int = 0
-    """Steps that jax.profiler records into the run's folder ``profile``, from the second of this
-    process on (the first compiles); 0 records none."""
+    """Steps (batches, where nothing is trained) that jax.profiler records into the run's folder
+    ``profile``, from the second of this process on (the first compiles); 0 records none."""
     tensorboard: bool = True
     wandb: str = ""
     """Project name; empty turns Weights & Biases off."""
@@ -130,3 +130,6 @@ class RunConfig:
     nothing. None keeps none; JAX_COMPILATION_CACHE_DIR, where it is set, is used instead."""
     tune_malloc: bool = True
     """Keep freed memory in the process (glibc only): about 1.25x faster steps on CPU."""
+
+    def __post_init__(self):
+        check(self.profile >= 0, f"run.profile={self.profile}: it is a number of steps, 0 or more")

@@ -18,6 +18,7 @@ from scipy import stats
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import CONFIDENCE
+from rlhf_jax.evaluation.numbers import with_unit
 
 COLORS = ("#0b62a8", "#c2410c", "#0f766e", "#9d2f7f", "#a16207", "#4d5b8c")
 """Light-mode colours of the series; in the SVG they become ``var(--c0)`` ..."""
@@ -136,22 +137,14 @@ def draw(panel: Panel) -> str:
         if panel.log_x:
             axes.set_xscale("log")
             ticks = sorted({x for series in panel.series for x in series.x})
-            axes.set_xticks(ticks, [in_words(x) for x in ticks])
+            # matplotlib's own labels, powers of ten, would be TeX in the SVG.
+            axes.set_xticks(ticks, [with_unit(x) for x in ticks])
             axes.minorticks_off()
         _set_limits(axes, panel)
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)
     return _for_page(text.getvalue(), panel)
-
-
-def in_words(number: float | int) -> str:
-    """Three figures and a unit: 262k, 1.33M. matplotlib's powers of ten are TeX in an SVG."""
-    number = float(f"{number:.3g}")  # first, so that 999,999 is 1M
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 def load_matplotlib() -> tuple[Any, Any]:

@@ -22,10 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.data.formats import Comparison
+from rlhf_jax.tasks import summary_prompt, translation_prompt
 from rlhf_jax.tasks.instructions import as_prompt
 from rlhf_jax.tasks.splits import parts, read_fields, share
-from rlhf_jax.tasks.summarization import QUESTION, tidy
-from rlhf_jax.tasks.translation_prompt import prompt_of
 
 SHARES = {"train": 0.85, "heldout": 0.15}
 MOST_OF_A_KIND = 4
@@ -129,7 +128,8 @@ def mqm(folder: Path) -> Read:
         ranks = [response["rank"] for response in responses]
         texts = tuple(" " + response["text"] for response in responses)
         if len(set(ranks)) > 1:
-            judged.append(Judged(Comparison(prompt_of(chinese), texts, dense(ranks)), document))
+            prompt = translation_prompt.prompt_of(chinese)
+            judged.append(Judged(Comparison(prompt, texts, dense(ranks)), document))
         # Equal texts of several systems were merged with their ratings: who gave which is lost.
         rated = [r["rater_scores"] for r in responses if len(r["rater_scores"]) == 3]
         if len(rated) > 1:
@@ -180,7 +180,7 @@ def scitldr(folder: Path) -> Read:
     for abstract, responses in read_fields(folder, "prompt", "responses"):
         ranks = [response["rank"] for response in responses]
         if len(set(ranks)) > 1:
-            prompt = tidy(abstract) + QUESTION
+            prompt = summary_prompt.prompt_of(abstract)
             texts = tuple(f" {response['text']}" for response in responses)
             judged.append(Judged(Comparison(prompt, texts, dense(ranks)), prompt))
     return judged, [], None

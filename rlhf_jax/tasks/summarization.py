@@ -21,9 +21,9 @@ from rlhf_jax.evaluation.segments import mixed_tokens
 from rlhf_jax.tasks.duplicates import find_leaks
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.splits import parts, passages, read_fields
+from rlhf_jax.tasks.summary_prompt import abstract_of, prompt_of
 from rlhf_jax.tasks.task import Figure, Judge, Task
 
-QUESTION = "\n\nTL;DR:"
 SHARES = {
     "demonstrations": 0.55,
     "comparisons": 0.15,
@@ -45,7 +45,7 @@ class Paper(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        return self.abstract + QUESTION
+        return prompt_of(self.abstract)
 
 
 def build(source: Path) -> Task:
@@ -83,12 +83,9 @@ def build(source: Path) -> Task:
     )
 
 
-def tidy(text: str) -> str:
-    return " ".join(text.split())
-
-
 def read_papers(folder: Path) -> list[Paper]:
     """Papers with at least one TL;DR; white space is single spaces."""
+    tidy = lambda text: " ".join(text.split())
     rows = read_fields(folder, "id", "source", "targets")
     made = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
     # A few abstracts occur twice: one prompt must have one set of references.
@@ -128,14 +125,14 @@ def sentences(text: str) -> list[str]:
 
 def lead(prompts: Sequence[str]) -> list[str]:
     """The abstract's first sentence: the baseline that summaries of papers seldom beat by much."""
-    return [" " + sentences(prompt.removesuffix(QUESTION))[0] for prompt in prompts]
+    return [" " + sentences(abstract_of(prompt))[0] for prompt in prompts]
 
 
 def make_oracle(references: References) -> Callable[[Sequence[str]], list[str]]:
     """The sentence nearest to the references: what extracting one sentence can reach at most."""
 
     def best(prompt: str, answers: tuple[str, ...]) -> str:
-        found = sentences(prompt.removesuffix(QUESTION))
+        found = sentences(abstract_of(prompt))
         scores = np.mean(list(rouge(found, [answers] * len(found)).values()), axis=0)
         return " " + found[int(scores.argmax())]
 

@@ -7,6 +7,8 @@ import time
 import jax
 from tqdm import tqdm
 
+from rlhf_jax.evaluation.numbers import with_unit
+
 
 def say(message: str) -> None:
     """One line on stderr, from process 0 only, above a running bar."""
@@ -19,10 +21,7 @@ def show(name: str, value: float | int) -> str:
     """ "loss 5.12"; a name ending in /s is a rate: "18.4k tok/s"."""
     if not name.endswith("/s"):
         return f"{name} {value:.3g}"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter} {name}"
-    return f"{value:.3g} {name}"
+    return f"{with_unit(value)} {name}"
 
 
 class Progress:
