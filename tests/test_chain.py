@@ -190,6 +190,15 @@ def test_a_profile_holds_whole_steps_but_not_the_first(
     assert outcome(tmp_path / "pretrain") == outcome(c.dir / "pretrain")
 
 
+def test_sampling_is_profiled_as_training_is(chain, tmp_path):
+    c, _ = chain
+    config = stages(c.resolve())["comparisons"]
+    folder = tmp_path / "comparisons"
+    compare.run(replace(config, run=replace(config.run, dir=folder, profile=1)))
+    assert len(list(folder.glob("profile/plugins/profile/*/*.xplane.pb"))) == 1
+    assert outcome(folder) == outcome(c.dir / "comparisons")
+
+
 def test_another_config_or_stage_is_refused(chain):
     c, _ = chain
     r = c.resolve()
