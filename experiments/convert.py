@@ -42,6 +42,7 @@ def from_hf(config: ConvertConfig) -> dict:
         model = replace(
             source.model,
             dtype=config.compute_dtype,
+            attention=config.attention,
             scan_layers=config.scan_layers,
             remat=config.remat,
         )

@@ -11,7 +11,9 @@ its samples by reward model.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -89,9 +91,10 @@ def run(config: EvaluateConfig) -> dict:
         key = jax.random.key(config.run.seed)
         answer = make_answer(config, parallel, policies[baseline], rewards, task.gold)
         answers = {}
-        for name, policy in stage.each(policies.items(), total=len(policies)):
+        for name, policy in policies.items():
             n = max(config.best_of) if name == baseline else 1
-            answers[name] = answer(policy.params, prompts, key, n=n)
+            each = partial(stage.each, of=name)
+            answers[name] = answer(policy.params, prompts, key, n=n, each=each)
             stage.log_samples(sample_rows(name, prompts, answers[name]))
             if config.alpaca_eval:
                 write_alpaca(config, name, prompts, answers[name])
@@ -123,7 +126,10 @@ def make_answer(
     rewards: Sequence[Trained],
     gold: Callable,
 ) -> Callable[..., Answers]:
-    """``(params, prompts, key, n) -> Answers`` for policies of the baseline's shape."""
+    """``(params, prompts, key, n, each) -> Answers`` for policies of the baseline's shape.
+
+    ``each`` walks through the batches, as ``Stage.each`` does; by default without a word.
+    """
     tokenizer = baseline.tokenizer
     lm = make_language_model(baseline.model, baseline.vocab_size)
     reward_models = [make_scalar_model(reward.model, reward.vocab_size) for reward in rewards]
@@ -139,11 +145,14 @@ def make_answer(
         scores = list(map(score, reward_models, rewards))
         return scores[0], scores[-1], kl.sum(axis=1)
 
-    def answer(params: Params, prompts: Sequence[str], key, *, n: int) -> Answers:
+    def answer(
+        params: Params, prompts: Sequence[str], key, *, n: int, each=lambda batches, total: batches
+    ) -> Answers:
+        prompts_per_batch = config.batch_size // n
         shape = dict(
             prompt_length=config.prompt_length,
             response_length=config.response_length,
-            prompts_per_batch=config.batch_size // n,
+            prompts_per_batch=prompts_per_batch,
             responses_per_prompt=n,
         )
         sampler = make_sampler(lm, tokenizer, parallel, config.sampling, **shape)
@@ -156,7 +165,8 @@ def make_answer(
             **shape,
         )
         texts, columns = [], []
-        for sampled in sampler(params, prompts, key):
+        batches = math.ceil(len(prompts) / prompts_per_batch)
+        for sampled in each(sampler(params, prompts, key), total=batches):
             g = sampled.generation
             scores, second_scores, kl = judge(params, sampled.batch, g)
             ended = ((g.responses == tokenizer.eos_id) & g.mask).any(axis=1)

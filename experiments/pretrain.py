@@ -101,6 +101,7 @@ def starting_point(config: PretrainConfig, corpora: Corpora, parallel: Parallel)
         model = replace(
             start.model,
             dropout=c.dropout,
+            attention=c.attention,
             scan_layers=c.scan_layers,
             remat=c.remat,
             logit_rows=c.logit_rows,

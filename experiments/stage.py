@@ -166,9 +166,12 @@ class Stage:
                 self._profiler.step_done()
         self._log.flush()
 
-    def each(self, items: Iterable[T], *, total: int, start: int = 0) -> Iterator[T]:
-        """``items`` of a stage without training, with progress; stops politely between two."""
-        with Progress(self.name, total, start=start) as progress:
+    def each(self, items: Iterable[T], *, total: int, start: int = 0, of: str = "") -> Iterator[T]:
+        """``items`` of a stage without training, with progress; stops politely between two.
+
+        ``of`` names them where a stage has several kinds.
+        """
+        with Progress(f"{self.name} {of}".rstrip(), total, start=start) as progress:
             for number, item in enumerate(items, start=start + 1):
                 yield item
                 self._fresh = False

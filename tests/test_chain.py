@@ -258,6 +258,32 @@ def test_evaluate_alone(chain, tmp_path):
     assert again["policies"]["ppo"]["gold"] == expected
 
 
+def test_evaluation_stops_between_batches_and_goes_on(chain, tmp_path, monkeypatch, capsys):
+    """Asked to stop while the first policy answers, it keeps the batch and loses nothing."""
+    c, summary = chain
+    config = c.resolve().evaluate
+    config = replace(config, run=replace(config.run, dir=tmp_path / "evaluate"))
+    keep, batches = evaluate.with_cache, []
+
+    def interrupted(sampler, *rest, **shape):
+        def sampled(*inputs, **place):
+            for batch in keep(sampler, *rest, **shape)(*inputs, **place):
+                batches.append(batch)
+                os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        return sampled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "with_cache", interrupted)
+        with pytest.raises(SystemExit):
+            evaluate.run(config)
+    assert len(batches) == 1
+    assert "evaluate sft 1/2 50%" in capsys.readouterr().err
+    again = evaluate.run(config)
+    assert again["policies"] == summary["stages"]["evaluate"]["policies"]
+
+
 def test_evaluate_with_a_second_reward(chain, tmp_path):
     """Two reward models score the same answers, each as it does in the other's place; best of 1 is
     the baseline and no policy of its own."""

@@ -199,6 +199,26 @@ def test_rows_that_no_token_has_are_planned_as_such():
 
 @libtpu
 @pytest.mark.tpu_compile
+def test_splash_attention_keeps_no_scores():
+    """Forward and backward, split over rows and heads; the plan counts the same products."""
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))
+    chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=4, block_size=1024))
+    found = {}
+    for kind in ("plain", "fused"):
+        model = replace(MODEL, attention=kind, context=1024)
+        found[kind] = measure(
+            *PROGRAMS["sft"](chain, Models(model, model, 512), parallel), effort=-1.0, chip=CHIP
+        )
+        assert found[kind].fits(CHIP), found[kind].error
+    plain, fused = found["plain"], found["fused"]
+    scores = MODEL.n_layers * 2 * 1024 * 1024 * 2  # of two heads in bfloat16, for the backward pass
+    assert plain.kinds["temporaries"] - fused.kinds["temporaries"] > scores
+    assert fused.moved < plain.moved
+    assert fused.flops == plain.flops
+
+
+@libtpu
+@pytest.mark.tpu_compile
 def test_no_gradient_of_attention_is_made_whole():
     """Nor a kernel gathered, where 32 parts lie across the ends of queries, keys and values."""
     wide = replace(MODEL, d_model=1024, n_heads=32, remat="full")

@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax.config import ModelConfig, RotaryConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.models import huggingface
+from rlhf_jax.models.attention import real
 from rlhf_jax.models.checkpoint_fields import Fields
 from rlhf_jax.models.families import GPT2
 from rlhf_jax.models.gguf import unpair
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
 from rlhf_jax.models.tensor_layout import parameter_shapes
-from rlhf_jax.models.transformer import Transformer, as_layout, causal_mask, positions_of
+from rlhf_jax.models.transformer import Transformer, as_layout, positions_of
 from rlhf_jax.rollouts.generate import generate, row_keys
 
 DATA = Path(__file__).parents[1] / "data"
@@ -96,7 +97,7 @@ def test_gpt2_sort_has_the_activations_that_pytorch_computed():
     tokens = jnp.array(reference["idx"], jnp.int32)
     mask = jnp.ones(tokens.shape, bool)
     module = Transformer(model.model, model.vocab_size)
-    inputs = (tokens, positions_of(mask), causal_mask(mask))
+    inputs = (tokens, positions_of(mask), real(mask))
     (hidden, _), found = module.apply(
         {"params": model.params["trunk"]}, *inputs, capture_intermediates=True
     )

@@ -61,6 +61,10 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass of a block computes again, for memory: nothing; all but the results of
     products with weights; everything."""
+    attention: Literal["plain", "fused"] = "plain"
+    """How attention of more than one query per row is computed. fused: by a kernel that keeps no
+    T x T scores, splash attention on TPUs and cuDNN on GPUs (bfloat16 only); plain on CPUs and
+    where dropout is on."""
     logit_rows: int = 0
     """Rows of logits that a language-model loss holds at a time, made again in the backward pass;
     0: all of batch x tokens. Saves memory where tokens x vocabulary is large, for a little time."""

@@ -18,7 +18,7 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/pretrain")))
     init: Path | None = None
     """Go on from this model: its shape and tokenizer are taken, and of ``model`` only dropout,
-    scan_layers, remat, logit_rows and dtype. None starts from random parameters."""
+    attention, scan_layers, remat, logit_rows and dtype. None starts from random parameters."""
     data: TextDataConfig = field(default_factory=TextDataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -124,6 +124,8 @@ class ConvertConfig:
     of a user, or as the conversation they are (Human: ... Assistant:)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """from-hf: of matrix products; the weights stay float32."""
+    attention: Literal["plain", "fused"] = "plain"
+    """from-hf: as model.attention."""
     scan_layers: bool = False
     """from-hf: as model.scan_layers."""
     remat: Literal["none", "dots", "full"] = "none"

@@ -21,15 +21,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import check
 from rlhf_jax.models import layout
+from rlhf_jax.models.attention import NEGATIVE, Segments, in_segments, real
 from rlhf_jax.models.layers import accumulator
 from rlhf_jax.models.products import FEW_ROWS, WIDE, turn_kernels, turned_product, wide_product
 from rlhf_jax.models.transformer import (
-    NEGATIVE,
     KeyValues,
     Transformer,
     as_layout,
-    causal_mask,
-    packed_mask,
     positions_of,
     stack_blocks,
 )
@@ -152,12 +150,12 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         return params | {"lm_head": {"kernel": kernel}}
 
     def logits(params, tokens, mask, *, start):
-        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), real(mask))
         return head(params, hidden[:, start:])
 
     def packed_hidden(params, batch: LMBatch, dropout_key):
-        apply, attend = trunk.applied(dropout_key), packed_mask(batch.segment_ids)
-        return apply(params["trunk"], batch.tokens, batch.positions, attend)[0]
+        apply, segments = trunk.applied(dropout_key), in_segments(batch.segment_ids)
+        return apply(params["trunk"], batch.tokens, batch.positions, segments)[0]
 
     def packed_logits(params, batch: LMBatch, dropout_key):
         return head(params, packed_hidden(params, batch, dropout_key))
@@ -176,7 +174,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
-        hidden, layers = trunk.apply(params["trunk"], queries, positions, causal_mask(query_mask))
+        hidden, layers = trunk.apply(params["trunk"], queries, positions, real(query_mask))
         cache = Cache(
             layers=jax.tree.map(partial(with_room, length=length), layers),
             mask=jnp.pad(query_mask, [(0, 0), (0, length)]),
@@ -198,7 +196,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             params["trunk"],
             tokens[:, None],
             cache.positions[:, None],
-            mask[:, None, None, :],
+            Segments(jnp.ones_like(tokens)[:, None], mask.astype(jnp.int32)),
             cache.layers,
             cache.index,
         )
@@ -231,29 +229,29 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         }
 
     def values(params, tokens, mask, *, start):
-        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), real(mask))
         return apply_head(params["head"], hidden[:, start:])
 
     def score(params, tokens, mask, dropout_key):
         apply = trunk.applied(dropout_key)
-        hidden, _ = apply(params["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        hidden, _ = apply(params["trunk"], tokens, positions_of(mask), real(mask))
         return apply_head(params["head"], at_position(hidden, last_index(mask)))
 
     def score_responses(params, queries, query_mask, responses, mask, dropout_key):
         Q, (B, K, R) = queries.shape[1], mask.shape
         k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         read, go_on = trunk.applied(k_query), trunk.applied(k_response)
-        positions, attend = positions_of(query_mask), causal_mask(query_mask)
-        seen, layers = read(params["trunk"], queries, positions, attend)
+        positions = positions_of(query_mask)
+        seen, layers = read(params["trunk"], queries, positions, real(query_mask))
         each = lambda x, axis=0: jnp.repeat(x, K, axis=axis)
         cache = jax.tree.map(lambda x: with_room(each(x, x.ndim - 4), length=R), layers)
         mask = mask.reshape(B * K, R)
-        query = jnp.broadcast_to(each(query_mask)[:, None, None], (B * K, 1, R, Q))
+        keys = jnp.concatenate([each(query_mask), mask], axis=1)
         written, _ = go_on(
             params["trunk"],
             responses.reshape(B * K, R),
             each(query_mask.sum(axis=1))[:, None] + positions_of(mask),
-            jnp.concatenate([query, causal_mask(mask)], axis=-1),
+            Segments(mask.astype(jnp.int32), keys.astype(jnp.int32)),
             cache,
             jnp.int32(Q),
         )
@@ -309,7 +307,7 @@ def make_policy_value(
             logits = lm.logits(params["policy"], tokens, mask, start=start)
             return logits, scalar.values(params["value"], tokens, mask, start=start)
         policy = params["policy"]
-        hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), causal_mask(mask))
+        hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), real(mask))
         hidden = hidden[:, start:]
         return unembed(policy, hidden, config), apply_head(policy["head"], hidden)
 
@@ -347,7 +345,7 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
     @jax.jit  # one program, not one for each shape of parameter
     def init(key):
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = unrolled.init(key, tokens, tokens, jnp.ones((1, 1, 1, 1), bool))["params"]
+        params = unrolled.init(key, tokens, tokens, real(tokens == 0))["params"]
         return stack_blocks(params, config.n_layers) if config.scan_layers else params
 
     def apply(params, *inputs):

@@ -10,7 +10,7 @@ the weights, so features lie where the weights' are, on ``fsdp``, and only ``dat
 Outside a mesh with a ``tensor`` axis (one device, pmap) these functions return their argument.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import PartitionSpec
@@ -79,6 +79,21 @@ def gathered(
 def heads(x: Float[Array, "*N B H T Dh"]) -> Float[Array, "*N B H T Dh"]:
     """Queries, keys and values of one layer, or of all layers stacked in front."""
     return split(x, *[None] * (x.ndim - 4), ROWS, "tensor", None, None)
+
+
+def on_own_rows_and_heads(attend: Callable, *, rows: int, kv_heads: int) -> Callable:
+    """``attend`` (queries, keys, values [B H T Dh]; two of [B T]) on what each device has of them.
+
+    For kernels that the compiler cannot split. Queries are split as their keys and values are.
+    """
+    if on_one_device():
+        return attend
+    sizes = jax.sharding.get_abstract_mesh().shape
+    of_heads = fit((ROWS, "tensor"), (rows, kv_heads), sizes)
+    of_rows = fit((ROWS,), (rows,), sizes)
+    specs = (of_heads, of_heads, of_heads, of_rows, of_rows)
+    # A kernel does not say which mesh axes its result varies over, so that cannot be checked.
+    return jax.shard_map(attend, in_specs=specs, out_specs=of_heads, check_vma=False)
 
 
 def features(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:

@@ -18,20 +18,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models import layout
+from rlhf_jax.models.attention import Segments, attention
 from rlhf_jax.models.layers import (
     Dense,
     LayerNorm,
     RMSNorm,
     Rotation,
-    accumulator,
     normal_init,
     rotate,
     rotation,
 )
 from rlhf_jax.types import Params
-
-NEGATIVE = -1e30
-"""A masked score or logit: finite, so that a row which sees nothing stays finite too."""
 
 
 def residual_stddev(config: ModelConfig) -> float:
@@ -68,16 +65,15 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        attend: Bool[Array, "B 1 T S"],
+        segments: Segments,
         turn: Rotation | None,
         cache: KeyValues | None,
         index: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         c = self.config
         B, T, D = x.shape
-        H, G, Dh = c.kv_heads, c.n_heads // c.kv_heads, c.width
-        dtype = jnp.dtype(c.dtype)
-        sizes = (c.n_heads * Dh, H * Dh, H * Dh)
+        Dh = c.width
+        sizes = (c.n_heads * Dh, c.kv_heads * Dh, c.kv_heads * Dh)
         qkv = dense(c, sum(sizes), 0.02, c.bias != "none", name="c_attn")(x)
         qkv = layout.head_features(qkv)
         # [B, H, T, Dh]: with [B, T, H, Dh] the cached scores are 13 to 20 times slower on CPU.
@@ -87,21 +83,15 @@ class Attention(nn.Module):
             q, k = RMSNorm(c.norm_eps, name="q_norm")(q), RMSNorm(c.norm_eps, name="k_norm")(k)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
-        q, k, v = (layout.heads(x.astype(dtype)) for x in (q, k, v))
+        q, k, v = (layout.heads(x.astype(c.dtype)) for x in (q, k, v))
         if cache is not None:
             zero = jnp.zeros_like(index)  # of its type: float64 runs count in int64 elsewhere
             at = (zero, zero, index, zero)
             k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), at)
-        # A group's queries stand in the rows of one product with their common keys.
-        q = q.reshape(B, H, G * T, Dh)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=accumulator(c.dtype))
-        scores = scores.reshape(B, H, G, T, -1) / jnp.sqrt(Dh)
-        weights = jax.nn.softmax(jnp.where(attend[:, :, None], scores, NEGATIVE), axis=-1)
-        weights = nn.Dropout(self.dropout, deterministic=self.dropout == 0)(weights)
-        weights = weights.reshape(B, H, G * T, -1).astype(dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=accumulator(c.dtype))
-        out = out.reshape(B, H * G, T, Dh).transpose(0, 2, 1, 3).reshape(B, T, H * G * Dh)
+        drop = nn.Dropout(self.dropout, deterministic=False) if self.dropout else None
+        out = attention(q, k, v, segments, drop, fused=c.attention == "fused")
+        out = out.transpose(0, 2, 1, 3).reshape(B, T, c.n_heads * Dh)
         project = dense(c, D, residual_stddev(c), c.bias == "all", name="c_proj")
         return project(layout.head_features(out)), KeyValues(k, v)
 
@@ -128,11 +118,11 @@ class Block(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x, attend, turn, cache, index):
+    def __call__(self, x, segments, turn, cache, index):
         c = self.config
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
         attended, keys_values = Attention(c, self.dropout, name="attn")(
-            norm_layer(c, "ln_1")(x), attend, turn, cache, index
+            norm_layer(c, "ln_1")(x), segments, turn, cache, index
         )
         residual = layout.residual(x + drop(attended))
         x = x if c.parallel_residual else residual
@@ -163,7 +153,7 @@ class Transformer(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        attend: Bool[Array, "B 1 T S"],
+        segments: Segments,
         cache: tuple[KeyValues, ...] | KeyValues | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]:
@@ -187,29 +177,17 @@ class Transformer(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.n_layers,
             )
-            x, keys_values = blocks(c, self.dropout, name="blocks")(x, attend, turn, cache, index)
+            x, keys_values = blocks(c, self.dropout, name="blocks")(x, segments, turn, cache, index)
         else:
             layers = []
             for i in range(c.n_layers):
                 layer_cache = None if cache is None else cache[i]
                 x, layer = block(c, self.dropout, name=f"block_{i}")(
-                    x, attend, turn, layer_cache, index
+                    x, segments, turn, layer_cache, index
                 )
                 layers.append(layer)
             keys_values = tuple(layers)
         return norm_layer(c, "ln_f")(x), keys_values
-
-
-def causal_mask(mask: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Each token attends to the real tokens up to itself."""
-    T = mask.shape[1]
-    return (jnp.tril(jnp.ones((1, T, T), bool)) & mask[:, None, :])[:, None]
-
-
-def packed_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Causal within a segment: documents packed in one row do not see each other."""
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return causal_mask(segment_ids > 0) & same[:, None]
 
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:

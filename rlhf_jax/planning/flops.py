@@ -9,15 +9,19 @@ from jax.extend.core import jaxprs_in_params
 def count_flops(jaxpr: Any) -> int:
     """2 · B · M · N · K of every product; a scan counts as often as it runs, a while loop once.
 
-    What is recomputed in the backward pass counts again.
+    What is recomputed in the backward pass counts again. Of the branches of a condition, which may
+    be one for each platform, the costliest counts; a kernel counts as what it replaces there.
     """
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        name = equation.primitive.name
+        inner = [count_flops(inner) for inner in jaxprs_in_params(equation.params)]
+        if name == "dot_general":
             total += dot_flops(equation)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jaxprs_in_params(equation.params):
-            total += times * count_flops(inner)
+        elif name == "cond":
+            total += max(inner)
+        elif name != "pallas_call":  # whose body is one block's
+            total += (equation.params["length"] if name == "scan" else 1) * sum(inner)
     return total
 
 

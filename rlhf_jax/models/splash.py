@@ -1,0 +1,49 @@
+"""Attention on TPUs by a Pallas kernel of JAX: no scores in memory, no work above the diagonal."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jaxtyping import Array, Float
+
+from rlhf_jax.models import layout
+from rlhf_jax.models.attention import longer
+from rlhf_jax.models.layers import accumulator
+
+BLOCKS = (512, 256, 128)
+"""Lengths of the kernel's blocks; of those that divide, the longest."""
+
+
+def splash_attention(q, k, v, segments, *, interpret: bool = False) -> Float[Array, "B H T Dh"]:
+    """JAX's Pallas kernel for TPUs, on each device's own rows and heads.
+
+    Blocks that lie above the diagonal are left out. ``interpret`` runs it anywhere, slowly.
+    """
+
+    def local(q, k, v, queries, keys):
+        (H, T, Dh), S = q.shape[1:], k.shape[2]
+        q = q / jnp.sqrt(Dh).astype(q.dtype)
+        q, k, v = (longer(x, axis=2, multiple=BLOCKS[-1]) for x in (q, k, v))
+        # Added queries see what the last one sees (the kernel has no row that sees nothing); no
+        # query sees the added keys.
+        queries = jnp.pad(queries, [(0, 0), (0, q.shape[2] - T)], mode="edge")
+        keys = longer(keys, axis=1, multiple=BLOCKS[-1], value=-1)
+        causal = masks.CausalMask((q.shape[2], k.shape[2]), offset=S - T)
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([causal] * H),
+            block_sizes=blocks(*causal.shape),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        return jax.vmap(kernel)(q, k, v, kernels.SegmentIds(queries, keys))[:, :, :T]
+
+    call = layout.on_own_rows_and_heads(local, kv_heads=k.shape[1], rows=len(q))
+    return call(q, k, v, *segments).astype(accumulator(q.dtype))
+
+
+def blocks(T: int, S: int) -> kernels.BlockSizes:
+    q, kv = (next(b for b in BLOCKS if length % b == 0) for length in (T, S))
+    forward = dict(block_q=q, block_kv=kv, block_kv_compute=kv)
+    backward = dict(block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv)
+    return kernels.BlockSizes(**forward, **backward, block_q_dq=q, block_kv_dq=kv)
