@@ -199,6 +199,24 @@ def test_rows_that_no_token_has_are_planned_as_such():
 
 @libtpu
 @pytest.mark.tpu_compile
+def test_logits_in_parts_stay_on_their_devices():
+    """They save memory there, and little more passes the links."""
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))
+    chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=16, block_size=512))
+    found = {}
+    for rows in (0, 4096):
+        model = replace(MODEL, context=512, logit_rows=rows)
+        program = PROGRAMS["sft"](chain, Models(model, model, 8192), parallel)
+        found[rows] = measure(*program, effort=-1.0, chip=CHIP)
+        assert found[rows].fits(CHIP), found[rows].error
+    whole, parts = found[0], found[4096]
+    half = 16 // 4 * 512 * 8192 // 2 * 4 // 2  # of the logits in float32
+    assert whole.kinds["temporaries"] - parts.kinds["temporaries"] > half
+    assert parts.seconds(CHIP, 8)["links"] < 1.5 * whole.seconds(CHIP, 8)["links"]
+
+
+@libtpu
+@pytest.mark.tpu_compile
 def test_splash_attention_keeps_no_scores():
     """Forward and backward, split over rows and heads; the plan counts the same products."""
     parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))

@@ -66,8 +66,9 @@ class ModelConfig:
     T x T scores, splash attention on TPUs and cuDNN on GPUs (bfloat16 only); plain on CPUs and
     where dropout is on."""
     logit_rows: int = 0
-    """Rows of logits that a language-model loss holds at a time, made again in the backward pass;
-    0: all of batch x tokens. Saves memory where tokens x vocabulary is large, for a little time."""
+    """Rows of logits (batch x positions, one position at least) that a language-model loss holds at
+    a time, made again in the backward pass; 0: all. Saves memory where tokens x vocabulary is
+    large, for a little time."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of matrix products. Parameters, normalisation, softmax and losses stay float32. float64 is
     for comparisons and needs JAX_ENABLE_X64=1, which makes the parameters float64 too."""

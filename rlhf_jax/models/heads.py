@@ -166,11 +166,10 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         tokens = jnp.roll(batch.tokens, -1, axis=1)
         if not config.logit_rows:
             return token_logprobs(head(params, hidden), tokens)[:, :-1]
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        logprobs = token_logprobs_in_parts(
-            partial(head, params), rows, tokens.reshape(-1), rows=config.logit_rows
-        )
-        return logprobs.reshape(tokens.shape)[:, :-1]
+        B, T = tokens.shape
+        positions = min(max(1, config.logit_rows // B), T)
+        logits_of = partial(head, params)
+        return token_logprobs_in_parts(logits_of, hidden, tokens, positions=positions)[:, :-1]
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)

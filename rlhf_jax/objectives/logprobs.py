@@ -26,16 +26,17 @@ def token_logprobs(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Fl
 
 
 def token_logprobs_in_parts(
-    logits_of: Callable[[Float[Array, "M D"]], Float[Array, "M V"]],
-    hidden: Float[Array, "N D"],
-    tokens: Int[Array, "N"],
+    logits_of: Callable[[Float[Array, "B P D"]], Float[Array, "B P V"]],
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
     *,
-    rows: int,
-) -> Float[Array, "N"]:
-    """``token_logprobs(logits_of(hidden), tokens)`` with ``rows`` rows of logits at a time.
+    positions: int,
+) -> Float[Array, "B T"]:
+    """``token_logprobs(logits_of(hidden), tokens)`` with the logits of some positions at a time.
 
     The backward pass makes each part's logits again: one more product with the vocabulary, and the
-    [N, V] array never exists, neither forward nor backward.
+    [B, T, V] array never exists, neither forward nor backward. A part has positions of every row,
+    so that rows stay on the devices that hold them.
     """
 
     @jax.checkpoint
@@ -43,10 +44,14 @@ def token_logprobs_in_parts(
         hidden, tokens = inputs
         return token_logprobs(logits_of(hidden), tokens)
 
-    missing = -len(tokens) % rows
-    hidden = jnp.pad(hidden, ((0, missing), (0, 0))).reshape(-1, rows, hidden.shape[-1])
-    parts = jax.lax.map(part, (hidden, jnp.pad(tokens, (0, missing)).reshape(-1, rows)))
-    return parts.reshape(-1)[: len(tokens)]
+    (B, T), missing = tokens.shape, -tokens.shape[1] % positions
+
+    def parts(x):
+        x = jnp.pad(x, [(0, missing) if axis == 1 else (0, 0) for axis in range(x.ndim)])
+        return jnp.swapaxes(x.reshape(B, -1, positions, *x.shape[2:]), 0, 1)
+
+    logprobs = jax.lax.map(part, (parts(hidden), parts(tokens)))
+    return jnp.swapaxes(logprobs, 0, 1).reshape(B, -1)[:, :T]
 
 
 def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
