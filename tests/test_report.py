@@ -304,7 +304,7 @@ def test_two_rewards_are_drawn_where_a_second_was_measured(tmp_path):
 
 
 def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path):
-    """Runs of one size share a point; the axis is logarithmic, the task's metrics have a panel."""
+    """Runs of one size share a point; the axis is logarithmic; so for metrics and judges."""
     counts = {"small": 10**5, "large": 10**6, "large_again": 10**6}
     for seed, (name, count) in enumerate(counts.items()):
         make_run(tmp_path / name, seed)
@@ -319,11 +319,12 @@ def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path):
         done = json.loads(path.read_text())
         for figures in done["policies"].values():
             figures["metrics"] = {"bleu": {"mean": count / 10**6}}
+            figures["judges"] = {"second_opinion": {"mean": count / 10**6}}
         path.write_text(json.dumps(done))
     out = tmp_path / "report.html"
     write([tmp_path / name for name in counts], out)
     assert "size" in Page(out.read_text(encoding="utf-8")).ids
-    for figure in ("gold", "bleu"):
+    for figure in ("gold", "bleu", "second_opinion"):
         text = (tmp_path / "report_data" / f"size_{figure}.csv").read_text()
         rows = [row for row in csv.reader(text.splitlines()) if row[0] == "PPO"]
         assert [float(row[1]) for row in rows] == [1e5, 1e6]

@@ -81,21 +81,22 @@ def frontier_point(
 
 
 def size_section(groups: Groups) -> Section:
-    """Gold and the task's own metrics against the number of parameters, policy by policy."""
+    """Gold, the task's own metrics and its judges against the number of parameters, by policy."""
     counted = [(n, group) for group in groups if (n := parameters_of(group))]
     of_size = sorted(counted, key=lambda pair: pair[0])
     if len({n for n, _ in of_size}) < 2:
         return Section("size", "Quality and size", ())
     policies = list(dict.fromkeys(policy for _, group in of_size for policy in policies_of(group)))
-    metrics = dict.fromkeys(
-        name
+    others = dict.fromkeys(
+        (kind, name)
+        for kind in ("metrics", "judges")
         for _, group in of_size
         for policy in policies
-        for found in done_figures(group, "evaluate", "policies", policy, "metrics")
+        for found in done_figures(group, "evaluate", "policies", policy, kind)
         for name in found
     )
     panels = []
-    for path in [("gold",), *(("metrics", name) for name in metrics)]:
+    for path in [("gold",), *others]:
         name = path[-1]
         series = [s for n, p in enumerate(policies) for s in size_series(of_size, p, path, n)]
         labels = (f"{name} against size".replace("_", " "), "parameters of the policy", name)
