@@ -263,7 +263,7 @@ def test_gold_does_not_depend_on_the_batch(data):
 
 
 def test_scoring_costs_the_same_for_each_text(data):
-    """Calls of functions, which a busy machine does not change: proportional, 770 for each when written."""
+    """Calls of functions, which a busy machine does not change: 770 for each when written."""
     rows = (data.demonstrations * 3)[:3000]
 
     def calls(rows):
