@@ -157,9 +157,10 @@ def test_cudnn_takes_every_length(monkeypatch, T, S):
     assert [x.shape for x in program.out_avals] == [x.shape for x in qkv]
 
 
-def test_cudnn_needs_half_precision():
+def test_on_a_gpu_attention_is_cudnn_and_needs_half_precision(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(InputError, match=r"needs model\.dtype=bfloat16, not float32"):
-        cudnn_attention(*inputs(2, 2, 8, 8))
+        attention(*inputs(2, 2, 8, 8), drop=None, fused=True)
 
 
 @pytest.mark.parametrize(

@@ -197,19 +197,25 @@ def test_rows_that_no_token_has_are_planned_as_such():
     assert models.scalar == chain.pretrain.model
 
 
+def sft_on_eight_chips(rows: int, length: int, vocabulary: int, **changes) -> Measured:
+    """SFT's update of ``MODEL`` with ``changes``, split over rows and heads."""
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))
+    chain = replace(
+        small_chain(), sft=replace(small_chain().sft, batch_size=rows, block_size=length)
+    )
+    model = replace(MODEL, context=length, **changes)
+    program = PROGRAMS["sft"](chain, Models(model, model, vocabulary), parallel)
+    found = measure(*program, effort=-1.0, chip=CHIP)
+    assert found.fits(CHIP), found.error
+    return found
+
+
 @libtpu
 @pytest.mark.tpu_compile
 def test_logits_in_parts_stay_on_their_devices():
     """They save memory there, and little more passes the links."""
-    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))
-    chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=16, block_size=512))
-    found = {}
-    for rows in (0, 4096):
-        model = replace(MODEL, context=512, logit_rows=rows)
-        program = PROGRAMS["sft"](chain, Models(model, model, 8192), parallel)
-        found[rows] = measure(*program, effort=-1.0, chip=CHIP)
-        assert found[rows].fits(CHIP), found[rows].error
-    whole, parts = found[0], found[4096]
+    whole = sft_on_eight_chips(16, 512, 8192)
+    parts = sft_on_eight_chips(16, 512, 8192, logit_rows=4096)
     half = 16 // 4 * 512 * 8192 // 2 * 4 // 2  # of the logits in float32
     assert whole.kinds["temporaries"] - parts.kinds["temporaries"] > half
     assert parts.seconds(CHIP, 8)["links"] < 1.5 * whole.seconds(CHIP, 8)["links"]
@@ -218,17 +224,9 @@ def test_logits_in_parts_stay_on_their_devices():
 @libtpu
 @pytest.mark.tpu_compile
 def test_splash_attention_keeps_no_scores():
-    """Forward and backward, split over rows and heads; the plan counts the same products."""
-    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))
-    chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=4, block_size=1024))
-    found = {}
-    for kind in ("plain", "fused"):
-        model = replace(MODEL, attention=kind, context=1024)
-        found[kind] = measure(
-            *PROGRAMS["sft"](chain, Models(model, model, 512), parallel), effort=-1.0, chip=CHIP
-        )
-        assert found[kind].fits(CHIP), found[kind].error
-    plain, fused = found["plain"], found["fused"]
+    """Forward and backward; the plan counts the same products."""
+    plain = sft_on_eight_chips(4, 1024, 512)
+    fused = sft_on_eight_chips(4, 1024, 512, attention="fused")
     scores = MODEL.n_layers * 2 * 1024 * 1024 * 2  # of two heads in bfloat16, for the backward pass
     assert plain.kinds["temporaries"] - fused.kinds["temporaries"] > scores
     assert fused.moved < plain.moved

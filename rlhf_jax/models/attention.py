@@ -37,7 +37,7 @@ def in_segments(ids: Int[Array, "B T"]) -> Segments:
 
 
 def real(mask: Bool[Array, "B T"]) -> Segments:
-    """Each token attends to the real tokens up to itself."""
+    """Real tokens see the real ones up to themselves; padding sees padding, and nobody reads it."""
     return in_segments(mask.astype(jnp.int32))
 
 
