@@ -103,7 +103,6 @@ def cudnn_attention(q, k, v, segments) -> Float[Array, "B H T Dh"]:
     return out[:, :T].transpose(0, 2, 1, 3).astype(accumulator(q.dtype))
 
 
-def longer(x: Array, *, axis: int, multiple: int, value: int = 0) -> Array:
-    """``x`` with values behind it up to the next multiple of a length."""
-    ends = [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)]
-    return jnp.pad(x, ends, constant_values=value)
+def longer(x: Array, *, axis: int, multiple: int) -> Array:
+    """``x`` with zeros behind it up to the next multiple of a length."""
+    return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])

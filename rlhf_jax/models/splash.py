@@ -24,10 +24,10 @@ def splash_attention(q, k, v, segments, *, interpret: bool = False) -> Float[Arr
         (H, T, Dh), S = q.shape[1:], k.shape[2]
         q = q / jnp.sqrt(Dh).astype(q.dtype)
         q, k, v = (longer(x, axis=2, multiple=BLOCKS[-1]) for x in (q, k, v))
-        # Added queries see what the last one sees (the kernel has no row that sees nothing); no
-        # query sees the added keys.
+        # Added queries see what the last one sees: the kernel has no row that sees nothing. Added
+        # keys lie behind all that a query sees.
         queries = jnp.pad(queries, [(0, 0), (0, q.shape[2] - T)], mode="edge")
-        keys = longer(keys, axis=1, multiple=BLOCKS[-1], value=-1)
+        keys = longer(keys, axis=1, multiple=BLOCKS[-1])
         causal = masks.CausalMask((q.shape[2], k.shape[2]), offset=S - T)
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([causal] * H),
