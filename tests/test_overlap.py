@@ -43,6 +43,15 @@ def test_the_best_reference_counts_for_each_figure():
     assert rouge([""], [["a"]])["rouge1"].tolist() == [0.0]
 
 
+def test_recall_weighs_beta_times_as_much():
+    """Half of the reference's four words, without a false one: P = 1, R = 1/2."""
+    said, reference = "a b", "a b c d"
+    assert rouge([said], [[reference]])["rouge1"][0] == pytest.approx(2 / 3)
+    assert rouge([said], [[reference]], 2.0)["rouge1"][0] == pytest.approx(5 / 9)
+    assert rouge([reference], [[said]], 2.0)["rouge1"][0] == pytest.approx(5 / 6)
+    assert rouge(["x"], [[reference]], 2.0)["rouge1"][0] == 0.0
+
+
 def test_chrf_is_sacrebleus():
     for said in TEXTS:
         ours = sentence_chrf([said], [TEXTS])[0]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import Score
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
 from scipy import stats
@@ -32,16 +33,24 @@ class MixedTokenizer(Tokenizer):
 
 
 def rouge(
-    responses: Sequence[str], references: Sequence[Sequence[str]]
+    responses: Sequence[str], references: Sequence[Sequence[str]], beta: float = 1.0
 ) -> dict[str, Float[np.ndarray, "B"]]:
-    """F₁ of ROUGE-1, -2 and -L (Lin 2004) of each response against its best reference."""
+    """F_β of ROUGE-1, -2 and -L (Lin 2004) of each response against its best reference.
+
+    F_β = (1 + β²) · P · R / (β² · P + R): recall R counts β times as much as precision P.
+    """
     scorer = RougeScorer(list(ROUGE), tokenizer=MixedTokenizer())
     rows = [
-        [[scores[name].fmeasure for name in ROUGE] for scores in _each(scorer, response, some)]
+        [[f_beta(scores[name], beta) for name in ROUGE] for scores in _each(scorer, response, some)]
         for response, some in zip(responses, references, strict=True)
     ]
     best = np.array([np.max(row, axis=0) for row in rows]).reshape(-1, len(ROUGE))
     return dict(zip(ROUGE, best.T, strict=True))
+
+
+def f_beta(score: Score, beta: float) -> float:
+    weighted = beta**2 * score.precision + score.recall
+    return (1 + beta**2) * score.precision * score.recall / weighted if weighted else 0.0
 
 
 def _each(scorer: RougeScorer, response: str, references: Sequence[str]) -> list[dict]:
