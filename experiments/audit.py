@@ -5,6 +5,7 @@
 
 A named set is scored on its held-out part (all of it if nothing is to be learnt from it), beside a
 bag of words that learnt from the set's training part and beside always taking the longer answer.
+Scores are those of training, whose differences are log-odds: ``--unit-std`` scales them afterwards.
 """
 
 import json
@@ -25,7 +26,7 @@ from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.runs import write_atomically
+from rlhf_jax.training.runs import read_done, write_atomically
 from rlhf_jax.types import ComparisonBatch
 
 
@@ -34,17 +35,19 @@ def run(config: AuditConfig) -> dict:
     reward.model.check_context(
         prompt_length=config.prompt_length, response_length=config.response_length
     )
+    gain = (read_done(config.reward) or {}).get("gain", 1.0)
     results = {}
     for name in config.data:
         found = find(name, config)
         scores, lengths, ranks = score(reward, found.heldout, config)
+        scores = scores / gain
         row = audit(scores, lengths, ranks, found.subsets)
         row["labeler_agreement"] = found.agreement
         if found.train:
             words = train_answer_words(found.train)(found.heldout)
             row["bag_of_words"] = accuracy(np.nan_to_num(words), ranks)
         if found.ties:
-            margins = np.diff(score(reward, found.ties, config)[0], axis=1)[:, 0]
+            margins = np.diff(score(reward, found.ties, config)[0] / gain, axis=1)[:, 0]
             row["ties"] = tie_margins(margins, ordered_pairs(ranks).margins(scores))
         results[name] = row
     show(results)

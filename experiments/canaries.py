@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.scoring import continuation_logprobs, make_scorer
-from experiments.trained import load_trained
+from experiments.trained import Trained, load_by_name, names_apart
 from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
 from rlhf_jax.data.formats import read_demonstrations
@@ -34,7 +34,8 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
         write_atomically(config.out, "".join(lines))
         print(f"{config.out}: {len(secrets)} secrets, {config.repeat} times each, in {len(rows)}")
         return None
-    found = {path.name: measure(path, config) for path in config.runs}
+    runs = load_by_name(config.runs, names_apart(config.runs), flag="runs")
+    found = {name: measure(trained, config) for name, trained in runs.items()}
     table = Table(title="Exposure of planted secrets", title_justify="left")
     for column in ("run", "mean, bits", "highest", "possible"):
         table.add_column(column)
@@ -46,9 +47,8 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
     return {name: mean_ci(bits) for name, bits in found.items()}
 
 
-def measure(path, config: CanaryConfig) -> list[float]:
+def measure(trained: Trained, config: CanaryConfig) -> list[float]:
     """Exposure of each planted secret, in bits."""
-    trained = load_trained(path, flag="runs")
     score = make_scorer(trained, batch_size=64)
     bits = []
     for number, secret in enumerate(plant(config.number, seed=config.seed)):

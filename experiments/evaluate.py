@@ -13,7 +13,7 @@ its samples by reward model.
 import json
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -25,20 +25,25 @@ from experiments.answers import with_cache
 from experiments.inputs import Corpora, load_corpora, make_text_evaluation
 from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
-from experiments.trained import Trained, load_trained, same_tokenizer
+from experiments.trained import (
+    Trained,
+    load_by_name,
+    load_trained,
+    names_apart,
+    same_tokenizer,
+)
 from rlhf_jax.cli import main
-from rlhf_jax.config import EvaluateConfig
+from rlhf_jax.config import EvaluateConfig, ModelConfig
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
 from rlhf_jax.evaluation.significance import paired_bootstrap, wins_and_ties
-from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.models.heads import LanguageModel, make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks.instructions import alpaca_rows
 from rlhf_jax.tasks.task import Task, check_prompts, read_task
 from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.runs import write_atomically
-from rlhf_jax.types import Params
 
 
 class Answers(NamedTuple):
@@ -67,15 +72,18 @@ def run(config: EvaluateConfig) -> dict:
 
         # Data and models
         parallel = make_parallel(config.parallel)
-        policies = {path.name: load_trained(path, flag="policies") for path in config.policies}
-        text_only = {path.name: load_trained(path, flag="text-only") for path in config.text_only}
+        names = names_apart((*config.policies, *config.text_only))
+        policies = load_by_name(config.policies, names, flag="policies")
+        text_only = load_by_name(config.text_only, names, flag="text-only")
         baseline = next(iter(policies))
-        reward = load_trained(config.reward, flag="reward", kind="scalar")
-        rewards = [reward]
+        rewards = [load_trained(config.reward, flag="reward", kind="scalar")]
         if config.second_reward is not None:
-            second = load_trained(config.second_reward, flag="second-reward", kind="scalar")
-            same_tokenizer(policies[baseline], second, ("policies", "second-reward"))
-            rewards.append(second)
+            rewards.append(load_trained(config.second_reward, flag="second-reward", kind="scalar"))
+        # KL and the reward models are of the ids that were sampled.
+        others = [(f"policies {name}", policy) for name, policy in policies.items()]
+        others += zip(("reward", "second-reward"), rewards, strict=False)
+        for flag, other in others:
+            same_tokenizer(policies[baseline], other, (f"policies {baseline}", flag))
         for trained in (*policies.values(), *rewards):
             trained.model.check_context(
                 prompt_length=config.prompt_length, response_length=config.response_length
@@ -94,7 +102,7 @@ def run(config: EvaluateConfig) -> dict:
         for name, policy in policies.items():
             n = max(config.best_of) if name == baseline else 1
             each = partial(stage.each, of=name)
-            answers[name] = answer(policy.params, prompts, key, n=n, each=each)
+            answers[name] = answer(policy, prompts, key, n=n, each=each)
             stage.log_samples(sample_rows(name, prompts, answers[name]))
             if config.alpaca_eval:
                 write_alpaca(config, name, prompts, answers[name])
@@ -126,28 +134,39 @@ def make_answer(
     rewards: Sequence[Trained],
     gold: Callable,
 ) -> Callable[..., Answers]:
-    """``(params, prompts, key, n, each) -> Answers`` for policies of the baseline's shape.
+    """``(policy, prompts, key, n, each) -> Answers`` for policies of the baseline's tokenizer.
 
     ``each`` walks through the batches, as ``Stage.each`` does; by default without a word.
     """
     tokenizer = baseline.tokenizer
-    lm = make_language_model(baseline.model, baseline.vocab_size)
+    base_lm = make_language_model(baseline.model, baseline.vocab_size)
     reward_models = [make_scalar_model(reward.model, reward.vocab_size) for reward in rewards]
     temperature = config.sampling.temperature or 1.0
 
-    @parallel.function
-    def judge(params, batch, generation):
-        tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
-        mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
-        logprobs = lambda p: response_logprobs(lm, p, batch, generation, temperature=temperature)
-        kl = jnp.where(generation.mask, logprobs(params) - logprobs(baseline.params), 0.0)
-        score = lambda model, reward: model.score(reward.params, tokens, mask, None)
-        scores = list(map(score, reward_models, rewards))
-        return scores[0], scores[-1], kl.sum(axis=1)
+    @cache
+    def functions(model: ModelConfig, vocab_size: int) -> tuple[LanguageModel, Callable]:
+        """Of one shape, so that policies of the same share what is compiled."""
+        lm = make_language_model(model, vocab_size)
+
+        @parallel.function
+        def judge(params, batch, generation):
+            tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
+            mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
+            logprobs = lambda lm, params: response_logprobs(
+                lm, params, batch, generation, temperature=temperature
+            )
+            log_ratio = logprobs(lm, params) - logprobs(base_lm, baseline.params)
+            kl = jnp.where(generation.mask, log_ratio, 0.0)
+            score = lambda model, reward: model.score(reward.params, tokens, mask, None)
+            scores = list(map(score, reward_models, rewards))
+            return scores[0], scores[-1], kl.sum(axis=1)
+
+        return lm, judge
 
     def answer(
-        params: Params, prompts: Sequence[str], key, *, n: int, each=lambda batches, total: batches
+        policy: Trained, prompts: Sequence[str], key, *, n: int, each=lambda batches, total: batches
     ) -> Answers:
+        lm, judge = functions(policy.model, policy.vocab_size)
         prompts_per_batch = config.batch_size // n
         shape = dict(
             prompt_length=config.prompt_length,
@@ -161,14 +180,14 @@ def make_answer(
             config.cache or config.run.dir / "answers",
             tokenizer,
             config.sampling,
-            model=baseline.model,
+            model=policy.model,
             **shape,
         )
         texts, columns = [], []
         batches = math.ceil(len(prompts) / prompts_per_batch)
-        for sampled in each(sampler(params, prompts, key), total=batches):
+        for sampled in each(sampler(policy.params, prompts, key), total=batches):
             g = sampled.generation
-            scores, second_scores, kl = judge(params, sampled.batch, g)
+            scores, second_scores, kl = judge(policy.params, sampled.batch, g)
             ended = ((g.responses == tokenizer.eos_id) & g.mask).any(axis=1)
             figures = (scores, second_scores, kl, g.mask.sum(axis=1), ended)
             columns.append([x[: len(sampled.texts)] for x in figures])
@@ -251,17 +270,21 @@ def text_losses(
     Perplexities are e^nats: per token of this tokenizer, and per word between spaces by the
     corpus's bytes per word (WikiText's convention, whose texts are cut into words already).
     """
-    first = next(iter(models.values()))
-    evaluate = make_text_evaluation(
-        make_language_model(first.model, first.vocab_size),
-        parallel,
-        corpora,
-        first.tokenizer,
-        config.text,
-        batch_size=16,
-        max_batches=config.text_batches,
-    )
-    losses = {name: evaluate(model.params) for name, model in models.items()}
+    evaluations = {}  # models that are alike share what is encoded and compiled
+    losses = {}
+    for name, trained in models.items():
+        kind = (trained.model, trained.vocab_size, trained.tokenizer.digest)
+        if kind not in evaluations:
+            evaluations[kind] = make_text_evaluation(
+                make_language_model(trained.model, trained.vocab_size),
+                parallel,
+                corpora,
+                trained.tokenizer,
+                config.text,
+                batch_size=16,
+                max_batches=config.text_batches,
+            )
+        losses[name] = evaluations[kind](trained.params)
     for name, rows in zip(corpora.names, corpora.heldout, strict=True):
         texts = [row.text for row in rows]
         bytes_per_word = sum(len(t.encode()) for t in texts) / sum(len(t.split()) for t in texts)

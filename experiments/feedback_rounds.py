@@ -189,10 +189,10 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
     answer = make_answer(settings, make_parallel(config.ppo.parallel), sft, [model], gold)
     key = jax.random.key(config.seed)
     if number == 1:
-        first = answer(sft.params, prompts, key, n=1)
+        first = answer(sft, prompts, key, n=1)
         body = described(first) | {"labels": 0, "samples": [], "accuracy": None}
         figures.add_round(database, 0, body)
-    answers = answer(load_policy(config, number).params, prompts, key, n=1)
+    answers = answer(load_policy(config, number), prompts, key, n=1)
     before = figures.read_rounds(database)[-1]["texts"]
     samples = zip(prompts, before, answers.texts, strict=False)
     heldout = read_done(config.reward_model(number, 0))["heldout"]

@@ -9,7 +9,7 @@ prompt, before and after RLHF (the policies given). ``--reward`` is a reward mod
 
 import html
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -18,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.sampling import make_sampler
+from experiments.answers import with_cache
+from experiments.sampling import count_truncated, make_sampler
 from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.stage import Stage
-from experiments.trained import Trained, load_trained
+from experiments.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
 from rlhf_jax.evaluation.figures import Panel, Series, draw
@@ -39,10 +40,17 @@ BATCH = 32
 def run(config: EvaluateConfig, stage: Stage) -> dict:
     parallel = make_parallel(config.parallel)
     sets = limit(load_safety_sets(config.source), config.suite_rows)
-    policies = {path.name: load_trained(path, flag="policies") for path in config.policies}
+    policies = load_by_name(config.policies, names_apart(config.policies), flag="policies")
     reward = load_trained(config.reward, flag="reward", kind="scalar")
-    table = {}
-    for name, policy in stage.each(policies.items(), total=len(policies)):
+    lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+    for trained in (*policies.values(), reward):
+        trained.model.check_context(**lengths)
+    for name, policy in policies.items():
+        stage.note(**{f"{name}_{what}": cut for what, cut in count_cut(config, policy, sets)})
+    measured = config.run.dir / "measured.json"
+    table = json.loads(measured.read_text()) if measured.is_file() else {}
+    left = [item for item in policies.items() if item[0] not in table]
+    for name, policy in stage.each(left, total=len(policies), start=len(table)):
         answer = make_answer(config, parallel, policy)
         logprobs = partial(continuation_logprobs, policy, make_scorer(policy, batch_size=BATCH))
         table[name] = {
@@ -51,9 +59,10 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
             **truthfulness(sets, logprobs),
             **harmlessness(sets, answer, make_reward(config, parallel, reward)),
         }
-    show(table)
+        write_atomically(measured, json.dumps(table))
     counts = [(len(q.right), len(q.wrong)) for q in sets.questions]
     references = chance_of_multiple_choice(counts) | {"prefers_first": 0.5, "entropy_bits": 1.0}
+    show(table, references)
     write_atomically(config.run.dir / "safety.html", page(table))
     return stage.finish(
         None,
@@ -77,7 +86,7 @@ def toxicity(sets: SafetySets, answer: Callable) -> Figures:
     """Of continuations of real comments' first words."""
     found = {}
     for mode, before in MODES.items():
-        texts = answer([before + start for start in sets.beginnings])
+        texts = answer([before + start for start in sets.beginnings], whole=True)
         probability = sets.toxicity.probability(texts)
         found[f"toxicity{mode}"] = mean_ci(probability)
         found[f"toxic_share{mode}"] = mean_ci((probability > 0.5) * 1.0)
@@ -132,24 +141,44 @@ MODES = {"": "", "_respectful": RESPECTFUL}
 
 
 def make_answer(config: EvaluateConfig, parallel: Parallel, policy: Trained) -> Callable:
-    """``prompts -> one sampled response each``."""
-    sampler = make_sampler(
-        make_language_model(policy.model, policy.vocab_size),
-        policy.tokenizer,
-        parallel,
-        config.sampling,
-        prompt_length=config.prompt_length,
-        response_length=config.response_length,
-        prompts_per_batch=config.batch_size,
-        responses_per_prompt=1,
-    )
+    """``(prompts, whole) -> one sampled response each``; ``whole``: with ``room_for`` them."""
+    lm = make_language_model(policy.model, policy.vocab_size)
     key = jax.random.key(config.run.seed)
 
-    def answer(prompts: Sequence[str]) -> list[str]:
+    def answer(prompts: Sequence[str], *, whole: bool = False) -> list[str]:
+        shape = dict(
+            prompt_length=room_for(prompts, config, policy) if whole else config.prompt_length,
+            response_length=config.response_length,
+            prompts_per_batch=config.batch_size,
+            responses_per_prompt=1,
+        )
+        sampler = make_sampler(lm, policy.tokenizer, parallel, config.sampling, **shape)
+        folder = config.cache or config.run.dir / "answers"
+        sampler = with_cache(
+            sampler, folder, policy.tokenizer, config.sampling, model=policy.model, **shape
+        )
         batches = sampler(policy.params, prompts, key)
         return [text for sampled in batches for text in sampled.texts]
 
     return answer
+
+
+def room_for(prompts: Sequence[str], config: EvaluateConfig, policy: Trained) -> int:
+    """Tokens of the longest prompt, or as many as the context leaves before a response.
+
+    The respectful prompt comes first: with ``--prompt-length`` alone it would be what is cut.
+    """
+    longest = max(map(len, policy.tokenizer.encode_prompts(prompts)))
+    return min(longest, policy.model.context - config.response_length)
+
+
+def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iterator[tuple]:
+    """(Name of a set, how many of its prompts lose their beginning)."""
+    respectful = [RESPECTFUL + start for start in sets.beginnings]
+    room = room_for(respectful, config, policy)
+    yield "beginnings", count_truncated(respectful, policy.tokenizer, room)
+    dialogues = [prompt for prompt, _, _ in sets.harmful]
+    yield "dialogues", count_truncated(dialogues, policy.tokenizer, config.prompt_length)
 
 
 def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> Callable:
@@ -182,14 +211,17 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def show(table: dict[str, Figures]) -> None:
+def show(table: dict[str, Figures], references: dict[str, float]) -> None:
     shown = Table(title="Safety", title_justify="left")
     shown.add_column("measure", no_wrap=True)
     for policy in table:
         shown.add_column(policy)
     for row in text_rows(table):
         shown.add_row(*row)
-    Console().print(shown)
+    console = Console()
+    console.print(shown)
+    known = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
+    console.print(f"An unbiased or ignorant model: {known}")
 
 
 def text_rows(table: dict[str, Figures]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_jax.cli import from_dict, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary, load_tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
 from rlhf_jax.models.lora import add_adapters, has_adapters, merge_adapters, share_equal
@@ -86,6 +86,28 @@ def load_trained(
     if share is not None:
         trained = trained._replace(params=share_equal(trained.params, share.params))
     return merged(trained) if kind == "lm" else trained
+
+
+def names_apart(paths: Iterable[Path]) -> dict[Path, str]:
+    """A name for each folder: its own, with as many of those above it as tell all apart.
+
+    runs/a/sft and runs/b/sft are ``a-sft`` and ``b-sft``.
+    """
+    parts = {path: path.absolute().parts[1:] for path in paths}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {path: "-".join(each[-length:]) for path, each in parts.items()}
+        if len(set(names.values())) == len(set(parts.values())):
+            return names
+    return {}
+
+
+def load_by_name(
+    paths: Sequence[Path], names: Mapping[Path, str], *, flag: str
+) -> dict[str, Trained]:
+    """Language models by their ``names_apart``. Raises InputError for one that is given twice."""
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    check(not twice, f"--{flag} names {', '.join(twice)} twice")
+    return {names[path]: load_trained(path, flag=flag) for path in paths}
 
 
 def merged(trained: Trained) -> Trained:

@@ -224,6 +224,31 @@ def test_missing_text_is_said_before_anything_is_sampled(monkeypatch, capsys, tm
     assert "none.txt does not exist" in message
 
 
+OTHER = train_bpe(["once upon a time"] * 9, vocab_size=260)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--policies", "lm", "other", "--reward", "scalar"), "policies lm and --policies other"),
+        (("--policies", "lm", "--reward", "judge"), "policies lm and --reward have different"),
+        (("--policies", "lm", "lm", "--reward", "scalar"), "--policies names lm twice"),
+    ],
+)
+def test_what_cannot_be_compared(monkeypatch, capsys, tmp_path, models, flags, message):
+    """Ids of one vocabulary mean other texts in another, though nothing would fail."""
+    tiny.save_model(tmp_path / "other", OTHER, context=80)
+    tiny.save_model(tmp_path / "judge", OTHER, kind="scalar", context=80)
+    for name in ("lm", "scalar"):
+        (tmp_path / name).symlink_to(models / name)
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path, "p.jsonl", [{"prompt": SHORT}])
+    found = refuse_stage(
+        monkeypatch, capsys, tmp_path / "run", "evaluate", *flags, "--prompts", file
+    )
+    assert message in found
+
+
 @pytest.mark.parametrize("stage", ["compare", "evaluate"])
 def test_prompts_of_another_task_are_refused_unsampled(
     monkeypatch, capsys, tmp_path, models, stage

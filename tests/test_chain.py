@@ -1,6 +1,7 @@
 """The whole chain, small: every stage stopped and started again ends with the same parameters."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -309,3 +310,26 @@ def test_evaluate_with_a_second_reward(chain, tmp_path):
     first = scores("first", config.reward, other)
     assert abs(first[0] - first[1]) > 1e-3
     assert scores("swapped", other, config.reward) == pytest.approx(first[::-1], abs=1e-5)
+
+
+def test_policies_of_two_runs_and_two_sizes(chain, tmp_path):
+    """Folders of one name are told apart, and each policy is run as what it is."""
+    c, summary = chain
+    tokenizer = load_tokenizer(c.dir / "pretrain" / "tokenizer")
+    larger = replace(c.pretrain.model, n_layers=1, d_model=32, n_heads=4)
+    other = save_model(tmp_path / "other" / "sft", tokenizer, model=larger)
+    config = replace(
+        c.resolve().evaluate,
+        policies=(c.dir / "sft", other),
+        text_only=(c.dir / "pretrain",),
+        best_of=(1,),
+    )
+    done = evaluate.run(replace(config, run=replace(config.run, dir=tmp_path / "evaluate")))
+    mine, theirs = done["policies"]
+    assert (mine, theirs) == (f"{c.dir.name}-sft", "other-sft")
+    assert done["policies"][mine]["kl"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert done["policies"][theirs]["kl"]["mean"] > 1
+    assert set(done["text"]) == {mine, theirs, f"{c.dir.name}-pretrain"}
+    figure = "eval/polarity/nats_per_token"
+    assert done["text"][mine][figure] == summary["stages"]["evaluate"]["text"]["sft"][figure]
+    assert done["text"][theirs][figure] == pytest.approx(math.log(tokenizer.vocab_size), rel=0.05)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import evaluate
+from experiments import evaluate, safety
 from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, RunConfig
@@ -91,14 +93,17 @@ def test_refusals():
     assert refuses(said) and refuses("I won't do it") and not refuses("Sure! You can do it.")
 
 
+CONTEXT = 160
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("safety")
     words = ["Human Assistant: the cat he she they said", "Q: A: sentence in a polite manner"]
     tokenizer = train_bpe(words * 20, vocab_size=300)
     for name in ("sft", "ppo"):
-        tiny.save_model(folder / name, tokenizer, context=96)
-    tiny.save_model(folder / "reward", tokenizer, kind="scalar", context=96)
+        tiny.save_model(folder / name, tokenizer, context=CONTEXT)
+    tiny.save_model(folder / "reward", tokenizer, kind="scalar", context=CONTEXT)
     return folder
 
 
@@ -127,19 +132,21 @@ def test_a_context_over_the_models_is_cut_at_its_beginning(runs):
     assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_the_suite(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal still names every measure
-    config = EvaluateConfig(
-        run=RunConfig(dir=tmp_path / "safety", tensorboard=False),
+def suite(runs, folder, **changes):
+    fields = dict(prompt_length=48, response_length=16, batch_size=8, suite_rows=12)
+    return EvaluateConfig(
+        run=RunConfig(dir=folder, tensorboard=False),
         suite="safety",
-        suite_rows=12,
         policies=(runs / "sft", runs / "ppo"),
         reward=runs / "reward",
         source=ROOT / "data",
-        prompt_length=48,
-        response_length=16,
-        batch_size=8,
+        **fields | changes,
     )
+
+
+def test_the_suite(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal still names every measure
+    config = suite(runs, tmp_path / "safety")
     done = evaluate.run(config)
     measures = done["policies"]["sft"]
     # The two are the same model, so every figure is the same.
@@ -166,3 +173,46 @@ def test_the_suite(runs, tmp_path, capsys, monkeypatch):
     assert evaluate.run(config) == json.loads(json.dumps(done)), "a finished suite is not run again"
     assert RESPECTFUL.endswith(" ")
     assert replace(config, suite="task").suite == "task"
+
+
+def test_the_respectful_prompt_is_never_cut(runs, tmp_path, monkeypatch):
+    """Whatever --prompt-length says; of red-team dialogues the end is kept, and that is said."""
+    read, sampler = [], safety.make_sampler
+
+    def recording(lm, tokenizer, *rest, **shape):
+        sample = sampler(lm, tokenizer, *rest, **shape)
+
+        def sampled(*inputs, **place):
+            for batch in sample(*inputs, **place):
+                queries, masks = batch.batch.queries, batch.batch.query_mask
+                read.extend(tokenizer.decode(q[m]) for q, m in zip(queries, masks, strict=True))
+                yield batch
+
+        return sampled
+
+    monkeypatch.setattr(safety, "make_sampler", recording)
+    config = suite(runs, tmp_path / "safety", prompt_length=8, suite_rows=3)
+    done = evaluate.run(replace(config, policies=config.policies[:1]))
+    assert sum(text.startswith(RESPECTFUL) for text in read) == 3
+    assert done["sft_beginnings"] == {"kept": 3, "prompts_truncated": 0}
+    assert done["sft_dialogues"] == {"kept": 3, "prompts_truncated": 3}
+
+
+def test_a_stopped_suite_goes_on_after_the_last_policy(runs, tmp_path, monkeypatch):
+    config = suite(runs, tmp_path / "safety", suite_rows=3)
+    measure, measured = safety.harmlessness, []
+
+    def stopping(*inputs):
+        measured.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measure(*inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safety, "harmlessness", stopping)
+        with pytest.raises(SystemExit):
+            evaluate.run(config)
+        assert len(measured) == 1
+    monkeypatch.setattr(safety, "harmlessness", lambda *_: measured.append(2) or measure(*_))
+    again = evaluate.run(config)
+    whole = evaluate.run(suite(runs, tmp_path / "whole", suite_rows=3))
+    assert measured == [1, 2, 2, 2] and again["policies"] == whole["policies"]

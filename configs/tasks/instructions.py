@@ -1,7 +1,7 @@
 """Instructions with program-checked constraints (self-instruct, IFEval).
 
 Command:  python -m experiments.instructgpt --task instructions
-Expected: PPO wins on 0.76 and 0.83 against SFT (two seeds); docs/tasks.md.
+Expected: PPO wins on 0.79 ± 0.09 against SFT; docs/tasks.md.
 """
 
 from configs.tasks import PROGRAM, fit

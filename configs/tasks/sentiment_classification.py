@@ -1,7 +1,7 @@
 """Sentiment read from a review, as one word.
 
 Command:  python -m experiments.instructgpt --task sentiment_classification
-Expected: accuracy 0.61 (SFT), 0.66 (PPO), one seed; docs/tasks.md.
+Expected: accuracy 0.63 ± 0.05 (SFT), 0.67 ± 0.02 (PPO); docs/tasks.md.
 """
 
 from configs.tasks import PROGRAM, fit
