@@ -132,7 +132,7 @@ def test_stopped_and_resumed(chain, name, tmp_path):
     """Bug 48: parameters, optimizer, keys, data cursor, KL coefficient and EMA all come back."""
     c, _ = chain
     config = stages(c.resolve())[name]
-    stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=3))
+    stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=5))
     for _ in range(20):
         try:
             STAGES[name].run(stopping)
@@ -328,7 +328,7 @@ def test_policies_of_two_runs_and_two_sizes(chain, tmp_path):
     mine, theirs = done["policies"]
     assert (mine, theirs) == (f"{c.dir.name}-sft", "other-sft")
     assert done["policies"][mine]["kl"]["mean"] == pytest.approx(0, abs=1e-3)
-    assert done["policies"][theirs]["kl"]["mean"] > 1
+    assert done["policies"][theirs]["kl"]["mean"] > 0.1
     assert set(done["text"]) == {mine, theirs, f"{c.dir.name}-pretrain"}
     figure = "eval/polarity/nats_per_token"
     assert done["text"][mine][figure] == summary["stages"]["evaluate"]["text"]["sft"][figure]
