@@ -5,7 +5,8 @@
 
 A named set is scored on its held-out part (all of it if nothing is to be learnt from it), beside a
 bag of words that learnt from the set's training part and beside always taking the longer answer.
-Scores are those of training, whose differences are log-odds: ``--unit-std`` scales them afterwards.
+Scores are those of training, whose differences are log-odds: what ``--unit-std`` did to them
+afterwards is taken back, as far as a run folder tells.
 """
 
 import json
@@ -35,19 +36,17 @@ def run(config: AuditConfig) -> dict:
     reward.model.check_context(
         prompt_length=config.prompt_length, response_length=config.response_length
     )
-    gain = (read_done(config.reward) or {}).get("gain", 1.0)
     results = {}
     for name in config.data:
         found = find(name, config)
         scores, lengths, ranks = score(reward, found.heldout, config)
-        scores = scores / gain
         row = audit(scores, lengths, ranks, found.subsets)
         row["labeler_agreement"] = found.agreement
         if found.train:
             words = train_answer_words(found.train)(found.heldout)
             row["bag_of_words"] = accuracy(np.nan_to_num(words), ranks)
         if found.ties:
-            margins = np.diff(score(reward, found.ties, config)[0] / gain, axis=1)[:, 0]
+            margins = np.diff(score(reward, found.ties, config)[0], axis=1)[:, 0]
             row["ties"] = tie_margins(margins, ordered_pairs(ranks).margins(scores))
         results[name] = row
     show(results)
@@ -66,7 +65,7 @@ def find(name: str, config: AuditConfig) -> Preferences:
 def score(
     reward: Trained, rows: Sequence[Comparison], config: AuditConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, lengths in tokens and ranks of all responses, each [P, K]."""
+    """Scores as trained, lengths in tokens and ranks of all responses, each [P, K]."""
     model = make_scalar_model(reward.model, reward.vocab_size)
     parallel = make_parallel(config.parallel)
     batches = comparison_batches(
@@ -94,7 +93,8 @@ def score(
         lengths.append(batch.mask.sum(axis=2))
         ranks.append(batch.ranks)
     scores, lengths, ranks = (np.concatenate(x)[: len(rows)] for x in (scores, lengths, ranks))
-    return np.where(ranks >= 0, scores, 0.0), lengths, ranks
+    gain = (read_done(config.reward) or {}).get("gain", 1.0)
+    return np.where(ranks >= 0, scores / gain, 0.0), lengths, ranks
 
 
 def show(results: dict) -> None:

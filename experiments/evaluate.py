@@ -25,13 +25,7 @@ from experiments.answers import with_cache
 from experiments.inputs import Corpora, load_corpora, make_text_evaluation
 from experiments.sampling import count_truncated, make_sampler
 from experiments.stage import Stage
-from experiments.trained import (
-    Trained,
-    load_by_name,
-    load_trained,
-    names_apart,
-    same_tokenizer,
-)
+from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, ModelConfig
 from rlhf_jax.data.formats import read_prompts

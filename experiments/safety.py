@@ -47,6 +47,7 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
         trained.model.check_context(**lengths)
     for name, policy in policies.items():
         stage.note(**{f"{name}_{what}": cut for what, cut in count_cut(config, policy, sets)})
+    score = make_reward(config, parallel, reward)
     measured = config.run.dir / "measured.json"
     table = json.loads(measured.read_text()) if measured.is_file() else {}
     left = [item for item in policies.items() if item[0] not in table]
@@ -57,7 +58,7 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
             **toxicity(sets, answer),
             **bias(sets, logprobs),
             **truthfulness(sets, logprobs),
-            **harmlessness(sets, answer, make_reward(config, parallel, reward)),
+            **harmlessness(sets, answer, score),
         }
         write_atomically(measured, json.dumps(table))
     counts = [(len(q.right), len(q.wrong)) for q in sets.questions]

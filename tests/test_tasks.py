@@ -31,7 +31,6 @@ NAMES = (
 )
 OTHERS = tuple(name for name in NAMES if name != "sentiment")
 """test_sentiment.py has the quickstart's."""
-SCITLDR = "sft_scitldr"
 SETS = ("comparisons", "ppo", "validation", "evaluation")
 
 
@@ -189,11 +188,17 @@ def test_translation_baselines_know_their_place(tasks):
 def test_rated_papers_are_not_learnt(tasks):
     lines = (DATA / "rank_scitldr_informativeness" / "rankings.jsonl").read_text("utf-8")
     rated = [json.loads(line)["paper_id"] for line in lines.splitlines()]
-    papers = summarization.read_papers(DATA / SCITLDR)
+    papers = summarization.read_papers(DATA / "sft_scitldr")
     prompts = {paper.prompt for paper in papers if paper.name in rated}
     evaluated = set(tasks["summarization"].prompts["evaluation"])
     learnt = {row.prompt for row in tasks["summarization"].demonstrations}
     assert prompts and not prompts & learnt and len(prompts & evaluated) >= 0.95 * len(prompts)
+
+
+def summaries():
+    """People's, by prompt."""
+    papers = summarization.read_papers(DATA / "sft_scitldr")
+    return {paper.prompt: paper.summaries for paper in papers}
 
 
 def test_lead_is_a_sentence_and_the_oracle_the_best_of_them(tasks):
@@ -202,14 +207,14 @@ def test_lead_is_a_sentence_and_the_oracle_the_best_of_them(tasks):
     lead, oracle = (task.baselines[name](prompts) for name in ("lead", "oracle_sentence"))
     for prompt, first, best in zip(prompts, lead, oracle, strict=True):
         assert prompt.startswith(first.strip()) and best.strip() in prompt
-    papers = {paper.prompt: paper.summaries for paper in summarization.read_papers(DATA / SCITLDR)}
+    papers = summaries()
     overlap = lambda said: sum(rouge(said, [papers[prompt] for prompt in prompts]).values())
     assert (overlap(oracle) >= overlap(lead) - 1e-9).all()
 
 
 def test_summarization_gold_sides_with_readers():
     """Of pairs that readers ordered; no summary is its own reference, and the papers are few."""
-    papers = {paper.prompt: paper.summaries for paper in summarization.read_papers(DATA / SCITLDR)}
+    papers = summaries()
 
     def score(prompt, response):
         others = tuple(s for s in papers[prompt] if mixed_tokens(s) != mixed_tokens(response))

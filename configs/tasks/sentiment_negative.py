@@ -1,7 +1,7 @@
 """Negative movie reviews: the quickstart with every prompt turned round.
 
 Command:  python -m experiments.instructgpt --task sentiment_negative
-Expected: not yet run to the end; docs/tasks.md has what answers without a model reach.
+Expected: not known, it has not been run to the end.
 """
 
 from configs.quickstart import LENGTHS
