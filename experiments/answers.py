@@ -20,10 +20,10 @@ from experiments.sampling import Sampled
 from rlhf_jax.cli import to_dict
 from rlhf_jax.config import SamplingConfig
 from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.training.checkpoints import params_sha256
-from rlhf_jax.training.runs import write_atomically
 from rlhf_jax.types import Generation, Params, QueryBatch
 
 Sampler = Callable[..., Iterator[Sampled]]

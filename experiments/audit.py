@@ -21,13 +21,14 @@ from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
 from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Comparison, read_comparisons
 from rlhf_jax.evaluation.preference_audit import accuracy, audit, ordered_pairs, tie_margins
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.runs import read_done, write_atomically
+from rlhf_jax.training.runs import read_done
 from rlhf_jax.types import ComparisonBatch
 
 

@@ -18,10 +18,10 @@ from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.trained import Trained, load_by_name, names_apart
 from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
 from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
-from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: CanaryConfig) -> dict[str, Interval] | None:

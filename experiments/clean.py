@@ -13,14 +13,13 @@ from typing import Any
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import CleanConfig
-from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.data.files import find_files, read_rows, write_atomically
 from rlhf_jax.privacy.scrub import find, scrub
 from rlhf_jax.tasks.duplicates import (
     check_no_leak,
     without_duplicates,
     without_shared_prefixes,
 )
-from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: CleanConfig) -> dict[str, int]:

@@ -18,6 +18,7 @@ from experiments.stage import Stage
 from experiments.trained import load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.labelers import (
@@ -30,7 +31,6 @@ from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.tasks.task import check_prompts, read_task
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: CompareConfig) -> dict:

@@ -28,6 +28,7 @@ from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, ModelConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
@@ -37,7 +38,6 @@ from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.tasks.instructions import alpaca_rows
 from rlhf_jax.tasks.task import Task, check_prompts, read_task
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.runs import write_atomically
 
 
 class Answers(NamedTuple):

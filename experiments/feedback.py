@@ -7,9 +7,12 @@
     python -m experiments.feedback update --config configs/quickstart.py    a round per N labels
     python -m experiments.feedback export --run runs/x --format trl-preference --file pairs.jsonl
     python -m experiments.feedback import --run runs/x --file rankings.jsonl
+    python -m experiments.feedback ask --run runs/x/evaluate                people judge policies:
+    python -m experiments.feedback verdict --run runs/x/evaluate            who won
 
 The processes share the label store and the run folder, nothing else; each can be killed and
-started again. Those that need no model (serve, export, import, simulate) never load JAX.
+started again. Those that need no model (serve, export, import, ask, verdict, simulate) never load
+JAX.
 """
 
 import importlib
@@ -20,6 +23,7 @@ import sys
 import time
 from contextlib import ExitStack
 
+from experiments import feedback_verdict
 from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.files import find_files, read_rows
@@ -34,7 +38,14 @@ PATIENCE = 30.0
 
 
 def run(config: FeedbackConfig) -> None:
-    commands = {"run": everything, "serve": serve, "export": export, "import": import_rankings}
+    commands = {
+        "run": everything,
+        "serve": serve,
+        "export": export,
+        "import": import_rankings,
+        "ask": feedback_verdict.ask,
+        "verdict": feedback_verdict.announce,
+    }
     if config.command in commands:
         commands[config.command](config)
         return

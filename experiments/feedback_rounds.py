@@ -30,6 +30,7 @@ from experiments.feedback_answers import (
 )
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, FeedbackConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Comparison, read_prompts
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
@@ -39,7 +40,7 @@ from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
-from rlhf_jax.training.runs import read_done, write_atomically
+from rlhf_jax.training.runs import read_done
 
 SHOWN = 6
 """Answers of each policy that the dashboard shows."""

@@ -21,9 +21,9 @@ from experiments.scoring import BUCKET, make_scorer
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import HarnessConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.generate import generate, row_keys
-from rlhf_jax.training.runs import write_atomically
 
 
 def run(config: HarnessConfig) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from rich.table import Table
 from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.evaluation.figures import load_matplotlib
 from rlhf_jax.tasks.task import check_corpora, read_task, write
 from rlhf_jax.training.progress import peak_memory
-from rlhf_jax.training.runs import config_digest, environment, write_atomically
+from rlhf_jax.training.runs import config_digest, environment
 
 
 def run(config: InstructGPTConfig) -> dict:

@@ -15,12 +15,13 @@ from typing import Any
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import ReportConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation import report_policies, report_stages, report_tradeoffs
 from rlhf_jax.evaluation.report import TITLES, Group, RunRecord, StageRecord, render
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.progress import say
-from rlhf_jax.training.runs import flatten, write_atomically
+from rlhf_jax.training.runs import flatten
 
 CHAIN = ("pretrain", "sft", "comparisons", "reward", "ppo", "evaluate")
 """Stages that a whole chain has."""
@@ -177,8 +178,14 @@ def read_chain(folder: Path, stages: Mapping[str, Path]) -> RunRecord:
 
 
 def read_stage(folder: Path) -> StageRecord:
-    """A stage's records; figures of the final parameters join the curves as a last row."""
+    """A stage's records; figures of the final parameters join the curves as a last row.
+
+    What people said of an evaluation's policies (``experiments.feedback verdict``) joins the rest.
+    """
     done = read_json(folder / "DONE") if (folder / "DONE").is_file() else None
+    if done and (people := folder / "people.json").is_file():
+        for policy, figures in read_json(people)["policies"].items():
+            done["policies"][policy]["win_rate_by_people"] = figures["win_rate"]
     metrics = read_rows(folder / "metrics.jsonl")
     if done and done.get("heldout"):
         metrics.append({"step": done["steps"], **done["heldout"]})

@@ -24,13 +24,13 @@ from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.config import EvaluateConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
 from rlhf_jax.evaluation.figures import Panel, Series, draw
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.tasks.safety_sets import RESPECTFUL, SafetySets, load_safety_sets, refuses
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.runs import write_atomically
 
 Figures = dict[str, Interval]
 BATCH = 32

@@ -98,6 +98,7 @@ class Stage:
                     config_class=type(self.config).__name__,
                     ignore=MAY_CHANGE,
                     late=self._late,
+                    defaults=to_dict(type(self.config)()),
                 )
             )
             sync("run folder")

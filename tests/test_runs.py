@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {"run": {"dir": "runs/sft", "seed": 0}, "optim": {"lr": 1e-3, "b1": 0.9}, "sizes": [1, 2]}
 
 
-def open_sft(folder, config=CONFIG, ignore=("run.dir",), stage="sft"):
-    return open_run(folder, stage=stage, config=config, config_class="SFTConfig", ignore=ignore)
+def open_sft(folder, config=CONFIG, ignore=("run.dir",), stage="sft", **more):
+    kind = {"stage": stage, "config": config, "config_class": "SFTConfig"}
+    return open_run(folder, **kind, ignore=ignore, **more)
 
 
 def changed(**optim):
@@ -77,6 +78,22 @@ def test_resume_needs_the_same_config(tmp_path):
     assert "optim.lr was 0.001, now 0.002; sizes was [1, 2], now [1, 2, 3]" in message
     assert "optim.b1" not in message and "run.seed" not in message
     open_sft(tmp_path, changed(lr=2e-3, b1=0.8), ignore=("run", "optim")).close()
+
+
+def test_a_field_that_came_later_counts_as_its_default(tmp_path):
+    """A run of an older version resumes; a value that it cannot have had is named."""
+    open_sft(tmp_path).close()
+    defaults = {"optim": {"lr": 9.0, "eps": 1e-8}, "sizes": [], "attention": "whole"}
+    newer = changed(eps=1e-8) | {"attention": "whole"}
+    open_sft(tmp_path, newer, defaults=defaults).close()
+    assert json.loads((tmp_path / "config.json").read_text())["config"] == newer
+    (tmp_path / "config.json").unlink()
+    open_sft(tmp_path).close()
+    with pytest.raises(InputError, match='attention was absent, now "fused" ') as raised:
+        open_sft(tmp_path, newer | {"attention": "fused"}, defaults=defaults)
+    assert "eps" not in str(raised.value)
+    with pytest.raises(InputError, match=r"optim\.lr was 0\.001, now 9\.0"):
+        open_sft(tmp_path, changed(lr=9.0), defaults=defaults)
 
 
 def test_diff_of_configs():

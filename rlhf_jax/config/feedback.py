@@ -37,13 +37,17 @@ class FeedbackConfig:
     """Sample answers, have people rank them, retrain, publish, and again."""
 
     command: tyro.conf.Positional[
-        Literal["run", "serve", "sample", "update", "answer", "simulate", "export", "import"]
+        Literal[
+            *("run", "serve", "sample", "update", "answer", "simulate", "export", "import"),
+            *("ask", "verdict"),
+        ]
     ] = "run"
     """run does all on this machine; serve only the site; sample fills the queue once; update
     trains round after round; answer talks in the chat and keeps the queue filled; simulate labels
-    as programs over HTTP."""
+    as programs over HTTP; ask puts an evaluation's answers on the page and verdict says who won."""
     run: Path = Path("runs/quickstart")
-    """Run folder of the chain: its sft/ and data/ are read, and feedback/ in it is written."""
+    """Run folder of the chain: its sft/ and data/ are read, and feedback/ in it is written. For ask
+    and verdict (and serve between them) the folder of an evaluation."""
     store: str = ""
     """The labels: empty for feedback/store.sqlite in the run folder, or postgresql://..."""
     seed: int = 0
@@ -54,7 +58,7 @@ class FeedbackConfig:
     responses_per_prompt: int = 4
     """K: 4 to 9 in InstructGPT."""
     tasks_per_round: int = 300
-    """Prompts that each new policy answers for the queue."""
+    """Prompts that each new policy answers for the queue; with ask, the first prompts it takes."""
     queue: int = 50
     """``answer`` writes more tasks when fewer than this are open."""
     candidates: int = 3
@@ -97,6 +101,8 @@ class FeedbackConfig:
         "native", "demonstrations", "trl-preference", "trl-unpaired", "label-studio", "argilla"
     ] = "native"
     """Of export."""
+    policies: tuple[str, ...] = ()
+    """Whose answers ask puts up; verdict compares the others with the first. Empty: all."""
     file: Path | None = None
     """export writes it; import reads it, any of the formats, by its keys."""
 

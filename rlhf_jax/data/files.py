@@ -110,3 +110,13 @@ def _checked(row: Any, where: str) -> tuple[str, dict]:
     if not isinstance(row, dict):
         raise InputError(f"{where}: found {type_name(row)}, expected an object with named keys")
     return where, row
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader, or who comes after a crash, finds all of ``text`` or what was there before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

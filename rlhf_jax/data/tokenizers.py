@@ -19,6 +19,7 @@ from jaxtyping import Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rlhf_jax.data.chat import render_chat
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import as_messages
 from rlhf_jax.errors import InputError
 
@@ -158,9 +159,9 @@ class Tokenizer:
             added = [token for token in parsed["added_tokens"] if token["id"] != self.pad_id]
             content = json.dumps(parsed | {"added_tokens": added}, ensure_ascii=False)
         if self.chat_template is not None:
-            _write(folder / "chat_template.jinja", self.chat_template)
-        _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-        _write(folder / "tokenizer.json", content)
+            write_atomically(folder / "chat_template.jinja", self.chat_template)
+        write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+        write_atomically(folder / "tokenizer.json", content)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
@@ -304,10 +305,3 @@ def _read_json(path: Path) -> dict:
         return json.loads(_read(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-
-
-def _write(path: Path, content: str) -> None:
-    """Write through a temporary file: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)

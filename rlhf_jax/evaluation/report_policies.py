@@ -28,6 +28,7 @@ BINS = 30
 """Of the histograms."""
 FIGURES = {
     "win_rate": "win rate",
+    "win_rate_by_people": "win rate by people",
     "gold": "gold",
     "gold_gain_in_sd": "gold gain (SDs)",
     "score": "reward model",

@@ -11,7 +11,6 @@ how to write one. Experiments are handed the function; only the command line has
 import importlib
 import importlib.util
 import json
-import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 import rlhf_jax.tasks
-from rlhf_jax.data.files import SEPARATOR
+from rlhf_jax.data.files import SEPARATOR, write_atomically
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
 
@@ -123,10 +122,12 @@ def write(task: Task, folder: Path) -> None:
         rows[f"prompts_{name}"] = [{"prompt": prompt} for prompt in prompts]
     for name, part in rows.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
-        _replace(folder / f"{name}.jsonl", "".join(lines))
+        write_atomically(folder / f"{name}.jsonl", "".join(lines))
     for kind, texts in (("corpus", task.corpora), ("heldout", task.heldout)):
         for name, documents in texts.items():
-            _replace(folder / f"{kind}_{name}.txt", f"\n{SEPARATOR}\n".join(documents) + "\n")
+            write_atomically(
+                folder / f"{kind}_{name}.txt", f"\n{SEPARATOR}\n".join(documents) + "\n"
+            )
 
 
 def check_corpora(task: Task, wanted: Sequence[str], name: str) -> None:
@@ -142,9 +143,3 @@ def check_corpora(task: Task, wanted: Sequence[str], name: str) -> None:
 def check_prompts(task: Task, prompts: Sequence[str]) -> None:
     """Raise InputError if the gold scorer cannot judge a prompt: before sampling, not after it."""
     task.gold(prompts, [""] * len(prompts))
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, file)

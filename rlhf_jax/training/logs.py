@@ -7,7 +7,6 @@ late, when they are ready anyway: logging never waits for the step under way.
 import importlib.util
 import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.progress import say
 
@@ -166,9 +166,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def rewind(path: Path, step: int | None) -> list[dict[str, Any]]:
     """Drop the rows after ``step`` (None: all) and a torn last line; returns what is left."""
     rows = [row for row in read_rows(path) if step is not None and row["step"] <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(map(to_line, rows)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(map(to_line, rows)))
     return rows
 
 

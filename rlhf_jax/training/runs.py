@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import InputError, RunError
 
 SCHEMA = 1
@@ -92,12 +93,14 @@ def open_run(
     config_class: str,
     ignore: Collection[str],
     late: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> Run:
     """Take a run folder for this process: start it when new, resume it when it is the same run.
 
     ``ignore`` names dotted fields (or groups of them) that may change between start and resume,
-    ``late`` those that may until the run is finished: the newest are what is saved. Only process 0
-    checks and writes; ``config`` is JSON-able.
+    ``late`` those that may until the run is finished: the newest are what is saved. A field that a
+    run of an older version does not have counts as its value in ``defaults``. Only process 0 checks
+    and writes; ``config`` and ``defaults`` are JSON-able.
 
     Raises InputError when the folder is of another stage or config, holds other files, or is in
     use by another process.
@@ -112,7 +115,8 @@ def open_run(
         saved_path = folder / "config.json"
         saved = read_run(folder, stage=None) if saved_path.exists() else None
         if saved is not None:
-            check_same(saved, stage, config, [*ignore, *(() if saved.done else late)])
+            allowed = [*ignore, *(() if saved.done else late)]
+            check_same(saved, stage, config, allowed, defaults or {})
         if saved is None or diff_config(saved.config, config, ignore=ignore):
             record = describe_run(stage, config, config_class)
             write_atomically(saved_path, json.dumps(record, indent=2) + "\n")
@@ -157,14 +161,23 @@ def check_free(folder: Path) -> None:
 
 
 def check_same(
-    saved: SavedRun, stage: str, config: Mapping[str, Any], ignore: Collection[str]
+    saved: SavedRun,
+    stage: str,
+    config: Mapping[str, Any],
+    ignore: Collection[str],
+    defaults: Mapping[str, Any],
 ) -> None:
     if saved.stage != stage:
         raise InputError(
             f"{saved.folder} belongs to stage {saved.stage!r}, not {stage!r}: "
             "choose another --run.dir"
         )
-    changes = diff_config(saved.config, config, ignore=ignore)
+    as_default = [(name, "absent", json.dumps(value)) for name, value in flatten(defaults).items()]
+    changes = [
+        change
+        for change in diff_config(saved.config, config, ignore=ignore)
+        if change not in as_default
+    ]
     if changes:
         listed = "; ".join(f"{name} was {was}, now {now}" for name, was, now in changes)
         raise InputError(
@@ -272,12 +285,3 @@ def take_lock(folder: Path) -> Any:
     lock.write(f"pid {os.getpid()} on {platform.node()}\n")
     lock.flush()
     return lock
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
