@@ -22,10 +22,13 @@ class EvaluateConfig:
     suite_rows: int = 0
     """Rows of each set in the safety suite; 0: all."""
     policies: tuple[Path, ...] = ()
-    """Run folders to compare; the first is the baseline (SFT)."""
+    """Run folders, Hugging Face folders or .gguf files to compare; the first is the baseline (SFT).
+    Sizes may differ, tokenizers not."""
     text_only: tuple[Path, ...] = ()
-    """Run folders whose loss on held-out text is measured besides."""
+    """Models whose loss on held-out text is measured besides; any tokenizer."""
     reward: Path = Path("runs/reward")
+    """Reward model, with the policies' tokenizer: picks the best of n and gives a second win rate, or
+    in the safety suite judges harmlessness. There must be one."""
     second_reward: Path | None = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
     task: str = "sentiment"
@@ -33,11 +36,13 @@ class EvaluateConfig:
     source: Path = Path("data")
     """Folder of the raw data, from which the gold scorer and the judges learn."""
     prompts: Path = Path("prompts.jsonl")
+    """Rows with a prompt; every policy answers the first ``num_prompts``."""
     text: TextDataConfig = field(default_factory=TextDataConfig)
     num_prompts: int = 256
     best_of: tuple[int, ...] = (4, 16)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: int = 16
+    """In tokens, those before it are cut off. As the policies were trained: give it, or --config."""
     response_length: int = 32
     batch_size: int = 256
     """Responses sampled at a time."""
@@ -61,6 +66,7 @@ class AuditConfig:
     source: Path = Path("data")
     """Folder of the named sets."""
     prompt_length: int = 128
+    """In tokens; what is cut is counted. With the response it must fit the model's context."""
     response_length: int = 96
     batch_size: int = 32
     """Prompts per batch."""
