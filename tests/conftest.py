@@ -16,6 +16,10 @@ os.environ.setdefault(
 
 import jax
 import pytest
+from beartype.claw import beartype_packages
+
+# Called a million times, on text: pyproject.toml's checks of shapes would take longer than they do.
+beartype_packages(("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli"))
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 # JAX does not write its cache atomically: processes that run at the same time have one each.

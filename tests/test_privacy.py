@@ -257,9 +257,10 @@ def test_secrets_are_remembered_without_privacy_and_not_with_it(pretrained, tmp_
     canaries_experiment.run(replace(secrets, what="plant", data=data, out=planted))
     assert len(planted.read_text().splitlines()) == 160 + 12
     private = PrivacyConfig(epsilon=2.0, delta=1e-3, clip_norm=0.1)
-    sft.run(sft_config(pretrained, tmp_path / "plain", planted, epochs=40))
+    fitting = dict(epochs=40, prompt_length=24, response_length=16, block_size=40)
+    sft.run(sft_config(pretrained, tmp_path / "plain", planted, **fitting))
     done = sft.run(
-        sft_config(pretrained, tmp_path / "private", planted, privacy=private, epochs=40)
+        sft_config(pretrained, tmp_path / "private", planted, privacy=private, **fitting)
     )
     promised = done["privacy"]
     assert promised["epsilon"] <= 2.0 < promised["epsilon"] * 1.05
@@ -273,6 +274,7 @@ def test_secrets_are_remembered_without_privacy_and_not_with_it(pretrained, tmp_
     found = canaries_experiment.run(
         replace(secrets, runs=(pretrained, tmp_path / "plain", tmp_path / "private"))
     )
+    print(found)
     # Measured: 5.2 and 1.8 of 8 bits, 1.3 before training; 1.4 is expected of what is unknown.
     assert found["plain"]["mean"] > 4
     assert found["private"]["mean"] < 2.8

@@ -298,7 +298,10 @@ def toy_classifier(**changes):
 
 def test_logits_by_hand():
     classifier = TextClassifier(
-        {"good": 0, "good film": 1, "film": 2}, np.array([1.0, 2.0, 3.0]), np.array([1, 10, 100]), 7
+        {"good": 0, "good film": 1, "film": 2},
+        np.array([1.0, 2.0, 3.0]),
+        np.array([1.0, 10.0, 100.0]),
+        7.0,
     )
     logits = classifier.logits(["Good FILM, good film", "unknown", "", "film-good"])
     unit = np.array([1, 2, 3]) / 14**0.5
@@ -470,7 +473,7 @@ def test_writing_is_deterministic_and_leaves_nothing_half_written(small, tmp_pat
         raise OSError("No space left on device")
 
     before = (tmp_path / "1/prompts_ppo.jsonl").read_bytes()
-    monkeypatch.setattr(task.os, "replace", no_space)
+    monkeypatch.setattr(os, "replace", no_space)
     data = sentiment.build(small)
     data.prompts["ppo"].pop()
     with pytest.raises(OSError, match="No space"):
