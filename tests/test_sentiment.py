@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
-from rlhf_jax.tasks import sentiment, task
+from rlhf_jax.tasks import sentiment
 from rlhf_jax.tasks.sentiment_scores import (
     NEGATIVE,
     POSITIVE,

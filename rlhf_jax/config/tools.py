@@ -27,8 +27,8 @@ class EvaluateConfig:
     text_only: tuple[Path, ...] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
     reward: Path = Path("runs/reward")
-    """Reward model, with the policies' tokenizer: picks the best of n and gives a second win rate, or
-    in the safety suite judges harmlessness. There must be one."""
+    """Reward model with the policies' tokenizer: picks the best of n and gives a second win rate; in
+    the safety suite it judges harmlessness. There must be one."""
     second_reward: Path | None = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
     task: str = "sentiment"
@@ -42,7 +42,7 @@ class EvaluateConfig:
     best_of: tuple[int, ...] = (4, 16)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: int = 16
-    """In tokens, those before it are cut off. As the policies were trained: give it, or --config."""
+    """In tokens; a longer prompt loses its beginning. As the policies were trained."""
     response_length: int = 32
     batch_size: int = 256
     """Responses sampled at a time."""

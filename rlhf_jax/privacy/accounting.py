@@ -55,8 +55,8 @@ def epsilon_of(
 def noise_for(epsilon: float, *, rate: float, steps: int, delta: float) -> float:
     """A noise multiplier whose ε at δ is at most ``epsilon``, and at most 1 % more than needed.
 
-    ε falls with the noise: bisection on the coarse grid, which asks for a little too much, then down
-    as far as the fine one allows. Raises InputError if no noise up to 1,000 is enough.
+    ε falls with the noise: bisection on the coarse grid, which asks for a little too much, then
+    down as far as the fine one allows. Raises InputError if no noise up to 1,000 is enough.
     """
     if steps * TAIL >= delta:
         raise InputError(f"privacy.delta={delta} is too small for {steps} steps")
