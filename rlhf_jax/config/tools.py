@@ -27,8 +27,8 @@ class EvaluateConfig:
     text_only: tuple[Path, ...] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
     reward: Path = Path("runs/reward")
-    """Reward model with the policies' tokenizer: picks the best of n and gives a second win rate; in
-    the safety suite it judges harmlessness. There must be one."""
+    """Reward model with the policies' tokenizer: picks the best of n and a second win rate, or
+    judges harmlessness (suite safety). There must be one."""
     second_reward: Path | None = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
     task: str = "sentiment"
