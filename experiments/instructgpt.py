@@ -19,7 +19,7 @@ from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.evaluation.figures import load_matplotlib
-from rlhf_jax.tasks.task import check_corpora, read_task, write
+from rlhf_jax.tasks.task import check_corpora, check_leaks, read_task, write
 from rlhf_jax.training.progress import peak_memory
 from rlhf_jax.training.runs import config_digest, environment
 
@@ -32,6 +32,8 @@ def run(config: InstructGPTConfig) -> dict:
     # Data: the task's demonstrations, prompts and text, as files that the stages read
     task = read_task(c.task, c.source)
     check_corpora(task, c.corpora, c.task)
+    if not (c.dir / "data").is_dir():
+        check_leaks(task, c.task)
     write(task, c.dir / "data")
 
     # Stages

@@ -5,11 +5,12 @@ python -m experiments.task translation --out runs/translation/data
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import TaskConfig
-from rlhf_jax.tasks.task import read_task, write
+from rlhf_jax.tasks.task import check_leaks, read_task, write
 
 
 def run(config: TaskConfig) -> None:
     task = read_task(config.name, config.source)
+    check_leaks(task, config.name)
     write(task, config.out)
     counts = {"demonstrations": len(task.demonstrations)}
     counts |= {f"prompts_{name}": len(prompts) for name, prompts in task.prompts.items()}

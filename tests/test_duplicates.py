@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import clean
-from rlhf_jax.config import CleanConfig
+from experiments import clean, instructgpt, task
+from rlhf_jax.config import CleanConfig, InstructGPTConfig, TaskConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.tasks.duplicates import (
     check_no_leak,
@@ -14,13 +14,35 @@ from rlhf_jax.tasks.duplicates import (
     without_duplicates,
     without_shared_prefixes,
 )
-from rlhf_jax.tasks.task import find_task
+from rlhf_jax.tasks.task import check_leaks, find_task, read_task
 
 DATA = Path(__file__).parents[1] / "data"
 STORY = (
     "Alice was beginning to get very tired of sitting by her sister on the bank and of having "
     "nothing to do once or twice she had peeped into the book her sister was reading"
 )
+LEAKY = """
+import numpy as np
+from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.tasks.task import Task, no_metrics
+
+def build(source):
+    what = (source / "what").read_text()
+    return Task(
+        demonstrations=[Demonstration("asked " * 20, "answered")],
+        prompts={"ppo": ["say A"], "evaluation": ["say a!" if what == "prompt" else "say b"]},
+        corpora={"text": ["one", "two"]},
+        heldout={
+            "text": ["Two." if what == "text" else "three"],
+            "more": ["asked " * 20 if what == "demonstration" else "four"],
+        },
+        gold=lambda prompts, responses: np.zeros(len(prompts)),
+        judges={},
+        metrics=no_metrics,
+        baselines={},
+        words=str.split,
+    )
+"""
 same = lambda text: text
 
 
@@ -67,13 +89,24 @@ def test_the_tasks_do_not_leak(name):
 
     (The check found three papers that had been submitted twice, which no split by number parts.)
     """
-    task = find_task(name)(DATA)
-    train = [row.prompt + row.completion for row in task.demonstrations]
-    train += [prompt for part in ("comparisons", "ppo") for prompt in task.prompts[part]]
-    train += [text for texts in task.corpora.values() for text in texts]
-    test = [prompt for part in ("validation", "evaluation") for prompt in task.prompts[part]]
-    leaks = find_leaks(train, test)
-    assert not leaks, [test[leak.test][:80] for leak in leaks[:5]]
+    check_leaks(find_task(name)(DATA), name)
+
+
+def test_a_task_that_leaks_is_refused(tmp_path):
+    """By the commands that write its files, before they do: text, prompt, demonstration."""
+    (tmp_path / "leaky.py").write_text(LEAKY)
+    for what in ("text", "prompt", "demonstration"):
+        (tmp_path / "what").write_text(what)
+        config = TaskConfig(name=str(tmp_path / "leaky.py"), source=tmp_path, out=tmp_path / "out")
+        with pytest.raises(InputError, match=r"leaky.py: 1 of 3 test texts are in the training"):
+            task.run(config)
+        chain = InstructGPTConfig(
+            task=config.name, source=tmp_path, corpora=("text",), dir=tmp_path / "run"
+        )
+        with pytest.raises(InputError, match=r"leaky.py: 1 of 3 test texts are in the training"):
+            instructgpt.run(chain)
+        assert not (tmp_path / "out").exists() and not (tmp_path / "run").exists()
+        read_task.cache_clear()
 
 
 def test_the_command(tmp_path, capsys):

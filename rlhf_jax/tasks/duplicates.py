@@ -70,7 +70,9 @@ def find_leaks(
 
     13-grams as in GPT-3's check (Brown et al. 2020, appendix C); a shorter text is compared whole.
     """
-    known = {gram for text in train for gram in ngrams(text, n)}
+    # Only what the test texts hold is kept: training text may be large.
+    wanted = {gram for text in test for gram in ngrams(text, n)}
+    known = {gram for text in train for gram in ngrams(text, n) if gram in wanted}
     whole = {fingerprint(text) for text in train}
     leaks = []
     for number, text in enumerate(test):
@@ -97,3 +99,9 @@ def check_no_leak(
             f"{first.test + 1} shares {first.covered:.0%} of its {n}-grams, such as "
             f"{first.example[:120]!r}"
         )
+
+
+def without_leaks(train: Sequence[str], rows: Sequence[T], text: Callable[[T], str]) -> list[T]:
+    """The rows whose texts do not leak into training."""
+    leaks = {leak.test for leak in find_leaks(train, [text(row) for row in rows])}
+    return [row for number, row in enumerate(rows) if number not in leaks]

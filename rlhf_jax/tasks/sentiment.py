@@ -17,6 +17,7 @@ import numpy as np
 from rlhf_jax.data.files import find_files, read_rows
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
+from rlhf_jax.tasks.duplicates import without_leaks
 from rlhf_jax.tasks.sentiment_scores import (
     INSTRUCTION,
     NEGATIVE,
@@ -187,7 +188,9 @@ def split_reviews(rows: Sequence[Labelled]) -> Reviews:
             parts.heldout.append(row)
         else:
             parts.text.append(row)
-    return parts
+    # Some reviews were sent in twice, a little changed.
+    heldout = without_leaks([row.text for row in parts.text], parts.heldout, lambda row: row.text)
+    return parts._replace(heldout=heldout)
 
 
 # --- prompts and demonstrations -------------------------------------------------------------------

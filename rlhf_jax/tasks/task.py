@@ -25,6 +25,7 @@ import rlhf_jax.tasks
 from rlhf_jax.data.files import SEPARATOR, write_atomically
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
+from rlhf_jax.tasks.duplicates import check_no_leak
 
 Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
 """``(prompts, responses) -> scores``, higher is better."""
@@ -138,6 +139,22 @@ def check_corpora(task: Task, wanted: Sequence[str], name: str) -> None:
             f"corpora: task {name} has {', '.join(task.corpora)}, but {missing[0]} was asked for "
             f"(a preset that fits: --task {name} without --config, or --config configs/{name}.py)"
         )
+
+
+def check_leaks(task: Task, name: str) -> None:
+    """Raise InputError if held-out text, or a held-out prompt, is in what is learnt."""
+    learnt = [text for documents in task.corpora.values() for text in documents]
+    learnt += [row.prompt + row.completion for row in task.demonstrations]
+    for part in ("comparisons", "ppo"):
+        learnt += task.prompts.get(part, ())
+    heldout = [text for documents in task.heldout.values() for text in documents]
+    heldout += [
+        prompt for part in ("validation", "evaluation") for prompt in task.prompts.get(part, ())
+    ]
+    try:
+        check_no_leak(learnt, heldout)
+    except InputError as error:
+        raise InputError(f"task {name}: {error}") from None
 
 
 def check_prompts(task: Task, prompts: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.evaluation.metrics import mean_ci
 from rlhf_jax.evaluation.overlap import corpus_overlap, sentence_chrf
 from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.tasks.duplicates import without_leaks
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.splits import connected, normalised, parts, passages, read_fields
 from rlhf_jax.tasks.task import Figure, Judge, Task
@@ -41,6 +42,11 @@ def build(source: Path) -> Task:
     pairs = read_pairs(source / "sft_tatoeba_zh_en")
     news = read_pairs(source / "sft_ntrex_zh_en")
     split = parts(pairs, lambda pair: str(pair[2]), SHARES, "translation")
+    learnt = [pair for name in ("demonstrations", "comparisons", "ppo") for pair in split[name]]
+    # Sentences that differ in punctuation only are in different groups.
+    split["evaluation"] = without_leaks(
+        [chinese for chinese, _, _ in learnt], split["evaluation"], lambda pair: pair[0]
+    )
     answers = defaultdict(list)
     for chinese, english, _ in [*pairs, *news]:
         answers[prompt_of(chinese)].append(english)
@@ -52,7 +58,6 @@ def build(source: Path) -> Task:
     }
     taken = {prompt for some in prompts.values() for prompt in some}
     prompts["news"] = [p for p in map(prompt_of, (row[0] for row in news)) if p not in taken]
-    learnt = [pair for name in ("demonstrations", "comparisons", "ppo") for pair in split[name]]
     novel = passages(source / "text_zh_novels", heldout=HELDOUT, salt="passage")
     return Task(
         demonstrations=[
