@@ -16,6 +16,7 @@ from rlhf_jax.feedback.fields import MOST_RESPONSES
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.verdict import SCORERS, Answer, Answers, is_settled, verdict
+from rlhf_jax.tasks.splits import share
 
 
 def ask(config: FeedbackConfig) -> None:
@@ -24,7 +25,7 @@ def ask(config: FeedbackConfig) -> None:
     database = open_database(config.place)
     asked = set(queue.prompts_asked(database))
     new = [
-        make_task(prompt, policies)
+        make_task(prompt, policies, wanted=2 if share(prompt, "overlap") < config.overlap else 1)
         for prompt, policies in answers.items()
         if prompt not in asked and not is_settled(policies)
     ]
@@ -36,30 +37,32 @@ def ask(config: FeedbackConfig) -> None:
     )
 
 
-def make_task(prompt: str, policies: dict[str, Answer]) -> queue.NewTask:
+def make_task(prompt: str, policies: dict[str, Answer], *, wanted: int) -> queue.NewTask:
     """Equal answers are one; policies that gave it share it."""
     authors: dict[str, list[str]] = {}
     for policy, answer in policies.items():
         authors.setdefault(answer.text, []).append(policy)
-    return queue.NewTask(
-        prompt, [queue.Response(text, ", ".join(names)) for text, names in authors.items()]
-    )
+    responses = [queue.Response(text, ", ".join(names)) for text, names in authors.items()]
+    return queue.NewTask(prompt, responses, wanted=wanted)
 
 
 def announce(config: FeedbackConfig) -> None:
     """Print who won and write it to people.json in the evaluation's folder."""
     figures = verdict(read_answers(config), read_labels(open_database(config.place)))
     write_atomically(config.run / "people.json", json.dumps(figures, indent=1) + "\n")
-    count = "{labelers} labelers, {rankings} rankings, {prompts} prompts".format_map(figures)
-    tell(f"{count}; labelers agree on {show(figures['agreement'])} of the pairs")
+    tell("{labelers} labelers, {rankings} rankings, {prompts} prompts".format_map(figures))
+    if figures["agreement"]["n"]:
+        tell(f"labelers agree on {show(figures['agreement'])} of the pairs that two ordered")
     for policy, of in figures["policies"].items():
         won = of["win_rate"]
         tell(
             f"{policy} wins against {figures['baseline']} on {show(won)} "
             f"({won['wins']} wins, {won['ties']} ties, {won['losses']} losses, p = {won['p']:.2g})"
         )
-    for scorer in SCORERS:
-        tell(f"{scorer} sides with people on {show(figures['scorers'][scorer])}")
+    for scorer, title in SCORERS.items():
+        sides = figures["scorers"][scorer]
+        if sides["n"]:
+            tell(f"{title} sides with people on {show(sides)} of the pairs that they order")
 
 
 def tell(text: str) -> None:
@@ -67,7 +70,7 @@ def tell(text: str) -> None:
 
 
 def show(figure: dict) -> str:
-    return f"{figure['mean']:.2f} ± {figure['ci']:.2f}" if figure["n"] else "none"
+    return f"{figure['mean']:.2f} ± {figure['ci']:.2f}"
 
 
 def read_answers(config: FeedbackConfig) -> Answers:

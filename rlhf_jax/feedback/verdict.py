@@ -13,8 +13,8 @@ from rlhf_jax.evaluation.significance import wins_and_ties
 from rlhf_jax.feedback.figures import agreement
 from rlhf_jax.feedback.labels import Label
 
-SCORERS = ("gold", "score")
-"""Whose order of the answers is held against people's: the gold scorer's, the reward model's."""
+SCORERS = {"gold": "the gold scorer", "score": "the reward model"}
+"""Whose order of the answers is held against people's: figure of an evaluation's samples → name."""
 
 
 class Answer(NamedTuple):
