@@ -73,9 +73,8 @@ def results_section(groups: Groups) -> Section:
         "Every policy answers the same held-out prompts. The gold scorer stands for people and is "
         "never the reward model; the judges labelled nothing. The first policy is the baseline: "
         "win rate (by gold, ties half; by people, where they judged on the labelling page) and "
-        "gold gain (in standard deviations of its gold) are "
-        "against it, and best of n is the one of n of its answers that the reward model likes "
-        "best.",
+        "gold gain (in standard deviations of its gold) are against it, and best of n is the one "
+        "of n of its answers that the reward model likes best.",
     )
     return Section("results", "Results", text, (), [table] if rows else [])
 
