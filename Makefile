@@ -59,8 +59,9 @@ broken = $(if $(shell $(call usable,$(1)) && echo usable),,rebuild)
 # pip has succeeded, so that a failed installation is tried again; a killed one leaves
 # .cache/installing, and then the environment is made anew. The lock lets one make install while
 # others wait.
+LOCK := .cache/setup.lock
 define install
-@set -e; mkdir -p .cache; exec 9>.cache/setup.lock; \
+@set -e; mkdir -p .cache; exec 9>$(LOCK); \
 	if command -v flock >/dev/null; then flock 9; fi; \
 	if [ -e .cache/installing$(@D) ] || ! $(call usable,$(@D)); then \
 	    python=; \
