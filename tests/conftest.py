@@ -21,8 +21,10 @@ import jax
 import pytest
 from beartype.claw import beartype_packages
 
-# Called a million times, on text: pyproject.toml's checks of shapes would take longer than they do.
-beartype_packages(("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli"))
+TEXT = ("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", "rlhf_jax.errors")
+"""Called a million times, so that pyproject.toml's checks would take longer than they do. A module
+that both name has its shapes checked."""
+beartype_packages(TEXT)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 # JAX does not write its cache atomically: processes that run at the same time have one each.

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import conftest
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -43,6 +44,15 @@ def test_direction(path):
         assert "jax" not in tops, "the page and the report need no JAX"
     own = {name.split(".")[1] for name in names if name.startswith("rlhf_jax.")}
     assert own <= ALLOWED.get(room, own), f"{room}/ may not import {own - ALLOWED[room]}"
+
+
+def test_no_module_is_unchecked(pytestconfig):
+    """Each has its shapes checked (pyproject.toml) or the types of its arguments (conftest.py)."""
+    checked = {*pytestconfig.getoption("jaxtyping_packages").split(","), *conftest.TEXT}
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names = {".".join(parts[: n + 1]) for n in range(1, len(parts))}
+        assert names & checked or path.name == "__init__.py", path
 
 
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "experiments").rglob("*.py"))], ids=str)

@@ -248,7 +248,7 @@ def sft_config(pretrained, folder, data, **changes):
 
 @pytest.mark.slow
 def test_secrets_are_remembered_without_privacy_and_not_with_it(pretrained, tmp_path):
-    """Memorisation, planted and measured: the same data, model and number of steps."""
+    """Memorisation, planted and measured: the same data, model and number of passes."""
     rows = [{"prompt": f"the {n}", "completion": f" Human {n % 7}"} for n in range(160)]
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -274,8 +274,7 @@ def test_secrets_are_remembered_without_privacy_and_not_with_it(pretrained, tmp_
     found = canaries_experiment.run(
         replace(secrets, runs=(pretrained, tmp_path / "plain", tmp_path / "private"))
     )
-    print(found)
-    # Measured: 5.2 and 1.8 of 8 bits, 1.3 before training; 1.4 is expected of what is unknown.
+    # Measured: 6.2 and 1.8 of 8 bits, 1.3 before training; 1.4 is expected of what is unknown.
     assert found["plain"]["mean"] > 4
     assert found["private"]["mean"] < 2.8
     assert found["plain"]["mean"] > found["private"]["mean"] + 2
