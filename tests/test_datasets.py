@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -118,6 +119,13 @@ def test_preparing_is_silent_and_needs_no_tensorflow(write, cache, capfd, caplog
     code = "import sys, rlhf_jax.data.datasets; print('tensorflow' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+def test_no_temporary_folder_stays(write, cache, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    load_texts(write({"text": "a"}), data_dir=cache)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_split_holds_out_whole_prompts_by_hash(write, cache):

@@ -40,6 +40,13 @@ class FilesConfig(tfds.core.BuilderConfig):
     path: str = ""
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """What TFDS knows of a data set that only exists here."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing: no server knows this data set, and TFDS leaves a temporary folder behind."""
+
+
 class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """One split of rows of one kind, in the order of the files."""
 
@@ -48,9 +55,9 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     KIND: ClassVar[type]
     FEATURES: ClassVar[dict]
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _info(self) -> LocalInfo:
         features = tfds.features.FeaturesDict(self.FEATURES)
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+        return LocalInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
