@@ -11,6 +11,7 @@ afterwards is taken back, as far as a run folder tells.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +24,19 @@ from rlhf_jax.config import AuditConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Comparison, read_comparisons
+from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.preference_audit import accuracy, audit, ordered_pairs, tie_margins
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.runs import read_done
+from rlhf_jax.training.runs import read_done, read_run
 from rlhf_jax.types import ComparisonBatch
 
 
 def run(config: AuditConfig) -> dict:
     reward = load_trained(config.reward, flag="reward", kind="scalar")
+    config = with_lengths(config)
     reward.model.check_context(
         prompt_length=config.prompt_length, response_length=config.response_length
     )
@@ -54,6 +57,21 @@ def run(config: AuditConfig) -> dict:
     if config.out is not None:
         write_atomically(config.out, json.dumps(results, indent=1) + "\n")
     return results
+
+
+def with_lengths(config: AuditConfig) -> AuditConfig:
+    """``config`` with the lengths that the reward model was trained with where none are given."""
+    missing = [n for n in ("prompt_length", "response_length") if getattr(config, n) is None]
+    if not missing:
+        return config
+    is_run = all((config.reward / name).is_file() for name in ("config.json", "model.json"))
+    trained = read_run(config.reward, stage=None).config if is_run else {}
+    if not trained.keys() >= set(missing):
+        raise InputError(
+            f"{config.reward} does not say with what lengths it was trained: "
+            "give --prompt-length and --response-length"
+        )
+    return replace(config, **{name: trained[name] for name in missing})
 
 
 def find(name: str, config: AuditConfig) -> Preferences:

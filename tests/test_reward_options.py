@@ -10,7 +10,7 @@ import tiny
 
 from experiments import audit, reward
 from rlhf_jax.config import AuditConfig, OptimConfig, RewardConfig, RunConfig
-from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -72,12 +72,10 @@ def test_named_sets_are_trained_on_and_audited(sft, tmp_path, name, capsys):
     assert done["gain"] > 1.5 or done["gain"] < 0.7
     assert 0.2 < done["heldout"]["eval/accuracy"] < 0.9
     out = tmp_path / "audit.json"
-    check = AuditConfig(
-        reward=tmp_path / "reward", data=(name,), source=ROOT / "data", out=out, **LENGTHS
-    )
+    check = AuditConfig(reward=tmp_path / "reward", data=(name,), source=ROOT / "data", out=out)
     found = audit.run(check)[name]
     assert json.loads(out.read_text())[name]["accuracy"] == found["accuracy"]
-    # The audit scores the same held-out pairs as training's evaluation.
+    # The audit scores the same held-out pairs as training's evaluation, at the same lengths.
     assert found["accuracy"]["mean"] == pytest.approx(done["heldout"]["eval/accuracy"], abs=1e-6)
     assert found["ece"] == pytest.approx(done["heldout"]["eval/ece"], abs=1e-4)
     assert 0.4 < found["bag_of_words"]["mean"] < 0.9 < 1 - found["ece"] + 0.5
@@ -95,6 +93,19 @@ def test_pairs_for_themselves_are_elements_of_their_own(sft, tmp_path):
         made = config(sft, tmp_path / pairing, data=tmp_path / "rows.jsonl", pairing=pairing)
         kept[pairing] = reward.run(made)["comparisons"]["kept"]
     assert kept == {"prompt": 36, "shuffled": 72}
+
+
+def test_a_model_that_says_no_lengths_is_audited_with_those_given(sft, tmp_path):
+    tokenizer = load_tokenizer(sft / "tokenizer")
+    check = AuditConfig(
+        reward=tiny.save_model(tmp_path / "scalar", tokenizer, kind="scalar"),
+        data=("pref_pandalm",),
+        source=ROOT / "data",
+        prompt_length=8,
+    )
+    with pytest.raises(InputError, match="give --prompt-length and --response-length"):
+        audit.run(check)
+    assert audit.run(replace(check, response_length=8))["pref_pandalm"]["accuracy"]["n"] == 146
 
 
 def test_wrong_sets_are_named(sft, tmp_path):

@@ -65,9 +65,10 @@ class AuditConfig:
     """Names of sets of human preferences under ``source``, or files of comparisons."""
     source: Path = Path("data")
     """Folder of the named sets."""
-    prompt_length: int = 128
-    """In tokens; what is cut is counted. With the response it must fit the model's context."""
-    response_length: int = 96
+    prompt_length: int | None = None
+    """In tokens; what is cut is counted. With the response it must fit the model's context. None
+    is what the reward model was trained with, which only a run folder tells."""
+    response_length: int | None = None
     batch_size: int = 32
     """Prompts per batch."""
     out: Path | None = None
