@@ -26,9 +26,10 @@ TEXT = ("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", 
 that both name has its shapes checked."""
 beartype_packages(TEXT)
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-# JAX does not write its cache atomically: processes that run at the same time have one each.
-CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}_{WORKER}"
+# One for all processes, as keys depend on the path: about every eighth program is compiled by two
+# workers otherwise. JAX does not write it atomically, but what is read is checked (zlib's sum): who
+# meets half an entry warns and compiles.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}"
 
 
 def pytest_configure(config):

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import CACHE
-from tiny import save_model
+from tiny import process_environment, save_model
 
 from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
@@ -152,8 +151,8 @@ def test_killed_and_resumed(chain, name, tmp_path):
     preset.write_text(json.dumps(record))
     module = "compare" if name == "comparisons" else name
     command = [sys.executable, "-m", f"experiments.{module}", "--config", str(preset)]
-    command += ["--run.dir", str(tmp_path / name), "--run.compile-cache", str(CACHE)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command += ["--run.dir", str(tmp_path / name)]
+    environment = process_environment()
     start = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     for fraction in (0.5, 0.9):
         process = subprocess.Popen(command, **start)

@@ -1,4 +1,4 @@
-"""Every preset: the paper's numbers, the right size, and a shrunken run of all its stages."""
+"""Every preset: the paper's numbers, the right size, and a shrunken run of all stages."""
 
 import json
 import math
@@ -163,9 +163,13 @@ def test_shrinking_keeps_every_option(name, tmp_path):
     assert {"pretrain.model.n_layers", "pretrain.steps", "ppo.iterations"} <= changed
 
 
+RUN_HERE = tuple(name for name in NAMES if name != "quickstart")
+"""The fork takes the quickstart's paths, which test_chain.py and test_commands.py take too."""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of all shrunken presets, run in two processes side by side."""
+    """Folders of shrunken presets, run in two processes side by side."""
     folder = tmp_path_factory.mktemp("presets")
     tiny.make_task(folder)
     processes = [
@@ -176,7 +180,7 @@ def runs(tmp_path_factory):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for names in (PAPER, NAMES[:3])
+        for names in (PAPER, RUN_HERE[:2])
     ]
     errors = [process.communicate(timeout=900)[1] for process in processes]
     for process, error in zip(processes, errors, strict=True):
@@ -197,7 +201,7 @@ def width(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_a_shrunken_preset_runs_its_stages(runs, name):
     folder, c = runs / name, preset(name)
     done = {stage: read(folder / stage, "DONE") for stage in STAGES}
@@ -217,7 +221,7 @@ def test_a_shrunken_preset_runs_its_stages(runs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_a_shrunken_preset_takes_its_own_options(runs, name):
     folder, c = runs / name, preset(name)
     first = {stage: rows(folder / stage / "metrics.jsonl")[0] for stage in ("pretrain", "sft")}
