@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
 from markupsafe import escape
-from scipy import stats
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import CONFIDENCE
@@ -108,7 +108,7 @@ def band(values: Float[np.ndarray, "S T"]) -> tuple[np.ndarray, np.ndarray]:
     mean = np.where(there, values, 0.0).sum(axis=0) / n
     square = np.where(there, (values - mean) ** 2, 0.0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt(square / (n - 1) / n)
+        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.sqrt(square / (n - 1) / n)
     return mean, half
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int, Num
-from scipy import stats
 from scipy.special import expit, gammaln
 
 CONFIDENCE = 0.95
@@ -30,7 +30,7 @@ def mean_ci(values: Values) -> Interval:
     n = len(values)
     half = float("nan")
     if n > 1:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
     return {"mean": float(values.mean()), "ci": float(half), "n": n}
 
 
@@ -48,7 +48,7 @@ def win_rate(scores: Values, baseline: Values) -> Interval:
     scores, baseline = _same_length(scores, baseline)
     n = len(scores)
     rate = float(((1 + np.sign(scores - baseline)) / 2).mean())
-    z = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    z = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low, high = float(centre - half), float(centre + half)
@@ -77,14 +77,14 @@ def length_controlled_win_rate(wins: Values, lengths: Values, baseline_lengths: 
             break
     rate = 1 / (1 + np.exp(-beta[0]))
     deviation = np.sqrt(np.linalg.inv(hessian)[0, 0])
-    ci = stats.norm.ppf(0.975) * rate * (1 - rate) * deviation
+    ci = scipy.stats.norm.ppf(0.975) * rate * (1 - rate) * deviation
     return {"mean": float(rate), "ci": float(ci), "length_effect": float(beta[1]), "n": len(wins)}
 
 
 def bootstrap_ci(values: Values, *, resamples: int, seed: int) -> Interval:
     """Mean with ``low`` and ``high`` of the BCa bootstrap over prompts, for skewed values."""
     values = np.asarray(values, float)
-    low, high = stats.bootstrap(
+    low, high = scipy.stats.bootstrap(
         (values,),
         np.mean,
         confidence_level=CONFIDENCE,

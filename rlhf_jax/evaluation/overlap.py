@@ -7,12 +7,12 @@ several references, and intervals. Needs the extra ``eval``.
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Float
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import Score
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
-from scipy import stats
 
 from rlhf_jax.evaluation.segments import mixed_tokens
 
@@ -95,4 +95,4 @@ def jackknife_ci(score: Callable[[Sequence[int]], float], n: int) -> float:
     g = min(GROUPS, n)
     without = [score([k for k in range(n) if k % g != i]) for i in range(g)]
     spread = (g - 1) / g * np.sum((np.array(without) - np.mean(without)) ** 2)
-    return float(stats.t.ppf(0.975, g - 1) * np.sqrt(spread))
+    return float(scipy.stats.t.ppf(0.975, g - 1) * np.sqrt(spread))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int, Num
-from scipy import stats
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
@@ -56,7 +56,7 @@ def clustered_mean(values: Float[np.ndarray, "N"], cluster: Int[np.ndarray, "N"]
     half = float("nan")
     if m > 1:
         deviation = np.sqrt((sums**2).sum() * m / (m - 1)) / n
-        half = stats.t.ppf(0.975, m - 1) * deviation
+        half = scipy.stats.t.ppf(0.975, m - 1) * deviation
     return {"mean": float(mean), "ci": float(half), "n": n}
 
 
@@ -177,7 +177,7 @@ def tie_margins(
     |margin| is above a random tie's (1/2: the model cannot tell).
     """
     ties, pairs = np.abs(margins_of_ties), np.abs(margins_of_pairs)
-    auc = stats.mannwhitneyu(pairs, ties).statistic / (len(pairs) * len(ties))
+    auc = scipy.stats.mannwhitneyu(pairs, ties).statistic / (len(pairs) * len(ties))
     return {
         "confidence_on_ties": float(expit(ties).mean()),
         "confidence_on_pairs": float(expit(pairs).mean()),

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from rlhf_jax.evaluation.figures import Panel, Series, band, bounded
 from rlhf_jax.evaluation.metrics import CONFIDENCE
@@ -262,7 +262,7 @@ def reliability(bins: Sequence[Row]) -> tuple[list, list, list, list]:
     """predicted, observed, low, high; bins of several seeds stand side by side."""
     bins = sorted((b for b in bins if b["count"]), key=lambda b: b["predicted"])
     bounds = [
-        stats.binomtest(round(b["observed"] * b["count"]), b["count"]).proportion_ci(
+        scipy.stats.binomtest(round(b["observed"] * b["count"]), b["count"]).proportion_ci(
             CONFIDENCE, "wilson"
         )
         for b in bins

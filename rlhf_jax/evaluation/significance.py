@@ -1,8 +1,8 @@
 """Whether one policy is better than another on the same prompts, or only luckier."""
 
 import numpy as np
+import scipy
 from jaxtyping import Num
-from scipy import stats
 
 RESAMPLES = 5000
 SEED = 0
@@ -46,5 +46,5 @@ def wins_and_ties(first: Scores, second: Scores) -> dict[str, float | int]:
     gaps = per_prompt(first) - per_prompt(second)
     wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
     decided = wins + losses
-    p = float(stats.binomtest(wins, decided).pvalue) if decided else 1.0
+    p = float(scipy.stats.binomtest(wins, decided).pvalue) if decided else 1.0
     return {"wins": wins, "ties": len(gaps) - decided, "losses": losses, "p": p}

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from rlhf_jax.data.encoding import EncodingReport
 from rlhf_jax.errors import InputError
@@ -27,7 +27,7 @@ class PoissonBatches:
         if expected_rows > self.rows:
             raise InputError(f"batch_size={expected_rows} is over the {self.rows} examples")
         self.rate = expected_rows / self.rows
-        most = int(stats.binom.isf(TAIL, self.rows, self.rate)) + 1
+        most = int(scipy.stats.binom.isf(TAIL, self.rows, self.rate)) + 1
         self.batch_rows = -(-most // ROWS) * ROWS
         self.step = 0
 
