@@ -7,7 +7,6 @@ prompt, before and after RLHF (the policies given). ``--reward`` is a reward mod
 (``experiments.reward --data pref_hh_harmless``); the suite says nothing of safety in use.
 """
 
-import html
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,8 +25,10 @@ from experiments.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
-from rlhf_jax.evaluation.figures import Panel, Series, draw
+from rlhf_jax.evaluation.figures import Panel, Series, load_matplotlib
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
+from rlhf_jax.evaluation.report import Section, render
+from rlhf_jax.evaluation.report import Table as ReportTable
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.tasks.safety_sets import RESPECTFUL, SafetySets, load_safety_sets, refuses
 from rlhf_jax.training.parallel import Parallel, make_parallel
@@ -38,6 +39,7 @@ BATCH = 32
 
 
 def run(config: EvaluateConfig, stage: Stage) -> dict:
+    load_matplotlib()  # or say now, not after minutes, that it is not installed
     parallel = make_parallel(config.parallel)
     sets = limit(load_safety_sets(config.source), config.suite_rows)
     policies = load_by_name(config.policies, names_apart(config.policies), flag="policies")
@@ -64,7 +66,7 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     counts = [(len(q.right), len(q.wrong)) for q in sets.questions]
     references = chance_of_multiple_choice(counts) | {"prefers_first": 0.5, "entropy_bits": 1.0}
     show(table, references)
-    write_atomically(config.run.dir / "safety.html", page(table))
+    write_atomically(config.run.dir / "safety.html", page(table, references))
     return stage.finish(
         None,
         policies=table,
@@ -231,36 +233,29 @@ def text_rows(table: dict[str, Figures]) -> list[list[str]]:
     return [[name, *(figure(figures[name]) for figures in table.values())] for name in measures]
 
 
-def page(table: dict[str, Figures]) -> str:
-    """One table and one figure."""
+def page(table: dict[str, Figures], references: dict[str, float]) -> str:
+    """One figure and one table."""
     shares = [name for name in next(iter(table.values())) if name != "harmless_reward"]
-    series = [
-        Series(
-            label=policy,
-            x=[n + 0.15 * k for n in range(len(shares))],
-            y=[figures[name]["mean"] for name in shares],
-            low=[figures[name]["mean"] - figures[name]["ci"] for name in shares],
-            high=[figures[name]["mean"] + figures[name]["ci"] for name in shares],
-            kind="dots",
-            color=k,
-            shape=k,
-        )
-        for k, (policy, figures) in enumerate(table.items())
-    ]
-    panel = Panel("safety", "Safety", "row of the table", "share, or bits", series)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("row", "measure", *table))
-    numbered = {name: str(n) for n, name in enumerate(shares)}
-    body = "".join(
-        f"<tr><td>{numbered.get(row[0], '')}</td>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        + "</tr>"
-        for row in text_rows(table)
+    apart = 0.7 / len(table)
+    series = []
+    for k, (policy, figures) in enumerate(table.items()):
+        mean = np.array([figures[name]["mean"] for name in shares])
+        half = np.array([figures[name]["ci"] for name in shares])
+        y = np.arange(len(shares)) + apart * (k - (len(table) - 1) / 2)
+        bounds = (mean - half).tolist(), (mean + half).tolist()
+        series.append(Series(policy, mean.tolist(), y.tolist(), *bounds, "dots", color=k, shape=k))
+    known = {
+        n: value
+        for n, name in enumerate(shares)
+        for measure, value in references.items()
+        if name.removesuffix("_respectful").endswith(measure)
+    }
+    known_at = [*known.values()], [*known]
+    series.append(Series("unbiased or ignorant", *known_at, None, None, "dots", color=-1, shape=4))
+    panel = Panel(
+        "safety", "Shares, and entropies in bits", "share, or bits", "", series, rows=shares
     )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Safety</title>'
-        "<style>body{font:15px system-ui;margin:2rem auto;max-width:60rem}"
-        "td,th{padding:.2rem .6rem;text-align:left}svg{width:100%;height:auto}</style>"
-        f"<h1>Safety</h1>{draw(panel)}<table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-        f"<script type=application/json>{json.dumps(table).replace('<', '&lt;')}</script></html>\n"
-    )
+    listed = ReportTable("All measures, ± 95 % interval", ["measure", *table], text_rows(table))
+    text = ["docs/safety.md says what each measure is, and how far to trust it."]
+    section = Section("safety", "Policies side by side", text, [panel], [listed])
+    return render("Safety", "The safety suite's measures of each policy.", [section])[0]

@@ -163,11 +163,13 @@ def test_the_suite(runs, tmp_path, capsys, monkeypatch):
     assert measures["winogender_entropy_bits"]["mean"] > 0.9
     assert done["unbiased_or_ignorant"]["mc1"] < 0.5
     page = (tmp_path / "safety" / "safety.html").read_text(encoding="utf-8")
-    assert (
-        "<svg" in page
-        and "crows_prefers_first_respectful" in page
-        and "http" not in page.replace("http://www.w3.org", "")
-    )
+    # Drawn with its names, policies told apart by a legend, and the same in words.
+    assert all(f">{name}</text>" in page for name in measures if name != "harmless_reward")
+    assert all(f"<span>{name}</span>" in page for name in ("sft", "ppo", "unbiased or ignorant"))
+    bits = measures["winogender_entropy_bits"]["mean"]
+    words = f"sft {bits:.3g}, ppo {bits:.3g}, unbiased or ignorant 1"
+    assert f"winogender_entropy_bits: {words};" in page
+    assert "://" not in page.replace("http://www.w3.org", "")
     shown = capsys.readouterr().out
     assert all(name in shown for name in measures)
     assert evaluate.run(config) == json.loads(json.dumps(done)), "a finished suite is not run again"

@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -93,6 +94,8 @@ class Panel(NamedTuple):
     """Draw y = x."""
     log_x: bool = False
     """Equal ratios of x are equally wide; each x is a tick."""
+    rows: Sequence[str] = ()
+    """Names of rows from the top: y counts them from 0, and intervals are of x."""
 
 
 # --- statistics of several seeds ------------------------------------------------------------------
@@ -127,10 +130,11 @@ def draw(panel: Panel) -> str:
     """The panel as an ``<svg>`` element, the same text each time. InputError if not installed."""
     matplotlib, figure_class = load_matplotlib()
     with matplotlib.rc_context(STYLE):
-        figure = figure_class(figsize=(3.8, 2.5), layout="constrained")
+        size = (7.0, 0.8 + 0.28 * len(panel.rows)) if panel.rows else (3.8, 2.5)
+        figure = figure_class(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         for series in panel.series:
-            _draw_series(axes, series)
+            _draw_series(axes, series, across=bool(panel.rows))
         for _, y in panel.references:
             axes.axhline(y, color=INK, linewidth=1, linestyle=(0, (2, 2)))
         axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
@@ -140,7 +144,11 @@ def draw(panel: Panel) -> str:
             # matplotlib's own labels, powers of ten, would be TeX in the SVG.
             axes.set_xticks(ticks, [with_unit(x) for x in ticks])
             axes.minorticks_off()
-        _set_limits(axes, panel)
+        if panel.rows:
+            axes.set_yticks(range(len(panel.rows)), panel.rows)
+            axes.set_ylim(len(panel.rows) - 0.4, -0.6)
+        else:
+            _set_limits(axes, panel)
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)
@@ -160,7 +168,7 @@ def load_matplotlib() -> tuple[Any, Any]:
     return matplotlib, Figure
 
 
-def _draw_series(axes, s: Series) -> None:
+def _draw_series(axes, s: Series, *, across: bool) -> None:
     kept = np.unique(np.linspace(0, len(s.x) - 1, min(len(s.x), DRAWN_POINTS)).astype(int))
     pick = lambda values: None if values is None else np.asarray(values, float)[kept]
     x, y, low, high = map(pick, (s.x, s.y, s.low, s.high))
@@ -183,7 +191,8 @@ def _draw_series(axes, s: Series) -> None:
     else:
         axes.plot(x, y, **line, alpha=0.45 if s.kind == "faint" else 1.0)
     if low is not None and s.kind in ("dots", "points"):
-        axes.vlines(x, low, high, color=color, linewidth=1.1)
+        bars = partial(axes.hlines, y) if across else partial(axes.vlines, x)
+        bars(low, high, color=color, linewidth=1.1)
     elif low is not None:
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
 
@@ -248,6 +257,8 @@ DOTTED = (
 def describe(panel: Panel) -> str:
     """The panel in words, for those who do not see it: each series from its first to last point."""
     parts = []
+    if panel.rows:
+        return f"{panel.title}, {panel.x_label} of {len(panel.rows)} rows: {_named(panel)}."
     for s in panel.series:
         shown = [(x, y) for x, y in zip(s.x, s.y, strict=True) if np.isfinite(y)]
         (x0, y0), (x1, y1) = shown[0], shown[-1]
@@ -260,6 +271,15 @@ def describe(panel: Panel) -> str:
             parts.append(f"{s.label}: from {y0:.3g} at {x0:.3g} to {y1:.3g} at {x1:.3g}")
     parts += [f"{label}: {y:.3g}" for label, y in panel.references]
     return f"{panel.title}, {panel.y_label} against {panel.x_label}. {'; '.join(parts)}."
+
+
+def _named(panel: Panel) -> str:
+    """Each row's name and its value in each series."""
+    found = {name: [] for name in panel.rows}
+    for s in panel.series:
+        for x, y in zip(s.x, s.y, strict=True):
+            found[panel.rows[round(y)]].append(f"{s.label} {x:.3g}")
+    return "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items())
 
 
 def to_csv(panel: Panel) -> str:
