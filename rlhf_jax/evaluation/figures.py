@@ -256,9 +256,9 @@ DOTTED = (
 
 def describe(panel: Panel) -> str:
     """The panel in words, for those who do not see it: each series from its first to last point."""
-    parts = []
     if panel.rows:
         return f"{panel.title}, {panel.x_label} of {len(panel.rows)} rows: {_named(panel)}."
+    parts = []
     for s in panel.series:
         shown = [(x, y) for x, y in zip(s.x, s.y, strict=True) if np.isfinite(y)]
         (x0, y0), (x1, y1) = shown[0], shown[-1]
