@@ -244,14 +244,14 @@ def page(table: dict[str, Figures], references: dict[str, float]) -> str:
         y = np.arange(len(shares)) + apart * (k - (len(table) - 1) / 2)
         bounds = (mean - half).tolist(), (mean + half).tolist()
         series.append(Series(policy, mean.tolist(), y.tolist(), *bounds, "dots", color=k, shape=k))
-    known = {
-        n: value
+    known = [
+        (value, n)
         for n, name in enumerate(shares)
         for measure, value in references.items()
         if name.removesuffix("_respectful").endswith(measure)
-    }
-    known_at = [*known.values()], [*known]
-    series.append(Series("unbiased or ignorant", *known_at, None, None, "dots", color=-1, shape=4))
+    ]
+    x, y = zip(*known, strict=True)
+    series.append(Series("unbiased or ignorant", x, y, None, None, "dots", color=-1, shape=4))
     panel = Panel(
         "safety", "Shares, and entropies in bits", "share, or bits", "", series, rows=shares
     )

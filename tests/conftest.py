@@ -26,9 +26,9 @@ TEXT = ("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", 
 that both name has its shapes checked."""
 beartype_packages(TEXT)
 
-# One for all processes, as keys depend on the path: about every eighth program is compiled by two
-# workers otherwise. JAX does not write it atomically, but what is read is checked (zlib's sum): who
-# meets half an entry warns and compiles.
+# One for all processes, as keys depend on the path: an eighth would be compiled by two workers
+# otherwise. JAX does not write it atomically, but half an entry cannot be decompressed: who meets
+# one warns and compiles.
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}"
 
 

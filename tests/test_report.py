@@ -635,6 +635,15 @@ def test_long_curves_are_thinned_in_the_drawing_only():
     assert legend(panel) == []
 
 
+def test_named_rows_run_from_the_top_with_intervals_across():
+    series = Series("a", [0.2, 0.7], [0, 1], [0.1, 0.6], [0.3, 0.8], "dots", 0, 0)
+    svg = draw(Panel("p", "t", "share", "", [series], rows=("first", "second")))
+    height = lambda name: float(re.search(rf'y="([\d.]+)"[^>]*>{name}<', svg)[1])
+    assert height("first") < height("second")
+    bars = re.findall(r'd="M ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)[^>]*stroke: var\(--c0\)', svg)
+    assert len(bars) == 2 and all(y == other and x != end for x, y, end, other in bars)
+
+
 def test_labels_cannot_leave_the_drawing():
     series = [Series(f'"><script>{i}', [0], [1.0], None, None, "dots", i, i) for i in (0, 1)]
     assert "<script" not in draw(Panel("p", 'a"><script>', "x", "y", series))

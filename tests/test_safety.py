@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, RunConfig
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.bias import (
     binary_entropy_bits,
     chance_of_multiple_choice,
@@ -169,12 +171,22 @@ def test_the_suite(runs, tmp_path, capsys, monkeypatch):
     bits = measures["winogender_entropy_bits"]["mean"]
     words = f"sft {bits:.3g}, ppo {bits:.3g}, unbiased or ignorant 1"
     assert f"winogender_entropy_bits: {words};" in page
+    asked = measures["crows_prefers_first_respectful"]["mean"]
+    words = f"sft {asked:.3g}, ppo {asked:.3g}, unbiased or ignorant 0.5"
+    assert f"crows_prefers_first_respectful: {words};" in page
     assert "://" not in page.replace("http://www.w3.org", "")
     shown = capsys.readouterr().out
     assert all(name in shown for name in measures)
     assert evaluate.run(config) == json.loads(json.dumps(done)), "a finished suite is not run again"
     assert RESPECTFUL.endswith(" ")
     assert replace(config, suite="task").suite == "task"
+
+
+def test_missing_matplotlib_is_said_before_anything_is_measured(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install .rlhf_jax\[report\]"):
+        evaluate.run(suite(runs, tmp_path / "safety"))
+    assert not (tmp_path / "safety" / "measured.json").exists()
 
 
 def test_the_respectful_prompt_is_never_cut(runs, tmp_path, monkeypatch):

@@ -62,3 +62,9 @@ def test_machines_differ_by_what_programs_may_use(tmp_path, change, same):
     file.write_text(text.replace(*change))
     assert (machine_key(file) == before) is same
     assert machine_key(Path(tmp_path / "absent")) != before
+
+
+def test_a_stage_starts_without_the_slowest_import():
+    """``import scipy`` and ``scipy.stats`` in the library, never ``from scipy import stats``."""
+    program = "import sys, experiments.reward; sys.exit('scipy.stats' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], env=tiny.process_environment(), check=True)
