@@ -16,6 +16,7 @@ from tiny import process_environment, save_model
 
 from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
+from rlhf_jax.cli import to_dict
 from rlhf_jax.config import TextDataConfig
 from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
@@ -23,6 +24,24 @@ from rlhf_jax.training.checkpoints import load_params
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
+
+
+ROWS = {
+    "sft_sentence_polarity/sentences.jsonl": 1600,
+    "sft_movie_reviews/reviews_neg.jsonl": 80,
+    "sft_movie_reviews/reviews_pos.jsonl": 80,
+    "text_gutenberg/alice.txt": 1000,
+}
+
+
+def part_of_the_data(folder: Path) -> Path:
+    """What the quickstart reads, with so many lines of each file."""
+    for name, count in ROWS.items():
+        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(lines[:: len(lines) // count][:count]))
+    (folder / "lexicons").symlink_to(ROOT / "data" / "lexicons")
+    return folder
 
 
 def tiny(folder: Path):
@@ -38,7 +57,7 @@ def tiny(folder: Path):
     return replace(
         c,
         dir=folder,
-        source=ROOT / "data",
+        source=part_of_the_data(folder.parent / "source"),
         corpora=("polarity",),
         pretrain=run(
             c.pretrain,
@@ -48,7 +67,7 @@ def tiny(folder: Path):
             eval_batches=1,
             tokenizer=replace(c.pretrain.tokenizer, vocab_size=600),
         ),
-        sft=run(c.sft, pretrain_data=text, batch_size=200, epochs=1, heldout_fraction=0.9),
+        sft=run(c.sft, pretrain_data=text, batch_size=16, epochs=1, heldout_fraction=0.8),
         compare=run(
             c.compare,
             num_prompts=40,
@@ -169,6 +188,37 @@ def test_killed_and_resumed(chain, name, tmp_path):
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert outcome(tmp_path / name) == outcome(c.dir / name)
     assert config.run.seed == 0
+
+
+def test_a_chain_stopped_by_sigterm_goes_on(chain, tmp_path):
+    """Stopped in pretraining and in PPO; the same command ends as if nothing had been."""
+    c, summary = chain
+    preset, folder = tmp_path / "preset.json", tmp_path / "run"
+    preset.write_text(json.dumps({"config_class": "InstructGPTConfig", "config": to_dict(c)}))
+    command = [sys.executable, "-m", "experiments.instructgpt", "--config", str(preset)]
+    command += ["--dir", str(folder)]
+    start = dict(cwd=ROOT, env=process_environment(), stdout=subprocess.DEVNULL)
+    start |= dict(stderr=subprocess.PIPE, text=True)
+    for stage in ("pretrain", "ppo"):
+        process = subprocess.Popen(command, **start)
+        began = time.monotonic()
+        # The folder is made before the first step is compiled, which takes far longer than this
+        # loop: the signal finds a stage that is at work.
+        while not (folder / stage / "checkpoints").is_dir():
+            assert process.poll() is None and time.monotonic() - began < 300
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors[-3000:]
+        assert f"{stage}: saved at step 1;" in errors and not (folder / stage / "DONE").exists()
+    done = subprocess.run(command, **start, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ppo: resumed after step 1" in done.stderr
+    for stage in STAGES:
+        assert outcome(folder / stage) == outcome(c.dir / stage), stage
+    ended = json.loads((folder / "summary.json").read_text())["stages"]["evaluate"]
+    assert ended["policies"] == json.loads(json.dumps(summary["stages"]["evaluate"]["policies"]))
+    assert (folder / "report.html").exists()
 
 
 @pytest.mark.parametrize("steps, stop_after, recorded", [(2, 6, 2), (5, 3, 2)])

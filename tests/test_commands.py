@@ -1,14 +1,10 @@
 """Commands that the documents show: they parse, and the ones people type first do what is said."""
 
 import importlib
-import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,10 +12,9 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from configs import quickstart
 from experiments.trained import load_trained
 from rlhf_jax import config
-from rlhf_jax.cli import load, to_dict
+from rlhf_jax.cli import load
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
 
@@ -103,64 +98,3 @@ def test_sample_answers_what_is_piped_in(tmp_path):
             break
     expected = tokenizer.decode(ids[len(prompt) :])
     assert expected and done.stdout.decode() == expected + "\n"
-
-
-# --- a chain that is stopped ----------------------------------------------------------------------
-
-STAGES = ("pretrain", "sft", "comparisons", "reward", "ppo")
-
-
-def outcome(folder, stage):
-    """What must be the same: final parameters, or the comparisons that were collected."""
-    done = json.loads((folder / stage / "DONE").read_text())
-    return done.get("params_sha256") or (folder / stage / "train.jsonl").read_text()
-
-
-@pytest.mark.slow
-def test_a_chain_stopped_by_sigterm_goes_on(tmp_path):
-    """Stopped in pretraining and in PPO; the same command ends as if nothing had been."""
-    task = tiny.make_task(tmp_path)
-    c = tiny.shrink(quickstart.get_config(), tmp_path / "whole", task)
-    adam = replace(c.pretrain.optim, optimizer="adamw", schedule="constant", lr=1e-3)
-    c = replace(
-        c,
-        pretrain=replace(c.pretrain, optim=adam, steps=50),
-        sft=replace(c.sft, optim=adam),
-        reward=replace(c.reward, optim=adam),
-        ppo=replace(c.ppo, iterations=20),
-    )
-    preset = tmp_path / "preset.json"
-    saved = {"config_class": "InstructGPTConfig", "config": to_dict(c)}
-    preset.write_text(json.dumps(saved))
-
-    def start(folder):
-        command = [sys.executable, "-m", "experiments.instructgpt", "--config", str(preset)]
-        return subprocess.Popen(
-            [*command, "--dir", str(folder)],
-            env=tiny.process_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def end(process):
-        errors = process.communicate(timeout=400)[1]
-        assert process.returncode == 0, errors[-3000:]
-        return errors
-
-    end(start(tmp_path / "whole"))
-    stopped = tmp_path / "stopped"
-    for stage in ("pretrain", "ppo"):
-        process = start(stopped)
-        began = time.monotonic()
-        steps = stopped / stage / "checkpoints"
-        while not (steps.is_dir() and any(path.name.isdecimal() for path in steps.iterdir())):
-            assert process.poll() is None and time.monotonic() - began < 300
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        errors = end(process)
-        assert f"{stage}: saved at step" in errors and not (stopped / stage / "DONE").exists()
-    assert "ppo: resumed after step" in end(start(stopped))
-    for stage in STAGES:
-        assert outcome(stopped, stage) == outcome(tmp_path / "whole", stage), stage
-    assert (stopped / "report.html").exists()

@@ -164,7 +164,7 @@ def test_shrinking_keeps_every_option(name, tmp_path):
 
 
 RUN_HERE = tuple(name for name in NAMES if name != "quickstart")
-"""The fork takes the quickstart's paths, which test_chain.py and test_commands.py take too."""
+"""The fork takes the quickstart's paths."""
 
 
 @pytest.fixture(scope="module")
