@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import process_environment, save_model
+from tiny import part_of_the_data, process_environment, save_model
 
 from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
@@ -26,22 +26,12 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-ROWS = {
+LINES = {
     "sft_sentence_polarity/sentences.jsonl": 1600,
     "sft_movie_reviews/reviews_neg.jsonl": 80,
     "sft_movie_reviews/reviews_pos.jsonl": 80,
     "text_gutenberg/alice.txt": 1000,
 }
-
-
-def part_of_the_data(folder: Path) -> Path:
-    """What the quickstart reads, with so many lines of each file."""
-    for name, count in ROWS.items():
-        lines = (ROOT / "data" / name).read_text().splitlines(keepends=True)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("".join(lines[:: len(lines) // count][:count]))
-    (folder / "lexicons").symlink_to(ROOT / "data" / "lexicons")
-    return folder
 
 
 def tiny(folder: Path):
@@ -57,7 +47,7 @@ def tiny(folder: Path):
     return replace(
         c,
         dir=folder,
-        source=part_of_the_data(folder.parent / "source"),
+        source=part_of_the_data(folder.parent / "source", LINES),
         corpora=("polarity",),
         pretrain=run(
             c.pretrain,

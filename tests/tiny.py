@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -70,6 +71,20 @@ def make_task(folder: Path) -> Task:
     tokenizer = train_bpe([row["text"] for row in sentences + reviews], vocab_size=VOCABULARY)
     tokenizer.save(folder / "tokenizer")
     return Task(source, folder / "tokenizer")
+
+
+def part_of_the_data(folder: Path, lines: Mapping[str, int]) -> Path:
+    """So many lines of each of these files of the repository's data, and its lexicons.
+
+    Reading all of a task takes a stage as long as its work on it.
+    """
+    for name, count in lines.items():
+        rows = (ROOT / "data" / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        some = rows[:: len(rows) // count][:count]
+        (folder / name).write_text("".join(some), encoding="utf-8")
+    (folder / "lexicons").symlink_to(ROOT / "data" / "lexicons")
+    return folder
 
 
 def kind(n: int) -> str:
