@@ -150,11 +150,18 @@ def test_stopped_and_resumed(chain, name, tmp_path):
     assert outcome(tmp_path / name) == outcome(c.dir / name)
 
 
+def kept(folder: Path) -> bool:
+    """Whether a stage at work has left what the same command goes on from."""
+    answers = folder / "responses.jsonl"
+    if answers.exists():
+        return answers.stat().st_size > 0
+    return any(path.name.isdecimal() for path in folder.glob("checkpoints/*"))
+
+
 @pytest.mark.parametrize("name", list(STAGES))
 def test_killed_and_resumed(chain, name, tmp_path):
-    """kill -9 at two moments; the same command ends as if nothing had been."""
+    """kill -9 once something is kept; the same command ends as if nothing had been."""
     c, _ = chain
-    config = stages(c.resolve())[name]
     record = json.loads((c.dir / name / "config.json").read_text())
     preset = tmp_path / "config.json"
     preset.write_text(json.dumps(record))
@@ -163,21 +170,15 @@ def test_killed_and_resumed(chain, name, tmp_path):
     command += ["--run.dir", str(tmp_path / name)]
     environment = process_environment()
     start = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    for fraction in (0.5, 0.9):
-        process = subprocess.Popen(command, **start)
-        began = time.monotonic()
-        folder = tmp_path / name / ("checkpoints" if name != "comparisons" else "")
-        while process.poll() is None and time.monotonic() - began < 60:
-            saved = list(folder.glob("*")) if folder.exists() else []
-            if len(saved) > 1 and time.monotonic() - began > 3 * fraction:
-                break
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(command, **start)
+    began = time.monotonic()
+    while not kept(tmp_path / name) and process.poll() is None and time.monotonic() - began < 300:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
     done = subprocess.run(command, **start, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert outcome(tmp_path / name) == outcome(c.dir / name)
-    assert config.run.seed == 0
 
 
 def test_a_chain_stopped_by_sigterm_goes_on(chain, tmp_path):
@@ -231,8 +232,9 @@ def test_a_profile_holds_whole_steps_but_not_the_first(
     numbers = sorted(dict(event.stats)["step_num"] for event in events if event.name == "pretrain")
     assert numbers == list(range(1, 1 + recorded))
     assert sum("Execute" in event.name for event in events) >= recorded
-    pretrain.run(replace(config, run=replace(process, profile=0, stop_after=0)))
-    assert outcome(tmp_path / "pretrain") == outcome(c.dir / "pretrain")
+    if stop_after > steps:
+        pretrain.run(replace(config, run=replace(process, profile=0, stop_after=0)))
+        assert outcome(tmp_path / "pretrain") == outcome(c.dir / "pretrain")
 
 
 def test_sampling_is_profiled_as_training_is(chain, tmp_path):

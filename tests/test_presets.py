@@ -95,11 +95,26 @@ def test_reward_and_value_are_the_6b_models():
         assert preset(name).reward_init == preset("instructgpt_6b").dir / "sft"
 
 
+def changes(first, second):
+    """Fields that two presets differ in."""
+    a, b = (flatten(to_dict(preset(name))) for name in (first, second))
+    assert a.keys() == b.keys()
+    return {name for name in a if a[name] != b[name]}
+
+
 def test_the_fork_changes_one_thing():
-    base, fork = (flatten(to_dict(preset(name))) for name in ("quickstart", "forkme"))
-    changed = {name for name in base if base[name] != fork[name]}
-    assert changed == {"dir", "ppo.kl.coef", "ppo.kl.target", "ppo.kl.horizon"}
-    assert fork["ppo.kl.target"] == 0
+    found = changes("quickstart", "forkme")
+    assert found == {"dir", "ppo.kl.coef", "ppo.kl.target", "ppo.kl.horizon"}
+    assert preset("forkme").ppo.kl.target == 0
+
+
+def test_the_1b3_and_the_175b_differ_in_numbers_alone():
+    """So that a shrunken run of the one takes the other's paths."""
+    sizes = {f"pretrain.model.{name}" for name in ("n_layers", "d_model", "n_heads")}
+    rates = {f"{stage}.lr" for stage in ("pretrain.optim", "sft.optim", "ppo.optim")}
+    rates |= {"ppo.value_optim.lr", "pretrain.optim.warmup_steps"}
+    rows = {"sft.batch_size", "sft.pretrain_mix"}
+    assert changes("instructgpt_1b3", "instructgpt_175b") == {"dir"} | sizes | rates | rows
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,8 +178,8 @@ def test_shrinking_keeps_every_option(name, tmp_path):
     assert {"pretrain.model.n_layers", "pretrain.steps", "ppo.iterations"} <= changed
 
 
-RUN_HERE = tuple(name for name in NAMES if name != "quickstart")
-"""The fork takes the quickstart's paths."""
+RUN_HERE = ("forkme", "gpt2_124m", "instructgpt_6b", "instructgpt_175b")
+"""The fork takes the quickstart's paths, and the 1.3B preset the 175B one's."""
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +187,7 @@ def runs(tmp_path_factory):
     """Folders of shrunken presets, run in a process of their own."""
     folder = tmp_path_factory.mktemp("presets")
     tiny.make_task(folder)
-    command = [sys.executable, tiny.__file__, folder, *map(path_of, (*PAPER, *RUN_HERE[:2]))]
+    command = [sys.executable, tiny.__file__, folder, *map(path_of, RUN_HERE)]
     done = subprocess.run(command, env=tiny.process_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
@@ -235,7 +250,7 @@ def test_a_shrunken_preset_takes_its_own_options(runs, name):
 
 
 @pytest.mark.slow
-def test_small_and_large_policies_use_the_6b_reward_model(runs):
+def test_a_policy_of_another_size_uses_the_6b_reward_model(runs):
     assert width(runs / "instructgpt_6b" / "ppo") == 48
-    for name in ("instructgpt_1b3", "instructgpt_175b"):
-        assert width(runs / name / "ppo") == 32 and width(runs / name / "reward") == 48
+    large = runs / "instructgpt_175b"
+    assert width(large / "ppo") == 32 and width(large / "reward") == 48

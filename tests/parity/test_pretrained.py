@@ -81,6 +81,7 @@ SMOL = dict(
     num_key_value_heads=3,
     intermediate_size=1536,
 )
+# The Llama is SmolLM2 itself (test_ecosystem.py).
 LARGE = {
     "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config, {}, 50257),
     "neox": (
@@ -94,7 +95,6 @@ LARGE = {
         ),
         50304,
     ),
-    "llama": (hf.LlamaForCausalLM, hf.LlamaConfig, SMOL | dict(tie_word_embeddings=True), 49152),
     "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config, SMOL | dict(tie_word_embeddings=True), 49152),
     "qwen3": (
         hf.Qwen3ForCausalLM,
