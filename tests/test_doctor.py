@@ -17,7 +17,7 @@ import tiny
 
 from experiments import doctor
 from experiments import doctor_checks as checks
-from experiments.trained import Trained, save_model_card, with_adapters
+from experiments.trained import Trained, with_adapters
 from rlhf_jax import cli
 from rlhf_jax.config import (
     InstructGPTConfig,
@@ -42,7 +42,6 @@ from rlhf_jax.objectives.masked import last_index, masked_mean
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
 from rlhf_jax.rollouts import generate, rollout
 from rlhf_jax.training import updates
-from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.training.updates import make_update_step
@@ -529,13 +528,11 @@ def environment(**changes: str) -> dict[str, str]:
     return tiny.process_environment(PYTHONPATH=paths, **changes)
 
 
-def save_run(folder: Path, trained: Trained) -> None:
-    folder.mkdir()
-    save_model_card(folder, trained.model, trained.vocab_size, trained.tokenizer, kind=trained.kind)
-    frame = dict(keep_latest=1, keep_best=0, best_metric=None, best_mode="max")
-    with Checkpoints(folder / "final", **frame) as final:
-        state = TrainState(jnp.int32(0), trained.params, (), None)
-        final.save(0, state, data={}, extra={}, metrics={})
+def save(folder: Path, trained: Trained) -> None:
+    """The finished run folder of a model."""
+    tiny.save_model(
+        folder, trained.tokenizer, kind=trained.kind, model=trained.model, params=trained.params
+    )
 
 
 @pytest.fixture
@@ -593,8 +590,8 @@ def test_a_chain_that_has_not_been_run(chain, capsys):
 @pytest.mark.slow
 def test_the_command_on_a_chain(chain, patient):
     """A sound policy, and comparisons that contradict each other: one failure, exit code 1."""
-    save_run(chain / "sft", patient.policy)
-    save_run(chain / "reward", patient.reward)
+    save(chain / "sft", patient.policy)
+    save(chain / "reward", patient.reward)
     (chain / "comparisons").mkdir()
     rows = [{"prompt": "p", "chosen": a, "rejected": b} for a, b in ("xy", "yx")]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -615,8 +612,8 @@ def test_the_command_on_a_chain(chain, patient):
 
 @pytest.mark.slow
 def test_the_flags_of_ppo(chain, patient):
-    save_run(chain / "sft", patient.policy)
-    save_run(chain / "reward", patient.reward)
+    save(chain / "sft", patient.policy)
+    save(chain / "reward", patient.reward)
     prompts = chain / "data" / "prompts_ppo.jsonl"
     flags = {"--init": chain / "sft", "--reward": chain / "reward", "--prompts": prompts}
     argv = [str(part) for flag in flags.items() for part in flag]

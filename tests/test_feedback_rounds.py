@@ -16,9 +16,10 @@ pytest.importorskip("uvicorn", reason="the server needs the extra feedback")
 from feedback_site import labeler, running
 
 from configs import quickstart
-from experiments import feedback_answers, feedback_labelers, feedback_rounds, pretrain, sft
+from experiments import feedback_answers, feedback_labelers, feedback_rounds
 from experiments.reward_scores import disagreement
 from rlhf_jax.data.formats import read_comparisons
+from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import conversation, figures, queue, submissions
 from rlhf_jax.feedback.client import Client
@@ -33,11 +34,11 @@ PER_ROUND = 24
 def loop(tmp_path_factory):
     """A tiny SFT model, and the loop's config around it."""
     folder = tmp_path_factory.mktemp("loop")
-    config = tiny.shrink(quickstart.get_config(), folder / "run", tiny.make_task(folder))
+    task = tiny.make_task(folder)
+    config = tiny.shrink(quickstart.get_config(), folder / "run", task)
     c = config.resolve()
     tiny.write_data(config)
-    pretrain.run(c.pretrain)
-    sft.run(c.sft)
+    tiny.save_model(c.sft.run.dir, load_tokenizer(task.tokenizer))
     # Programs are kept with those of the other tests.
     kept = lambda stage: replace(stage.run, compile_cache=CACHE)
     return replace(
