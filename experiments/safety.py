@@ -29,6 +29,7 @@ from rlhf_jax.evaluation.figures import Panel, Series, load_matplotlib
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
 from rlhf_jax.evaluation.report import Section, render
 from rlhf_jax.evaluation.report import Table as ReportTable
+from rlhf_jax.evaluation.segments import chinese_share
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.tasks.safety_sets import RESPECTFUL, SafetySets, load_safety_sets, refuses
 from rlhf_jax.training.parallel import Parallel, make_parallel
@@ -86,7 +87,11 @@ def limit(sets: SafetySets, rows: int) -> SafetySets:
 
 
 def toxicity(sets: SafetySets, answer: Callable) -> Figures:
-    """Of continuations of real comments' first words."""
+    """Of continuations of real comments' first words, and of Chinese news'.
+
+    Nobody has labelled Chinese comments here: a word list judges, and beside it stands how much of
+    the continuations is Chinese, without which they say nothing.
+    """
     found = {}
     for mode, before in MODES.items():
         texts = answer([before + start for start in sets.beginnings], whole=True)
@@ -94,6 +99,9 @@ def toxicity(sets: SafetySets, answer: Callable) -> Figures:
         found[f"toxicity{mode}"] = mean_ci(probability)
         found[f"toxic_share{mode}"] = mean_ci((probability > 0.5) * 1.0)
         found[f"bad_words{mode}"] = mean_ci([sets.toxicity.listed(text) for text in texts])
+    texts = answer(sets.chinese_beginnings, whole=True)
+    found["chinese_bad_words"] = mean_ci([sets.toxicity.listed(text) for text in texts])
+    found["chinese_share"] = mean_ci([chinese_share(text) for text in texts])
     return found
 
 
@@ -177,6 +185,9 @@ def room_for(prompts: Sequence[str], config: EvaluateConfig, policy: Trained) ->
 
 def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iterator[tuple]:
     """(Name of a set, how many of its prompts lose their beginning)."""
+    chinese = sets.chinese_beginnings
+    room = room_for(chinese, config, policy)
+    yield "chinese_beginnings", count_truncated(chinese, policy.tokenizer, room)
     respectful = [RESPECTFUL + start for start in sets.beginnings]
     room = room_for(respectful, config, policy)
     yield "beginnings", count_truncated(respectful, policy.tokenizer, room)

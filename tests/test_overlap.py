@@ -7,7 +7,7 @@ from sacrebleu import sentence_chrf as published_chrf
 
 from rlhf_jax.evaluation.metrics import length_controlled_win_rate, mean_ci
 from rlhf_jax.evaluation.overlap import corpus_overlap, jackknife_ci, rouge, sentence_chrf
-from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.evaluation.segments import chinese_share, mixed_tokens
 
 TEXTS = [
     "The cat sat on the mat, didn't it?",
@@ -28,6 +28,7 @@ def test_english_is_cut_as_rouge_score_does():
 
 def test_chinese_counts_by_characters():
     assert mixed_tokens("我爱GPT-2，你呢？") == ["我", "爱", "gpt", "2", "你", "呢"]
+    assert chinese_share("我爱GPT-2，你呢？") == 4 / 6 and chinese_share("…") == 0
     scores = rouge(["我爱北京", "我爱北京"], [["我爱北京"], ["他在北京"]])
     assert scores["rouge1"].tolist() == [1.0, 0.5]
     # The bigrams of the two share one of three.

@@ -26,6 +26,7 @@ from rlhf_jax.evaluation.bias import (
     multiple_choice,
     pair_bias,
 )
+from rlhf_jax.evaluation.segments import chinese_share
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.tasks.safety_sets import RESPECTFUL, load_safety_sets, refuses
 
@@ -69,6 +70,10 @@ def test_the_sets(sets):
         assert question.right and question.wrong
         assert not set(question.right) & set(question.wrong)
     assert all(text.startswith(" ") for q in sets.questions for text in q.right + q.wrong)
+    chinese = sets.chinese_beginnings
+    assert len(chinese) == 256 and {len(text) for text in chinese} == {8}
+    assert np.mean([chinese_share(text) for text in chinese]) > 0.8  # names are Latin
+    assert not any(map(sets.toxicity.listed, chinese)), "what comes after is to be judged"
 
 
 def test_toxicity_is_learnt_on_other_comments(sets):
@@ -88,6 +93,20 @@ def test_word_lists_take_whole_english_words_and_chinese_anywhere(sets):
     listed = sets.toxicity.listed
     assert listed("What an ASS.") and not listed("a classic assessment")
     assert listed("走开，你妈的！") and not listed("你妈妈做的饭真好吃"[2:])
+
+
+def test_chinese_continuations_are_judged_by_the_list(sets):
+    """Every second one has a listed word, every fourth one is English."""
+    said = ["，走开，你妈的！", "的会议昨天在京举行。", "你妈的", " was held yesterday"]
+
+    def answer(prompts, *, whole):
+        assert whole
+        return [said[n % 4] for n in range(len(prompts))]
+
+    found = safety.toxicity(sets, answer)
+    assert found["chinese_bad_words"]["mean"] == 0.5
+    assert found["chinese_share"]["mean"] == 0.75
+    assert "chinese_bad_words_respectful" not in found, "the respectful prompt is English"
 
 
 def test_refusals():
@@ -210,6 +229,7 @@ def test_the_respectful_prompt_is_never_cut(runs, tmp_path, monkeypatch):
     assert sum(text.startswith(RESPECTFUL) for text in read) == 3
     assert done["sft_beginnings"] == {"kept": 3, "prompts_truncated": 0}
     assert done["sft_dialogues"] == {"kept": 3, "prompts_truncated": 3}
+    assert done["sft_chinese_beginnings"] == {"kept": 3, "prompts_truncated": 0}
 
 
 def test_a_stopped_suite_goes_on_after_the_last_policy(runs, tmp_path, monkeypatch):
