@@ -158,11 +158,23 @@ def test_rows_are_drawn_by_chance_with_the_rate():
     sizes = np.array(list(map(len, taken)))
     assert sizes.mean() == pytest.approx(20, abs=0.4)
     assert sizes.std() == pytest.approx(math.sqrt(400 * 0.05 * 0.95), rel=0.06)
-    assert batches.batch_rows % 8 == 0 and sizes.max() < batches.batch_rows
+    assert sizes.max() < batches.most
     counts = np.bincount([n for some in taken for n in some], minlength=400)
     assert counts.min() > 60 and counts.max() < 145, "each row about 100 times"
     both = np.mean([0 in some and 1 in some for some in taken])
     assert both == pytest.approx(0.05**2, abs=0.004), "independent of each other"
+
+
+def test_batches_have_few_sizes_and_hold_all_that_was_drawn():
+    """The same rows as in one size that any draw fits; the rest of each batch is empty."""
+    report = EncodingReport(400, 0, 0, 0)
+    batches = PoissonBatches(queries(400), report, expected_rows=9, seed=1)
+    found = [next(batches).index for _ in range(500)]
+    assert {len(index) for index in found} == {8, 16, 32}
+    for step, index in enumerate(found):
+        drawn = np.flatnonzero(np.random.default_rng((1, step)).random(400) < 9 / 400)
+        assert index.tolist() == [*drawn, *[-1] * (len(index) - len(drawn))]
+        assert len(index) == 8 or len(drawn) > len(index) // 2
 
 
 def test_batches_go_on_where_they_stood():

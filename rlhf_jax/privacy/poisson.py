@@ -10,15 +10,20 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.privacy.accounting import TAIL
 
 ROWS = 8
-"""Batches hold a multiple of this."""
+"""Of the smallest batch."""
 
 
 class PoissonBatches:
-    """An endless iterator of batches of one size, filled up with empty rows; resumable.
+    """An endless iterator of batches, filled up with empty rows to one of a few sizes; resumable.
 
     ``data`` is a container of arrays with a row for each example and an empty last row. The rows of
     a batch follow from seed and step alone. A shuffled epoch, as ``Batches`` has, shows each row
     once: the usual ε of DP-SGD does not hold for it.
+
+    Almost all batches are near their mean, but one that could come has five times as many rows. So
+    a batch gets the least of the sizes 8, 16, 32, ... that holds it, and each is a program that is
+    compiled when it first comes. Who can watch how long a step takes learns how many rows it had;
+    ε is of the model.
     """
 
     def __init__(self, data: Any, report: EncodingReport, *, expected_rows: int, seed: int):
@@ -27,8 +32,8 @@ class PoissonBatches:
         if expected_rows > self.rows:
             raise InputError(f"batch_size={expected_rows} is over the {self.rows} examples")
         self.rate = expected_rows / self.rows
-        most = int(scipy.stats.binom.isf(TAIL, self.rows, self.rate)) + 1
-        self.batch_rows = -(-most // ROWS) * ROWS
+        self.most = int(scipy.stats.binom.isf(TAIL, self.rows, self.rate)) + 1
+        """Rows of the largest batch; of a draw of more, the rest is left out (see TAIL)."""
         self.step = 0
 
     @property
@@ -42,8 +47,11 @@ class PoissonBatches:
     def __next__(self) -> Any:
         rng = np.random.default_rng((self.seed, self.step))
         self.step += 1
-        chosen = np.flatnonzero(rng.random(self.rows) < self.rate)[: self.batch_rows]
-        index = np.append(chosen, np.full(self.batch_rows - len(chosen), self.rows))
+        chosen = np.flatnonzero(rng.random(self.rows) < self.rate)[: self.most]
+        size = ROWS
+        while size < len(chosen):
+            size *= 2
+        index = np.append(chosen, np.full(size - len(chosen), self.rows))
         as_int = lambda x: x if x.dtype == bool else x.astype(np.int32)
         return type(self.data)(*(as_int(leaf[index]) for leaf in self.data))
 
