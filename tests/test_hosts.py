@@ -140,13 +140,29 @@ def episodes(runs):
     )
 
 
+STAGES = "sft", "reward", "ppo"
+
+
+@pytest.fixture(scope="module")
+def one(inputs):
+    """All stages in one process of four devices."""
+    runs = inputs / "one"
+    started = launch(inputs, ",".join(STAGES), runs, 2, (2, 2, 1), processes=1, devices=4)
+    assert finish(started) == [0], log_of(inputs, runs)[-3000:]
+    return runs
+
+
 @pytest.mark.multidevice
-def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs):
-    """Rollout, rewards, update, and the figures of the rollout of what the update made."""
-    layouts = {"alone": ((1, 1, 1), 1, "mesh"), "2x2x2": ((2, 2, 2), 8, "mesh")}
-    layouts |= {"pmap": ((4, 1, 1), 4, "pmap")}
-    found = {}
-    for name, (mesh, devices, mode) in layouts.items():
+def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs, one):
+    """Rollout, rewards, update, and the figures of the rollout of what the update made.
+
+    What each layout computes, that of tensors too, is held in test_parallel.py.
+    """
+    found = {"2x2": episodes(one)}
+    for name, mesh, devices, mode in (
+        ("alone", (1, 1, 1), 1, "mesh"),
+        ("pmap", (4, 1, 1), 4, "pmap"),
+    ):
         runs = inputs / name
         started = launch(inputs, "ppo", runs, 2, mesh, processes=1, devices=devices, mode=mode)
         assert finish(started) == [0], log_of(inputs, runs)[-3000:]
@@ -160,14 +176,12 @@ def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs):
 
 
 @pytest.mark.multiprocess
-def test_two_processes_train_as_one(inputs):
+def test_two_processes_train_as_one(inputs, one):
     """SFT, reward model and PPO: same samples, same figures, same parameters."""
-    one, two = inputs / "one", inputs / "two"
-    stages, mesh = "sft,reward,ppo", (2, 2, 1)
-    assert finish(launch(inputs, stages, one, 2, mesh, processes=1, devices=4)) == [0]
-    codes = finish(launch(inputs, stages, two, 2, mesh, processes=2, devices=2))
+    two = inputs / "two"
+    codes = finish(launch(inputs, ",".join(STAGES), two, 2, (2, 2, 1), processes=2, devices=2))
     assert codes == [0, 0], log_of(inputs, two)[-3000:]
-    for stage in stages.split(","):
+    for stage in STAGES:
         gap = largest_gap(*(load_params(runs / stage / "final") for runs in (one, two)))
         assert gap < 1e-6, (stage, gap)
         rows = [
