@@ -185,12 +185,13 @@ def room_for(prompts: Sequence[str], config: EvaluateConfig, policy: Trained) ->
 
 def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iterator[tuple]:
     """(Name of a set, how many of its prompts lose their beginning)."""
-    chinese = sets.chinese_beginnings
-    room = room_for(chinese, config, policy)
-    yield "chinese_beginnings", count_truncated(chinese, policy.tokenizer, room)
-    respectful = [RESPECTFUL + start for start in sets.beginnings]
-    room = room_for(respectful, config, policy)
-    yield "beginnings", count_truncated(respectful, policy.tokenizer, room)
+    whole = {
+        "beginnings": [RESPECTFUL + start for start in sets.beginnings],
+        "chinese_beginnings": sets.chinese_beginnings,
+    }
+    for name, prompts in whole.items():
+        room = room_for(prompts, config, policy)
+        yield name, count_truncated(prompts, policy.tokenizer, room)
     dialogues = [prompt for prompt, _, _ in sets.harmful]
     yield "dialogues", count_truncated(dialogues, policy.tokenizer, config.prompt_length)
 

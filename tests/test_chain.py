@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def tiny(folder: Path):
             eval_batches=1,
             tokenizer=replace(c.pretrain.tokenizer, vocab_size=600),
         ),
-        sft=run(c.sft, pretrain_data=text, batch_size=16, epochs=1, heldout_fraction=0.8),
+        sft=run(c.sft, pretrain_data=text, batch_size=6, epochs=1, heldout_fraction=0.8),
         compare=run(
             c.compare,
             num_prompts=40,
@@ -141,12 +142,10 @@ def test_stopped_and_resumed(chain, name, tmp_path):
     c, _ = chain
     config = stages(c.resolve())[name]
     stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=5))
-    for _ in range(20):
-        try:
-            STAGES[name].run(stopping)
-            break
-        except SystemExit as stop:
-            assert stop.code == 0
+    with pytest.raises(SystemExit) as stop:
+        STAGES[name].run(stopping)
+    assert stop.value.code == 0 and not (tmp_path / name / "DONE").exists()
+    STAGES[name].run(stopping)
     assert outcome(tmp_path / name) == outcome(c.dir / name)
 
 
@@ -167,7 +166,7 @@ def test_killed_and_resumed(chain, name, tmp_path):
     preset.write_text(json.dumps(record))
     module = "compare" if name == "comparisons" else name
     command = [sys.executable, "-m", f"experiments.{module}", "--config", str(preset)]
-    command += ["--run.dir", str(tmp_path / name)]
+    command += ["--run.dir", str(tmp_path / name), "--run.save-every", "1"]
     environment = process_environment()
     start = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     process = subprocess.Popen(command, **start)
@@ -178,6 +177,9 @@ def test_killed_and_resumed(chain, name, tmp_path):
     process.communicate()
     done = subprocess.run(command, **start, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
+    said = done.stderr.decode()
+    done_before = int(re.search(rf"{name} (\d+)/", said)[1]) - 1
+    assert done_before > 0, "nothing was left to go on from, or the signal came too late"
     assert outcome(tmp_path / name) == outcome(c.dir / name)
 
 

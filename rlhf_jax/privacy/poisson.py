@@ -10,7 +10,7 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.privacy.accounting import TAIL
 
 ROWS = 8
-"""Of the smallest batch."""
+"""Batches hold a multiple of this."""
 
 
 class PoissonBatches:
@@ -20,10 +20,10 @@ class PoissonBatches:
     a batch follow from seed and step alone. A shuffled epoch, as ``Batches`` has, shows each row
     once: the usual ε of DP-SGD does not hold for it.
 
-    Almost all batches are near their mean, but one that could come has five times as many rows. So
-    a batch gets the least of the sizes 8, 16, 32, ... that holds it, and each is a program that is
-    compiled when it first comes. Who can watch how long a step takes learns how many rows it had;
-    ε is of the model.
+    Almost all draws are near their mean, but one that could come has five times as many rows. So
+    sizes are two standard deviations of a draw apart, and a batch has the least that holds it:
+    a few programs are compiled, each when it first comes. Who can watch how long a step
+    takes learns about how many rows it had; ε is of the model.
     """
 
     def __init__(self, data: Any, report: EncodingReport, *, expected_rows: int, seed: int):
@@ -32,8 +32,10 @@ class PoissonBatches:
         if expected_rows > self.rows:
             raise InputError(f"batch_size={expected_rows} is over the {self.rows} examples")
         self.rate = expected_rows / self.rows
-        self.most = int(scipy.stats.binom.isf(TAIL, self.rows, self.rate)) + 1
-        """Rows of the largest batch; of a draw of more, the rest is left out (see TAIL)."""
+        drawn = scipy.stats.binom(self.rows, self.rate)
+        self.most = int(drawn.isf(TAIL)) + 1
+        """Rows that a batch may have; of a draw of more, the rest is left out (see TAIL)."""
+        self.apart = ROWS * max(1, round(2 * drawn.std() / ROWS))
         self.step = 0
 
     @property
@@ -48,9 +50,7 @@ class PoissonBatches:
         rng = np.random.default_rng((self.seed, self.step))
         self.step += 1
         chosen = np.flatnonzero(rng.random(self.rows) < self.rate)[: self.most]
-        size = ROWS
-        while size < len(chosen):
-            size *= 2
+        size = self.apart * max(1, -(-len(chosen) // self.apart))
         index = np.append(chosen, np.full(size - len(chosen), self.rows))
         as_int = lambda x: x if x.dtype == bool else x.astype(np.int32)
         return type(self.data)(*(as_int(leaf[index]) for leaf in self.data))
