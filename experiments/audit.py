@@ -2,19 +2,25 @@
 
     python -m experiments.audit --reward runs/reward --data pref_llmbar pref_hh_harmless
     python -m experiments.audit --reward runs/reward --data comparisons.jsonl --out audit.json
+    python -m experiments.audit --reward runs/fold0 runs/fold1 --data rank_mqm_wmt23_zh_en
 
 A named set is scored on its held-out part (all of it if nothing is to be learnt from it), beside a
 bag of words that learnt from the set's training part and beside always taking the longer answer.
+Runs of a cross-validation (``experiments.reward --folds N --fold I``) are each scored on the fold
+that they have not seen, and pooled.
 Scores are those of training, whose differences are log-odds: what ``--unit-std`` did to them
 afterwards is taken back, as far as a run folder tells.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 
@@ -24,67 +30,124 @@ from rlhf_jax.config import AuditConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Comparison, read_comparisons
-from rlhf_jax.errors import InputError
-from rlhf_jax.evaluation.preference_audit import accuracy, audit, ordered_pairs, tie_margins
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.evaluation.preference_audit import (
+    accuracy,
+    advantage,
+    audit,
+    ordered_pairs,
+    tie_margins,
+)
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.tasks.answer_words import train_answer_words
-from rlhf_jax.tasks.preferences import Preferences, is_name, load_preferences
+from rlhf_jax.tasks.preferences import Fold, Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.runs import read_done, read_run
 from rlhf_jax.types import ComparisonBatch
 
 
+class Scored(NamedTuple):
+    """What a reward model, or each of several on its fold, says of one set."""
+
+    scores: Float[np.ndarray, "P K"]
+    """As trained; 0 where a response is absent."""
+    lengths: Int[np.ndarray, "P K"]
+    """In tokens."""
+    ranks: Int[np.ndarray, "P K"]
+    """−1 where a response is absent."""
+    words: Float[np.ndarray, "P K"] | None
+    """Scores of the bag of words that learnt from the same rows; None where nothing is learnt."""
+    subsets: list[str]
+    ties: Float[np.ndarray, "T"]
+    """Margins of the pairs that people called equal."""
+    agreement: float | None
+
+
 def run(config: AuditConfig) -> dict:
-    reward = load_trained(config.reward, flag="reward", kind="scalar")
-    config = with_lengths(config)
-    reward.model.check_context(
-        prompt_length=config.prompt_length, response_length=config.response_length
-    )
-    results = {}
-    for name in config.data:
-        found = find(name, config)
-        scores, lengths, ranks = score(reward, found.heldout, config)
-        row = audit(scores, lengths, ranks, found.subsets)
-        row["labeler_agreement"] = found.agreement
-        if found.train:
-            words = train_answer_words(found.train)(found.heldout)
-            row["bag_of_words"] = accuracy(np.nan_to_num(words), ranks)
-        if found.ties:
-            margins = np.diff(score(reward, found.ties, config)[0], axis=1)[:, 0]
-            row["ties"] = tie_margins(margins, ordered_pairs(ranks).margins(scores))
-        results[name] = row
+    folds = {name: [fold_of(path, name) for path in config.reward] for name in config.data}
+    check_folds(folds)
+    parts = defaultdict(list)
+    for n, path in enumerate(config.reward):
+        reward = load_trained(path, flag="reward", kind="scalar")
+        given = with_lengths(config, path)
+        reward.model.check_context(
+            prompt_length=given.prompt_length, response_length=given.response_length
+        )
+        for name in config.data:
+            found = find(name, folds[name][n], config)
+            parts[name].append(scored(reward, found, given, gain_of(path)))
+    results = {name: summary(pooled(parts[name])) for name in config.data}
     show(results)
     if config.out is not None:
         write_atomically(config.out, json.dumps(results, indent=1) + "\n")
     return results
 
 
-def with_lengths(config: AuditConfig) -> AuditConfig:
+def fold_of(path: Path, name: str) -> Fold | None:
+    """The fold of the set ``name`` that the run ``path`` held out, if it was a cross-validation."""
+    trained = config_of(path)
+    if trained.get("folds") and trained["data"] == name:
+        return Fold(trained["fold"], trained["folds"])
+    return None
+
+
+def check_folds(folds: dict[str, list[Fold | None]]) -> None:
+    """Raise InputError where several models' results would be no one cross-validation."""
+    for name, held in folds.items():
+        numbers = {fold.number for fold in held if fold}
+        several = {fold.folds for fold in held if fold}
+        found = ", ".join(f"{f.number} of {f.folds}" if f else "none" for f in held)
+        check(
+            len(held) == 1 or (len(numbers) == len(held) and len(several) == 1),
+            f"--reward names {len(held)} models: expected runs that held out different folds of "
+            f"{name}, found {found}",
+        )
+
+
+def config_of(path: Path) -> dict:
+    """What a run folder says of its training; empty for a Hugging Face checkpoint."""
+    is_run = all((path / name).is_file() for name in ("config.json", "model.json"))
+    return read_run(path, stage=None).config if is_run else {}
+
+
+def gain_of(path: Path) -> float:
+    """What ``--unit-std`` has multiplied the scores by."""
+    return (read_done(path) or {}).get("gain", 1.0)
+
+
+def with_lengths(config: AuditConfig, path: Path) -> AuditConfig:
     """``config`` with the lengths that the reward model was trained with where none are given."""
     missing = [n for n in ("prompt_length", "response_length") if getattr(config, n) is None]
-    if not missing:
-        return config
-    is_run = all((config.reward / name).is_file() for name in ("config.json", "model.json"))
-    trained = read_run(config.reward, stage=None).config if is_run else {}
-    if not trained.keys() >= set(missing):
+    trained = config_of(path)
+    if missing and not trained.keys() >= set(missing):
         raise InputError(
-            f"{config.reward} does not say with what lengths it was trained: "
+            f"{path} does not say with what lengths it was trained: "
             "give --prompt-length and --response-length"
         )
     return replace(config, **{name: trained[name] for name in missing})
 
 
-def find(name: str, config: AuditConfig) -> Preferences:
+def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
     if is_name(Path(name)):
-        return load_preferences(name, config.source)
+        return load_preferences(name, config.source, fold)
     rows = read_comparisons(name)
     return Preferences([], rows, ["all"] * len(rows), [], None)
+
+
+def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float) -> Scored:
+    scores, lengths, ranks = score(reward, found.heldout, config)
+    words, ties = None, np.zeros(0)
+    if found.train:
+        words = np.nan_to_num(train_answer_words(found.train)(found.heldout))
+    if found.ties:
+        ties = np.diff(score(reward, found.ties, config)[0], axis=1)[:, 0] / gain
+    return Scored(scores / gain, lengths, ranks, words, found.subsets, ties, found.agreement)
 
 
 def score(
     reward: Trained, rows: Sequence[Comparison], config: AuditConfig
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores as trained, lengths in tokens and ranks of all responses, each [P, K]."""
+    """Scores, lengths in tokens and ranks of all responses, each [P, K]."""
     model = make_scalar_model(reward.model, reward.vocab_size)
     parallel = make_parallel(config.parallel)
     batches = comparison_batches(
@@ -112,8 +175,38 @@ def score(
         lengths.append(batch.mask.sum(axis=2))
         ranks.append(batch.ranks)
     scores, lengths, ranks = (np.concatenate(x)[: len(rows)] for x in (scores, lengths, ranks))
-    gain = (read_done(config.reward) or {}).get("gain", 1.0)
-    return np.where(ranks >= 0, scores / gain, 0.0), lengths, ranks
+    return np.where(ranks >= 0, scores, 0.0), lengths, ranks
+
+
+def pooled(parts: Sequence[Scored]) -> Scored:
+    """All rows of a cross-validation: pairs are of one prompt, hence of one model."""
+    most = max(part.ranks.shape[1] for part in parts)
+
+    def joined(field: str, absent: int):
+        rows = [getattr(part, field) for part in parts]
+        pad = lambda a: [(0, 0), (0, most - a.shape[1])]
+        return np.concatenate([np.pad(a, pad(a), constant_values=absent) for a in rows])
+
+    return Scored(
+        joined("scores", 0),
+        joined("lengths", 0),
+        joined("ranks", -1),
+        None if parts[0].words is None else joined("words", 0),
+        [subset for part in parts for subset in part.subsets],
+        np.concatenate([part.ties for part in parts]),
+        parts[0].agreement,
+    )
+
+
+def summary(found: Scored) -> dict:
+    row = audit(found.scores, found.lengths, found.ranks, found.subsets)
+    row["labeler_agreement"] = found.agreement
+    if found.words is not None:
+        row["bag_of_words"] = accuracy(found.words, found.ranks)
+        row["above_bag_of_words"] = advantage(found.scores, found.words, found.ranks)
+    if len(found.ties):
+        row["ties"] = tie_margins(found.ties, ordered_pairs(found.ranks).margins(found.scores))
+    return row
 
 
 def show(results: dict) -> None:
@@ -123,6 +216,7 @@ def show(results: dict) -> None:
         "pairs",
         "accuracy",
         "bag of words",
+        "above it",
         "longer",
         "two labelers",
         "excess length",
@@ -137,6 +231,7 @@ def show(results: dict) -> None:
             f"{row['accuracy']['n']:,}",
             figure(row["accuracy"]),
             figure(row.get("bag_of_words")),
+            figure(row.get("above_bag_of_words")),
             figure(row["always_longer"]),
             f"{agreement:.3f}" if agreement else "–",
             figure(row["length_bias"]["excess"]),
@@ -145,7 +240,7 @@ def show(results: dict) -> None:
         if len(row["by_subset"]) > 1:
             for subset, accuracy_ in row["by_subset"].items():
                 table.add_row(f"  {subset}", f"{accuracy_['n']:,}", figure(accuracy_))
-    Console(width=max(Console().width, 120)).print(table)
+    Console(width=max(Console().width, 136)).print(table)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from rlhf_jax.evaluation.preference_audit import length_coefficient
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
-from rlhf_jax.tasks.preferences import as_pairs, is_name, load_preferences
+from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
@@ -165,12 +165,14 @@ def run(config: RewardConfig) -> dict:
 
 
 def load_rows(config: RewardConfig):
-    """(training, held-out) comparisons of a file, or of a named set in its own split."""
+    """(training, held-out) comparisons of a file, or of a named set in its own split or folds."""
     if is_name(config.data):
         check(config.heldout is None, f"--data {config.data} has its own held-out part")
-        found = load_preferences(str(config.data), config.source)
+        fold = Fold(config.fold, config.folds) if config.folds else None
+        found = load_preferences(str(config.data), config.source, fold)
         check(len(found.train) > 0, f"--data {config.data} is for evaluation (experiments.audit)")
         return found.train, found.heldout
+    check(not config.folds, f"--folds deals out a named set, --data is the file {config.data}")
     rows = load_comparisons(config.data, data_dir=config.cache)
     if config.heldout is not None:
         return rows, load_comparisons(config.heldout, data_dir=config.cache)

@@ -6,6 +6,7 @@ import pytest
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.evaluation.preference_audit import (
     accuracy,
+    advantage,
     audit,
     clustered_mean,
     length_bias,
@@ -47,6 +48,18 @@ def test_intervals_are_clustered_by_prompt():
     assert again["ci"] == pytest.approx(alone["ci"])
     pretended = clustered_mean(np.repeat(values, 10), np.arange(2000))
     assert pretended["ci"] < alone["ci"] / 3
+
+
+def test_advantage_is_paired(data):
+    """Two models that err on the same pairs are told apart where two intervals overlap."""
+    scores, _, ranks = data
+    better = np.where(np.arange(len(ranks))[:, None] < 4, -ranks, scores)
+    mine, other = accuracy(better, ranks), accuracy(scores, ranks)
+    found = advantage(better, scores, ranks)
+    assert found["mean"] == pytest.approx(mine["mean"] - other["mean"])
+    assert found["mean"] > 0 and found["n"] == mine["n"]
+    assert found["ci"] < 0.7 * mine["ci"] and mine["mean"] - mine["ci"] < other["mean"]
+    assert advantage(scores, scores, ranks) == {"mean": 0, "ci": 0, "n": mine["n"]}
 
 
 def test_coverage_of_the_clustered_interval():

@@ -12,6 +12,7 @@ from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import (
     EVALUATION_ONLY,
     SETS,
+    Fold,
     as_pairs,
     differences,
     is_name,
@@ -54,6 +55,23 @@ def test_groups_stay_together(sets):
     first = lambda row: row.prompt.split("\n\nAssistant:")[0]
     found = sets["pref_hh_harmless"]
     assert not set(map(first, found.train)) & set(map(first, found.heldout))
+
+
+def test_folds_hold_every_row_out_once_and_no_document_twice(sets):
+    name = "rank_mqm_wmt23_zh_en"
+    folds = [load_preferences(name, DATA, Fold(n, 7)) for n in range(7)]
+    whole = sets[name].train + sets[name].heldout
+    assert sorted(row for fold in folds for row in fold.heldout) == sorted(whole)
+    # Two articles have a line that is a closing quotation mark and nothing else.
+    rows = [row for row in rows_of(name, "rankings.jsonl") if len(row["prompt"]) > 1]
+    documents = {row["prompt"]: row["doc"] for row in rows}
+    chinese = lambda row: row.prompt.removeprefix("Chinese: ").removesuffix("\nEnglish:")
+    for fold in folds:
+        assert sorted(fold.train + fold.heldout) == sorted(whole)
+        sides = (fold.heldout, fold.train)
+        held, seen = ({documents.get(chinese(row)) for row in side} - {None} for side in sides)
+        assert len(held) in (30 // 7, 30 // 7 + 1) and not held & seen
+        assert len(fold.subsets) == len(fold.heldout)
 
 
 def test_every_pair_is_what_the_file_says(sets):

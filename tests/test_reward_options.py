@@ -12,6 +12,8 @@ from experiments import audit, reward
 from rlhf_jax.config import AuditConfig, OptimConfig, RewardConfig, RunConfig
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.errors import InputError
+from rlhf_jax.evaluation.preference_audit import ordered_pairs
+from rlhf_jax.tasks.preferences import load_preferences
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = dict(prompt_length=8, response_length=24)
@@ -56,7 +58,7 @@ def test_length_control_leaves_the_words_and_takes_the_length(sft, tmp_path):
             config(sft, folder, data=data, length_control=control, epochs=2, dropout=0.0)
         )
         assert (done["length_coef"] > 1) == control
-        check = AuditConfig(reward=folder, data=(str(data),), **LENGTHS)
+        check = AuditConfig(reward=(folder,), data=(str(data),), **LENGTHS)
         found[control] = audit.run(check)[str(data)]
     plain, controlled = (found[c]["length_bias"]["correlation"] for c in (False, True))
     assert plain > 0.7 and controlled < plain - 0.3
@@ -72,7 +74,7 @@ def test_named_sets_are_trained_on_and_audited(sft, tmp_path, name, capsys):
     assert done["gain"] > 1.5 or done["gain"] < 0.7
     assert 0.2 < done["heldout"]["eval/accuracy"] < 0.9
     out = tmp_path / "audit.json"
-    check = AuditConfig(reward=tmp_path / "reward", data=(name,), source=ROOT / "data", out=out)
+    check = AuditConfig(reward=(tmp_path / "reward",), data=(name,), source=ROOT / "data", out=out)
     found = audit.run(check)[name]
     assert json.loads(out.read_text())[name]["accuracy"] == found["accuracy"]
     # The audit scores the same held-out pairs as training's evaluation, at the same lengths.
@@ -98,7 +100,7 @@ def test_pairs_for_themselves_are_elements_of_their_own(sft, tmp_path):
 def test_a_model_that_says_no_lengths_is_audited_with_those_given(sft, tmp_path):
     tokenizer = load_tokenizer(sft / "tokenizer")
     check = AuditConfig(
-        reward=tiny.save_model(tmp_path / "scalar", tokenizer, kind="scalar"),
+        reward=(tiny.save_model(tmp_path / "scalar", tokenizer, kind="scalar"),),
         data=("pref_pandalm",),
         source=ROOT / "data",
         prompt_length=8,
@@ -108,6 +110,34 @@ def test_a_model_that_says_no_lengths_is_audited_with_those_given(sft, tmp_path)
     assert audit.run(replace(check, response_length=8))["pref_pandalm"]["accuracy"]["n"] == 146
 
 
+def test_folds_are_audited_as_one(sft, tmp_path):
+    """Each model on the documents that it has not seen; all prompts count once."""
+    name, runs = "rank_mqm_wmt23_zh_en", (tmp_path / "a", tmp_path / "b")
+    made = [
+        reward.run(config(sft, folder, data=Path(name), folds=2, fold=n, unit_std=n == 1))
+        for n, folder in enumerate(runs)
+    ]
+    check = lambda *rewards: AuditConfig(reward=rewards, data=(name,), source=ROOT / "data")
+    alone = [audit.run(check(folder))[name] for folder in runs]
+    for done, found in zip(made, alone, strict=True):
+        right = done["heldout"]["eval/accuracy"]
+        assert found["accuracy"]["mean"] == pytest.approx(right, abs=1e-6)
+    both = audit.run(check(*runs))[name]
+    whole = load_preferences(name, ROOT / "data")
+    orders = np.array([row.ranks for row in whole.train + whole.heldout if len(row.ranks) == 10])
+    assert both["accuracy"]["n"] > ordered_pairs(orders).prompt.size > 0
+    for figure in ("accuracy", "bag_of_words", "above_bag_of_words", "always_longer"):
+        n = [found[figure]["n"] for found in alone]
+        mean = sum(found[figure]["mean"] * n for found, n in zip(alone, n, strict=True)) / sum(n)
+        assert both[figure]["n"] == sum(n) and both[figure]["mean"] == pytest.approx(mean)
+    gained = both["accuracy"]["mean"] - both["bag_of_words"]["mean"]
+    assert both["above_bag_of_words"]["mean"] == pytest.approx(gained)
+    with pytest.raises(InputError, match=r"different folds of rank_mqm.*found 0 of 2, 0 of 2"):
+        audit.run(check(runs[0], runs[0]))
+    with pytest.raises(InputError, match="different folds of pref_pandalm, found none, none"):
+        audit.run(replace(check(*runs), data=("pref_pandalm",)))
+
+
 def test_wrong_sets_are_named(sft, tmp_path):
     with pytest.raises(InputError, match="is for evaluation"):
         reward.run(config(sft, tmp_path / "a", data=Path("pref_llmbar")))
@@ -115,3 +145,11 @@ def test_wrong_sets_are_named(sft, tmp_path):
         reward.run(config(sft, tmp_path / "b", data=Path("pref_pandalm"), heldout=Path("h.jsonl")))
     with pytest.raises(InputError, match="does not exist"):
         reward.run(config(sft, tmp_path / "c", data=Path("pref_nothing")))
+    rows = by_length_and_word(tmp_path / "rows.jsonl", 8)
+    with pytest.raises(InputError, match="--folds deals out a named set, --data is the file"):
+        reward.run(config(sft, tmp_path / "d", data=rows, folds=2))
+    with pytest.raises(InputError, match="30 groups of rows cannot be dealt to 31 folds"):
+        reward.run(config(sft, tmp_path / "e", data=Path("rank_mqm_wmt23_zh_en"), folds=31))
+    for wrong in (dict(folds=1), dict(fold=1), dict(folds=2, fold=2), dict(folds=2, fold=-1)):
+        with pytest.raises(InputError, match="expected one of 0 to folds - 1"):
+            config(sft, tmp_path / "f", **wrong)

@@ -148,6 +148,11 @@ class RewardConfig:
     pref_hh_harmless, pref_pandalm, rank_mqm_wmt23_zh_en, honesty_truthfulqa."""
     source: Path = Path("data")
     """Folder of the named sets."""
+    folds: int = 0
+    """Cross-validation of a named set: parts into which its documents, dialogues, instructions or
+    questions are dealt; 0: the set's own split."""
+    fold: int = 0
+    """Which part is held out, from 0."""
     pairing: Literal["prompt", "shuffled"] = "prompt"
     """All pairs of a prompt as one batch element, or each pair for itself (an ablation: a batch is
     then ``batch_size`` pairs)."""
@@ -180,6 +185,10 @@ class RewardConfig:
     epochs: int = 2
 
     def __post_init__(self):
+        check(
+            self.folds == 0 == self.fold or (self.folds >= 2 and 0 <= self.fold < self.folds),
+            f"fold={self.fold} of folds={self.folds}: expected one of 0 to folds - 1, of 2 or more",
+        )
         check(
             not self.privacy.epsilon or not (self.unit_std or self.length_control),
             "privacy.epsilon excludes unit_std and length_control: both are measured on the "

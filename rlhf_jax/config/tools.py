@@ -59,8 +59,9 @@ class EvaluateConfig:
 class AuditConfig:
     """A reward model against human preferences."""
 
-    reward: Path = Path("runs/reward")
-    """Run folder of a reward model, or a Hugging Face checkpoint with a scalar head."""
+    reward: tuple[Path, ...] = (Path("runs/reward"),)
+    """Run folder of a reward model, or a Hugging Face checkpoint with a scalar head. Or the runs of
+    a cross-validation: each is scored on the fold that it has not seen, and all are one result."""
     data: tuple[str, ...] = ("pref_llmbar",)
     """Names of sets of human preferences under ``source``, or files of comparisons."""
     source: Path = Path("data")
@@ -76,6 +77,7 @@ class AuditConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
+        check(len(self.reward) > 0, "reward is empty: give --reward FOLDER")
         check(len(self.data) > 0, "data is empty: give --data NAME or FILE")
 
 

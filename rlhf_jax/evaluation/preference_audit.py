@@ -66,6 +66,20 @@ def accuracy(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) ->
     return clustered_mean(right(pairs.margins(scores)), pairs.prompt)
 
 
+def advantage(
+    scores: Float[np.ndarray, "P K"],
+    others: Float[np.ndarray, "P K"],
+    ranks: Int[np.ndarray, "P K"],
+) -> Interval:
+    """Accuracy of ``scores`` less that of ``others`` on the same pairs.
+
+    Paired: an interval above 0 says better, also where the two accuracies' own intervals overlap.
+    """
+    pairs = ordered_pairs(ranks)
+    gained = right(pairs.margins(scores)) - right(pairs.margins(others))
+    return clustered_mean(gained, pairs.prompt)
+
+
 def right(margins: np.ndarray) -> np.ndarray:
     return (1 + np.sign(margins)) / 2
 

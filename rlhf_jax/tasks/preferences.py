@@ -24,7 +24,7 @@ import numpy as np
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.tasks import summary_prompt, translation_prompt
 from rlhf_jax.tasks.instructions import as_prompt
-from rlhf_jax.tasks.splits import parts, read_fields, share
+from rlhf_jax.tasks.splits import parts, read_fields, share, without_fold
 
 SHARES = {"train": 0.85, "heldout": 0.15}
 MOST_OF_A_KIND = 4
@@ -47,6 +47,13 @@ class Preferences(NamedTuple):
     not this labeler's could hardly do better on single labels."""
 
 
+class Fold(NamedTuple):
+    """What a cross-validation holds out: part ``number`` of ``folds``."""
+
+    number: int
+    folds: int
+
+
 class Judged(NamedTuple):
     comparison: Comparison
     group: str
@@ -58,11 +65,16 @@ def is_name(path: Path) -> bool:
     return str(path) in SETS and not Path(path).exists()
 
 
-def load_preferences(name: str, source: Path) -> Preferences:
-    """The set of this name under ``source``, or all of it held out if it is for evaluation."""
+def load_preferences(name: str, source: Path, fold: Fold | None = None) -> Preferences:
+    """The set of this name under ``source``, in its own split or with a fold of it held out.
+
+    All of it is held out if it is for evaluation.
+    """
     judged, ties, agreement = SETS[name](Path(source) / name)
     if name in EVALUATION_ONLY:
         train, heldout = [], judged
+    elif fold is not None:
+        train, heldout = without_fold(judged, lambda row: row.group, *fold, name)
     else:
         split = parts(judged, lambda row: row.group, SHARES, name)
         train, heldout = split["train"], split["heldout"]

@@ -47,6 +47,24 @@ def parts(
     return made
 
 
+def without_fold(
+    rows: Iterable[T], key: Callable[[T], str], fold: int, folds: int, salt: str
+) -> tuple[list[T], list[T]]:
+    """(to learn from, held out), each in random order: fold ``fold`` of ``folds`` is held out.
+
+    The groups (rows with the same key) are dealt to the folds in turn, so that each has as many as
+    another, give or take one, and each row is held out in one fold. Raises InputError where there
+    are fewer groups than folds.
+    """
+    rows = shuffled(rows, lambda row: repr(row))
+    groups = sorted({key(row) for row in rows}, key=lambda group: (share(group, salt), group))
+    if len(groups) < folds:
+        raise InputError(f"{salt}: {len(groups)} groups of rows cannot be dealt to {folds} folds")
+    out = set(groups[fold::folds])
+    pick = lambda want: [row for row in rows if (key(row) in out) == want]
+    return pick(False), pick(True)
+
+
 def connected(groups: Sequence[Sequence[Hashable]]) -> list[int]:
     """For each row's keys, the number of the first row that it hangs together with.
 
