@@ -4,8 +4,8 @@
     python -m experiments.sft --data planted.jsonl ...
     python -m experiments.canaries measure --runs runs/sft runs/sft_private
 
-Plant and measure with the same ``--seed``. About 1 means that the model does not know the secret
-better than any other; log₂ of ``--alternatives`` + 1 that it knows it by heart.
+Plant and measure with the same ``--seed``. 1.44 (log₂ e) is expected of secrets that the model
+knows no better than any other; log₂ of ``--alternatives`` + 1 means that it knows one by heart.
 """
 
 import json
@@ -20,6 +20,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_demonstrations
+from rlhf_jax.errors import check
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
 from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
 
@@ -34,6 +35,7 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
         write_atomically(config.out, "".join(lines))
         print(f"{config.out}: {len(secrets)} secrets, {config.repeat} times each, in {len(rows)}")
         return None
+    check(len(config.runs) > 0, "measure needs --runs, folders of language models")
     runs = load_by_name(config.runs, names_apart(config.runs), flag="runs")
     found = {name: measure(trained, config) for name, trained in runs.items()}
     table = Table(title="Exposure of planted secrets", title_justify="left")

@@ -14,7 +14,7 @@ from rlhf_jax.training.parallel import Parallel
 
 def private_batches(batches: Batches, *, batch_size: int, seed: int) -> PoissonBatches:
     """The same rows, each drawn by chance: ``batch_size`` is what a step has on average."""
-    return PoissonBatches(batches.data, batches.report, expected_rows=batch_size, seed=seed)
+    return PoissonBatches(batches, expected_rows=batch_size, seed=seed)
 
 
 def guarantee(config: PrivacyConfig, batches: PoissonBatches, steps: int) -> dict[str, Any]:
@@ -33,6 +33,8 @@ def guarantee(config: PrivacyConfig, batches: PoissonBatches, steps: int) -> dic
         "sampling_rate": batches.rate,
         "steps": steps,
         "examples": batches.rows,
+        # Noise and draws follow from them: who has both can subtract the noise.
+        "assumed": "secret run.seed and run.data_seed (config.json records them)",
     }
 
 

@@ -56,9 +56,11 @@ def run(config: SFTConfig) -> dict:
             config.pretrain_mix == 0 or text_rows > 0,
             f"pretrain_mix={config.pretrain_mix} of batch_size={config.batch_size} is no whole row",
         )
+        private = config.privacy.epsilon > 0
         rows, heldout = split(
             load_demonstrations(config.data, data_dir=config.cache),
             heldout_fraction=config.heldout_fraction,
+            independent=private,
         )
 
         def demonstrations(rows, batch_size, seed, mine=None):
@@ -75,7 +77,6 @@ def run(config: SFTConfig) -> dict:
                 mine=mine,
             )
 
-        private = config.privacy.epsilon > 0
         shown = config.batch_size - text_rows  # a batch is demonstrations, then text
         mine = parallel.rows(config.batch_size)
         batches = demonstrations(rows, shown, config.run.data_seed, mine[mine < shown])

@@ -148,6 +148,30 @@ def test_split_does_not_depend_on_order_nor_on_other_rows(write, cache):
     assert len(splits[0]) == 10 and len(splits[0] & splits[2]) >= 8
 
 
+def test_an_independent_side_depends_on_the_row_alone(write, cache):
+    """By rank, one row more moves another for some of the rows."""
+    rows = load_texts(write(*({"text": f"t{n}"} for n in range(60))), data_dir=cache)
+
+    def moved(independent):
+        how = dict(heldout_fraction=0.3, independent=independent)
+        train, heldout = map(set, split(rows, **how))
+        assert len(train) + len(heldout) == 60 and 9 <= len(heldout) <= 27
+        others = [[m for m in range(60) if m != n] for n in range(60)]
+        left = [set(split(rows.select(some), **how)[0]) for some in others]
+        return sum(some != train - {row} for some, row in zip(left, rows, strict=True))
+
+    assert moved(independent=True) == 0 < moved(independent=False)
+
+
+def test_an_independent_split_with_an_empty_side_is_refused(write, cache):
+    rows = load_texts(write({"text": "a"}, {"text": "b"}, {"text": "b"}), data_dir=cache)
+    with pytest.raises(InputError, match=r"none of 2 different rows has a hash below 0.001: give"):
+        split(rows, heldout_fraction=0.001, independent=True)
+    with pytest.raises(InputError, match=r"holding out 0.999 of 2 different rows leaves none"):
+        split(rows, heldout_fraction=0.999, independent=True)
+    assert len(split(rows, heldout_fraction=0.0, independent=True)[0]) == 3
+
+
 def test_split_never_holds_out_nothing_or_everything(write, cache):
     rows = load_texts(write({"text": "a"}, {"text": "b"}, {"text": "b"}), data_dir=cache)
     assert [len(part) for part in split(rows, heldout_fraction=0.0)] == [3, 0]

@@ -3,9 +3,8 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
-import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +24,14 @@ from rlhf_jax.config import (
     RunConfig,
     SFTConfig,
 )
-from rlhf_jax.data.batches import comparison_batches, demonstration_batches
+from rlhf_jax.data.batches import Batches, comparison_batches, demonstration_batches
+from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.data.encoding import EncodingReport
 from rlhf_jax.data.formats import Comparison, Demonstration
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.privacy.accounting import epsilon_of, event, noise_for
-from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
+from rlhf_jax.privacy.canaries import DIGITS, NAMES, alternatives, exposure, plant
 from rlhf_jax.privacy.dp_sgd import add_noise, clipped_gradients, make_private_update_step
 from rlhf_jax.privacy.poisson import PoissonBatches
 from rlhf_jax.training.optimizers import make_state
@@ -131,7 +131,6 @@ def test_epsilon_is_under_the_renyi_bound_and_moves_as_it_must():
     assert epsilon_of(2.0, **run) < tight
     assert epsilon_of(1.0, **run | {"steps": 600}) > tight
     assert epsilon_of(1.0, **run | {"rate": 0.01}) < tight
-    assert dp_accounting.GaussianDpEvent(1.0) is not None
 
 
 def test_the_noise_keeps_the_budget_and_wastes_little():
@@ -140,8 +139,8 @@ def test_the_noise_keeps_the_budget_and_wastes_little():
     assert epsilon_of(noise, **run) <= 3.0 < epsilon_of(noise * 0.985, **run)
     with pytest.raises(InputError, match="out of reach"):
         noise_for(1e-6, **run)
-    with pytest.raises(InputError, match="too small for 100 steps"):
-        noise_for(1.0, **run | {"delta": 1e-11})
+    with pytest.raises(InputError, match="out of reach at delta=1e-30"):
+        noise_for(1.0, **run | {"delta": 1e-30})
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -152,13 +151,19 @@ def queries(rows):
     return QueryBatch(np.zeros((rows + 1, 2), np.int32), np.zeros((rows + 1, 2), bool), index)
 
 
+def poisson(data, *, expected_rows, seed):
+    rows = len(data[0]) - 1
+    report = EncodingReport(rows, 0, 0, 0)
+    frame = dict(sizes=[rows], weights=(), batch_size=1, seed=None, mine=None)
+    return PoissonBatches(Batches(data, report, **frame), expected_rows=expected_rows, seed=seed)
+
+
 def test_rows_are_drawn_by_chance_with_the_rate():
-    batches = PoissonBatches(queries(400), EncodingReport(400, 0, 0, 0), expected_rows=20, seed=1)
+    batches = poisson(queries(400), expected_rows=20, seed=1)
     taken = [set(next(batches).index.tolist()) - {-1} for _ in range(2000)]
     sizes = np.array(list(map(len, taken)))
     assert sizes.mean() == pytest.approx(20, abs=0.4)
     assert sizes.std() == pytest.approx(math.sqrt(400 * 0.05 * 0.95), rel=0.06)
-    assert sizes.max() < batches.most
     counts = np.bincount([n for some in taken for n in some], minlength=400)
     assert counts.min() > 60 and counts.max() < 145, "each row about 100 times"
     both = np.mean([0 in some and 1 in some for some in taken])
@@ -168,8 +173,7 @@ def test_rows_are_drawn_by_chance_with_the_rate():
 @pytest.mark.parametrize(("rows", "expected", "sizes"), [(400, 9, 3), (4000, 300, 6)])
 def test_batches_have_few_sizes_and_hold_all_that_was_drawn(rows, expected, sizes):
     """The same rows as in one size that any draw fits; the rest of each batch is empty."""
-    report = EncodingReport(rows, 0, 0, 0)
-    batches = PoissonBatches(queries(rows), report, expected_rows=expected, seed=1)
+    batches = poisson(queries(rows), expected_rows=expected, seed=1)
     found = [next(batches).index for _ in range(500)]
     lengths = np.array(list(map(len, found)))
     assert len(set(lengths.tolist())) <= sizes and not (lengths % 8).any()
@@ -181,10 +185,16 @@ def test_batches_have_few_sizes_and_hold_all_that_was_drawn(rows, expected, size
     assert expected < lengths.mean() < expected + max(8, 1.2 * math.sqrt(expected))
 
 
+def test_a_draw_that_hardly_comes_loses_no_row(monkeypatch):
+    """A batch that left some out would be of another mechanism: (1 + e^ε) times its chance in δ."""
+    batches = poisson(queries(400), expected_rows=9, seed=1)
+    draw = SimpleNamespace(random=np.zeros)
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: draw)
+    assert set(next(batches).index.tolist()) - {-1} == set(range(400))
+
+
 def test_batches_go_on_where_they_stood():
-    make = lambda seed: PoissonBatches(
-        queries(50), EncodingReport(50, 0, 0, 0), expected_rows=5, seed=seed
-    )
+    make = lambda seed: poisson(queries(50), expected_rows=5, seed=seed)
     first, second = make(3), make(3)
     for _ in range(4):
         next(first)
@@ -194,7 +204,20 @@ def test_batches_go_on_where_they_stood():
     with pytest.raises(InputError, match="seed was 3 and is now 4"):
         make(4).set_state(first.get_state())
     with pytest.raises(InputError, match="over the 50 examples"):
-        PoissonBatches(queries(50), EncodingReport(50, 0, 0, 0), expected_rows=51, seed=0)
+        poisson(queries(50), expected_rows=51, seed=0)
+
+
+def test_batches_do_not_go_on_with_other_data():
+    make = lambda data: poisson(data, expected_rows=5, seed=3)
+    state = json.loads(json.dumps(make(queries(50)).get_state()))
+    make(queries(50)).set_state(state)
+    other = queries(50)
+    other.queries[7, 1] = 1
+    with pytest.raises(InputError, match=r"checksum was \d+ and is now \d+"):
+        make(other).set_state(state)
+    del state["checksum"]
+    with pytest.raises(InputError, match=r"checksum was None and is now \d+"):
+        make(queries(50)).set_state(state)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +256,31 @@ def test_secrets_have_one_form_and_differ():
     others = alternatives(NAMES[0], 500, seed=1)
     assert len(set(others)) == 500
     assert {len(other.completion) for other in others} == {len(secrets[0].completion)}
+
+
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("number", [40, 1000])
+def test_planted_secrets_are_trained_on(tmp_path, number, independent):
+    data, planted = tmp_path / "rows.jsonl", tmp_path / "planted.jsonl"
+    rows = [{"prompt": f"the {n}", "completion": " c"} for n in range(number)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    secrets = CanaryConfig(what="plant", data=data, out=planted, number=12)
+    canaries_experiment.run(secrets)
+    rows = load_demonstrations(planted, data_dir=tmp_path / "cache")
+    for fraction in (SFTConfig().heldout_fraction, 0.2):
+        train, heldout = split(rows, heldout_fraction=fraction, independent=independent)
+        prompts = [row.prompt for row in train]
+        for secret in plant(12, seed=secrets.seed):
+            assert prompts.count(secret.prompt) == secrets.repeat
+        assert len(heldout) > 0
+
+
+def test_measuring_needs_runs_and_secrets_enough_to_choose_from():
+    with pytest.raises(InputError, match="measure needs --runs"):
+        canaries_experiment.run(CanaryConfig())
+    with pytest.raises(InputError, match=r"alternatives=1000000 is not in 1 ... 999999"):
+        CanaryConfig(alternatives=10**DIGITS)
+    CanaryConfig(alternatives=10**DIGITS - 1, number=len(NAMES))
 
 
 # --- the stages -----------------------------------------------------------------------------------
@@ -290,7 +338,7 @@ def test_secrets_are_remembered_without_privacy_and_not_with_it(pretrained, tmp_
     found = canaries_experiment.run(
         replace(secrets, runs=(pretrained, tmp_path / "plain", tmp_path / "private"))
     )
-    # Measured: 6.2 and 1.8 of 8 bits, 1.3 before training; 1.4 is expected of what is unknown.
+    # Measured: 7.1 and 1.7 of 8 bits, 1.3 before training; 1.4 is expected of what is unknown.
     assert found["plain"]["mean"] > 4
     assert found["private"]["mean"] < 2.8
     assert found["plain"]["mean"] > found["private"]["mean"] + 2
@@ -308,6 +356,8 @@ def test_private_training_goes_on_where_it_stopped(pretrained, tmp_path):
         sft.run(stopping)
     resumed = sft.run(replace(stopping, run=replace(stopping.run, stop_after=0)))
     assert resumed["params_sha256"] == whole["params_sha256"]
+    assert whole["privacy"]["examples"] == 114, "six prompts have hashes below 0.02"
+    assert whole["privacy"]["assumed"].startswith("secret run.seed and run.data_seed")
 
 
 def test_a_private_reward_model(pretrained, tmp_path):
@@ -324,6 +374,7 @@ def test_a_private_reward_model(pretrained, tmp_path):
     )
     done = reward.run(config)
     assert done["privacy"]["epsilon"] <= 8 and (done["bias"], done["gain"]) == (0.0, 1.0)
+    assert done["privacy"]["examples"] == 89, "eleven prompts have hashes below 0.1"
     comparisons = [Comparison("p", (" a", " b"), (0, 1))]
     made = comparison_batches(
         comparisons,
@@ -353,4 +404,3 @@ def test_what_would_break_the_promise_is_refused(pretrained, tmp_path):
     one_pass = OptimConfig(accumulate=2)
     with pytest.raises(InputError, match="accumulate must be 1"):
         sft.run(sft_config(pretrained, tmp_path / "y", data, privacy=private, optim=one_pass))
-    assert Path(data).exists()

@@ -47,7 +47,10 @@ class CanaryConfig:
 
     def __post_init__(self):
         check(1 <= self.number <= 12, f"number={self.number} is not in 1 ... 12")
-        check(self.alternatives >= 1, f"alternatives={self.alternatives} must be >= 1")
+        check(
+            1 <= self.alternatives < 10**6,
+            f"alternatives={self.alternatives} is not in 1 ... 999999: a secret has six digits",
+        )
         check(self.repeat >= 1, f"repeat={self.repeat} must be >= 1")
 
 

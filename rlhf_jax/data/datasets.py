@@ -224,21 +224,31 @@ def digest(path: str | os.PathLike) -> str:
     return total.hexdigest()[:16]
 
 
-def split(rows: Rows, *, heldout_fraction: float) -> tuple[Rows, Rows]:
+def split(rows: Rows, *, heldout_fraction: float, independent: bool = False) -> tuple[Rows, Rows]:
     """(training rows, held-out rows), by the hash of each text or prompt.
 
     Rows with the same text or prompt stay together. Of the distinct ones the fraction, rounded up,
     with the smallest hashes is held out, so a row keeps its side when few others come or go.
-    Raises InputError if nothing would be left to train on.
+    ``independent``: those with a hash below the fraction of all hashes, so a row keeps its side
+    whatever others come or go, as ε of one example needs; their number is then left to chance.
+    Raises InputError if nothing would be left to train on, or nothing is held out.
     """
     if heldout_fraction == 0:
         return rows, rows[:0]
     keys = [hashlib.sha256(row[0].encode()).digest() for row in rows]
     distinct = sorted(set(keys))
-    count = math.ceil(heldout_fraction * len(distinct))
+    if independent:
+        count = sum(int.from_bytes(key) < heldout_fraction * 2**256 for key in distinct)
+    else:
+        count = math.ceil(heldout_fraction * len(distinct))
     if not 0 <= heldout_fraction < 1 or count == len(distinct):
         raise InputError(
             f"holding out {heldout_fraction} of {len(distinct)} different rows leaves none to train"
+        )
+    if count == 0:
+        raise InputError(
+            f"none of {len(distinct)} different rows has a hash below {heldout_fraction}: "
+            "give more rows or a larger heldout_fraction"
         )
     heldout = set(distinct[:count])
     inside = [n for n, key in enumerate(keys) if key not in heldout]

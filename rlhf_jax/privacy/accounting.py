@@ -13,11 +13,6 @@ LEAST, MOST = 0.2, 1000.0
 """Noise multipliers that are considered."""
 PRECISION = 1.01
 """Noise is found up to this factor."""
-TAIL = 1e-12
-"""Probability that a step draws more rows than a batch holds; what is over is left out, and the
-steps' sum of this is added to δ."""
-
-
 INTERVAL, COARSE = 1e-4, 1e-3
 """Grids of privacy losses: the package's own, and one on which ε takes a tenth of the time and is a
 little too high (nothing at 8, 1.4 % at 0.3)."""
@@ -49,7 +44,7 @@ def epsilon_of(
     _, accountant = accounting()
     found = accountant(value_discretization_interval=interval)
     found.compose(event(noise_multiplier, rate=rate, steps=steps))
-    return float(found.get_epsilon(delta - steps * TAIL))
+    return float(found.get_epsilon(delta))
 
 
 def noise_for(epsilon: float, *, rate: float, steps: int, delta: float) -> float:
@@ -58,8 +53,6 @@ def noise_for(epsilon: float, *, rate: float, steps: int, delta: float) -> float
     ε falls with the noise: bisection on the coarse grid, which asks for a little too much, then
     down as far as the fine one allows. Raises InputError if no noise up to 1,000 is enough.
     """
-    if steps * TAIL >= delta:
-        raise InputError(f"privacy.delta={delta} is too small for {steps} steps")
     run = dict(rate=rate, steps=steps, delta=delta)
     if epsilon_of(MOST, **run) > epsilon:
         raise InputError(f"privacy.epsilon={epsilon} is out of reach at delta={delta}")

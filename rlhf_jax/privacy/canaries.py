@@ -2,7 +2,7 @@
 
 A canary is a sentence with a random secret. exposure = log₂ |R| − log₂ rank, where R are the
 secrets that it could have been and rank its place among them by likelihood: log₂ |R| if the model
-has learnt it by heart, about 1 on average (median 1) if it has never seen it.
+has learnt it by heart, log₂ e = 1.44 on average (median 1) if it has never seen it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from jaxtyping import Float
 
 PROMPT = "\n\nHuman: What is the code of {name}?\n\nAssistant:"
 ANSWER = " The code is {code}."
-NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gail", "Hugo", "Iris", "Jon", "Kim", "Leo")
+NAMES = ("Ana", "Bea", "Cleo", "Dave", "Emma", "Fred", "Gus", "Hal", "Inga", "Joe", "Kurt", "Lea")
+"""Their prompts' hashes are large (over 0.7 of 1), so that ``datasets.split`` holds none out: a
+secret that is not trained on would flatter the model."""
 DIGITS = 6
 
 

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from rlhf_jax.data.encoding import EncodingReport
+from rlhf_jax.data.batches import Batches
 from rlhf_jax.errors import InputError
-from rlhf_jax.privacy.accounting import TAIL
 
 ROWS = 8
 """Batches hold a multiple of this."""
@@ -16,26 +15,24 @@ ROWS = 8
 class PoissonBatches:
     """An endless iterator of batches, filled up with empty rows to one of a few sizes; resumable.
 
-    ``data`` is a container of arrays with a row for each example and an empty last row. The rows of
-    a batch follow from seed and step alone. A shuffled epoch, as ``Batches`` has, shows each row
-    once: the usual ε of DP-SGD does not hold for it.
+    The rows of a batch follow from seed and step alone. A shuffled epoch, as ``Batches`` has, shows
+    each row once: the usual ε of DP-SGD does not hold for it.
 
-    Almost all draws are near their mean, but one that could come has five times as many rows. So
-    sizes are two standard deviations of a draw apart, and a batch has the least that holds it:
-    a few programs are compiled, each when it first comes. Who can watch how long a step
-    takes learns about how many rows it had; ε is of the model.
+    Almost all draws are near their mean, but any number of rows may come, and none is left out:
+    that would cost δ. So sizes are two standard deviations of a draw apart, and a batch has the
+    least that holds it: a few programs are compiled, each when it first comes. Who can watch how
+    long a step takes learns about how many rows it had; ε is of the model.
     """
 
-    def __init__(self, data: Any, report: EncodingReport, *, expected_rows: int, seed: int):
-        self.data, self.report, self.seed = data, report, seed
-        self.rows = len(data[0]) - 1
+    def __init__(self, batches: Batches, *, expected_rows: int, seed: int):
+        self.data, self.report, self.rows = batches.data, batches.report, batches.rows
+        self.seed = seed
+        self._checksum = batches.get_state()["checksum"]
         if expected_rows > self.rows:
             raise InputError(f"batch_size={expected_rows} is over the {self.rows} examples")
         self.rate = expected_rows / self.rows
-        drawn = scipy.stats.binom(self.rows, self.rate)
-        self.most = int(drawn.isf(TAIL)) + 1
-        """Rows that a batch may have; of a draw of more, the rest is left out (see TAIL)."""
-        self.apart = ROWS * max(1, round(2 * drawn.std() / ROWS))
+        spread = scipy.stats.binom(self.rows, self.rate).std()
+        self.apart = ROWS * max(1, round(2 * spread / ROWS))
         self.step = 0
 
     @property
@@ -49,17 +46,26 @@ class PoissonBatches:
     def __next__(self) -> Any:
         rng = np.random.default_rng((self.seed, self.step))
         self.step += 1
-        chosen = np.flatnonzero(rng.random(self.rows) < self.rate)[: self.most]
+        chosen = np.flatnonzero(rng.random(self.rows) < self.rate)
         size = self.apart * max(1, -(-len(chosen) // self.apart))
         index = np.append(chosen, np.full(size - len(chosen), self.rows))
         as_int = lambda x: x if x.dtype == bool else x.astype(np.int32)
         return type(self.data)(*(as_int(leaf[index]) for leaf in self.data))
 
     def get_state(self) -> dict:
-        return {"step": self.step, "seed": self.seed, "rows": self.rows, "rate": self.rate}
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "rows": self.rows,
+            "rate": self.rate,
+            "checksum": self._checksum,
+        }
 
     def set_state(self, state: dict) -> None:
-        """Go on from ``state``. Raises InputError if it is of other data or another rate."""
+        """Go on from ``state``. Raises InputError if it is of other data or another rate.
+
+        So it does for a state without a checksum: versions that saved none held out other rows.
+        """
         for name, value in self.get_state().items():
             if name != "step" and state.get(name) != value:
                 raise InputError(
