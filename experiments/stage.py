@@ -15,12 +15,14 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 
+from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.errors import InputError
@@ -29,7 +31,7 @@ from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.training.logs import MetricsLog, make_sinks
 from rlhf_jax.training.profiling import Profiler
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
-from rlhf_jax.training.runs import open_run
+from rlhf_jax.training.runs import ModelFile, open_run
 from rlhf_jax.training.signals import StopRequest
 from rlhf_jax.training.startup import start
 from rlhf_jax.types import Metrics, Params, TrainState
@@ -49,6 +51,11 @@ MAY_CHANGE = (
     *("parallel", "init", "reference", "reward", "force", "data.cache", "cache"),
 )
 """Config fields that a resumed run may change: they do not change what it computes."""
+STARTS_FROM = (
+    *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
+    *("policies", "text_only"),
+)
+"""Fields that name a model, or several: their folders may be moved, but hold the same weights."""
 
 
 class Stage:
@@ -99,6 +106,7 @@ class Stage:
                     ignore=MAY_CHANGE,
                     late=self._late,
                     defaults=to_dict(type(self.config)()),
+                    models=self._starts_from(),
                 )
             )
             sync("run folder")
@@ -128,6 +136,20 @@ class Stage:
             # Bad input leaves nothing behind before there is work to keep: the corrected command
             # may use the same folder.
             shutil.rmtree(self.run_config.dir)
+
+    def _starts_from(self) -> dict[str, ModelFile]:
+        """The models that are there, which one process compares for all."""
+        found = {}
+        for name in STARTS_FROM if jax.process_index() == 0 else ():
+            value = reduce(lambda of, part: getattr(of, part, None), name.split("."), self.config)
+            paths = {name: value}
+            if isinstance(value, tuple):
+                paths = {f"{name}[{n}]": path for n, path in enumerate(value)}
+            for label, path in paths.items():
+                digest = model_digest(path) if isinstance(path, Path) else None
+                if digest is not None:
+                    found[label] = ModelFile(str(path), digest)
+        return found
 
     @property
     def summary(self) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.parallel import place
+from rlhf_jax.training.runs import read_done, read_run
 from rlhf_jax.types import Params
 
 Kind = Literal["lm", "scalar"]
@@ -86,6 +88,29 @@ def load_trained(
     if share is not None:
         trained = trained._replace(params=share_equal(trained.params, share.params))
     return merged(trained) if kind == "lm" else trained
+
+
+def training_config(path: Path) -> dict:
+    """The config that a run folder's model was trained with; empty for a model from elsewhere."""
+    is_run = all((path / name).is_file() for name in ("config.json", "model.json"))
+    return read_run(path, stage=None).config if is_run else {}
+
+
+def model_digest(path: Path) -> str | None:
+    """What tells one model from another, wherever its folder is: a digest of its weights.
+
+    A finished run's is that of its parameters, a checkpoint's that of its files of weights. None
+    where there is neither.
+    """
+    done = read_done(path)
+    if done is not None:
+        return done.get("params_sha256")
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest() if files else None
 
 
 def names_apart(paths: Iterable[Path]) -> dict[Path, str]:

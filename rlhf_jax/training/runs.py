@@ -30,6 +30,14 @@ LIBRARIES = (
 )
 
 
+class ModelFile(NamedTuple):
+    """A model that a run starts from, or compares."""
+
+    path: str
+    digest: str
+    """Of its weights."""
+
+
 class SavedRun(NamedTuple):
     """What another stage, or the report, reads of a run."""
 
@@ -37,6 +45,8 @@ class SavedRun(NamedTuple):
     stage: str
     config_class: str
     config: dict[str, Any]
+    models: dict[str, ModelFile]
+    """What it started from, by the config's field."""
     done: dict[str, Any] | None
     """The final summary, or None when the run has not finished."""
 
@@ -94,16 +104,18 @@ def open_run(
     ignore: Collection[str],
     late: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    models: Mapping[str, ModelFile] | None = None,
 ) -> Run:
     """Take a run folder for this process: start it when new, resume it when it is the same run.
 
     ``ignore`` names dotted fields (or groups of them) that may change between start and resume,
     ``late`` those that may until the run is finished: the newest are what is saved. A field that a
-    run of an older version does not have counts as its value in ``defaults``. Only process 0 checks
+    run of an older version does not have counts as its value in ``defaults``. ``models`` are what
+    the run starts from: a folder may be moved, but not hold another model. Only process 0 checks
     and writes; ``config`` and ``defaults`` are JSON-able.
 
-    Raises InputError when the folder is of another stage or config, holds other files, or is in
-    use by another process.
+    Raises InputError when the folder is of another stage, config or model, holds other files, or is
+    in use by another process.
     """
     folder = Path(folder)
     if jax.process_index() != 0:
@@ -117,8 +129,10 @@ def open_run(
         if saved is not None:
             allowed = [*ignore, *(() if saved.done else late)]
             check_same(saved, stage, config, allowed, defaults or {})
+            check_same_models(saved, models or {})
         if saved is None or diff_config(saved.config, config, ignore=ignore):
             record = describe_run(stage, config, config_class)
+            record["models"] = saved.models if saved else dict(models or {})
             write_atomically(saved_path, json.dumps(record, indent=2) + "\n")
         (folder / "FAILED").unlink(missing_ok=True)
         return Run(folder, done=read_done(folder), lock=lock)
@@ -136,7 +150,12 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
     try:
         saved = json.loads(path.read_text())
         run = SavedRun(
-            folder, saved["stage"], saved["config_class"], saved["config"], read_done(folder)
+            folder,
+            saved["stage"],
+            saved["config_class"],
+            saved["config"],
+            {name: ModelFile(*model) for name, model in saved.get("models", {}).items()},
+            read_done(folder),
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None
@@ -184,6 +203,21 @@ def check_same(
             f"{saved.folder} was started with another config: {listed} "
             "(resume with the same, or choose another --run.dir)"
         )
+
+
+def check_same_models(saved: SavedRun, models: Mapping[str, ModelFile]) -> None:
+    """Raise InputError where a model is another than at the start, whatever its folder is called.
+
+    A model that is no longer there is not compared: a finished run needs it no more.
+    """
+    for name, now in models.items():
+        was = saved.models.get(name, now)
+        if was.digest != now.digest:
+            raise InputError(
+                f"{saved.folder} was started from another model: {name} was {was.path} "
+                f"({was.digest[:12]}), now {now.path} ({now.digest[:12]}) "
+                "(resume from the same, or choose another --run.dir)"
+            )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
