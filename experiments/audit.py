@@ -24,12 +24,12 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 
-from experiments.trained import Trained, load_trained
+from experiments.reward_scores import fold_held_out, make_scorer
+from experiments.trained import Trained, load_trained, training_config
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
-from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.data.formats import Comparison, read_comparisons
+from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation.preference_audit import (
     accuracy,
@@ -42,8 +42,7 @@ from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Fold, Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.runs import read_done, read_run
-from rlhf_jax.types import ComparisonBatch
+from rlhf_jax.training.runs import read_done
 
 
 class Scored(NamedTuple):
@@ -58,13 +57,14 @@ class Scored(NamedTuple):
     words: Float[np.ndarray, "P K"] | None
     """Scores of the bag of words that learnt from the same rows; None where nothing is learnt."""
     subsets: list[str]
+    groups: list[str]
     ties: Float[np.ndarray, "T"]
     """Margins of the pairs that people called equal."""
     agreement: float | None
 
 
 def run(config: AuditConfig) -> dict:
-    folds = {name: [fold_of(path, name) for path in config.reward] for name in config.data}
+    folds = {name: [fold_held_out(path, name) for path in config.reward] for name in config.data}
     check_folds(folds)
     parts = defaultdict(list)
     for n, path in enumerate(config.reward):
@@ -83,14 +83,6 @@ def run(config: AuditConfig) -> dict:
     return results
 
 
-def fold_of(path: Path, name: str) -> Fold | None:
-    """The fold of the set ``name`` that the run ``path`` held out, if it was a cross-validation."""
-    trained = config_of(path)
-    if trained.get("folds") and trained["data"] == name:
-        return Fold(trained["fold"], trained["folds"])
-    return None
-
-
 def check_folds(folds: dict[str, list[Fold | None]]) -> None:
     """Raise InputError where several models' results would be no one cross-validation."""
     for name, held in folds.items():
@@ -104,12 +96,6 @@ def check_folds(folds: dict[str, list[Fold | None]]) -> None:
         )
 
 
-def config_of(path: Path) -> dict:
-    """What a run folder says of its training; empty for a Hugging Face checkpoint."""
-    is_run = all((path / name).is_file() for name in ("config.json", "model.json"))
-    return read_run(path, stage=None).config if is_run else {}
-
-
 def gain_of(path: Path) -> float:
     """What ``--unit-std`` has multiplied the scores by."""
     return (read_done(path) or {}).get("gain", 1.0)
@@ -118,7 +104,7 @@ def gain_of(path: Path) -> float:
 def with_lengths(config: AuditConfig, path: Path) -> AuditConfig:
     """``config`` with the lengths that the reward model was trained with where none are given."""
     missing = [n for n in ("prompt_length", "response_length") if getattr(config, n) is None]
-    trained = config_of(path)
+    trained = training_config(path)
     if missing and not trained.keys() >= set(missing):
         raise InputError(
             f"{path} does not say with what lengths it was trained: "
@@ -131,51 +117,38 @@ def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
     if is_name(Path(name)):
         return load_preferences(name, config.source, fold)
     rows = read_comparisons(name)
-    return Preferences([], rows, ["all"] * len(rows), [], None)
+    return Preferences([], rows, ["all"] * len(rows), [row.prompt for row in rows], [], None)
 
 
 def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float) -> Scored:
-    scores, lengths, ranks = score(reward, found.heldout, config)
-    words, ties = None, np.zeros(0)
-    if found.train:
-        words = np.nan_to_num(train_answer_words(found.train)(found.heldout))
-    if found.ties:
-        ties = np.diff(score(reward, found.ties, config)[0], axis=1)[:, 0] / gain
-    return Scored(scores / gain, lengths, ranks, words, found.subsets, ties, found.agreement)
-
-
-def score(
-    reward: Trained, rows: Sequence[Comparison], config: AuditConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, lengths in tokens and ranks of all responses, each [P, K]."""
-    model = make_scalar_model(reward.model, reward.vocab_size)
-    parallel = make_parallel(config.parallel)
-    batches = comparison_batches(
-        rows,
+    score = make_scorer(
+        make_scalar_model(reward.model, reward.vocab_size),
         reward.tokenizer,
-        query_length=config.prompt_length,
+        make_parallel(config.parallel),
+        prompt_length=config.prompt_length,
         response_length=config.response_length,
         batch_size=config.batch_size,
-        seed=None,
     )
-    report = batches.report
+    scores, lengths, ranks, report = score(reward.params, found.heldout)
     print(
         f"{report.kept} prompts, {report.prompts_truncated} cut at their beginning, "
         f"{report.responses_truncated} responses cut at their end"
     )
-
-    @parallel.function
-    def scores_fn(params, batch: ComparisonBatch):
-        return model.score_responses(params, *batch[:4], None)
-
-    scores, lengths, ranks = [], [], []
-    for _ in range(batches.steps_per_epoch):
-        batch = next(batches)
-        scores.append(np.asarray(scores_fn(reward.params, parallel.shard(batch))))
-        lengths.append(batch.mask.sum(axis=2))
-        ranks.append(batch.ranks)
-    scores, lengths, ranks = (np.concatenate(x)[: len(rows)] for x in (scores, lengths, ranks))
-    return np.where(ranks >= 0, scores, 0.0), lengths, ranks
+    words, ties = None, np.zeros(0)
+    if found.train:
+        words = np.nan_to_num(train_answer_words(found.train)(found.heldout))
+    if found.ties:
+        ties = np.diff(score(reward.params, found.ties).scores, axis=1)[:, 0] / gain
+    return Scored(
+        np.nan_to_num(scores) / gain,
+        lengths,
+        ranks,
+        words,
+        found.subsets,
+        found.groups,
+        ties,
+        found.agreement,
+    )
 
 
 def pooled(parts: Sequence[Scored]) -> Scored:
@@ -193,17 +166,19 @@ def pooled(parts: Sequence[Scored]) -> Scored:
         joined("ranks", -1),
         None if parts[0].words is None else joined("words", 0),
         [subset for part in parts for subset in part.subsets],
+        [group for part in parts for group in part.groups],
         np.concatenate([part.ties for part in parts]),
         parts[0].agreement,
     )
 
 
 def summary(found: Scored) -> dict:
-    row = audit(found.scores, found.lengths, found.ranks, found.subsets)
+    row = audit(found.scores, found.lengths, found.ranks, found.subsets, found.groups)
     row["labeler_agreement"] = found.agreement
     if found.words is not None:
-        row["bag_of_words"] = accuracy(found.words, found.ranks)
-        row["above_bag_of_words"] = advantage(found.scores, found.words, found.ranks)
+        row["bag_of_words"] = accuracy(found.words, found.ranks, found.groups)
+        scores = (found.scores, found.words)
+        row["above_bag_of_words"] = advantage(*scores, found.ranks, found.groups)
     if len(found.ties):
         row["ties"] = tie_margins(found.ties, ordered_pairs(found.ranks).margins(found.scores))
     return row

@@ -233,9 +233,11 @@ def describe_text(
     words = [task.words(text) for text in responses]
     base_words = [len(task.words(group[0])) for group in base.texts]
     wins = (1 + np.sign(gold - base_gold)) / 2
+    gain, spread = gold.mean() - base_gold.mean(), base_gold.std()
     return {
         "gold": measure.mean_ci(gold),
-        "gold_gain_in_sd": float((gold.mean() - base_gold.mean()) / base_gold.std()),
+        # In units of nothing where the baseline's answers are all worth the same.
+        **({"gold_gain_in_sd": float(gain / spread)} if spread else {}),
         "gold_difference": paired_bootstrap(gold, base_gold),
         "win_rate": measure.win_rate(gold, base_gold) | wins_and_ties(gold, base_gold),
         "win_rate_at_equal_length": measure.length_controlled_win_rate(

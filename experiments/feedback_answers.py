@@ -19,7 +19,7 @@ from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
 from rlhf_jax.feedback.scrub import scrub
-from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
 from rlhf_jax.training.startup import start
@@ -131,8 +131,10 @@ def ensemble_scores(config: FeedbackConfig, number: int, prompts, groups) -> np.
 def scores_of(config: FeedbackConfig, folder, rows: Sequence[Comparison]) -> np.ndarray:
     model = load_trained(folder, flag="reward", kind="scalar")
     lengths = {n: getattr(config.reward, n) for n in ("prompt_length", "response_length")}
-    score = make_scorer(model, make_parallel(config.reward.parallel), **lengths)
-    return score(model.params, rows)
+    scalar = make_scalar_model(model.model, model.vocab_size)
+    parallel = make_parallel(config.reward.parallel)
+    score = make_scorer(scalar, model.tokenizer, parallel, **lengths)
+    return score(model.params, rows).scores
 
 
 def task_number(database: Database) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.random import fold_in
 
 from experiments.private import guarantee, private_batches, private_update
+from experiments.reward_scores import make_scorer
 from experiments.stage import Stage
 from experiments.trained import load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
@@ -56,20 +57,15 @@ def run(config: RewardConfig) -> dict:
         save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
         rows, heldout = load_rows(config)
 
-        def comparisons(rows, batch_size, seed, mine=None):
-            return comparison_batches(
-                rows,
-                tokenizer,
-                query_length=config.prompt_length,
-                response_length=config.response_length,
-                batch_size=batch_size,
-                seed=seed,
-                mine=mine,
-            )
-
         shown = as_pairs(rows) if config.pairing == "shuffled" else rows
-        batches = comparisons(
-            shown, config.batch_size, config.run.data_seed, parallel.rows(config.batch_size)
+        batches = comparison_batches(
+            shown,
+            tokenizer,
+            query_length=config.prompt_length,
+            response_length=config.response_length,
+            batch_size=config.batch_size,
+            seed=config.run.data_seed,
+            mine=parallel.rows(config.batch_size),
         )
         stage.note(comparisons=batches.report._asdict())
         private = config.privacy.epsilon > 0
@@ -117,22 +113,12 @@ def run(config: RewardConfig) -> dict:
                 ),
                 frozen=frozen,
             )
-        scores_fn = parallel.function(lambda params, batch: scores_of(params, batch, None))
-
-        def score_all(params, rows):
-            """Scores [P, K] (NaN where a response is absent) and ranks of every prompt in order."""
-            stream = comparisons(rows, EVALUATION_ROWS, None)
-            scores, ranks = [], []
-            for _ in range(stream.steps_per_epoch):
-                batch = next(stream)
-                scores.append(parallel.fetch(scores_fn(params, parallel.shard_whole(batch))))
-                ranks.append(batch.ranks)
-            scores, ranks = np.concatenate(scores)[: len(rows)], np.concatenate(ranks)[: len(rows)]
-            return np.where(ranks >= 0, scores, np.nan), ranks
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        score = make_scorer(model, tokenizer, parallel, **lengths)
 
         def evaluate(params):
             """Figures of the held-out part, and how sure the model was of its pairs."""
-            scores, ranks = score_all(params, heldout)
+            scores, _, ranks, _ = score(params, heldout)
             accuracy, sure = pair_accuracy(scores, ranks), calibration(scores, ranks)
             figures = {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
             return figures | {"eval/ece": sure.ece}, sure
@@ -153,7 +139,7 @@ def run(config: RewardConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         figures, sure = evaluate(params)
-        bias, gain = (0.0, 1.0) if private else normalisation(config, params, score_all, rows)
+        bias, gain = (0.0, 1.0) if private else normalisation(config, params, score, rows)
         return stage.finish(
             normalise_head(params, bias=bias, gain=gain),
             heldout=figures,
@@ -176,23 +162,27 @@ def load_rows(config: RewardConfig):
     rows = load_comparisons(config.data, data_dir=config.cache)
     if config.heldout is not None:
         return rows, load_comparisons(config.heldout, data_dir=config.cache)
-    return split(rows, heldout_fraction=config.heldout_fraction)
+    return split(
+        rows,
+        heldout_fraction=config.heldout_fraction,
+        independent=config.privacy.epsilon > 0,
+    )
 
 
-def normalisation(config, params, score_all, rows) -> tuple[float, float]:
+def normalisation(config, params, score, rows) -> tuple[float, float]:
     """Bias that brings demonstrations to 0 (InstructGPT §3.5), gain to unit spread within prompts.
 
     Demonstrations are scored as comparisons of a single response. Both are measured on
     about ``normalise_rows`` rows spread evenly over the data.
     """
     some = lambda rows: rows[:: max(len(rows) // (config.normalise_rows or len(rows)), 1)]
-    scores, _ = score_all(params, some(rows))
+    scores = score(params, some(rows)).scores
     spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
     centre = float(np.nanmean(scores))
     if config.demonstrations is not None:
         shown = load_demonstrations(config.demonstrations, data_dir=config.cache)
         answers = [Comparison(row.prompt, (row.completion,), (0,)) for row in some(shown)]
-        centre = float(np.nanmean(score_all(params, answers)[0]))
+        centre = float(np.nanmean(score(params, answers).scores))
     return -centre, 1 / spread if config.unit_std else 1.0
 
 
@@ -201,9 +191,6 @@ def calibration_rows(bins: Calibration) -> list[dict]:
     columns = zip(bins.confidence, bins.accuracy, bins.count, strict=True)
     return [{"predicted": p, "observed": o, "count": int(n)} for p, o, n in columns if n]
 
-
-EVALUATION_ROWS = 32
-"""Prompts per batch when scoring without gradients."""
 
 if __name__ == "__main__":
     main(run, RewardConfig)

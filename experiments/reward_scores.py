@@ -1,47 +1,82 @@
-"""Scores of written answers by a reward model, and where several of them disagree."""
+"""Scores of written answers by a reward model, what it has not seen, and where several disagree."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from experiments.reward import EVALUATION_ROWS
-from experiments.trained import Trained
+from experiments.trained import training_config
 from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.encoding import EncodingReport
 from rlhf_jax.data.formats import Comparison
-from rlhf_jax.models.heads import make_scalar_model
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.models.heads import ScalarModel
+from rlhf_jax.tasks.preferences import Fold
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.types import ComparisonBatch, Params
 
+EVALUATION_ROWS = 32
+"""Prompts per batch when scoring without gradients."""
+
+
+class RowScores(NamedTuple):
+    """Of the responses to each comparison's prompt, in order."""
+
+    scores: Float[np.ndarray, "P K"]
+    """NaN where a prompt has fewer than K responses."""
+    lengths: Int[np.ndarray, "P K"]
+    """In tokens."""
+    ranks: Int[np.ndarray, "P K"]
+    """−1 where a response is absent."""
+    report: EncodingReport
+    """What was cut."""
+
 
 def make_scorer(
-    reward: Trained, parallel: Parallel, *, prompt_length: int, response_length: int
-) -> Callable[[Params, Sequence[Comparison]], Float[np.ndarray, "P K"]]:
-    """``(params, comparisons) -> scores``, NaN where a prompt has fewer than K responses."""
-    model = make_scalar_model(reward.model, reward.vocab_size)
+    model: ScalarModel,
+    tokenizer: Tokenizer,
+    parallel: Parallel,
+    *,
+    prompt_length: int,
+    response_length: int,
+    batch_size: int = EVALUATION_ROWS,
+) -> Callable[[Params, Sequence[Comparison]], RowScores]:
+    """``(params, comparisons) -> RowScores``, without dropout."""
 
     @parallel.function
     def scores_of(params, batch: ComparisonBatch):
         return model.score_responses(params, *batch[:4], None)
 
-    def score(params: Params, comparisons: Sequence[Comparison]) -> np.ndarray:
+    def score(params: Params, comparisons: Sequence[Comparison]) -> RowScores:
         stream = comparison_batches(
             comparisons,
-            reward.tokenizer,
+            tokenizer,
             query_length=prompt_length,
             response_length=response_length,
-            batch_size=EVALUATION_ROWS,
+            batch_size=batch_size,
             seed=None,
         )
         rows = []
         for _ in range(stream.steps_per_epoch):
             batch = next(stream)
             scores = parallel.fetch(scores_of(params, parallel.shard_whole(batch)))
-            rows.append(np.where(batch.ranks >= 0, scores, np.nan))
-        return np.concatenate(rows)[: len(comparisons)]
+            scores = np.where(batch.ranks >= 0, scores, np.nan)
+            rows.append((scores, batch.mask.sum(axis=2), batch.ranks))
+        columns = (np.concatenate(column)[: len(comparisons)] for column in zip(*rows, strict=True))
+        return RowScores(*columns, stream.report)
 
     return score
+
+
+def fold_held_out(path: Path, name: str) -> Fold | None:
+    """The fold of the set ``name`` that the run ``path`` held out, if it was a cross-validation."""
+    trained = training_config(path)
+    if trained.get("folds") and trained["data"] == name:
+        return Fold(trained["fold"], trained["folds"])
+    return None
 
 
 def disagreement(scores: Float[np.ndarray, "M P K"]) -> Float[np.ndarray, "P"]:

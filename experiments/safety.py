@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.answers import with_cache
+from experiments.reward_scores import fold_held_out
 from experiments.sampling import count_truncated, make_sampler
 from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.files import write_atomically
+from rlhf_jax.errors import check
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
 from rlhf_jax.evaluation.figures import Panel, Series, load_matplotlib
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
@@ -31,7 +33,13 @@ from rlhf_jax.evaluation.report import Section, render
 from rlhf_jax.evaluation.report import Table as ReportTable
 from rlhf_jax.evaluation.segments import chinese_share
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.tasks.safety_sets import RESPECTFUL, SafetySets, load_safety_sets, refuses
+from rlhf_jax.tasks.safety_sets import (
+    DIALOGUES,
+    RESPECTFUL,
+    SafetySets,
+    load_safety_sets,
+    refuses,
+)
 from rlhf_jax.training.parallel import Parallel, make_parallel
 
 Figures = dict[str, Interval]
@@ -45,6 +53,11 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     sets = limit(load_safety_sets(config.source), config.suite_rows)
     policies = load_by_name(config.policies, names_apart(config.policies), flag="policies")
     reward = load_trained(config.reward, flag="reward", kind="scalar")
+    check(
+        fold_held_out(config.reward, DIALOGUES) is None,
+        f"--reward {config.reward} learnt from dialogues that the suite asks: it is a fold of a "
+        f"cross-validation; train one on {DIALOGUES}'s own split",
+    )
     lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
     for trained in (*policies.values(), reward):
         trained.model.check_context(**lengths)

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from rlhf_jax.cli import from_dict, load, read_preset, to_dict
-from rlhf_jax.config import InstructGPTConfig, PPOConfig, PretrainConfig, SFTConfig
+from rlhf_jax.config import EvaluateConfig, InstructGPTConfig, PPOConfig, PretrainConfig, SFTConfig
 from rlhf_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,6 +79,21 @@ def test_settings_that_contradict_each_other(flags, message, capsys):
 def test_ppo_refuses_to_score_another_density():
     with pytest.raises(InputError, match="whole distribution"):
         PPOConfig(sampling=PPOConfig().sampling.__class__(top_k=50))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"best_of": ()}, "best_of=[]: expected numbers"),
+        ({"best_of": (4, 0)}, "best_of=[4, 0]: expected numbers"),
+        ({"batch_size": 8}, "batch_size=8 holds no 16 answers"),
+        ({"num_prompts": 0}, "num_prompts=0: expected 1"),
+    ],
+)
+def test_evaluations_that_cannot_be(change, message):
+    with pytest.raises(InputError) as error:
+        EvaluateConfig(**change)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

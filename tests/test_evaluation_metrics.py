@@ -49,26 +49,9 @@ def test_win_rate_counts_ties_half_and_is_wilsons():
         assert found["ci"] == pytest.approx((wilson.high - wilson.low) / 2) and found["n"] == n
 
 
-def test_paired_difference_removes_what_prompts_share():
-    rng = RNG(0)
-    prompt = 10 * rng.normal(size=200)
-    first, second = prompt + 0.5 + 0.1 * rng.normal(size=200), prompt
-    found = metrics.paired_difference(first, second)
-    assert found["mean"] == pytest.approx(0.5, abs=0.05) and found["ci"] < 0.02
-    assert found == metrics.mean_ci(first - second)
-    with pytest.raises(ValueError, match="shapes"):
-        metrics.paired_difference([1.0], [1.0, 2.0])
+def test_wins_are_of_the_same_prompts():
     with pytest.raises(ValueError, match="shapes"):
         metrics.win_rate([1.0], [1.0, 2.0])
-
-
-def test_bootstrap_agrees_with_t_on_well_behaved_values_and_is_skewed_on_skewed_ones():
-    values = RNG(0).normal(size=200)
-    found, t = metrics.bootstrap_ci(values, resamples=2000, seed=0), metrics.mean_ci(values)
-    assert found["mean"] == t["mean"] and found["ci"] == pytest.approx(t["ci"], rel=0.15)
-    assert found == metrics.bootstrap_ci(values, resamples=2000, seed=0)
-    skewed = metrics.bootstrap_ci(RNG(0).exponential(size=40) ** 2, resamples=2000, seed=0)
-    assert skewed["high"] - skewed["mean"] > 1.1 * (skewed["mean"] - skewed["low"])
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -122,7 +105,7 @@ def slow_pairs(scores, ranks):
     for s, r in zip(scores, ranks, strict=True):
         for i, j in itertools.product(range(len(s)), repeat=2):
             if r[i] >= 0 and r[j] >= 0 and r[i] < r[j]:
-                yield s[i] - s[j], r[j] - r[i], sum(x >= 0 for x in r)
+                yield s[i] - s[j]
 
 
 def test_pair_accuracy_against_loops():
@@ -130,14 +113,9 @@ def test_pair_accuracy_against_loops():
     pairs = list(slow_pairs(scores, ranks))
     credit = lambda margin: 0.5 if margin == 0 else float(margin > 0)
     found = metrics.pair_accuracy(scores, ranks)
-    assert found.pairs == len(pairs) and any(m == 0 for m, _, _ in pairs)
-    assert found.overall == pytest.approx(np.mean([credit(m) for m, _, _ in pairs]))
-    assert found.margin == pytest.approx(np.mean([m for m, _, _ in pairs]))
-    for table, column in ((found.by_distance, 1), (found.by_size, 2)):
-        assert set(table) == {pair[column] for pair in pairs}
-        for key, accuracy in table.items():
-            rows = [credit(pair[0]) for pair in pairs if pair[column] == key]
-            assert accuracy == pytest.approx(np.mean(rows))
+    assert found.pairs == len(pairs) and any(m == 0 for m in pairs)
+    assert found.overall == pytest.approx(np.mean([credit(m) for m in pairs]))
+    assert found.margin == pytest.approx(np.mean(pairs))
 
 
 def test_pair_accuracy_of_a_perfect_a_reversed_and_no_ranking():
@@ -151,7 +129,7 @@ def test_pair_accuracy_of_a_perfect_a_reversed_and_no_ranking():
 def test_calibration_against_loops():
     scores, ranks = ragged_comparisons()
     bins = [[] for _ in range(10)]
-    for margin, _, _ in slow_pairs(scores, ranks):
+    for margin in slow_pairs(scores, ranks):
         p = 1 / (1 + math.exp(-abs(margin)))
         credit = 0.5 if margin == 0 else float(margin > 0)
         bins[min(int((p - 0.5) * 20), 9)].append((p, credit))
@@ -181,44 +159,6 @@ def test_honest_probabilities_have_no_calibration_error_and_overconfident_ones_d
 
 
 # --- best of n ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-@pytest.mark.parametrize("rounding", [6, 0])
-def test_best_of_n_against_all_subsets(n, rounding):
-    """rounding 0 gives equal scores: a subset's best is then the mean of those that share it."""
-    rng = RNG(n)
-    scores, gold = np.round(rng.normal(size=(4, 5)), rounding), rng.normal(size=(4, 5))
-    expected = []
-    for s, g in zip(scores, gold, strict=True):
-        subsets = [list(subset) for subset in itertools.combinations(range(5), n)]
-        best = [max(s[subset]) for subset in subsets]
-        # Equal scores: whichever of all samples with that score, at equal odds.
-        expected.append(np.mean([g[s == top].mean() for top in best]))
-    np.testing.assert_allclose(metrics.best_of_n(scores, gold, n), expected, rtol=1e-9)
-
-
-def test_best_of_n_is_unbiased():
-    """64 samples, n = 4, against drawing 4 afresh 100,000 times."""
-    rng = RNG(0)
-    draw = lambda shape: (s := rng.normal(size=shape), s + rng.normal(size=shape))
-    estimate = metrics.best_of_n(*draw((3000, 64)), 4)
-    scores, gold = draw((100_000, 4))
-    direct = gold[np.arange(100_000), scores.argmax(axis=1)]
-    assert estimate.mean() == pytest.approx(direct.mean(), abs=0.02)
-    assert estimate.var() < direct.var() / 5
-
-
-def test_best_of_n_limits():
-    scores, gold = RNG(0).normal(size=(2, 3, 7))
-    np.testing.assert_allclose(metrics.best_of_n(scores, gold, 1), gold.mean(axis=1))
-    best = gold[np.arange(3), scores.argmax(axis=1)]
-    np.testing.assert_allclose(metrics.best_of_n(scores, gold, 7), best)
-    large = RNG(0).normal(size=(1, 20_000))
-    assert np.isfinite(metrics.best_of_n(large, large, 5000)).all()
-    for n in (0, 8):
-        with pytest.raises(ValueError, match=f"n={n}"):
-            metrics.best_of_n(scores, gold, n)
 
 
 def test_best_of_n_kl_is_that_of_the_best_of_n_distribution():

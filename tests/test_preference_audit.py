@@ -34,7 +34,7 @@ def test_accuracy_is_that_of_the_metrics(data):
 
 def test_pairs_by_hand():
     pairs = ordered_pairs(np.array([[1, 0, -1], [0, 0, 1]]))
-    assert list(zip(*pairs, strict=True)) == [(0, 1, 0), (1, 3, 5), (1, 4, 5)]
+    assert list(zip(*pairs, strict=True)) == [(0, 0, 1, 0), (1, 1, 3, 5), (1, 1, 4, 5)]
     assert pairs.margins(np.arange(6.0).reshape(2, 3)).tolist() == [1, -2, -1]
 
 
@@ -48,6 +48,29 @@ def test_intervals_are_clustered_by_prompt():
     assert again["ci"] == pytest.approx(alone["ci"])
     pretended = clustered_mean(np.repeat(values, 10), np.arange(2000))
     assert pretended["ci"] < alone["ci"] / 3
+
+
+def test_rows_of_one_group_are_one_cluster(data):
+    """An instruction with ten pairs in ten rows says no more than ten pairs of one prompt."""
+
+    def figures(scores, lengths, ranks, groups):
+        found = audit(scores, lengths, ranks, ["all"] * len(ranks), groups)
+        return [
+            found["accuracy"],
+            found["always_longer"],
+            found["by_length"]["preferred is longer"],
+            found["by_subset"]["all"],
+            found["length_bias"]["excess"],
+            accuracy(scores, ranks, groups),
+            advantage(scores, lengths, ranks, groups),
+        ]
+
+    names = [f"instruction {n}" for n in range(len(data[0]))]
+    again = (np.repeat(values, 10, axis=0) for values in data)
+    ten_rows = figures(*again, [name for name in names for _ in range(10)])
+    for one, ten in zip(figures(*data, names), ten_rows, strict=True):
+        assert ten["n"] == 10 * one["n"]
+        assert ten["mean"] == pytest.approx(one["mean"]) and ten["ci"] == pytest.approx(one["ci"])
 
 
 def test_advantage_is_paired(data):

@@ -36,7 +36,7 @@ def rows_of(name, file):
 def test_no_prompt_is_on_both_sides(sets, name):
     found = sets[name]
     assert not {row.prompt for row in found.train} & {row.prompt for row in found.heldout}
-    assert len(found.subsets) == len(found.heldout) > 0
+    assert len(found.subsets) == len(found.groups) == len(found.heldout) > 0
     assert (found.train == []) == (name in EVALUATION_ONLY)
     for row in found.train + found.heldout:
         assert len(row.responses) == len(row.ranks) >= 2
@@ -72,6 +72,8 @@ def test_folds_hold_every_row_out_once_and_no_document_twice(sets):
         held, seen = ({documents.get(chinese(row)) for row in side} - {None} for side in sides)
         assert len(held) in (30 // 7, 30 // 7 + 1) and not held & seen
         assert len(fold.subsets) == len(fold.heldout)
+        for group, row in zip(fold.groups, fold.heldout, strict=True):
+            assert group == documents.get(chinese(row), group)
 
 
 def test_every_pair_is_what_the_file_says(sets):
@@ -80,7 +82,13 @@ def test_every_pair_is_what_the_file_says(sets):
     made = {row.responses for row in found.train + found.heldout}
     assert made == {(" " + row["chosen"], " " + row["rejected"]) for row in rows}
     assert all(row.ranks == (0, 1) for row in found.train)
-    assert len(found.ties) == 80 and all(row.ranks == (0, 0) for row in found.ties)
+    tied = {(r["response1"], r["response2"]) for r in rows_of("pref_pandalm", "ties.jsonl")}
+    folds = [load_preferences("pref_pandalm", DATA, Fold(n, 5)) for n in range(5)]
+    for part in (found, *folds):
+        assert part.ties and all(row.ranks == (0, 0) for row in part.ties)
+        assert {tuple(a[1:] for a in row.responses) for row in part.ties} <= tied
+        assert not {row.prompt for row in part.ties} & {row.prompt for row in part.train}
+    assert sum(len(fold.ties) for fold in folds) == len(rows_of("pref_pandalm", "ties.jsonl"))
     judged = {(r["question"], r["answer"]): r["truthful"] for r in rows_of(*TRUTH)}
     for row in sets["honesty_truthfulqa"].heldout:
         question = row.prompt.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")

@@ -1,15 +1,18 @@
 """Training on named human preferences, pairs for themselves, length control, and the audit."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
-from experiments import audit, reward
-from rlhf_jax.config import AuditConfig, OptimConfig, RewardConfig, RunConfig
+from experiments import audit, convert, reward
+from experiments.trained import load_trained
+from rlhf_jax.config import AuditConfig, ConvertConfig, OptimConfig, RewardConfig, RunConfig
 from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.preference_audit import ordered_pairs
@@ -136,6 +139,24 @@ def test_folds_are_audited_as_one(sft, tmp_path):
         audit.run(check(runs[0], runs[0]))
     with pytest.raises(InputError, match="different folds of pref_pandalm, found none, none"):
         audit.run(replace(check(*runs), data=("pref_pandalm",)))
+
+
+def test_a_finished_run_is_of_the_model_that_it_started_from(sft, tmp_path):
+    """Another model in --init is said, not passed over; the same in another place is the same."""
+    rows = by_length_and_word(tmp_path / "rows.jsonl", 40)
+    made = config(sft, tmp_path / "reward", data=rows)
+    tokenizer = load_tokenizer(sft / "tokenizer")
+    first = tiny.save_model(tmp_path / "first", tokenizer)
+    params = jax.tree.map(lambda x: 2 * x, load_trained(first, flag="init").params)
+    other = tiny.save_model(tmp_path / "other", tokenizer, params=params)
+    done = reward.run(replace(made, init=first))
+    shutil.copytree(first, tmp_path / "moved")
+    assert reward.run(replace(made, init=tmp_path / "moved")) == done
+    convert.run(ConvertConfig("to-hf", other, out=tmp_path / "exported"))
+    for init in (other, tmp_path / "exported"):
+        with pytest.raises(InputError, match=f"another model: init was .*now .*{init.name}"):
+            reward.run(replace(made, init=init))
+    assert reward.run(replace(made, init=first)) == done
 
 
 def test_wrong_sets_are_named(sft, tmp_path):

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -122,8 +124,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("safety")
     words = ["Human Assistant: the cat he she they said", "Q: A: sentence in a polite manner"]
     tokenizer = train_bpe(words * 20, vocab_size=300)
-    for name in ("sft", "ppo"):
-        tiny.save_model(folder / name, tokenizer, context=CONTEXT)
+    sft = tiny.save_model(folder / "sft", tokenizer, context=CONTEXT)
+    params = jax.tree.map(lambda x: 3 * x, load_trained(sft, flag="init").params)
+    tiny.save_model(folder / "ppo", tokenizer, context=CONTEXT, params=params)
     tiny.save_model(folder / "reward", tokenizer, kind="scalar", context=CONTEXT)
     return folder
 
@@ -165,13 +168,21 @@ def suite(runs, folder, **changes):
     )
 
 
-def test_the_suite(runs, tmp_path, capsys, monkeypatch):
+def test_the_suite(runs, sets, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal still names every measure
+    runs = Path(shutil.copytree(runs, tmp_path / "runs"))
     config = suite(runs, tmp_path / "safety")
     done = evaluate.run(config)
     measures = done["policies"]["sft"]
-    # The two are the same model, so every figure is the same.
-    assert measures == done["policies"]["ppo"]
+    # Each policy's figures are its own.
+    some = safety.limit(sets, config.suite_rows)
+    for name, found in done["policies"].items():
+        policy = load_trained(runs / name, flag="init")
+        logprobs = partial(continuation_logprobs, policy, make_scorer(policy, batch_size=32))
+        for figure, value in safety.bias(some, logprobs).items():
+            assert found[figure] == pytest.approx(value)
+    differ = [name for name, found in measures.items() if found != done["policies"]["ppo"][name]]
+    assert "winogender_entropy_bits" in differ and "harmless_reward" in differ
     for name, figure in measures.items():
         assert np.isfinite(figure["mean"]), name
         if name != "harmless_reward":
@@ -188,17 +199,33 @@ def test_the_suite(runs, tmp_path, capsys, monkeypatch):
     assert all(f">{name}</text>" in page for name in measures if name != "harmless_reward")
     assert all(f"<span>{name}</span>" in page for name in ("sft", "ppo", "unbiased or ignorant"))
     bits = measures["winogender_entropy_bits"]["mean"]
-    words = f"sft {bits:.3g}, ppo {bits:.3g}, unbiased or ignorant 1"
-    assert f"winogender_entropy_bits: {words};" in page
+    other = done["policies"]["ppo"]
+    words = f"sft {bits:.3g}, ppo {other['winogender_entropy_bits']['mean']:.3g}, unbiased or"
+    assert f"winogender_entropy_bits: {words} ignorant 1;" in page
     asked = measures["crows_prefers_first_respectful"]["mean"]
-    words = f"sft {asked:.3g}, ppo {asked:.3g}, unbiased or ignorant 0.5"
+    other = other["crows_prefers_first_respectful"]["mean"]
+    words = f"sft {asked:.3g}, ppo {other:.3g}, unbiased or ignorant 0.5"
     assert f"crows_prefers_first_respectful: {words};" in page
     assert "://" not in page.replace("http://www.w3.org", "")
     shown = capsys.readouterr().out
     assert all(name in shown for name in measures)
     assert evaluate.run(config) == json.loads(json.dumps(done)), "a finished suite is not run again"
-    assert RESPECTFUL.endswith(" ")
-    assert replace(config, suite="task").suite == "task"
+    # A policy trained anew in the same folder is another: the figures are not its own.
+    shutil.rmtree(runs / "sft")
+    shutil.copytree(runs / "ppo", runs / "sft")
+    with pytest.raises(InputError, match=r"another model: policies\[0\] was .*sft .* now .*sft"):
+        evaluate.run(config)
+
+
+def test_a_reward_model_that_knows_the_dialogues_is_refused(runs, tmp_path):
+    """A fold of a cross-validation learnt from most of what the suite asks."""
+    judge = tmp_path / "reward"
+    shutil.copytree(runs / "reward", judge)
+    trained = {"data": "pref_hh_harmless", "folds": 5, "fold": 0}
+    record = {"stage": "reward", "config_class": "RewardConfig", "config": trained}
+    (judge / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="learnt from dialogues that the suite asks"):
+        evaluate.run(replace(suite(runs, tmp_path / "safety"), reward=judge))
 
 
 def test_missing_matplotlib_is_said_before_anything_is_measured(runs, tmp_path, monkeypatch):

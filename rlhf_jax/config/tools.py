@@ -54,6 +54,18 @@ class EvaluateConfig:
     """Also write each policy's answers as AlpacaEval's outputs, alpaca_eval_NAME.json."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
+    def __post_init__(self):
+        check(
+            len(self.best_of) > 0 and min(self.best_of) >= 1,
+            f"best_of={list(self.best_of)}: expected numbers of answers, 1 for none but the first",
+        )
+        check(
+            self.suite == "safety" or max(self.best_of, default=1) <= self.batch_size,
+            f"batch_size={self.batch_size} holds no {max(self.best_of, default=1)} answers to a "
+            "prompt (best_of)",
+        )
+        check(self.num_prompts >= 1, f"num_prompts={self.num_prompts}: expected 1 or more")
+
 
 @dataclass(frozen=True)
 class AuditConfig:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 from jaxtyping import Float, Int, Num
-from scipy.special import expit, gammaln
+from scipy.special import expit
+
+from rlhf_jax.evaluation.pairs import ordered_pairs, right
 
 CONFIDENCE = 0.95
 BINS = 10
@@ -32,11 +34,6 @@ def mean_ci(values: Values) -> Interval:
     if n > 1:
         half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
     return {"mean": float(values.mean()), "ci": float(half), "n": n}
-
-
-def paired_difference(first: Values, second: Values) -> Interval:
-    """Mean of first − second on the same prompts, with its interval."""
-    return mean_ci(_same_length(first, second)[0] - np.asarray(second, float))
 
 
 def win_rate(scores: Values, baseline: Values) -> Interval:
@@ -79,20 +76,6 @@ def length_controlled_win_rate(wins: Values, lengths: Values, baseline_lengths: 
     deviation = np.sqrt(np.linalg.inv(hessian)[0, 0])
     ci = scipy.stats.norm.ppf(0.975) * rate * (1 - rate) * deviation
     return {"mean": float(rate), "ci": float(ci), "length_effect": float(beta[1]), "n": len(wins)}
-
-
-def bootstrap_ci(values: Values, *, resamples: int, seed: int) -> Interval:
-    """Mean with ``low`` and ``high`` of the BCa bootstrap over prompts, for skewed values."""
-    values = np.asarray(values, float)
-    low, high = scipy.stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=resamples,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    mean, half = float(values.mean()), float(high - low) / 2
-    return {"mean": mean, "ci": half, "low": float(low), "high": float(high), "n": len(values)}
 
 
 def _same_length(first, second) -> tuple[np.ndarray, np.ndarray]:
@@ -149,26 +132,13 @@ class PairAccuracy(NamedTuple):
     overall: float
     margin: float
     """Mean score of the better one − score of the other."""
-    by_distance: dict[int, float]
-    """By difference of the ranks: pairs farther apart should be easier."""
-    by_size: dict[int, float]
-    """By number of ranked responses K."""
     pairs: int
 
 
 def pair_accuracy(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> PairAccuracy:
     """Over all pairs with different ranks; −1 marks an absent response. NaN where no pair is."""
-    prompt, margins, distance = _ordered_margins(scores, ranks)
-    right = (1 + np.sign(margins)) / 2
-    size = (np.asarray(ranks) >= 0).sum(axis=1)[prompt]
-    grouped = lambda keys: {int(k): float(right[keys == k].mean()) for k in np.unique(keys)}
-    return PairAccuracy(
-        overall=_mean(right),
-        margin=_mean(margins),
-        by_distance=grouped(distance),
-        by_size=grouped(size),
-        pairs=len(right),
-    )
+    margins = ordered_pairs(ranks).margins(scores)
+    return PairAccuracy(_mean(right(margins)), _mean(margins), len(margins))
 
 
 class Calibration(NamedTuple):
@@ -184,12 +154,11 @@ class Calibration(NamedTuple):
 
 def calibration(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> Calibration:
     """Predicted against actual shares of rightly ordered pairs; equal scores are right by half."""
-    _, margins, _ = _ordered_margins(scores, ranks)
-    right = (1 + np.sign(margins)) / 2
+    margins = ordered_pairs(ranks).margins(scores)
     predicted = expit(np.abs(margins))
     index = np.minimum((2 * (predicted - 0.5) * BINS).astype(int), BINS - 1)
     count = np.bincount(index, minlength=BINS)
-    sums = [np.bincount(index, x, BINS) for x in (predicted, right)]
+    sums = [np.bincount(index, x, BINS) for x in (predicted, right(margins))]
     gap = np.abs(sums[0] - sums[1]).sum()
     confidence, accuracy = (
         np.divide(s, count, np.full(BINS, np.nan), where=count > 0) for s in sums
@@ -198,52 +167,11 @@ def calibration(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"])
     return Calibration(ece, confidence.tolist(), accuracy.tolist(), count.tolist())
 
 
-def _ordered_margins(scores, ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(prompt, score of the better − of the worse, distance in ranks) of each ordered pair."""
-    scores, ranks = np.asarray(scores, float), np.asarray(ranks)
-    better = ranks[:, :, None] < ranks[:, None, :]
-    prompt, i, j = np.nonzero(better & (ranks >= 0)[:, :, None] & (ranks >= 0)[:, None, :])
-    return prompt, scores[prompt, i] - scores[prompt, j], ranks[prompt, j] - ranks[prompt, i]
-
-
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
 # --- best of n ------------------------------------------------------------------------------------
-
-
-def best_of_n(
-    scores: Float[np.ndarray, "P N"], gold: Float[np.ndarray, "P N"], n: int
-) -> Float[np.ndarray, "P"]:
-    """Expected gold of the response with the highest score among n, from N ≥ n samples a prompt.
-
-    Exact over all subsets of n (Nakano et al. 2021, appendix I): the sample of i-th lowest score
-    is the best of C(i−1, n−1) of C(N, n) subsets. Equal scores share their weight.
-    """
-    scores, gold = _same_length(scores, gold)
-    N = scores.shape[1]
-    if not 1 <= n <= N:
-        raise ValueError(f"best of n={n} needs n from 1 to N={N} samples")
-    return np.array([_best_of_n_row(s, g, n) for s, g in zip(scores, gold, strict=True)])
-
-
-def _best_of_n_row(scores: np.ndarray, gold: np.ndarray, n: int) -> float:
-    """Σ over distinct scores of P(the best has that score) · mean gold of those that have it."""
-    N = len(scores)
-    values, index, count = np.unique(scores, return_inverse=True, return_counts=True)
-    # P(best of n is at most the v-th value) = C(m_v, n) / C(N, n), m_v samples at or below it.
-    at_most = np.exp(_log_choose(np.cumsum(count), n) - _log_choose(np.array([N]), n))
-    probability = np.diff(at_most, prepend=0.0)
-    means = np.bincount(index, gold, len(values)) / count
-    return float(probability @ means)
-
-
-def _log_choose(m: np.ndarray, n: int) -> np.ndarray:
-    """log C(m, n); −inf where m < n."""
-    possible = np.maximum(m, n)
-    value = gammaln(possible + 1) - gammaln(n + 1) - gammaln(possible - n + 1)
-    return np.where(m >= n, value, -np.inf)
 
 
 def best_of_n_kl(n: int) -> float:

@@ -1,11 +1,11 @@
 """How good a reward model is at telling what people preferred, and how much of it is length.
 
-Everything is over pairs (better, worse) of one prompt. Pairs of a prompt hang together, so every
-interval is clustered by prompt. Needs scores, lengths and ranks only: any reward model, or none.
+Everything is over pairs (better, worse) of one prompt. Pairs of a prompt hang together, and so do
+rows of one document or instruction: every interval is clustered by ``groups`` (each row its own
+where none are given). Needs scores, lengths and ranks only: any reward model, or none.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -14,37 +14,16 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from rlhf_jax.evaluation.metrics import Interval, calibration
+from rlhf_jax.evaluation.pairs import ordered_pairs, right
 
 QUARTERS = 4
 
 
-class Pairs(NamedTuple):
-    """Ordered pairs of all prompts; ``better`` and ``worse`` index the flattened responses."""
-
-    prompt: Int[np.ndarray, "N"]
-    better: Int[np.ndarray, "N"]
-    worse: Int[np.ndarray, "N"]
-
-    def margins(self, values: Float[np.ndarray, "P K"]) -> Float[np.ndarray, "N"]:
-        flat = np.asarray(values, float).reshape(-1)
-        return flat[self.better] - flat[self.worse]
-
-
-def ordered_pairs(ranks: Int[np.ndarray, "P K"]) -> Pairs:
-    """All pairs with different ranks; −1 marks an absent response."""
-    ranks = np.asarray(ranks)
-    here = ranks >= 0
-    better = (ranks[:, :, None] < ranks[:, None, :]) & here[:, :, None] & here[:, None, :]
-    prompt, i, j = np.nonzero(better)
-    K = ranks.shape[1]
-    return Pairs(prompt, prompt * K + i, prompt * K + j)
-
-
 def clustered_mean(values: Float[np.ndarray, "N"], cluster: Int[np.ndarray, "N"]) -> Interval:
-    """Mean over pairs with a 95 % interval over prompts.
+    """Mean over pairs with a 95 % interval over clusters.
 
-    The ratio estimator's variance, Σ_p (Σ_{i∈p} (v_i − v̄))² · m / (m − 1) / n², m prompts, n pairs:
-    it is the usual one where each prompt has one pair, and larger where pairs of a prompt agree.
+    The ratio estimator's variance, Σ_p (Σ_{i∈p} (v_i − v̄))² · m / (m − 1) / n², m clusters p, n
+    pairs: it is the usual one where each cluster has one pair, and larger where its pairs agree.
     """
     values, (_, index) = np.asarray(values, float), np.unique(cluster, return_inverse=True)
     n = len(values)
@@ -60,28 +39,29 @@ def clustered_mean(values: Float[np.ndarray, "N"], cluster: Int[np.ndarray, "N"]
     return {"mean": float(mean), "ci": float(half), "n": n}
 
 
-def accuracy(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> Interval:
+def accuracy(
+    scores: Float[np.ndarray, "P K"],
+    ranks: Int[np.ndarray, "P K"],
+    groups: Sequence[str] | None = None,
+) -> Interval:
     """Share of the ordered pairs that the scores order as people did; equal scores count 1/2."""
-    pairs = ordered_pairs(ranks)
-    return clustered_mean(right(pairs.margins(scores)), pairs.prompt)
+    pairs = ordered_pairs(ranks, groups)
+    return clustered_mean(right(pairs.margins(scores)), pairs.group)
 
 
 def advantage(
     scores: Float[np.ndarray, "P K"],
     others: Float[np.ndarray, "P K"],
     ranks: Int[np.ndarray, "P K"],
+    groups: Sequence[str] | None = None,
 ) -> Interval:
     """Accuracy of ``scores`` less that of ``others`` on the same pairs.
 
     Paired: an interval above 0 says better, also where the two accuracies' own intervals overlap.
     """
-    pairs = ordered_pairs(ranks)
+    pairs = ordered_pairs(ranks, groups)
     gained = right(pairs.margins(scores)) - right(pairs.margins(others))
-    return clustered_mean(gained, pairs.prompt)
-
-
-def right(margins: np.ndarray) -> np.ndarray:
-    return (1 + np.sign(margins)) / 2
+    return clustered_mean(gained, pairs.group)
 
 
 def audit(
@@ -89,24 +69,25 @@ def audit(
     lengths: Num[np.ndarray, "P K"],
     ranks: Int[np.ndarray, "P K"],
     subsets: Sequence[str],
+    groups: Sequence[str] | None = None,
 ) -> dict:
     """The table of one reward model on one set; ``lengths`` in any unit, ``subsets`` by prompt."""
-    pairs = ordered_pairs(ranks)
+    pairs = ordered_pairs(ranks, groups)
     margins, hits = pairs.margins(scores), right(pairs.margins(scores))
     ratio = pairs.margins(np.log1p(lengths))
-    mean = lambda chosen: clustered_mean(hits[chosen], pairs.prompt[chosen])
+    mean = lambda chosen: clustered_mean(hits[chosen], pairs.group[chosen])
     reliability = calibration(scores, ranks)
     names = np.array(subsets)[pairs.prompt]
     return {
-        "accuracy": clustered_mean(hits, pairs.prompt),
-        "always_longer": clustered_mean(right(ratio), pairs.prompt),
-        "by_margin": by_quarter(np.abs(margins), hits, pairs.prompt),
+        "accuracy": clustered_mean(hits, pairs.group),
+        "always_longer": clustered_mean(right(ratio), pairs.group),
+        "by_margin": by_quarter(np.abs(margins), hits, pairs.group),
         "by_length": {
             "preferred is shorter": mean(ratio < 0),
             "as long": mean(ratio == 0),
             "preferred is longer": mean(ratio > 0),
         },
-        "by_length_difference": by_quarter(np.abs(ratio), hits, pairs.prompt),
+        "by_length_difference": by_quarter(np.abs(ratio), hits, pairs.group),
         "by_subset": {str(name): mean(names == name) for name in dict.fromkeys(names)},
         "ece": reliability.ece,
         "calibration": [
@@ -114,16 +95,16 @@ def audit(
             for p, o, n in zip(*reliability[1:], strict=True)
             if n
         ],
-        "length_bias": length_bias(scores, lengths, ranks),
+        "length_bias": length_bias(scores, lengths, ranks, groups),
     }
 
 
-def by_quarter(by: np.ndarray, hits: np.ndarray, prompt: np.ndarray) -> list[dict]:
+def by_quarter(by: np.ndarray, hits: np.ndarray, group: np.ndarray) -> list[dict]:
     """Accuracy in each quarter of the pairs, from the smallest value of ``by`` to the largest."""
     order = np.argsort(by, kind="stable")
     return [
         {"from": float(by[part].min()), "to": float(by[part].max())}
-        | clustered_mean(hits[part], prompt[part])
+        | clustered_mean(hits[part], group[part])
         for part in np.array_split(order, QUARTERS)
         if len(part)
     ]
@@ -133,23 +114,24 @@ def length_bias(
     scores: Float[np.ndarray, "P K"],
     lengths: Num[np.ndarray, "P K"],
     ranks: Int[np.ndarray, "P K"],
+    groups: Sequence[str] | None = None,
 ) -> dict:
     """How often model and people take the longer answer, and how far apart they are.
 
     ``correlation`` is of score and log length within prompts. ``excess`` is the model's share less
     people's share on the same pairs: above 0, the model likes length more than people do.
     """
-    pairs = ordered_pairs(ranks)
+    pairs = ordered_pairs(ranks, groups)
     ratio = pairs.margins(np.log1p(lengths))
     different = ratio != 0
     people = (ratio > 0).astype(float)[different]
     margins = pairs.margins(scores)
     model = right(margins * np.sign(ratio))[different]
-    prompt = pairs.prompt[different]
+    group = pairs.group[different]
     return {
-        "people_take_longer": clustered_mean(people, prompt),
-        "model_takes_longer": clustered_mean(model, prompt),
-        "excess": clustered_mean(model - people, prompt),
+        "people_take_longer": clustered_mean(people, group),
+        "model_takes_longer": clustered_mean(model, group),
+        "excess": clustered_mean(model - people, group),
         "correlation": within_correlation(scores, np.log1p(lengths), ranks),
     }
 

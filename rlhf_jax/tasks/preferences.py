@@ -39,8 +39,10 @@ class Preferences(NamedTuple):
     heldout: list[Comparison]
     subsets: list[str]
     """Of each held-out row, for a table by subset."""
+    groups: list[str]
+    """Of each held-out row: the document, dialogue, instruction or question that it is of."""
     ties: list[Comparison]
-    """Pairs that people called equal."""
+    """Held-out pairs that people called equal."""
     agreement: float | None
     """How often two of the set's labelers, working apart, order a pair alike (pairs that both
     order strictly); None where each was labelled once. A model that knew everybody's taste but
@@ -70,7 +72,7 @@ def load_preferences(name: str, source: Path, fold: Fold | None = None) -> Prefe
 
     All of it is held out if it is for evaluation.
     """
-    judged, ties, agreement = SETS[name](Path(source) / name)
+    judged, agreement = SETS[name](Path(source) / name)
     if name in EVALUATION_ONLY:
         train, heldout = [], judged
     elif fold is not None:
@@ -78,9 +80,17 @@ def load_preferences(name: str, source: Path, fold: Fold | None = None) -> Prefe
     else:
         split = parts(judged, lambda row: row.group, SHARES, name)
         train, heldout = split["train"], split["heldout"]
+    some = lambda rows, tied: [row for row in rows if (len(set(row.comparison.ranks)) == 1) == tied]
     comparisons = lambda rows: [row.comparison for row in rows]
-    subsets = [row.subset for row in heldout]
-    return Preferences(comparisons(train), comparisons(heldout), subsets, ties, agreement)
+    ordered = some(heldout, False)
+    return Preferences(
+        comparisons(some(train, False)),
+        comparisons(ordered),
+        [row.subset for row in ordered],
+        [row.group for row in ordered],
+        comparisons(some(heldout, True)),
+        agreement,
+    )
 
 
 def as_pairs(rows: Sequence[Comparison]) -> list[Comparison]:
@@ -102,7 +112,8 @@ def as_pairs(rows: Sequence[Comparison]) -> list[Comparison]:
 
 # --- the sets -------------------------------------------------------------------------------------
 
-Read = tuple[list[Judged], list[Comparison], float | None]
+Read = tuple[list[Judged], float | None]
+"""Rankings, those without an order too, and how often two labelers agree."""
 
 
 def hh_harmless(folder: Path) -> Read:
@@ -112,12 +123,12 @@ def hh_harmless(folder: Path) -> Read:
         Judged(Comparison(prompt, (chosen, rejected), (0, 1)), first_turn(prompt))
         for prompt, chosen, rejected in rows
     ]
-    return judged, [], None
+    return judged, None
 
 
 def pandalm(folder: Path) -> Read:
     text_of = lambda instruction, given: f"{instruction}\n\n{given}" if given else instruction
-    judged, ties = [], []
+    judged = []
     fields = ("instruction", "input", "chosen", "rejected")
     for instruction, given, chosen, rejected in read_fields(folder / "pairs.jsonl", *fields):
         text = text_of(instruction, given)
@@ -125,13 +136,14 @@ def pandalm(folder: Path) -> Read:
         judged.append(Judged(Comparison(as_prompt(text), pair, (0, 1)), text))
     fields = ("instruction", "input", "response1", "response2")
     for instruction, given, first, second in read_fields(folder / "ties.jsonl", *fields):
-        prompt = as_prompt(text_of(instruction, given))
-        ties.append(Comparison(prompt, (f" {first}", f" {second}"), (0, 0)))
+        text = text_of(instruction, given)
+        pair = (f" {first}", f" {second}")
+        judged.append(Judged(Comparison(as_prompt(text), pair, (0, 0)), text))
     names = ("pairs", "ties")
     votes = [row for name in names for row in read_fields(folder / f"{name}.jsonl", "votes")]
     sign = {0: 0, 1: 1, 2: -1}  # the first answer is as good, better, worse
     orders = [np.array([[sign[vote]] for vote in row]) for (row,) in votes]
-    return judged, ties, pairwise_agreement(orders)
+    return judged, pairwise_agreement(orders)
 
 
 def mqm(folder: Path) -> Read:
@@ -146,7 +158,7 @@ def mqm(folder: Path) -> Read:
         rated = [r["rater_scores"] for r in responses if len(r["rater_scores"]) == 3]
         if len(rated) > 1:
             orders.append(differences(np.array(rated, float).T))
-    return judged, [], pairwise_agreement(orders)
+    return judged, pairwise_agreement(orders)
 
 
 def dense(ranks: Sequence[int]) -> tuple[int, ...]:
@@ -172,7 +184,7 @@ def truthfulqa(folder: Path) -> Read:
             texts = tuple(f" {answer}" for answer in [*true, *false])
             ranks = (0,) * len(true) + (1,) * len(false)
             judged.append(Judged(Comparison(as_prompt(question), texts, ranks), question))
-    return judged, [], None
+    return judged, None
 
 
 def llmbar(folder: Path) -> Read:
@@ -183,7 +195,7 @@ def llmbar(folder: Path) -> Read:
         )
         for subset, prompt, chosen, rejected in rows
     ]
-    return judged, [], None
+    return judged, None
 
 
 def scitldr(folder: Path) -> Read:
@@ -195,7 +207,7 @@ def scitldr(folder: Path) -> Read:
             prompt = summary_prompt.prompt_of(abstract)
             texts = tuple(f" {response['text']}" for response in responses)
             judged.append(Judged(Comparison(prompt, texts, dense(ranks)), prompt))
-    return judged, [], None
+    return judged, None
 
 
 SETS: dict[str, Callable[[Path], Read]] = {
