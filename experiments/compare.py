@@ -20,7 +20,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_prompts
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import check
 from rlhf_jax.feedback.labelers import (
     SimulatedLabeler,
     calibrate_tau,
@@ -46,11 +46,7 @@ def run(config: CompareConfig) -> dict:
         )
         total = config.num_prompts + config.heldout_prompts
         prompts = [row.prompt for row in read_prompts(config.prompts)][:total]
-        if len(prompts) < total:
-            raise InputError(
-                f"{config.prompts} has {len(prompts)} prompts; num_prompts={config.num_prompts} + "
-                f"heldout_prompts={config.heldout_prompts} were asked for"
-            )
+        check_enough(len(prompts), config, str(config.prompts))
         task = read_task(config.task, config.source)
         check_prompts(task, prompts)
         stage.note(prompts=count_truncated(prompts, policy.tokenizer, config.prompt_length))
@@ -118,6 +114,16 @@ def run(config: CompareConfig) -> dict:
             noise_ceiling=ceiling,
             within_prompt_gold_std=float(np.sqrt(utility.var(axis=1).mean())),
         )
+
+
+def check_enough(prompts: int, config: CompareConfig, where: str) -> None:
+    """Raise InputError if there are fewer prompts than are to be compared and held out."""
+    check(
+        prompts >= config.num_prompts + config.heldout_prompts,
+        f"{where} has {prompts} prompts for comparisons; --compare.num-prompts "
+        f"{config.num_prompts} and --compare.heldout-prompts {config.heldout_prompts} together "
+        "ask for more",
+    )
 
 
 def gold_scores(gold, rows: Sequence[dict]) -> np.ndarray:

@@ -32,6 +32,7 @@ def run(config: InstructGPTConfig) -> dict:
     # Data: the task's demonstrations, prompts and text, as files that the stages read
     task = read_task(c.task, c.source)
     check_corpora(task, c.corpora, c.task)
+    compare.check_enough(len(task.prompts["comparisons"]), c.compare, f"task {c.task}")
     if not (c.dir / "data").is_dir():
         check_leaks(task, c.task)
     write(task, c.dir / "data")

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,29 +13,32 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+from experiments.stage import MAY_CHANGE, STARTS_FROM
 from experiments.trained import load_trained
 from rlhf_jax import config
-from rlhf_jax.cli import load
+from rlhf_jax.cli import load, to_dict
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.training.runs import diff_config
 
 DOCUMENTS = [tiny.ROOT / "README.md", tiny.ROOT / "README.zh.md"]
 DOCUMENTS += sorted((tiny.ROOT / "docs").glob("*.md"))
 
 
+def commands(start: str, text: str) -> list[str]:
+    """What follows ``start`` in each command of a code block or between backticks."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(rf"(?:^|`|\| )(?:\.venv/bin/)?{start}([^`\n]*)", text, re.M)
+    return [re.split(r" [#|>&]", line)[0].strip() for line in lines]
+
+
 def shown(start: str) -> list[tuple[str, str]]:
-    """(document, what follows ``start``) of each command in a code block or between backticks."""
-    found = []
-    for document in DOCUMENTS:
-        text = document.read_text().replace("\\\n", " ")
-        for line in re.findall(rf"(?:^|`|\| )(?:\.venv/bin/)?{start}([^`\n]*)", text, re.M):
-            found.append((document.name, re.split(r" [#|>&]", line)[0].strip()))
-    return sorted(set(found))
+    """(document, command) of all documents."""
+    return sorted({(d.name, found) for d in DOCUMENTS for found in commands(start, d.read_text())})
 
 
 EXPERIMENTS = shown(r"python -m experiments\.(?=\w)")
 MAKE = shown(r"make (?=[a-zA-Z])")
-PLACEHOLDERS = {"N": "1"}
 
 
 def test_commands_are_found():
@@ -43,11 +47,15 @@ def test_commands_are_found():
     assert names >= {"pretrain", "sft", "compare", "reward", "ppo", "evaluate", "sample"}
 
 
-@pytest.mark.parametrize("document,command", EXPERIMENTS)
-def test_experiments_parse(document, command, monkeypatch):
-    """The module exists and its flags are known; a preset that is named exists."""
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """command -> (experiment, the config that its command line makes)."""
     monkeypatch.chdir(tiny.ROOT)
-    name, *words = (PLACEHOLDERS.get(word, word) for word in shlex.split(command))
+    return partial(parsed, given={"N": "1", "rhymes.py": str(tiny.write_own_task(tmp_path))})
+
+
+def parsed(command: str, given: dict[str, str]):
+    name, *words = (given.get(word, word) for word in shlex.split(command))
     words = [word for word in words if word != "..."]
     source = Path(tiny.ROOT, "experiments", *name.split(".")).with_suffix(".py").read_text()
     named = re.search(r"main\(run, (\w+)\)", source)
@@ -55,7 +63,31 @@ def test_experiments_parse(document, command, monkeypatch):
         config_class = getattr(config, named[1])
     else:  # the doctor takes the command line of either of two
         config_class = importlib.import_module(f"experiments.{name}").config_class(words)
-    assert isinstance(load(config_class, words), config_class)
+    made = load(config_class, words)
+    assert isinstance(made, config_class)
+    return name, made
+
+
+@pytest.mark.parametrize("document,command", EXPERIMENTS)
+def test_experiments_parse(document, command, parse):
+    """The module exists and its flags are known; a preset that is named exists."""
+    parse(command)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_no_two_commands_of_a_document_want_one_folder(document, parse):
+    """Typed one after the other, the second is neither refused nor taken for the first."""
+    same = set(MAY_CHANGE) - {*STARTS_FROM}
+    folders = {}
+    blocks = "".join(re.findall(r"^```bash\n(.*?)^```", document.read_text(), re.M | re.S))
+    for command in commands(r"python -m experiments\.(?!doctor)(?=\w)", blocks):
+        name, made = parse(command)
+        if not isinstance(getattr(made, "run", None), config.RunConfig):
+            continue
+        first, before = folders.setdefault(str(made.run.dir), (command, (name, to_dict(made))))
+        assert before[0] == name and not diff_config(before[1], to_dict(made), ignore=same), (
+            f"{first}\n{command}"
+        )
 
 
 @pytest.mark.parametrize("document,command", MAKE)

@@ -22,9 +22,11 @@ def fit(
     ppo: Mapping[str, Any],
     sft: Mapping[str, Any] | None = None,
     reward: Mapping[str, Any] | None = None,
+    source: str | Path = "data",
 ) -> InstructGPTConfig:
     """The quickstart for another task: lengths, text, and what each stage's fields say otherwise.
 
+    ``name`` is a module of rlhf_jax/tasks or a .py file of your own, ``source`` its raw data.
     ``corpora`` are the shares of the pretraining text. Batches of text keep about the quickstart's
     1,024 tokens, so longer blocks mean fewer rows.
     """
@@ -35,8 +37,9 @@ def fit(
     lengths = dict(prompt_length=prompt_length, response_length=response_length)
     return replace(
         q,
-        dir=Path("runs") / name,
+        dir=Path("runs") / Path(name).stem,
         task=name,
+        source=Path(source),
         corpora=tuple(corpora),
         pretrain=replace(
             q.pretrain,

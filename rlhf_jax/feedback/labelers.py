@@ -143,7 +143,8 @@ def calibrate_tau(gaps: Float[np.ndarray, "N"], *, agreement: float, tie_width: 
     if not rate(high) < agreement < rate(low):
         raise InputError(
             f"agreement={agreement}: labelers of these {len(gaps)} pairs of responses can agree "
-            f"at rates between {rate(high):.3f} and {rate(low):.3f}"
+            f"at rates between {rate(high):.3f} and {rate(low):.3f}, as "
+            f"{np.mean(np.asarray(gaps) == 0):.0%} of the pairs have equal scores"
         )
     return float(np.exp(brentq(lambda log_tau: rate(log_tau) - agreement, low, high, xtol=1e-10)))
 
