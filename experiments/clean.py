@@ -5,7 +5,7 @@
 
 Every string of a row is scrubbed. Rows with the same words, and more than ``--most`` rows that
 begin with the same ``--prefix-words`` words, are dropped. With ``--test`` the run stops with exit
-code 2 if a test row is in what is left.
+code 2 if a test row, scrubbed in the same way, is in what is left.
 """
 
 import json
@@ -29,8 +29,11 @@ def run(config: CleanConfig) -> dict[str, int]:
     distinct = without_duplicates(scrubbed, text_of)
     kept = without_shared_prefixes(distinct, text_of, words=config.prefix_words, most=config.most)
     if config.test is not None:
-        test = [text_of(row) for file in find_files(config.test) for _, row in read_rows(file)]
-        check_no_leak([text_of(row) for row in kept], test)
+        test = [row for file in find_files(config.test) for _, row in read_rows(file)]
+        # What is compared with scrubbed text is scrubbed too.
+        check_no_leak(
+            [text_of(row) for row in kept], [text_of(scrubbed_value(row)) for row in test]
+        )
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
     write_atomically(config.out, "".join(lines))
     counts = {

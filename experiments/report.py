@@ -4,7 +4,8 @@
     python -m experiments.report runs/seed0 runs/seed1 runs/seed2 --out report.html
 
 Runs whose configs are equal apart from seed and folder are a group: mean ± 95 % over its seeds.
-Every plotted series is in ``<name of the page>_data/*.csv``.
+Every plotted series is in ``<name of the page>_data/*.csv``. ``report_tables.txt`` lists them, and
+the next report of that name deletes those of the list that it does not write.
 """
 
 import json
@@ -27,6 +28,9 @@ CHAIN = ("pretrain", "sft", "comparisons", "reward", "ppo", "evaluate")
 """Stages that a whole chain has."""
 NOT_COMPARED = ("run.", "parallel.", "cache", "data.cache", "force")
 """Config fields that do not tell groups apart (``run.data_seed`` does)."""
+
+LIST = "report_tables.txt"
+"""In the folder of the CSVs: those that a report wrote. Any other file there is somebody else's."""
 
 LABEL_LENGTH = 40
 """Longer differences of configs are listed in the table of runs only."""
@@ -68,8 +72,11 @@ def write(folders: Sequence[Path], out: Path) -> None:
     )
     data = out.with_name(f"{out.stem}_data")
     data.mkdir(parents=True, exist_ok=True)
-    for stale in set(data.glob("*.csv")) - {data / name for name in tables}:
-        stale.unlink()
+    own = (data / LIST).read_text(encoding="utf-8").split() if (data / LIST).is_file() else ()
+    for table in data.glob("*.csv"):
+        if table.name in own and table.name not in tables:
+            table.unlink()
+    write_atomically(data / LIST, "".join(f"{name}\n" for name in tables))
     for name, text in tables.items():
         write_atomically(data / name, text)
     write_atomically(out, page)

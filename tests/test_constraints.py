@@ -101,14 +101,23 @@ CASES = [
     (
         "detectable_content:postscript",
         {"postscript_marker": "P.S."},
-        ["Bye\nP.S. more", "Bye. p. s. more", "Bye PS more"],
-        ["Bye", "P and then S"],
+        ["Bye\nP.S. more", "Bye. p. s. more", "Bye.\n\n**P.S.** more", "P.\nS. more"],
+        [
+            *("Bye", "P and then S", "Bye PS more", "P.S more", "P.  S. more", "PS. more"),
+            *("Use these tips.", "steps", "Many apps exist", "Apps. Stops. A ps. Help s."),
+        ],
     ),
     (
         "detectable_content:postscript",
         {"postscript_marker": "P.P.S"},
-        ["Bye P.P.S more"],
-        ["Bye P.S. more"],
+        ["Bye P.P.S more", "Bye\np. p. s. more", "P.P.S.", "Step. P.S. more"],
+        ["Bye P.S. more", "PPS more", "P.PS more", "Use these tips.", "Many apps exist"],
+    ),
+    (
+        "detectable_content:postscript",
+        {"postscript_marker": "PS:"},
+        ["Bye\nps: more"],
+        ["Bye PS more", "tips"],
     ),
     (
         "detectable_format:number_bullet_lists",

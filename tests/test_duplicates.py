@@ -13,6 +13,7 @@ from rlhf_jax.tasks.duplicates import (
     find_leaks,
     without_duplicates,
     without_shared_prefixes,
+    words_of,
 )
 from rlhf_jax.tasks.task import check_leaks, find_task, read_task
 
@@ -29,8 +30,15 @@ from rlhf_jax.tasks.task import Task, no_metrics
 def build(source):
     what = (source / "what").read_text()
     return Task(
-        demonstrations=[Demonstration("asked " * 20, "answered")],
-        prompts={"ppo": ["say A"], "evaluation": ["say a!" if what == "prompt" else "say b"]},
+        demonstrations=[
+            Demonstration("asked " * 20, "answered"), Demonstration("How so?", " Just so.")
+        ],
+        prompts={
+            "comparisons": [f"compare {n}" for n in range(10_000)],
+            "ppo": ["say A"],
+            "evaluation": [{"prompt": "say a!", "short": "how  so?"}.get(what, "say b")],
+            "news": ["Say a" if what == "further set" else "how so not"],
+        },
         corpora={"text": ["one", "two"]},
         heldout={
             "text": ["Two." if what == "text" else "three"],
@@ -83,6 +91,32 @@ def test_chinese_is_compared_by_characters():
     assert [leak.covered for leak in find_leaks([novel], [novel.replace("，", "、")])] == [1.0]
 
 
+DIALOGUES = {
+    "cyrillic": ("Как тебя зовут?", "Меня зовут Анна.", "Сколько тебе лет?", "Где ты живёшь?"),
+    "kana": ("おなまえは？", "アンナです。", "おいくつですか？", "どこにすんでいますか？"),
+    "arabic": ("ما اسمك؟", "اسمي آنا.", "كم عمرك؟", "أين تسكن؟"),
+    "devanagari": ("तुम कौन हो?", "मैं आना हूँ।", "कि", "की"),
+    "accents": ("a ôté", "a été", "a ete", "naïf"),
+}
+
+
+@pytest.mark.parametrize("texts", DIALOGUES.values(), ids=DIALOGUES)
+def test_every_script_has_words(texts):
+    assert without_duplicates(texts, same) == list(texts)
+    assert without_duplicates([texts[0], f"«{texts[0].upper()}»!"], same) == [texts[0]]
+    assert [leak.test for leak in find_leaks(texts[1:], texts)] == [1, 2, 3]
+    long = [" ".join([*texts, *texts[::-1], *texts, *texts[:2] * number]) for number in (1, 2)]
+    assert [leak.covered for leak in find_leaks(long, long)] == [1, 1]
+    assert find_leaks([long[0]], [" ".join(texts[::2])]) == []
+
+
+def test_encodings_of_one_text_are_one():
+    assert words_of("Cafe\u0301 ＡＢＣ ｶﾞ") == words_of("café abc ガ") == ["café", "abc", "ガ"]
+    assert words_of("Straße naïve_x 我爱GPT-2 ไทย20 ❤️ ...") == [
+        *("strasse", "naïve", "x", "我", "爱", "gpt", "2", "ไ", "ท", "ย", "20")
+    ]
+
+
 @pytest.mark.parametrize("name", ["summarization", "translation"])
 def test_the_tasks_do_not_leak(name):
     """Nothing that is evaluated on is in the demonstrations, prompts of training or corpora.
@@ -93,20 +127,25 @@ def test_the_tasks_do_not_leak(name):
 
 
 def test_a_task_that_leaks_is_refused(tmp_path):
-    """By the commands that write its files, before they do: text, prompt, demonstration."""
+    """By the commands that write its files, before they do."""
     (tmp_path / "leaky.py").write_text(LEAKY)
-    for what in ("text", "prompt", "demonstration"):
+    texts = r"leaky.py: 1 of 4 test texts are in the training"
+    prompts = r"leaky.py: 1 of 2 prompts to evaluate on are prompts of demonstrations.*'how  so"
+    found = dict.fromkeys(("text", "prompt", "demonstration", "further set"), texts)
+    for what, message in (found | {"short": prompts}).items():
         (tmp_path / "what").write_text(what)
         config = TaskConfig(name=str(tmp_path / "leaky.py"), source=tmp_path, out=tmp_path / "out")
-        with pytest.raises(InputError, match=r"leaky.py: 1 of 3 test texts are in the training"):
+        with pytest.raises(InputError, match=message):
             task.run(config)
         chain = InstructGPTConfig(
             task=config.name, source=tmp_path, corpora=("text",), dir=tmp_path / "run"
         )
-        with pytest.raises(InputError, match=r"leaky.py: 1 of 3 test texts are in the training"):
+        with pytest.raises(InputError, match=message):
             instructgpt.run(chain)
         assert not (tmp_path / "out").exists() and not (tmp_path / "run").exists()
         read_task.cache_clear()
+    (tmp_path / "what").write_text("nothing")
+    check_leaks(find_task(str(tmp_path / "leaky.py"))(tmp_path), "leaky.py")
 
 
 def test_the_command(tmp_path, capsys):
@@ -132,3 +171,6 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(InputError, match="1 of 1 test texts are in the training text"):
         clean.run(leaking)
     assert not (tmp_path / "other.jsonl").exists()
+    test.write_text(json.dumps({"prompt": "Mail Ann@Example.org", "completion": "done"}) + "\n")
+    with pytest.raises(InputError, match="1 of 1 test texts are in the training text"):
+        clean.run(leaking)

@@ -432,12 +432,22 @@ def read_csv(path):
         return list(csv.reader(file))
 
 
-def test_stale_tables_are_removed(tmp_path, undrawn):
-    run = make_run(tmp_path / "run", 0, stages=2)
+def test_stale_tables_are_removed_and_foreign_ones_are_not(tmp_path, undrawn):
+    run, data = make_run(tmp_path / "run", 0, stages=2), tmp_path / "page_data"
+    data.mkdir()
+    (data / "participants.csv").write_text("name\nAnn\n")
     write([run], tmp_path / "page.html")
-    assert (tmp_path / "page_data" / "sft_loss.csv").exists()
+    (data / "notes.csv").write_text("mine")
+    assert (data / "sft_loss.csv").exists()
+    for _ in range(2):
+        write([run / "pretrain"], tmp_path / "page.html")
+        assert not (data / "sft_loss.csv").exists()
+        found = {path.name for path in data.iterdir()}
+        assert found > {"participants.csv", "notes.csv", "pretrain_loss.csv", "report_tables.txt"}
+    assert (data / "participants.csv").read_text() == "name\nAnn\n"
+    (data / "sft_loss.csv").write_text("mine")
     write([run / "pretrain"], tmp_path / "page.html")
-    assert not (tmp_path / "page_data" / "sft_loss.csv").exists()
+    assert (data / "sft_loss.csv").exists(), "no longer on the list"
 
 
 def test_csv_holds_every_logged_point(full):

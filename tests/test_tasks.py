@@ -5,23 +5,35 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
+from experiments import compare
 from rlhf_jax.cli import load, read_preset
 from rlhf_jax.config import InstructGPTConfig, PPOConfig
 from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.overlap import rouge
 from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.feedback.labelers import calibrate_tau, score_gaps
 from rlhf_jax.tasks import instructions, language, splits, summarization, translation
 from rlhf_jax.tasks.preferences import load_preferences
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.sentiment_scores import NEGATIVE
-from rlhf_jax.tasks.task import Task, check_corpora, find_task, read_task, task_names, write
+from rlhf_jax.tasks.task import (
+    Task,
+    check_corpora,
+    check_leaks,
+    find_task,
+    read_task,
+    task_names,
+    write,
+)
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
@@ -317,22 +329,35 @@ def test_classification_is_judged_by_the_label(tasks):
 # --- one's own ------------------------------------------------------------------------------------
 
 
-def test_a_task_of_ones_own_is_one_file(tmp_path):
-    """The file that docs/tasks.md shows, run as it stands there."""
-    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    blocks = text.split("```python\n")[1:]
-    code = next(b.split("```")[0] for b in blocks if "def build(" in b)
-    (tmp_path / "rhymes.py").write_text(code)
-    source = tmp_path / "my_data"
-    source.mkdir()
-    rows = [{"prompt": f"Line {n} ends in day", "completion": f" way {n} say"} for n in range(200)]
-    (source / "couplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = read_task(str(tmp_path / "rhymes.py"), source)
+def test_a_task_of_ones_own_is_one_file(tmp_path, monkeypatch):
+    """The file that docs/tasks.md shows, with as many couplets as it says: a chain could begin."""
+    tiny.write_own_task(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rng, words = np.random.default_rng(0), ["day", "way", "night", "light", "rose", "nose"]
+    line = lambda: " ".join(rng.choice(words, int(rng.integers(3, 9))))
+    rows = [{"prompt": f"{n} {line()}", "completion": f" {line()}"} for n in range(6300)]
+    Path("my_data").mkdir()
+    Path("my_data/couplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    c = load(InstructGPTConfig, ["--config", "rhymes.py"]).resolve()
+    task = read_task(c.task, c.source)
     assert isinstance(task, Task) and set(SETS) <= set(task.prompts)
-    assert read_task(str(tmp_path / "rhymes.py"), source) is task, "made once for a whole chain"
-    prompts = task.prompts["evaluation"]
-    assert prompts and np.isfinite(task.gold(prompts, [" way"] * len(prompts))).all()
-    write(task, tmp_path / "data")
+    assert read_task(c.task, c.source) is task, "made once for a whole chain"
+    check_corpora(task, c.corpora, c.task)
+    check_leaks(task, c.task)
+    compare.check_enough(len(task.prompts["comparisons"]), c.compare, c.task)
+    write(task, c.dir / "data")
+    assert c.sft.data.is_file() and all(path.is_file() for path in c.pretrain.data.path)
+
+    # Labelers of its gold scores can agree as often as they should.
+    prompts = task.prompts["comparisons"][:100]
+    answers = [row["completion"] for row in rows[:600]]
+    gold = task.gold([p for p in prompts for _ in range(6)], answers).reshape(100, 6)
+    grouped = [answers[n : n + 6] for n in range(0, 600, 6)]
+    gaps = score_gaps(list(gold), grouped)
+    assert calibrate_tau(gaps, agreement=c.compare.labeler.agreement, tie_width=0.0) > 0
+    with pytest.raises(InputError, match=r"has 900 prompts for comparisons; .* 1000"):
+        compare.check_enough(900, c.compare, c.task)
 
 
 def test_wrong_tasks_are_named(tasks, tmp_path):
@@ -348,7 +373,7 @@ def test_wrong_tasks_are_named(tasks, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_preset_fits_the_task(tasks, name):
     config = load(InstructGPTConfig, ["--task", name, "--seed", "3"])
-    assert config.task in (name, "sentiment") and config.seed == 3
+    assert config.task == name and config.seed == 3
     task = tasks[name]
     check_corpora(task, config.corpora, name)
     assert set(config.corpora) == set(task.corpora)
@@ -357,7 +382,8 @@ def test_the_preset_fits_the_task(tasks, name):
     wanted = c.compare.num_prompts + c.compare.heldout_prompts
     assert wanted <= len(task.prompts["comparisons"])
     assert c.ppo.prompt_length + c.ppo.response_length <= c.pretrain.model.context
-    assert read_preset(str(ROOT / "configs" / "tasks" / f"{name}.py")).resolve() is not None
+    preset = read_preset(str(ROOT / "configs" / "tasks" / f"{name}.py"))
+    assert replace(preset, seed=3) == config, "--task takes the preset of that name"
 
 
 def test_task_on_the_command_line():

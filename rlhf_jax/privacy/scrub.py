@@ -62,9 +62,25 @@ def is_phone(text: str) -> bool:
 
 always: Callable[[str], bool] = lambda text: True
 
+CHINESE_ID = r"[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]"
+SOCIAL_SECURITY = r"\d{3}(?:-\d{2}-| \d{2} )\d{4}"
+CARD = r"\d(?:[ -]?\d){12,18}"
+NORTH_AMERICAN = r"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}"
+CHINESE_MOBILE = r"1[3-9]\d(?:[ -]?\d{4}){2}"
+CHINESE_FIXED = r"\(?0\d{2,3}\)?[ -]\d{7,8}"
+NUMBERS = (CHINESE_ID, SOCIAL_SECURITY, CARD, NORTH_AMERICAN, CHINESE_MOBILE, CHINESE_FIXED)
+
 # Characters that make a run of digits part of something longer.
-# Chinese characters do not: 电话13812345678。
-BEFORE, AFTER = r"(?<![0-9A-Za-z_.+@/-])", r"(?![0-9A-Za-z_@]|[.,/-]\d)"
+# Chinese characters do not: 电话13812345678. Nor does a slash or comma between two numbers:
+# 13812345678/13912345678, of which the first is marked when the second is looked at.
+BEFORE = r"(?:(?<![0-9A-Za-z_.+@/-])|(?<=>/))"
+END = r"(?![0-9A-Za-z_@]|[.-]\d)"
+AFTER = rf"{END}(?![,/](?!(?:{'|'.join(NUMBERS)}){END})\d)"
+
+
+def number(*forms: str) -> re.Pattern:
+    return re.compile(f"{BEFORE}(?:{'|'.join(forms)}){AFTER}")
+
 
 RULES: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (
     (
@@ -83,17 +99,9 @@ RULES: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (
         ),
         always,
     ),
-    (
-        "ID",
-        re.compile(
-            BEFORE
-            + r"[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]"
-            + AFTER
-        ),
-        is_chinese_id,
-    ),
-    ("ID", re.compile(BEFORE + r"\d{3}([- ])\d{2}\1\d{4}" + AFTER), is_social_security),
-    ("CARD", re.compile(BEFORE + r"\d(?:[ -]?\d){12,18}" + AFTER), is_card),
+    ("ID", number(CHINESE_ID), is_chinese_id),
+    ("ID", number(SOCIAL_SECURITY), is_social_security),
+    ("CARD", number(CARD), is_card),
     (
         "IP",
         re.compile(
@@ -109,31 +117,45 @@ RULES: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = (
             # International: + and a country code
             r"(?<![0-9A-Za-z_+])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?"
             r"\d{1,4}(?:[ .-]?\d{2,4}){1,4}(?!\d)"
-            # North America, with area code
-            r"|" + BEFORE + r"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}" + AFTER +
-            # Chinese mobile and fixed lines
-            r"|" + BEFORE + r"1[3-9]\d(?:[ -]?\d{4}){2}" + AFTER
-            + r"|" + BEFORE + r"\(?0\d{2,3}\)?[ -]\d{7,8}" + AFTER
+            rf"|{BEFORE}(?:{NORTH_AMERICAN}|{CHINESE_MOBILE}|{CHINESE_FIXED}){AFTER}"
         ),
         is_phone,
     ),
-)  # fmt: skip
+)
 """Kind, form and check; an earlier rule has its text before a later one."""
 
 
 def find(text: str) -> list[Found]:
-    """Everything personal in the text, in order, none overlapping."""
+    """Everything personal in the text, in order, none overlapping.
+
+    Looks again until there is nothing more: a number may touch what another rule finds.
+    """
     taken: list[Found] = []
+    while True:
+        found, text = find_and_mark(text)
+        if not found:
+            return sorted(taken, key=lambda found: found.start)
+        taken += found
+
+
+def find_and_mark(text: str) -> tuple[list[Found], str]:
+    """What each rule finds, and the text with ``<<<>`` written over it.
+
+    To the rules that is the same as ``<KIND>``: none reads on across ``<`` or ``>``. So scrubbed
+    text has nothing left to find, and all places stay where they are.
+    """
+    found = []
     for kind, form, check in RULES:
-        for match in form.finditer(text):
-            end = match.end()
+        at = 0
+        while match := form.search(text, at):
+            start, at = match.span()
             if kind == "URL":
                 # A full stop or bracket after an address belongs to the sentence.
-                end = match.start() + len(match.group().rstrip(".,;:!?)]}"))
-            free = all(end <= other.start or match.start() >= other.end for other in taken)
-            if free and check(text[match.start() : end]):
-                taken.append(Found(kind, match.start(), end))
-    return sorted(taken, key=lambda found: found.start)
+                at = start + len(match.group().rstrip(".,;:!?)]}"))
+            if check(text[start:at]):
+                found.append(Found(kind, start, at))
+                text = text[:start] + "<" * (at - start - 1) + ">" + text[at:]
+    return found, text
 
 
 def scrub(text: str) -> str:

@@ -1,9 +1,11 @@
 """Instructions whose fulfilment a program can check: the 25 kinds of IFEval (Zhou et al. 2023).
 
-Written anew from the paper's table of instructions, with its names and arguments. Two rules differ
-from the published program where that leans on other packages: sentences are split by punctuation
-(there: NLTK's model) and languages are told by letters and function words (there: langdetect).
-An empty response fulfils nothing.
+Written anew from the paper's table of instructions, with its names and arguments. Rules differ from
+the published program where that leans on other packages: sentences are split by punctuation and
+words in capitals by what is no letter (there: NLTK), and languages are told by letters and function
+words (there: langdetect). Besides, keywords and markers are taken literally (there: as patterns),
+JSON is an object or a list, a line of two dashes is no bullet point, empty paragraphs are not
+numbered and more marks are cut off a first word. An empty response fulfils nothing.
 """
 
 import json
@@ -153,8 +155,10 @@ def is_json(text: str) -> bool:
 
 
 def postscript(text: str, postscript_marker: str) -> bool:
-    letters = [re.escape(letter) for letter in postscript_marker if letter.isalpha()]
-    return bool(re.search(r"\.?\s?".join(letters) + r"\.?", text, re.IGNORECASE))
+    """Anywhere in the text, the full stops with it: "tips" is none."""
+    marker = postscript_marker.strip().lower()
+    forms = {"p.s.": r"p\.\s?s\.", "p.p.s": r"p\.\s?p\.\s?s"}
+    return bool(re.search(forms.get(marker, re.escape(marker)), text.lower()))
 
 
 def two_responses(text: str) -> bool:

@@ -5,25 +5,47 @@ InstructGPT removed prompts that share a long prefix and split by user (Ouyang e
 """
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.evaluation.segments import HAN
 
 T = TypeVar("T")
+
+MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")
+"""Accents and vowel signs, which are not in Python's ``\\w``: without them कि is की."""
+UNSPACED = HAN.strip("[]") + "".join(
+    char
+    # Thai and Lao, Burmese, Khmer, kana and bopomofo.
+    for block in ((0xE00, 0xF00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3041, 0x3200))
+    for char in map(chr, range(*block))
+    if char.isalnum()
+)
+"""Characters of scripts that put no spaces between words."""
+WORD = re.compile(rf"[{UNSPACED}][{MARKS}]*|[^\W_{UNSPACED}]+(?:[{MARKS}]+[^\W_{UNSPACED}]*)*")
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters and digits of any script, whatever their case; ``UNSPACED`` ones alone.
+
+    Not ROUGE's tokens (``mixed_tokens``), which leave out all but a-z, 0-9 and Han.
+    """
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def fingerprint(text: str) -> str:
     """Of the words: case, punctuation and spaces do not count."""
-    return hashlib.sha256(" ".join(mixed_tokens(text)).encode()).hexdigest()
+    return hashlib.sha256(" ".join(words_of(text)).encode()).hexdigest()
 
 
 def without_duplicates(rows: Sequence[T], text: Callable[[T], str]) -> list[T]:
     """The first of all rows whose texts have the same words. A text without words is kept."""
     kept: dict[Hashable, T] = {}
     for number, row in enumerate(rows):
-        key = fingerprint(text(row)) if mixed_tokens(text(row)) else number
+        key = fingerprint(text(row)) if words_of(text(row)) else number
         kept.setdefault(key, row)
     return list(kept.values())
 
@@ -38,7 +60,7 @@ def without_shared_prefixes(
     seen: dict[tuple[str, ...], int] = {}
     kept = []
     for row in rows:
-        start = tuple(mixed_tokens(text(row))[:words])
+        start = tuple(words_of(text(row))[:words])
         if len(start) == words:
             seen[start] = seen.get(start, 0) + 1
             if seen[start] > most:
@@ -59,7 +81,7 @@ class Leak(NamedTuple):
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    found = mixed_tokens(text)
+    found = words_of(text)
     return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
 
 
@@ -78,7 +100,7 @@ def find_leaks(
     for number, text in enumerate(test):
         grams = ngrams(text, n)
         if not grams:
-            if mixed_tokens(text) and fingerprint(text) in whole:
+            if words_of(text) and fingerprint(text) in whole:
                 leaks.append(Leak(number, 1.0, text))
             continue
         hits = [gram for gram in grams if gram in known]

@@ -26,6 +26,7 @@ from rlhf_jax.data.files import SEPARATOR, write_atomically
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
 from rlhf_jax.tasks.duplicates import check_no_leak
+from rlhf_jax.tasks.splits import normalised
 
 Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
 """``(prompts, responses) -> scores``, higher is better."""
@@ -35,6 +36,9 @@ Measure = Callable[[Sequence[str], Sequence[str]], Mapping[str, Figure]]
 """``(prompts, responses) -> figures by name``: what papers on the task report."""
 Baseline = Callable[[Sequence[str]], list[str]]
 """``prompts -> responses`` without any model of ours."""
+
+LEARNT = ("comparisons", "ppo")
+"""Sets of prompts that something trains on; every other set is for evaluation."""
 
 
 class Task(NamedTuple):
@@ -145,16 +149,23 @@ def check_leaks(task: Task, name: str) -> None:
     """Raise InputError if held-out text, or a held-out prompt, is in what is learnt."""
     learnt = [text for documents in task.corpora.values() for text in documents]
     learnt += [row.prompt + row.completion for row in task.demonstrations]
-    for part in ("comparisons", "ppo"):
-        learnt += task.prompts.get(part, ())
     heldout = [text for documents in task.heldout.values() for text in documents]
-    heldout += [
-        prompt for part in ("validation", "evaluation") for prompt in task.prompts.get(part, ())
-    ]
+    tested = []
+    for part, prompts in task.prompts.items():
+        (learnt if part in LEARNT else tested).extend(prompts)
     try:
-        check_no_leak(learnt, heldout)
+        check_no_leak(learnt, heldout + tested)
     except InputError as error:
         raise InputError(f"task {name}: {error}") from None
+    # Above, a short prompt would have to be a whole demonstration, with its completion. Punctuation
+    # counts here, as in the splits: "a mess," and "a mess." ask for different continuations.
+    shown = {normalised(row.prompt) for row in task.demonstrations}
+    again = [prompt for prompt in tested if normalised(prompt) in shown]
+    if again:
+        raise InputError(
+            f"task {name}: {len(again)} of {len(tested)} prompts to evaluate on are prompts of "
+            f"demonstrations, such as {again[0][:120]!r}"
+        )
 
 
 def check_prompts(task: Task, prompts: Sequence[str]) -> None:
