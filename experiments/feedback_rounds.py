@@ -181,6 +181,7 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
     if config.gold:
         gold = read_task(config.task, config.source).gold
     settings = EvaluateConfig(
+        best_of=(1,),
         sampling=config.sampling,
         prompt_length=config.ppo.prompt_length,
         response_length=config.ppo.response_length,

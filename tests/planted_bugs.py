@@ -323,8 +323,8 @@ PLANTS = (
         32,
         "the reward model is centred on comparisons instead of demonstrations",
         "experiments/reward.py",
-        "centre = float(np.nanmean(score_all(params, answers)[0]))",
-        "score_all(params, answers)",
+        "centre = float(np.nanmean(score(params, answers).scores))",
+        "score(params, answers)",
         f"{BUGS}demonstrations_score_zero",
     ),
     Plant(

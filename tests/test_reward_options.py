@@ -71,8 +71,8 @@ def test_length_control_leaves_the_words_and_takes_the_length(sft, tmp_path):
     assert found[False]["accuracy"]["mean"] > found[True]["accuracy"]["mean"]
 
 
-@pytest.mark.parametrize("name", ["pref_pandalm", "rank_mqm_wmt23_zh_en"])
-def test_named_sets_are_trained_on_and_audited(sft, tmp_path, name, capsys):
+def test_a_named_set_is_trained_on_and_audited(sft, tmp_path, capsys):
+    name = "pref_pandalm"
     done = reward.run(config(sft, tmp_path / "reward", data=Path(name), unit_std=True))
     assert done["gain"] > 1.5 or done["gain"] < 0.7
     assert 0.2 < done["heldout"]["eval/accuracy"] < 0.9
@@ -84,7 +84,7 @@ def test_named_sets_are_trained_on_and_audited(sft, tmp_path, name, capsys):
     assert found["accuracy"]["mean"] == pytest.approx(done["heldout"]["eval/accuracy"], abs=1e-6)
     assert found["ece"] == pytest.approx(done["heldout"]["eval/ece"], abs=1e-4)
     assert 0.4 < found["bag_of_words"]["mean"] < 0.9 < 1 - found["ece"] + 0.5
-    assert ("ties" in found) == (name == "pref_pandalm")
+    assert "ties" in found
     assert "two labelers" in capsys.readouterr().out
 
 
