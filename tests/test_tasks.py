@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import compare
+from experiments import compare, evaluate, instructgpt
 from rlhf_jax.cli import load, read_preset
 from rlhf_jax.config import InstructGPTConfig, PPOConfig
 from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
@@ -339,7 +339,8 @@ def test_a_task_of_ones_own_is_one_file(tmp_path, monkeypatch):
     Path("my_data").mkdir()
     Path("my_data/couplets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    c = load(InstructGPTConfig, ["--config", "rhymes.py"]).resolve()
+    config = load(InstructGPTConfig, ["--config", "rhymes.py"])
+    c = config.resolve()
     task = read_task(c.task, c.source)
     assert isinstance(task, Task) and set(SETS) <= set(task.prompts)
     assert read_task(c.task, c.source) is task, "made once for a whole chain"
@@ -358,6 +359,20 @@ def test_a_task_of_ones_own_is_one_file(tmp_path, monkeypatch):
     assert calibrate_tau(gaps, agreement=c.compare.labeler.agreement, tie_width=0.0) > 0
     with pytest.raises(InputError, match=r"has 900 prompts for comparisons; .* 1000"):
         compare.check_enough(900, c.compare, c.task)
+
+    # A chain says so before it trains.
+    many = replace(config, compare=replace(config.compare, num_prompts=5000))
+    with pytest.raises(InputError, match=r"prompts for comparisons; .* 5000"):
+        instructgpt.run(many)
+    assert not c.pretrain.run.dir.exists()
+
+    # Where the baseline's answers are all worth the same, a gain has no unit.
+    same = np.zeros((3, 1))
+    for gold, given in ((same, False), (np.array([[0.0], [0.5], [1.0]]), True)):
+        base = evaluate.Answers([["a line"]] * 3, same, same, gold, same, same, same)
+        row = evaluate.describe_text(prompts[:3], answers[:3], base, task)
+        assert ("gold_gain_in_sd" in row) == given
+        assert all(np.isfinite(row[name]["mean"]) for name in ("gold", "win_rate"))
 
 
 def test_wrong_tasks_are_named(tasks, tmp_path):
