@@ -22,7 +22,7 @@ from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.training.runs import diff_config
 
 DOCUMENTS = [tiny.ROOT / "README.md", tiny.ROOT / "README.zh.md"]
-DOCUMENTS += sorted((tiny.ROOT / "docs").glob("*.md"))
+DOCUMENTS += sorted((tiny.ROOT / "docs").rglob("*.md"))
 
 
 def commands(start: str, text: str) -> list[str]:
