@@ -16,7 +16,7 @@ from itertools import product
 from experiments.plan_programs import PROGRAMS, Models
 from rlhf_jax.cli import main, read_preset
 from rlhf_jax.config import InstructGPTConfig, ParallelConfig, PlanConfig
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.planning import report
 from rlhf_jax.planning.chips import Chip, chip_of, describe

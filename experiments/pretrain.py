@@ -15,7 +15,8 @@ from experiments.stage import Stage
 from experiments.trained import Trained, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import PretrainConfig
-from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition

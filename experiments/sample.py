@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import SampleConfig
+from rlhf_jax.data.chat import Message
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 from rlhf_jax.training.startup import start
@@ -28,7 +29,7 @@ def run(config: SampleConfig) -> None:
     answer = make_answer(config, trained)
     tokenizer = trained.tokenizer
     chat = config.chat and tokenizer.chat_template is not None
-    opening = [{"role": "system", "content": config.system}] if config.system else []
+    opening = (Message("system", config.system),) if config.system else ()
     key = jax.random.key(config.seed)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -37,18 +38,19 @@ def run(config: SampleConfig) -> None:
     for number, prompt in enumerate(read_prompts(interactive)):
         if not interactive:
             messages = opening
-        messages = [*messages, {"role": "user", "content": prompt}]
-        ids = tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt)
+        messages = (*messages, Message("user", prompt))
+        encode = tokenizer.encode_chat if chat else tokenizer.encode_beginning
+        ids = encode(messages if chat else prompt)
         text = ""
         for piece in stream_text(tokenizer, answer(ids, jax.random.fold_in(key, number))):
             print(piece, end="", flush=True)
             text += piece
         print()
-        messages = [*messages, {"role": "assistant", "content": text}]
+        messages = (*messages, Message("assistant", text))
 
 
 def make_answer(config: SampleConfig, trained: Trained):
-    """``(ids, key) -> ids of the answer``, one by one, up to the end of text."""
+    """``(ids, key) -> ids of the answer``, one by one, up to what ends it."""
     tokenizer, model = trained.tokenizer, trained.model
     model.check_context(prompt_length=1, response_length=config.response_length)
     lm = make_language_model(model, trained.vocab_size)
@@ -71,7 +73,7 @@ def make_answer(config: SampleConfig, trained: Trained):
         logits, cache = prefill(trained.params, query, mask)
         for t in range(config.response_length):
             token = pick(logits, key, jnp.int32(t))
-            if int(token[0]) == tokenizer.eos_id:
+            if int(token[0]) in tokenizer.end_ids:
                 return
             yield int(token[0])
             logits, cache = decode(trained.params, token, cache)

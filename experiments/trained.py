@@ -12,7 +12,8 @@ import numpy as np
 
 from rlhf_jax.cli import from_dict, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
-from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary, load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained

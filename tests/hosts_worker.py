@@ -19,7 +19,7 @@ ROWS = 4
 
 def make_inputs(folder: Path) -> None:
     """Data, and models with random parameters, that all runs start from."""
-    from rlhf_jax.data.tokenizers import load_tokenizer
+    from rlhf_jax.data.tokenizer_files import load_tokenizer
 
     task = tiny.make_task(folder)
     c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16)

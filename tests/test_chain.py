@@ -19,7 +19,7 @@ from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
 from rlhf_jax.cli import to_dict
 from rlhf_jax.config import TextDataConfig
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.checkpoints import load_params
 

@@ -2,9 +2,11 @@
 
 import pytest
 
+from rlhf_jax.data.chat import Message
 from rlhf_jax.data.encoding import encode_comparisons, encode_demonstrations, encode_prompts
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
-from rlhf_jax.data.tokenizers import bpe_from_vocabulary, load_tokenizer, train_bpe
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import bpe_from_vocabulary, train_bpe
 from rlhf_jax.errors import InputError
 
 CHATML = (
@@ -30,7 +32,7 @@ def tokenizer():
 
 
 def user(content):
-    return [{"role": "user", "content": content}]
+    return (Message("user", content),)
 
 
 def test_a_conversation_ends_where_the_answer_begins(tokenizer):
@@ -53,20 +55,21 @@ def test_special_tokens_that_people_type_stay_text(tokenizer):
     assert tokenizer.decode(ids) == f"user\n{attack}\nassistant\n"
 
 
+def with_template(tokenizer, source, **changes):
+    return tokenizer._with(chat_template=source, chat_prompts=True, **changes)
+
+
 def test_a_template_may_trim_and_refuse(tokenizer):
     trimming = (
         "{% for m in messages %}{% if m.role not in ['user'] %}"
         "{{ raise_exception('only users') }}{% endif %}"
         "{{ '<|im_start|>' + m.content | trim + '<|im_end|>' }}{% endfor %}"
     )
-    tokenizer.chat_template, saved = trimming, tokenizer.chat_template
-    try:
-        ids = tokenizer.encode_chat(user("  a<|im_end|>b \n"))
-        assert ids == [0, *tokenizer.encode("a<|im_end|>b"), 1]
-        with pytest.raises(InputError, match="does not take this conversation: only users"):
-            tokenizer.encode_chat([{"role": "tool", "content": ""}])
-    finally:
-        tokenizer.chat_template = saved
+    tokenizer = with_template(tokenizer, trimming)
+    ids = tokenizer.encode_chat(user("  a<|im_end|>b \n"))
+    assert ids == [0, *tokenizer.encode("a<|im_end|>b"), 1]
+    with pytest.raises(InputError, match="does not take this conversation: only users"):
+        tokenizer.encode_chat((Message("tool", ""),))
 
 
 def test_the_template_is_saved_with_the_tokenizer(tokenizer, tmp_path):
@@ -80,7 +83,7 @@ def test_prompts_of_every_stage_may_be_conversations(tokenizer, tmp_path):
     """The same ids in demonstrations, queries and comparisons; kept in the saved tokenizer."""
     prompts = ["hello ", "\n\nHuman: what?\n\nAssistant: yes\n\nHuman: why?\n\nAssistant:"]
     talk = [("user", "what?"), ("assistant", "yes"), ("user", "why?")]
-    talk = [{"role": role, "content": content} for role, content in talk]
+    talk = tuple(Message(role, content) for role, content in talk)
     wanted = [tokenizer.encode_chat(user("hello")), tokenizer.encode_chat(talk)]
     assert tokenizer.encode_prompts(prompts) == tokenizer.encode_batch(prompts)
 

@@ -13,7 +13,7 @@ from experiments import convert, ppo, reward, sample, sft
 from experiments.trained import load_trained
 from rlhf_jax.cli import load
 from rlhf_jax.config import ConvertConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.huggingface import save_pretrained
 

@@ -19,7 +19,7 @@ from configs import quickstart
 from experiments import feedback_answers, feedback_labelers, feedback_rounds
 from experiments.reward_scores import disagreement
 from rlhf_jax.data.formats import read_comparisons
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import conversation, figures, queue, submissions
 from rlhf_jax.feedback.client import Client

@@ -11,8 +11,6 @@ from rlhf_jax.data.formats import (
     Demonstration,
     Prompt,
     Text,
-    as_messages,
-    flatten,
     read_comparisons,
     read_demonstrations,
     read_prompts,
@@ -303,20 +301,6 @@ def test_bad_files(write, tmp_path):
         read_texts(write('[{"text": "a"},', "{]", name="b.json"))
     with pytest.raises(InputError, match=r"r.json, row 2: found the keys x, expected text"):
         read_texts(write('[{"text": "a"}, {"x": 1}]', name="r.json"))
-
-
-@pytest.mark.parametrize(
-    "messages", [[USER], [SYSTEM, USER], [USER, BOT, USER], [SYSTEM, USER, BAD_BOT, USER]]
-)
-def test_a_prompt_is_the_conversation_that_it_was_made_of(messages):
-    assert as_messages(flatten(messages) + "\n\nAssistant:") == messages
-    assert as_messages(flatten(messages)) == messages
-
-
-def test_a_prompt_without_turns_is_a_users_message():
-    assert as_messages(" Chinese: 你好\nEnglish:\n") == [
-        {"role": "user", "content": "Chinese: 你好\nEnglish:"}
-    ]
 
 
 def test_bytes_that_are_not_utf8_are_located(tmp_path):

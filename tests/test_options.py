@@ -22,7 +22,7 @@ from rlhf_jax.config import (
     SecondRewardConfig,
     TextDataConfig,
 )
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.transformer import unstack_blocks

@@ -13,7 +13,7 @@ import tiny
 
 from rlhf_jax.cli import from_dict, read_preset, to_dict
 from rlhf_jax.config import InstructGPTConfig
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.training.checkpoint_files import load, read_info
 from rlhf_jax.training.checkpoints import load_params

@@ -13,7 +13,8 @@ import tiny
 from experiments import audit, convert, reward
 from experiments.trained import load_trained
 from rlhf_jax.config import AuditConfig, ConvertConfig, OptimConfig, RewardConfig, RunConfig
-from rlhf_jax.data.tokenizers import load_tokenizer, train_bpe
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.preference_audit import ordered_pairs
 from rlhf_jax.tasks.preferences import load_preferences

@@ -1,62 +1,250 @@
-"""Chat templates: a conversation as the text an instruction-tuned model was trained on."""
+"""Conversations, and chat templates: the text an instruction-tuned model was trained on.
+
+Messages stay messages until a template renders them: what a person wrote is never read as markup,
+and nothing stands between the template's header and the first word of an answer but what the
+template puts there. Rendering follows transformers' ``apply_chat_template``.
+"""
 
 import datetime
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlhf_jax.errors import InputError
 
-STAND_IN = "\ue000"
-"""A private-use character, of the length of what it hides."""
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+TURNS = re.compile(f"({HUMAN}|{ASSISTANT})")
+SPEAKERS = {"user": HUMAN, "assistant": ASSISTANT}
+
+HIDDEN, FILLED = "\ue000", "\ue001"
+"""Private-use characters, as many as what they hide or stand for."""
 
 
-def render_chat(
-    template: str, messages: Sequence[Mapping[str, str]], specials: Sequence[str], **tokens: str
-) -> Iterator[tuple[bool, str]]:
-    """The rendered conversation in pieces: (is a special token, text).
+class Message(NamedTuple):
+    """One turn of a conversation."""
 
-    Only the template makes special tokens: the same spelling inside a message is text. So the
-    template is rendered twice, once with those spellings hidden, to see where its own lie.
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+# --- As plain text ----------------------------------------------------------------------------
+
+
+def as_text(value: str | Conversation) -> str:
+    """The plain string of a prompt, an answer or a whole conversation.
+
+    ``\\n\\nHuman: ...`` for the user, ``\\n\\nAssistant: ...`` for the assistant, a system message
+    as it stands. A prompt ends in ``\\n\\nAssistant:``, or in the message that is to be continued;
+    an answer, which begins with the assistant's message, comes without that mark.
     """
+    if isinstance(value, str):
+        return value
+    text = "".join(_turn(message) for message in value)
+    if value[0].role == "assistant":
+        return text.removeprefix(ASSISTANT)
+    return text if value[-1].role == "assistant" else text + ASSISTANT
+
+
+def as_conversation(prompt: str | Conversation) -> Conversation:
+    """The conversation that a prompt is: what ``as_text`` made one string of, up to the answer.
+
+    A prompt without turns is one message of the user, without spaces around it.
+    """
+    if not isinstance(prompt, str):
+        return prompt
+    before, *turns = TURNS.split(prompt)
+    if not turns:
+        return (Message("user", prompt.strip()),)
+    messages = [Message("system", before)] if before else []
+    for speaker, content in zip(turns[0::2], turns[1::2], strict=True):
+        role = "user" if speaker == HUMAN else "assistant"
+        messages.append(Message(role, content.removeprefix(" ")))
+    open_end = messages[-1] == Message("assistant", "")
+    return tuple(messages[:-1] if open_end else messages)
+
+
+def _turn(message: Message) -> str:
+    if message.role == "system":
+        return message.content
+    return f"{SPEAKERS[message.role]} {message.content}"
+
+
+# --- In a model's template --------------------------------------------------------------------
+
+
+class ChatTemplate(NamedTuple):
+    """A template with what it may write."""
+
+    source: str
+    """Jinja, as transformers' tokenizers carry it."""
+    names: tuple[tuple[str, str], ...]
+    """``bos_token`` and others, by name."""
+    specials: tuple[str, ...]
+    """All special tokens."""
+    now: datetime.datetime
+    """What ``strftime_now`` says: frozen, so that the same rows give the same ids next day."""
+
+
+class Rendered(NamedTuple):
+    """Text with its outline: of the same length, special spellings in messages hidden."""
+
+    text: str
+    outline: str
+
+
+class Piece(NamedTuple):
+    """A special token that the template made, or text between two."""
+
+    special: bool
+    text: str
+
+
+def render_prompt(template: ChatTemplate, conversation: Conversation) -> Rendered:
+    """A conversation up to where the assistant's answer begins, or goes on.
+
+    Raises InputError if the template refuses.
+    """
+    if conversation[-1].role != "assistant":
+        return _render(template, conversation, open_answer=True)
+    if not conversation[-1].content:
+        return render_prompt(template, conversation[:-1])
+    return _left_open(template, conversation)
+
+
+def render_answer(template: ChatTemplate, conversation: Conversation, answer: str) -> Rendered:
+    """What the template writes after ``render_prompt``: the answer and what ends it.
+
+    Raises InputError if it refuses, and if it does not render an answer after its prompt: then
+    what is taught would not be what is sampled.
+    """
+    prompt = render_prompt(template, conversation)
+    before = ""
+    if conversation[-1].role == "assistant":
+        before, conversation = conversation[-1].content, conversation[:-1]
+    answered = (*conversation, Message("assistant", before + answer))
+    whole = _render(template, answered, open_answer=False)
+    if not (whole.text.startswith(prompt.text) and whole.outline.startswith(prompt.outline)):
+        same = _common(whole.text, prompt.text)
+        raise InputError(
+            "the chat template does not put an answer where it asks for one: the prompt goes on "
+            f"with {prompt.text[same : same + 40]!r}, the same with its answer with "
+            f"{whole.text[same : same + 40]!r}; what is taught would not be what is sampled"
+        )
+    start = len(prompt.text)
+    return Rendered(whole.text[start:], whole.outline[start:])
+
+
+def pieces_of(rendered: Rendered, specials: Sequence[str]) -> list[Piece]:
+    """Special tokens of the template, and the text between them."""
+    pieces, end = [], 0
+    for match in special_pattern(tuple(specials)).finditer(rendered.outline):
+        if match.start() > end:
+            pieces.append(Piece(False, rendered.text[end : match.start()]))
+        pieces.append(Piece(True, match[0]))
+        end = match.end()
+    if end < len(rendered.text):
+        pieces.append(Piece(False, rendered.text[end:]))
+    return pieces
+
+
+@lru_cache(maxsize=64)
+def special_pattern(specials: tuple[str, ...]) -> re.Pattern:
+    """Finds special tokens; of two at one place the longer."""
     longest_first = sorted(specials, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-    hide = lambda text: pattern.sub(lambda match: STAND_IN * len(match[0]), text)
-    hidden = [{**message, "content": hide(message["content"])} for message in messages]
-    text = _render(template, messages, tokens)
-    outline = _render(template, hidden, tokens)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _left_open(template: ChatTemplate, conversation: Conversation) -> Rendered:
+    """Rendered up to the end of the last message, as ``continue_final_message`` does."""
+    *before, last = conversation
+    whole = _render(template, conversation, open_answer=False)
+    # The message's place is sought with other letters in it: its own may be the template's too.
+    filled = (*before, Message(last.role, FILLED * len(last.content)))
+    found = _render(template, filled, open_answer=False).text
+    start = found.find(FILLED)
+    kept = next(
+        (x for x in (last.content, last.content.strip()) if whole.text.startswith(x, start)), None
+    )
+    if start < 0 or kept is None or whole.text[:start] != found[:start]:
+        raise InputError("the chat template changes the last message, which is to be continued")
+    end = start + len(kept)
+    return Rendered(whole.text[:end], whole.outline[:end])
+
+
+def _render(template: ChatTemplate, conversation: Conversation, *, open_answer: bool) -> Rendered:
+    """Rendered twice where a message spells special tokens, to see where the template's own lie."""
+    pattern = special_pattern(template.specials)
+    hide = lambda text: pattern.sub(lambda match: HIDDEN * len(match[0]), text)
+    hidden = tuple(Message(role, hide(content)) for role, content in conversation)
+    text = _fill(template, conversation, open_answer)
+    outline = text if hidden == conversation else _fill(template, hidden, open_answer)
     if len(outline) != len(text):
         raise InputError("the chat template changes with special tokens inside a message")
-    end = 0
-    for match in pattern.finditer(outline):
-        if match.start() > end:
-            yield False, text[end : match.start()]
-        yield True, match[0]
-        end = match.end()
-    if end < len(text):
-        yield False, text[end:]
+    return Rendered(text, outline)
 
 
-def _render(template: str, messages: Sequence[Mapping[str, str]], tokens: Mapping[str, str]) -> str:
-    # The environment that transformers renders templates in.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, **options
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+def _fill(template: ChatTemplate, conversation: Conversation, open_answer: bool) -> str:
     try:
-        compiled = environment.from_string(template)
-        return compiled.render(messages=messages, add_generation_prompt=True, **tokens)
-    except jinja2.TemplateError as error:
+        return _compiled(template.source, template.now).render(
+            messages=[message._asdict() for message in conversation],
+            # Templates ask whether these are none, so they are there.
+            tools=None,
+            documents=None,
+            add_generation_prompt=open_answer,
+            **dict(template.names),
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
         raise InputError(f"the chat template does not take this conversation: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str, now: datetime.datetime) -> jinja2.Template:
+    """In the environment that transformers renders templates in."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = now.strftime
+    return environment.from_string(source)
+
+
+class GenerationBlock(Extension):
+    """``{% generation %}`` marks the assistant's words: rendered as if the tags were not there."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str):
     raise jinja2.TemplateError(message)
+
+
+def _common(a: str, b: str) -> int:
+    """How many leading characters are equal."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))

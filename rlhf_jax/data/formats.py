@@ -23,15 +23,12 @@ an instruction with its input is one message of the user. Other keys are ignored
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.chat import ASSISTANT, HUMAN
 from rlhf_jax.data.files import find_files, read_rows, type_name
 from rlhf_jax.errors import InputError
-
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-TURNS = re.compile(f"({HUMAN}|{ASSISTANT})")
 
 log = logging.getLogger(__name__)
 
@@ -128,22 +125,6 @@ def iterate(path: str | os.PathLike, kind: type) -> Iterator[tuple]:
 def flatten(messages: list[dict]) -> str:
     """One string of a conversation, by the rule at the top of this file."""
     return "".join(_turn(message) for message in messages)
-
-
-def as_messages(prompt: str) -> list[dict[str, str]]:
-    """The conversation that a prompt is: what ``flatten`` made one string of, up to the answer.
-
-    A prompt without turns is one message of the user, without spaces around it.
-    """
-    before, *turns = TURNS.split(prompt)
-    if not turns:
-        return [{"role": "user", "content": prompt.strip()}]
-    messages = [{"role": "system", "content": before}] if before else []
-    for speaker, content in zip(turns[0::2], turns[1::2], strict=True):
-        role = "user" if speaker == HUMAN else "assistant"
-        messages.append({"role": role, "content": content.removeprefix(" ")})
-    open_end = messages[-1] == {"role": "assistant", "content": ""}
-    return messages[:-1] if open_end else messages
 
 
 def _turn(message: Any) -> str:

@@ -5,22 +5,37 @@ the characters it is made of, and only the program appends the end-of-text id. P
 its own, so that the end of a text can be learnt.
 """
 
+import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from rlhf_jax.data.chat import render_chat
+from rlhf_jax.data.chat import (
+    FILLED,
+    ChatTemplate,
+    Conversation,
+    Message,
+    Piece,
+    Rendered,
+    as_conversation,
+    as_text,
+    pieces_of,
+    render_answer,
+    render_prompt,
+    special_pattern,
+)
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.data.formats import as_messages
 from rlhf_jax.errors import InputError
 
 EOS = "<|endoftext|>"
@@ -41,18 +56,27 @@ class Tokenizer:
         *,
         eos: str,
         pad: str,
+        names: Mapping[str, str] | None = None,
+        ends: Sequence[int] = (),
         chat_template: str | None = None,
         chat_prompts: bool = False,
+        now: datetime.datetime | None = None,
     ):
+        """``names`` are further special tokens of templates (``bos_token`` and others); ``ends``
+        the ids besides ``eos`` that stop sampling; ``now`` what a template takes the time to be."""
         if not isinstance(backend.decoder, decoders.ByteLevel):
             raise InputError("the tokenizer is not a byte-level BPE, which this project needs")
+        if eos == pad:
+            raise InputError(f"padding and end of text are both {eos!r}, they must differ")
+        backend = with_special_tokens(backend, (eos, pad))
         # Not part of the saved file, so it is set on every tokenizer, wherever it came from.
         backend.encode_special_tokens = True
-        backend.add_special_tokens([eos, pad])
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._specials = {"eos_token": eos, "pad_token": pad}
+        self._names, self._ends = dict(names or {}), tuple(ends)
+        self._now = now or datetime.datetime.now().replace(microsecond=0)
         self.chat_template = chat_template
         """Jinja template of conversations, as transformers' tokenizers carry it, or None."""
         self.chat_prompts = chat_prompts
@@ -60,25 +84,49 @@ class Tokenizer:
         if chat_prompts and chat_template is None:
             raise InputError("chat prompts were asked for, but the tokenizer has no chat template")
         self.eos_id: int = backend.token_to_id(eos)
+        """Ends a plain text."""
         self.pad_id: int = backend.token_to_id(pad)
-        if self.eos_id == self.pad_id:
-            raise InputError(f"padding and end of text are both {eos!r}, they must differ")
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of ids, padding and end of text included: ids are 0 ... vocab_size - 1."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """One more than the highest id, padding and end of text included. There may be holes."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the tokenizer: equal exactly when two tokenizers encode alike."""
+        """SHA-256 of the tokenizer: equal exactly when two tokenizers encode alike.
+
+        The day that a template may write is not in it: it changes no id's meaning.
+        """
         content = self._backend.to_str() + json.dumps(self._specials)
+        if self._names or self._ends:
+            content += json.dumps([self._names, self._ends])
         if self.chat_prompts:
             content += self.chat_template
         return hashlib.sha256(content.encode()).hexdigest()
 
+    @cached_property
+    def bos_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text, as its post-processor says; mostly nothing."""
+        plain = self._backend.encode("a", add_special_tokens=False).ids
+        ids = self._backend.encode("a", add_special_tokens=True).ids
+        starts = range(len(ids) - len(plain) + 1)
+        return tuple(ids[: next(n for n in starts if ids[n : n + len(plain)] == plain)])
+
+    @property
+    def bos_id(self) -> int | None:
+        """What a plain text begins with, or None."""
+        return self.bos_ids[0] if self.bos_ids else None
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """All ids that end an answer: ``eos_id`` first, then others, the template's own too."""
+        return tuple(dict.fromkeys((self.eos_id, *self._ends, *self._template_ends)))
+
+    # --- Texts ------------------------------------------------------------------------------------
+
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without an end-of-text id."""
+        """Ids of ``text`` alone: nothing before it, no end of text."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -86,32 +134,194 @@ class Tokenizer:
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
-    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Ids of each prompt up to where its answer begins, in the chat template if so set."""
-        if not self.chat_prompts:
-            return self.encode_batch(prompts)
-        return [self.encode_chat(as_messages(prompt)) for prompt in prompts]
+    def encode_beginning(self, text: str) -> list[int]:
+        """Ids of a plain text from its beginning: begin of text first, if the tokenizer has it."""
+        return [*self.bos_ids, *self.encode(text)]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation up to where the assistant's answer begins.
+    def encode_beginnings(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode_beginning`` of each text, on several threads."""
+        return [[*self.bos_ids, *ids] for ids in self.encode_batch(texts)]
 
-        ``messages`` have ``role`` and ``content``. Special tokens are those of the template: what a
-        person wrote stays text. Raises InputError without a template, or if it refuses.
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of whole texts, each ending in exactly one end of text."""
+        return [[*ids, self.eos_id] for ids in self.encode_beginnings(texts)]
+
+    # --- Prompts and answers ----------------------------------------------------------------------
+
+    def encode_prompts(self, prompts: Sequence[str | Conversation]) -> list[list[int]]:
+        """Ids of each prompt up to where its answer begins, in the chat template if so set.
+
+        A string that is already in the template's markup is read as that: its special tokens are
+        ids. Elsewhere they are letters (see ``stray_special``).
         """
+        pieces = [self._prompt_pieces(prompt) for prompt in prompts]
+        plain = [as_text(p) for p, made in zip(prompts, pieces, strict=True) if made is None]
+        encoded = iter(self.encode_beginnings(plain))
+        return [next(encoded) if made is None else self._ids(made) for made in pieces]
+
+    def encode_answers(
+        self, prompts: Sequence[str | Conversation], answers: Sequence[str | Conversation]
+    ) -> list[list[int]]:
+        """Ids of each answer and of what ends it, as the policy would sample them after its prompt.
+
+        A plain answer ends in ``eos_id``. In a chat template it has no space before its first word
+        and ends in the template's own end token, or ``eos_id`` where the template has none. An end
+        token that is spelled at the end of an answer is that end.
+        """
+        pairs = list(zip(prompts, answers, strict=True))
+        before = [self._prompt_pieces(prompt) for prompt in prompts]
+        plain = [
+            self._without_end(as_text(answer))
+            for (_, answer), made in zip(pairs, before, strict=True)
+            if made is None
+        ]
+        encoded = zip(self.encode_batch([text for text, _ in plain]), plain, strict=True)
+        made = []
+        for (prompt, answer), pieces in zip(pairs, before, strict=True):
+            if pieces is None:
+                ids, (_, end) = next(encoded)
+                made.append([*ids, end])
+            else:
+                ids = self._ids(self._answer_pieces(prompt, answer), after=pieces)
+                made.append(self._ended(ids))
+        return made
+
+    def encode_chat(self, conversation: Conversation) -> list[int]:
+        """Ids of a conversation up to where the assistant's answer begins, or goes on.
+
+        Special tokens are those of the template: what a person wrote stays text. Raises InputError
+        without a template, or if it refuses.
+        """
+        rendered = render_prompt(self._template, conversation)
+        return self._ids(pieces_of(rendered, self._template.specials))
+
+    def stray_special(
+        self, prompt: str | Conversation, answer: str | Conversation = ""
+    ) -> str | None:
+        """The special token that a row spells where it would be learnt as letters, or None.
+
+        A person may write one in a message, where it stays text; in a prompt that is a string, a
+        document, or an answer it is markup that was not meant as letters. Not where the prompt is
+        in the template's markup, and not at the end of an answer.
+        """
+        if self._in_markup(prompt):
+            return None
+        text, _ = self._without_end(as_text(answer))
+        found = self._special_pattern.search(prompt) if isinstance(prompt, str) else None
+        found = found or self._special_pattern.search(text)
+        return found[0] if found else None
+
+    def _prompt_pieces(self, prompt: str | Conversation) -> list[Piece] | None:
+        """None for a plain prompt."""
+        if self._in_markup(prompt):
+            pieces = pieces_of(Rendered(prompt, prompt), self._template.specials)
+            bos = [Piece(True, self._backend.id_to_token(i)) for i in self.bos_ids]
+            return pieces if pieces[: len(bos)] == bos else bos + pieces
+        if not self.chat_prompts:
+            return None
+        rendered = render_prompt(self._template, as_conversation(prompt))
+        return pieces_of(rendered, self._template.specials)
+
+    def _answer_pieces(self, prompt: str | Conversation, answer: str | Conversation) -> list[Piece]:
+        specials = self._template.specials
+        if self._in_markup(prompt):
+            text = as_text(answer)
+            return pieces_of(Rendered(text, text), specials)
+        conversation = as_conversation(prompt)
+        text, _ = self._without_end(_answer_content(answer))
+        if conversation[-1].role != "assistant" and isinstance(answer, str):
+            text = text.removeprefix(" ")  # it joins plain strings
+        return pieces_of(render_answer(self._template, conversation, text), specials)
+
+    def _in_markup(self, prompt: str | Conversation) -> bool:
+        """Whether a string ends as the template's own prompts do."""
+        ending = self._asks.rstrip()
+        return isinstance(prompt, str) and bool(ending) and prompt.rstrip().endswith(ending)
+
+    def _without_end(self, text: str) -> tuple[str, int]:
+        """A text and the id that ends it: the end token that it spells last, or end of text."""
+        for i in self.end_ids:
+            token = self._backend.id_to_token(i)
+            if token and text.rstrip().endswith(token):
+                return text.rstrip().removesuffix(token), i
+        return text, self.eos_id
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """``ids`` up to and including the first end; with one where there is none."""
+        end = next((n for n, i in enumerate(ids) if i in self.end_ids), None)
+        if end is not None:
+            return ids[: end + 1]
+        return [*ids, (*self._template_ends, self.eos_id)[0]]
+
+    def _ids(self, pieces: Sequence[Piece], after: Sequence[Piece] = ()) -> list[int]:
+        """Ids of rendered text; white space that a special token strips has none.
+
+        ``after`` is what stands before it, whose last token may strip too.
+        """
+        special = self._added_by_text
+        ids: list[int] = []
+        strips = _strips_behind(after, special)
+        for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
+            if piece.special:
+                ids.append(self._backend.token_to_id(piece.text))
+                strips = special[piece.text].rstrip
+                continue
+            text = piece.text.lstrip() if strips else piece.text
+            if following is not None and special[following.text].lstrip:
+                text = text.rstrip()
+            ids += self.encode(text)
+            strips = strips and not text
+        return ids
+
+    @cached_property
+    def _added_by_text(self) -> dict[str, AddedToken]:
+        added = self._backend.get_added_tokens_decoder().values()
+        return {token.content: token for token in added}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern:
+        return special_pattern(self._special_texts)
+
+    @cached_property
+    def _special_texts(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._added_by_text.values() if token.special)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
         if self.chat_template is None:
             raise InputError("the tokenizer has no chat template")
-        tokens = {
-            token.content: i
-            for i, token in self._backend.get_added_tokens_decoder().items()
-            if token.special
-        }
-        return [
-            i
-            for special, text in render_chat(
-                self.chat_template, messages, [*tokens], **self._specials
-            )
-            for i in ([tokens[text]] if special else self.encode(text))
-        ]
+        names = tuple((self._names | self._specials).items())
+        return ChatTemplate(self.chat_template, names, self._special_texts, self._now)
+
+    @cached_property
+    def _template_ends(self) -> tuple[int, ...]:
+        """The special token that the template writes after an answer, if it does."""
+        pieces = self._probe(render_answer, (Message("user", "a"), Message("assistant", "b")), "")
+        tokens = [piece.text for piece in pieces if piece.special]
+        return tuple(map(self._backend.token_to_id, tokens[:1]))
+
+    @cached_property
+    def _asks(self) -> str:
+        """How the template asks for an answer after the user's words; empty if without markup."""
+        pieces = self._probe(render_prompt, (Message("user", FILLED),))
+        if not any(piece.special for piece in pieces):
+            return ""
+        text = "".join(piece.text for piece in pieces).rpartition(FILLED)[2]
+        return text if self._special_pattern.search(text) else ""
+
+    def _probe(self, render: Callable[..., Rendered], *conversation: Any) -> list[Piece]:
+        """What the template makes of a short conversation; nothing if there is none, or it refuses.
+
+        That is said when a prompt is rendered: a plain text needs no template.
+        """
+        if self.chat_template is None:
+            return []
+        try:
+            return pieces_of(render(self._template, *conversation), self._special_texts)
+        except InputError:
+            return []
+
+    # --- And back ---------------------------------------------------------------------------------
 
     def decode_bytes(self, ids: Iterable[int] | Int[np.ndarray, "_"]) -> bytes:
         """Bytes of ``ids``, special ids left out; may end in the middle of a character.
@@ -138,7 +348,7 @@ class Tokenizer:
                 table.append(b"" if token.special else token.content.encode())
             else:
                 # Some vocabularies have holes: an id without a token has no text.
-                table.append(bytes(BYTE_OF[char] for char in self._backend.id_to_token(i) or ""))
+                table.append(_bytes_of(self._backend.id_to_token(i) or ""))
         return table
 
     def save(self, folder: str | os.PathLike, *, rows: int | None = None) -> None:
@@ -149,56 +359,92 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials, **self._names}
         if self.chat_prompts:
             settings["chat_prompts"] = True
+        if len(self.end_ids) > 1:
+            settings["end_token_ids"] = list(self.end_ids)
+        if "strftime_now" in (self.chat_template or ""):
+            settings["strftime_now"] = self._now.isoformat()
         content = self._backend.to_str()
         if rows is not None and self.pad_id >= rows:
             del settings["pad_token"]
-            parsed = json.loads(content)
-            added = [token for token in parsed["added_tokens"] if token["id"] != self.pad_id]
-            content = json.dumps(parsed | {"added_tokens": added}, ensure_ascii=False)
+            content = _without_tokens(content, {self._specials["pad_token"]})
         if self.chat_template is not None:
             write_atomically(folder / "chat_template.jinja", self.chat_template)
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
         write_atomically(folder / "tokenizer.json", content)
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Read what ``save`` wrote, or a byte-level tokenizer saved by transformers.
-
-        A tokenizer without padding, or with padding equal to end of text, gets an id for padding.
-        Raises InputError, naming the file, for anything else.
-        """
-        folder = Path(folder)
-        settings = _read_json(folder / "tokenizer_config.json")
-        eos, pad = (_content(settings.get(name)) for name in ("eos_token", "pad_token"))
-        if eos is None:
-            raise InputError(f"{folder / 'tokenizer_config.json'}: eos_token is missing")
-        content = _read(folder / "tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the package raises bare Exception for a malformed file
-            message = f"{folder / 'tokenizer.json'} is not a tokenizer: {error}"
-            raise InputError(message) from error
-        template = settings.get("chat_template")
-        if (folder / "chat_template.jinja").is_file():
-            template = _read(folder / "chat_template.jinja")
-        if isinstance(template, list):  # several by name
-            template = {each["name"]: each["template"] for each in template}.get("default")
-        pad = PAD if pad in (None, eos) else pad
-        chat_prompts = settings.get("chat_prompts", False)
-        return cls(backend, eos=eos, pad=pad, chat_template=template, chat_prompts=chat_prompts)
-
     def with_chat_prompts(self) -> "Tokenizer":
         """The same with prompts in the chat template. Raises InputError without one."""
-        return Tokenizer(
-            self._backend,
+        return self._with(chat_prompts=True)
+
+    def at_time_of(self, other: "Tokenizer") -> "Tokenizer":
+        """The same, whose template takes the time to be that of ``other``."""
+        return self._with(now=other._now)
+
+    def _with(self, **changes: Any) -> "Tokenizer":
+        as_it_is = dict(
             eos=self._specials["eos_token"],
             pad=self._specials["pad_token"],
+            names=self._names,
+            ends=self._ends,
             chat_template=self.chat_template,
-            chat_prompts=True,
+            chat_prompts=self.chat_prompts,
+            now=self._now,
         )
+        return Tokenizer(self._backend, **(as_it_is | changes))
+
+
+def with_special_tokens(
+    backend: tokenizers.Tokenizer, texts: Iterable[str]
+) -> tokenizers.Tokenizer:
+    """``backend`` in which ``texts`` are special tokens; new ones get ids over all others.
+
+    Those that are special already keep what else is said of them.
+    """
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    added = backend.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special}
+    free = count(max(vocabulary.values(), default=-1) + 1)
+    made = [
+        (
+            AddedToken(text, special=True, normalized=False),
+            vocabulary[text] if text in vocabulary else next(free),
+        )
+        for text in texts
+        if text not in special
+    ]
+    return with_tokens(backend, made)
+
+
+def with_tokens(
+    backend: tokenizers.Tokenizer, tokens: Sequence[tuple[AddedToken, int]]
+) -> tokenizers.Tokenizer:
+    """``backend`` with these tokens as its own, each with its id.
+
+    The package numbers a new token by counting the others, which in a vocabulary with holes is an
+    id that is taken: then it is written into the vocabulary itself.
+    """
+    backend.add_tokens([token for token, _ in tokens])
+    ids = {token.content: i for token, i in tokens}
+    wrong = {text: i for text, i in ids.items() if backend.token_to_id(text) != i}
+    if not wrong:
+        return backend
+    parsed = json.loads(_without_tokens(backend.to_str(), wrong))
+    parsed["model"]["vocab"] |= wrong
+    backend = tokenizers.Tokenizer.from_str(json.dumps(parsed))
+    backend.add_tokens([token for token, _ in tokens])
+    return backend
+
+
+def _without_tokens(content: str, texts: Container[str]) -> str:
+    """A ``tokenizer.json`` without some of its added tokens."""
+    parsed = json.loads(content)
+    parsed["added_tokens"] = [t for t in parsed["added_tokens"] if t["content"] not in texts]
+    vocabulary = parsed["model"]["vocab"]
+    parsed["model"]["vocab"] = {t: i for t, i in vocabulary.items() if t not in texts}
+    return json.dumps(parsed, ensure_ascii=False)
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -209,7 +455,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """
     if vocab_size < 258:
         raise InputError(f"vocab_size={vocab_size} is under 258: 256 bytes, padding, end of text")
-    backend = _byte_level(models.BPE())
+    backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[EOS, PAD],
@@ -219,20 +465,6 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, eos=EOS, pad=PAD)
-
-
-def load_gpt2(folder: str | os.PathLike) -> Tokenizer:
-    """GPT-2's vocabulary from ``encoder.json`` and ``vocab.bpe``: end of text 50256, padding 50257.
-
-    Padding is one id more than GPT-2 has, so an imported model needs 50,258 rows of embedding.
-    """
-    folder = Path(folder)
-    vocabulary = _read_json(folder / "encoder.json")
-    lines = _read(folder / "vocab.bpe").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    if EOS not in vocabulary:
-        raise InputError(f"{folder / 'encoder.json'}: {EOS} is missing, so this is not GPT-2's")
-    return Tokenizer(_byte_level(models.BPE(vocab=vocabulary, merges=merges)), eos=EOS, pad=PAD)
 
 
 def bpe_from_vocabulary(
@@ -253,25 +485,17 @@ def bpe_from_vocabulary(
         raise InputError(f"pre-tokenizer {pre!r} is not supported, only {[*splits]}")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    backend = _byte_level(models.BPE(vocab=vocabulary, merges=pairs), *splits[pre])
+    backend = byte_level(models.BPE(vocab=vocabulary, merges=pairs), *splits[pre])
     backend.add_special_tokens(list(special))
     return Tokenizer(backend, eos=eos, pad=PAD, chat_template=chat_template)
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer in a folder: a saved one, or GPT-2's vocabulary files."""
-    path = Path(path)
-    if (path / "tokenizer.json").is_file():
-        return Tokenizer.load(path)
-    if (path / "encoder.json").is_file():
-        return load_gpt2(path)
-    found = "is not a folder" if not path.is_dir() else "has neither"
-    raise InputError(f"{path} {found}: expected tokenizer.json, or encoder.json and vocab.bpe")
-
-
-def _byte_level(model: models.BPE, *splits: Any) -> tokenizers.Tokenizer:
+def byte_level(
+    model: models.BPE, *splits: Any, add_prefix_space: bool = False
+) -> tokenizers.Tokenizer:
+    """A byte-level tokenizer around ``model``, with GPT-2's splitting after other ``splits``."""
     backend = tokenizers.Tokenizer(model)
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_]) if splits else bytes_
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -288,20 +512,28 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF = _byte_alphabet()
 
 
-def _content(token: str | dict | None) -> str | None:
-    """A token in transformers' files is a string or ``{"content": ...}``."""
-    return token["content"] if isinstance(token, dict) else token
+def _bytes_of(token: str) -> bytes:
+    """What a token of the vocabulary stands for; one with other letters is its own text."""
+    if all(char in BYTE_OF for char in token):
+        return bytes(BYTE_OF[char] for char in token)
+    return token.encode()
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+def _strips_behind(pieces: Sequence[Piece], special: Mapping[str, AddedToken]) -> bool:
+    """Whether white space after these pieces belongs to the last special token among them."""
+    for piece in reversed(pieces):
+        if piece.special:
+            return special[piece.text].rstrip
+        if piece.text.strip():
+            return False
+    return False
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+def _answer_content(answer: str | Conversation) -> str:
+    """The words of an answer, which in a chat template is one message of the assistant."""
+    if isinstance(answer, str):
+        return answer
+    if len(answer) != 1 or answer[0].role != "assistant":
+        roles = ", ".join(message.role for message in answer)
+        raise InputError(f"an answer in a chat template is one message, found those of {roles}")
+    return answer[0].content
