@@ -224,8 +224,8 @@ class Stage:
         self._progress.update(self.done, **shown, **{k: v for k, v in rates.items() if v})
 
     def due(self, every: int) -> bool:
-        """Whether something done each ``every`` steps, but not at the last, is due now."""
-        return self.done % every == 0 and not self._last
+        """Whether something done each ``every`` steps (0: never) but the last is due now."""
+        return every > 0 and self.done % every == 0 and not self._last
 
     def log_evaluation(self, figures: Mapping[str, float]) -> None:
         self._evaluation = dict(figures)

@@ -16,16 +16,20 @@ import inspect
 import json
 import re
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
 from rlhf_jax.config import InstructGPTConfig
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.config.bounds import number_in
+from rlhf_jax.config.effect import value_of, without_effect
+from rlhf_jax.errors import InputError, RunError, check
 
 C = TypeVar("C")
 TASK_PRESETS = Path(__file__).parents[1] / "configs" / "tasks"
@@ -45,13 +49,37 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
 
 
 def load(config_class: type[C], argv: Sequence[str]) -> C:
-    """The config that ``argv`` asks for. Raises InputError for an unknown flag or preset."""
+    """The config that ``argv`` asks for; what of it has no effect is said on stderr.
+
+    Raises InputError for an unknown flag or preset, or a value that a field may not hold.
+    """
     preset, rest = take_preset(list(argv))
     if preset is None:
         preset, rest = take_task(rest)
-    default = config_class() if preset is None else section(read_preset(preset), config_class)
-    check_flags(rest, default)
-    return tyro.cli(config_class, default=default, args=rest, config=(tyro.conf.FlagConversionOff,))
+    given = config_class() if preset is None else read_preset(preset)
+    default = section(given, config_class)
+    typed = read_flags(rest, default)
+    check_flags(rest, typed, default)
+    config = parse(config_class, default, rest)
+    check_not_filled_in(config, typed)
+    if preset is not None and not preset.endswith(".json"):
+        say_idle(given, set_in(given), f"{preset}: ")
+    say_idle(config, [flag.field for flag in typed], "--")
+    return config
+
+
+def parse(config_class: type[C], default: C, argv: list[str]) -> C:
+    """``default`` with the flags of ``argv``. What tyro says in a box, --help too, ends here."""
+    arguments = dict(default=default, args=argv, config=(tyro.conf.FlagConversionOff,))
+    try:
+        return tyro.cli(config_class, **arguments, console_outputs=False)
+    except SystemExit as end:
+        cause = end.__context__
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause is not None:  # a check of the config: one line, not a box
+            raise cause from None
+    return tyro.cli(config_class, **arguments)
 
 
 def take_preset(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -98,7 +126,9 @@ def read_preset(preset: str) -> Any:
     if spec is None:
         raise InputError(f"--config {path}: expected a .py preset or a .json config")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    in_preset(path, partial(spec.loader.exec_module, module))
+    if not callable(getattr(module, "get_config", None)):
+        raise InputError(f"--config {path} has no function get_config")
     words = [word.partition("=") for word in arguments.split(",") if word]
     positional = [name for name, equals, _ in words if not equals]
     named = {name: value for name, equals, value in words if equals}
@@ -107,7 +137,22 @@ def read_preset(preset: str) -> Any:
         signature.bind(*positional, **named)
     except TypeError as error:
         raise InputError(f"--config {preset}: {error}; it takes get_config{signature}") from None
-    return module.get_config(*positional, **named)
+    return in_preset(path, partial(module.get_config, *positional, **named))
+
+
+def in_preset(path: str, function: Callable[[], Any]) -> Any:
+    """``function()`` of a preset's code; what it raises is one sentence with file and line."""
+    try:
+        return function()
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines, message = [error.lineno], f"{error.msg} ({type(error).__name__})"
+        else:
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            message = f"{kind}{error}"
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(f"--config {path}{where}: {' '.join(message.split())}") from error
 
 
 def section(preset: Any, config_class: type[C]) -> C:
@@ -126,32 +171,143 @@ def section(preset: Any, config_class: type[C]) -> C:
     )
 
 
-def flag_names(config: Any, prefix: str = "") -> list[str]:
-    """Every dotted field, with hyphens, as it is spelled on the command line."""
-    names = []
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, annotation) of every field that is no config itself."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
-        name = prefix + field.name.replace("_", "-")
         value = getattr(config, field.name)
-        names += flag_names(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
-    return names
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hints[field.name]
 
 
-def check_flags(argv: Sequence[str], default: Any) -> None:
-    """Raise InputError naming the nearest flag, which tyro does for some lengths only."""
-    known = flag_names(default)
+def flag_of(dotted: str) -> str:
+    """A field as it is spelled on the command line, without the --."""
+    return dotted.replace("_", "-")
+
+
+class Typed(NamedTuple):
+    """A flag on the command line."""
+
+    name: str
+    """As flag_of its field, whichever way it was spelled."""
+    field: str
+    values: tuple[str, ...]
+    hint: Any
+    """The field's annotation; None where there is no such field."""
+
+
+def read_flags(argv: Sequence[str], default: Any) -> list[Typed]:
+    """Every flag of ``argv`` with the values that follow it."""
+    hints = dict(fields_of(default))
+    fields = {flag_of(field): field for field in hints}
+    found: list[Typed] = []
     for argument in argv:
-        if not argument.startswith("--") or argument == "--help":
-            continue
-        given = argument[2:].partition("=")[0].replace("_", "-")
-        if given in known:
-            continue
-        near = difflib.get_close_matches(given, known, n=2, cutoff=0.7)
-        if not near:
-            last = {name: name.rpartition(".")[2] for name in known}
-            ends = difflib.get_close_matches(given.rpartition(".")[2], last.values(), n=1)
-            near = [name for name in known if last[name] in ends]
-        hint = f"; did you mean {' or '.join('--' + name for name in near)}?" if near else ""
-        raise InputError(f"unknown flag --{given}{hint} (--help lists all)")
+        if not argument.startswith("--"):
+            if found:
+                found[-1] = found[-1]._replace(values=(*found[-1].values, argument))
+        elif argument != "--help":
+            name, equals, value = argument[2:].partition("=")
+            name = flag_of(name)
+            field = fields.get(name, "")
+            found.append(Typed(name, field, (value,) if equals else (), hints.get(field)))
+    return found
+
+
+ONE_HYPHEN = re.compile("(?!--)[-\u2010-\u2015\u2212]+[a-z]")
+"""A flag with one hyphen, or with what word processors and web pages make of two."""
+
+
+def check_flags(argv: Sequence[str], typed: Sequence[Typed], default: Any) -> None:
+    """Raise InputError for a flag that does not exist, or a value that its field cannot hold.
+
+    A flag that is given twice is said: the last counts.
+    """
+    for argument in argv:
+        if ONE_HYPHEN.match(argument) and argument not in ("-h", "-inf", "-nan"):
+            name = re.search("[a-z].*", argument)[0]
+            raise InputError(f"unknown flag {argument}: flags begin with two hyphens, --{name}")
+    for number, flag in enumerate(typed):
+        if not flag.field:
+            raise InputError(unknown_flag(flag.name, default))
+        check_values(flag)
+        if any(flag.name == earlier.name for earlier in typed[:number]):
+            note(f"--{flag.name} is given twice: {' '.join(flag.values)} counts")
+
+
+def unknown_flag(name: str, default: Any) -> str:
+    """A sentence with the nearest flag, which tyro finds for some lengths only."""
+    known = [flag_of(field) for field, _ in fields_of(default)]
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
+    if not near:
+        last = {flag: flag.rpartition(".")[2] for flag in known}
+        ends = difflib.get_close_matches(name.rpartition(".")[2], last.values(), n=1)
+        near = [flag for flag in known if last[flag] in ends]
+    hint = f"; did you mean {' or '.join('--' + flag for flag in near)}?" if near else ""
+    return f"unknown flag --{name}{hint} (--help lists all)"
+
+
+def check_values(flag: Typed) -> None:
+    """Raise InputError for a number out of bounds, or an empty path; tyro knows the other types."""
+    number, types_ = number_in(flag.hint), list(leaf_types(flag.hint))
+    for text in flag.values if tuple in types_ else flag.values[:1]:
+        if number is not None and not (text == "None" and types.NoneType in types_):
+            problem = number.problem(parsed(text, number.kind))
+            check(not problem, f"--{flag.name} {text}: {problem}")
+        empty = text == "" and Path in types_
+        check(not empty, f"--{flag.name} is empty: expected a path")
+
+
+def parsed(text: str, kind: type) -> int | float | None:
+    """The number that tyro would read; None if it is no number of this kind."""
+    try:
+        return kind(text)
+    except ValueError:
+        return None
+
+
+def leaf_types(hint: Any) -> Iterator[Any]:
+    """The types in an annotation: of a union and a tuple each, and tuple itself."""
+    if typing.get_origin(hint) is tuple:
+        yield tuple
+    arguments = typing.get_args(hint)
+    for part in arguments[:1] if hasattr(hint, "__metadata__") else arguments:
+        yield from leaf_types(part)
+    if not arguments:
+        yield hint
+
+
+def check_not_filled_in(config: Any, typed: Sequence[Typed]) -> None:
+    """Raise InputError for a flag of a stage that stages in a row set themselves."""
+    if not hasattr(config, "resolve"):
+        return
+    resolved = config.resolve()
+    for flag in typed:
+        here, there = (value_of(each, flag.field) for each in (config, resolved))
+        check(
+            here == there,
+            f"--{flag.name} has no effect: where stages run in a row, it is {there}",
+        )
+
+
+def set_in(preset: Any) -> list[str]:
+    """The fields that are not as they are by default."""
+    default = type(preset)()
+    names = [name for name, _ in fields_of(preset)]
+    return [name for name in names if value_of(preset, name) != value_of(default, name)]
+
+
+def say_idle(config: Any, fields: Sequence[str], prefix: str) -> None:
+    """One line for each of these fields that is set, but has no effect."""
+    for field in dict.fromkeys(fields):
+        why = without_effect(config, field)
+        if why is not None:
+            note(f"{prefix}{flag_of(field)} has no effect{why}")
+
+
+def note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
 
 
 def to_dict(config: Any) -> Any:
@@ -168,24 +324,32 @@ def read_json(path: Path) -> Any:
     import rlhf_jax.config as classes
 
     try:
-        saved = json.loads(path.read_text())
-        config_class = getattr(classes, saved["config_class"])
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        name, values = saved["config_class"], saved["config"]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None
-    return from_dict(config_class, saved["config"], str(path))
+    if name not in classes.__all__:
+        raise InputError(f"{path}: this version has no config of the class {name!r}")
+    config = from_dict(getattr(classes, name), values, str(path))
+    absent = [field for field, _ in fields_of(config) if not is_in(values, field)]
+    if absent:
+        note(f"{path} is of another version: {', '.join(absent)} as by default")
+    return config
+
+
+def is_in(saved: Any, dotted: str) -> bool:
+    """Whether a saved config has this field."""
+    first, _, rest = dotted.partition(".")
+    if not isinstance(saved, dict) or first not in saved:
+        return False
+    return not rest or is_in(saved[first], rest)
 
 
 def from_dict(kind: Any, value: Any, where: str) -> Any:
     """The strict inverse of ``to_dict``: an unknown field or a wrong type is an InputError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        unknown = [name for name in value if name not in hints]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{where}: unknown field {unknown[0]!r}{hint}")
-        return kind(**{k: from_dict(hints[k], v, f"{where}: {k}") for k, v in value.items()})
+        return config_from(kind, value, where)
     if origin in (types.UnionType, typing.Union):
         return None if value is None else from_dict(arguments[0], value, where)
     if origin is tuple:
@@ -196,10 +360,27 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise InputError(f"{where}: expected one of {arguments}, found {value!r}")
         return value
-    if kind is Path:
+    if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
         raise InputError(f"{where}: expected {kind.__name__}, found {value!r}")
     return value
+
+
+def config_from(kind: type, value: Any, where: str) -> Any:
+    """A config class with its fields from a saved object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, found {value!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = [name for name in value if name not in hints]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hints, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{where}: unknown field {unknown[0]!r}{hint}")
+    fields = {k: from_dict(hints[k], v, f"{where}: {k}") for k, v in value.items()}
+    try:
+        return kind(**fields)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

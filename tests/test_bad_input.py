@@ -136,7 +136,7 @@ def test_one_answer_cannot_be_compared(monkeypatch, capsys, tmp_path):
     message = refuse_stage(
         monkeypatch, capsys, tmp_path / "run", "compare", "--responses-per-prompt", 1
     )
-    assert "responses_per_prompt=1: at least 2 can be compared" in message
+    assert "--responses-per-prompt 1: expected a whole number, 2 or more" in message
 
 
 @pytest.mark.parametrize(

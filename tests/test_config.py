@@ -84,10 +84,10 @@ def test_ppo_refuses_to_score_another_density():
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"best_of": ()}, "best_of=[]: expected numbers"),
-        ({"best_of": (4, 0)}, "best_of=[4, 0]: expected numbers"),
+        ({"best_of": ()}, "best_of is empty: expected numbers"),
+        ({"best_of": (4, 0)}, "best_of=0: expected a whole number, 1 or more"),
         ({"batch_size": 8}, "batch_size=8 holds no 16 answers"),
-        ({"num_prompts": 0}, "num_prompts=0: expected 1"),
+        ({"num_prompts": 0}, "num_prompts=0: expected a whole number, 1 or more"),
     ],
 )
 def test_evaluations_that_cannot_be(change, message):

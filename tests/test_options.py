@@ -241,7 +241,7 @@ def test_the_multiplier_grows_while_the_floor_is_not_reached(run):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (dict(weight=-1.0), "must be >= 0"),
+        (dict(weight=-1.0), "weight=-1.0: expected a number, 0 or more"),
         (dict(model=Path("x"), weight=0.0, floor=1.0), "cannot grow"),
         (dict(floor=1.0), "needs second_reward.model"),
     ],

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from rlhf_jax.errors import check
+from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, check_bounds
 
 Suite = Literal["generate", "pretrain", "sft", "reward", "ppo", "memory"]
 
@@ -19,20 +19,20 @@ class BenchmarkConfig:
     50,257); gpt2: 124M parameters."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products, on both sides."""
-    batch: tuple[int, ...] = ()
+    batch: tuple[Count, ...] = ()
     """Rows; empty: 1, 8 and 32 for generation, 8 for training, 16 (gpt2: 8) episodes for PPO."""
-    prompt: int = 0
+    prompt: CountOrZero = 0
     """Tokens of a prompt; 0: 64 in generation, 32 in PPO."""
-    length: int = 0
+    length: CountOrZero = 0
     """New tokens, or tokens of a training row; 0: 64 in generation, 128 in training, 32 in PPO."""
     variant: tuple[Literal["separate", "shared", "lora"], ...] = ("separate",)
     """PPO: four networks as TRL has them; a value head on the policy's trunk; or that with
     adapters of rank 8. The last two are less work than TRL's."""
     end: Literal["never", "early"] = "never"
     """early: the end-of-text token is made so likely that all answers end within a few tokens."""
-    repeats: int = 7
+    repeats: Annotated[int, Bounds(3)] = 7
     """Repetitions of each side, after one that is not counted."""
-    cores: int = 0
+    cores: CountOrZero = 0
     """Pin both sides to this many cores, with as many threads; 0: all."""
     baseline_python: Path | None = None
     """Python with torch, transformers and TRL; None: .venv-torch of this repository (make
@@ -45,5 +45,4 @@ class BenchmarkConfig:
     """Folder for the JSON and the table."""
 
     def __post_init__(self):
-        check(self.repeats >= 3, f"repeats={self.repeats} must be >= 3")
-        check(self.cores >= 0, f"cores={self.cores} must be >= 0")
+        check_bounds(self)

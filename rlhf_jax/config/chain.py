@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rlhf_jax.config.bounds import Seed, check_bounds
 from rlhf_jax.config.feedback import FeedbackConfig
 from rlhf_jax.config.stages import CompareConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from rlhf_jax.config.tools import EvaluateConfig
@@ -13,7 +14,7 @@ class InstructGPTConfig:
     """All stages in a row, in sub-folders of one run folder."""
 
     dir: Path = Path("runs/instructgpt")
-    seed: int = 0
+    seed: Seed = 0
     task: str = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own (docs/tasks.md)."""
     source: Path = Path("data")
@@ -32,6 +33,9 @@ class InstructGPTConfig:
     """Run folder the reward model (and so the value network) starts from; None: this run's SFT."""
     ablations: bool = False
     """Also train SFT without the pretraining mix and PPO without ptx: the alignment tax."""
+
+    def __post_init__(self):
+        check_bounds(self)
 
     def resolve(self) -> "InstructGPTConfig":
         """Every stage with folder, seed, task and inputs filled in from the chain's own fields."""

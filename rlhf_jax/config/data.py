@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from rlhf_jax.config.bounds import Bounds, Count, PositiveOrZero, ShareBelowOne, check_bounds
 from rlhf_jax.errors import check
 
 
@@ -10,11 +12,14 @@ from rlhf_jax.errors import check
 class TokenizerConfig:
     path: Path | None = None
     """A saved tokenizer or a GPT-2 vocabulary folder; None trains one on the text."""
-    vocab_size: int = 4096
-    """Of a tokenizer trained here, with padding and end-of-text included."""
-    multiple: int = 1
+    vocab_size: Annotated[int, Bounds(258)] = 4096
+    """Of a tokenizer trained here: 256 bytes, padding and end of text are the least."""
+    multiple: Count = 1
     """The embedding of a new model gets unused rows up to a multiple of this, so that it can be
     split over devices (GPT-2's 50,257 ids: 128 makes 50,304 rows)."""
+
+    def __post_init__(self):
+        check_bounds(self, "tokenizer.")
 
     def padded(self, vocab_size: int) -> int:
         """Rows of the embedding for so many ids."""
@@ -25,17 +30,22 @@ class TokenizerConfig:
 class TextDataConfig:
     path: tuple[Path, ...] = ()
     """.txt, .jsonl or folders of them, one corpus each."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[PositiveOrZero, ...] = ()
     """Share of each corpus in the mix; empty mixes by size."""
     heldout: tuple[Path, ...] = ()
     """One held-out file per corpus; empty holds out ``heldout_fraction`` of the documents."""
-    heldout_fraction: float = 0.02
-    block_size: int = 64
+    heldout_fraction: ShareBelowOne = 0.02
+    block_size: Annotated[int, Bounds(2)] = 64
     """Tokens per packed row."""
     cache: Path = Path(".cache/datasets")
     """Where prepared data sets live."""
 
     def __post_init__(self):
+        check_bounds(self, "data.")
+        check(
+            not self.weights or sum(self.weights) > 0,
+            f"data.weights={list(self.weights)}: expected a share over 0 among them",
+        )
         for name in ("weights", "heldout"):
             given = getattr(self, name)
             check(

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, Positive, Share, check_bounds
 from rlhf_jax.config.stages import LabelerConfig, PPOConfig, RewardConfig, SamplingConfig
 from rlhf_jax.config.training import RunConfig
 from rlhf_jax.errors import check
@@ -17,19 +18,22 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback put a proxy with TLS before it and give ``url``."""
-    port: int = 8420
+    port: Annotated[int, Bounds(1, 65535)] = 8420
     token: str = ""
     """The administrator's; empty makes one and keeps it in the loop's folder."""
     url: str = ""
     """Where labelers find the site, if not at host and port: https://label.example.org"""
-    requests_per_second: float = 20.0
+    requests_per_second: Positive = 20.0
     """Of one labeler; four times as many at once."""
-    lease_minutes: float = 30.0
+    lease_minutes: Annotated[float, Bounds(0, 525_600, over=True)] = 30.0
     """How long a task stays in one labeler's hands."""
     scrub: bool = True
     """Replace e-mail addresses, phone, card and id numbers in what people type and in prompts."""
     dialogue: bool = False
     """The chat's prompts are whole conversations (Human: ... Assistant:), not single messages."""
+
+    def __post_init__(self):
+        check_bounds(self, "serve.")
 
 
 @dataclass(frozen=True)
@@ -50,39 +54,40 @@ class FeedbackConfig:
     and verdict (and serve between them) the folder of an evaluation."""
     store: str = ""
     """The labels: empty for feedback/store.sqlite in the run folder, or postgresql://..."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2_000_000)] = 0
+    """A round's stages have seeds of their own: 1000 of them for each."""
     serve: ServeConfig = field(default_factory=ServeConfig)
     prompts: Path | None = None
     """What is asked; None: the run's prompts for comparisons."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    responses_per_prompt: int = 4
+    responses_per_prompt: Annotated[int, Bounds(2, 9)] = 4
     """K: 4 to 9 in InstructGPT."""
-    tasks_per_round: int = 300
+    tasks_per_round: Count = 300
     """Prompts that each new policy answers for the queue; with ask, the first prompts it takes."""
-    queue: int = 50
+    queue: CountOrZero = 50
     """``answer`` writes more tasks when fewer than this are open."""
-    candidates: int = 3
+    candidates: Count = 3
     """Prompts answered per task that is kept, when the choice is by disagreement."""
     choice: Literal["disagreement", "random"] = "disagreement"
     """Which prompts people see: those on whose answers the reward models disagree most, or any."""
-    overlap: float = 0.15
+    overlap: Share = 0.15
     """Share of the tasks that two labelers get, to measure their agreement."""
-    labels_per_round: int = 250
+    labels_per_round: Count = 250
     """New labels that ``update`` waits for."""
-    rounds: int = 0
+    rounds: CountOrZero = 0
     """Rounds until ``update`` and ``run`` stop; 0 goes on until they are stopped."""
-    ensemble: int = 2
+    ensemble: Count = 2
     """Reward models; PPO's is the first. They differ in seed."""
-    epochs: int = 2
+    epochs: Count = 2
     """Passes of each over all labels so far: the first rounds have few."""
-    warmup_steps: int = 5
+    warmup_steps: CountOrZero = 5
     """Of the reward models."""
-    iterations: int = 12
+    iterations: Count = 12
     """PPO iterations per round."""
-    evaluation_prompts: int = 128
+    evaluation_prompts: Count = 128
     """Prompts on which each new policy is measured."""
-    chat_answers: int = 2
-    simulated: int = 0
+    chat_answers: Annotated[int, Bounds(2, 9)] = 2
+    simulated: CountOrZero = 0
     """Labelers that are programs (gold score, noise and a bias of their own), with run or simulate;
     they label while ``update`` waits."""
     labeler: LabelerConfig = field(default_factory=LabelerConfig)
@@ -107,12 +112,7 @@ class FeedbackConfig:
     """export writes it; import reads it, any of the formats, by its keys."""
 
     def __post_init__(self):
-        check(
-            2 <= self.responses_per_prompt <= 9,
-            f"responses_per_prompt={self.responses_per_prompt} is not in 2 ... 9",
-        )
-        check(self.ensemble >= 1, f"ensemble={self.ensemble} must be >= 1")
-        check(0 <= self.overlap <= 1, f"overlap={self.overlap} is not in [0, 1]")
+        check_bounds(self)
         check(
             self.choice == "random" or self.ensemble >= 2,
             "choice=disagreement needs ensemble >= 2, or choose --choice random",

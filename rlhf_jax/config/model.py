@@ -1,23 +1,36 @@
 """The shape of a model."""
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from rlhf_jax.errors import check
+from rlhf_jax.config.bounds import (
+    Bounds,
+    Count,
+    CountOrZero,
+    Finite,
+    Positive,
+    ShareBelowOne,
+    check_bounds,
+)
+from rlhf_jax.errors import InputError, check
 
 
 @dataclass(frozen=True)
 class RotaryConfig:
     """Rotary positions (Su et al. 2021), with Llama 3's stretching to longer contexts."""
 
-    theta: float = 10_000.0
-    fraction: float = 1.0
+    theta: Positive = 10_000.0
+    fraction: Annotated[float, Bounds(0, 1, over=True)] = 1.0
     """Share of a head's dimensions that is rotated (GPT-NeoX: 0.25)."""
-    factor: float = 1.0
+    factor: Positive = 1.0
     """Slow frequencies are divided by this (Llama 3.1: 8); 1 is plain rotary."""
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 8192
+    low_frequency_factor: Positive = 1.0
+    high_frequency_factor: Positive = 4.0
+    original_context: Count = 8192
+
+    def __post_init__(self):
+        check_bounds(self, "model.rotary.")
 
 
 @dataclass(frozen=True)
@@ -25,21 +38,21 @@ class ModelConfig:
     """A pre-LN decoder. The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm,
     biases everywhere, tied embeddings; the other values make it GPT-NeoX, Llama or Qwen."""
 
-    n_layers: int = 4
-    d_model: int = 128
-    n_heads: int = 4
-    n_kv_heads: int = 0
+    n_layers: Count = 4
+    d_model: Count = 128
+    n_heads: Count = 4
+    n_kv_heads: CountOrZero = 0
     """Heads of keys and values, each shared by n_heads / n_kv_heads queries; 0: n_heads."""
-    head_dim: int = 0
+    head_dim: CountOrZero = 0
     """0: d_model / n_heads."""
-    d_ff: int = 0
+    d_ff: CountOrZero = 0
     """Width inside the MLP; 0: 4 d_model."""
-    context: int = 256
+    context: Count = 256
     """Longest sequence in tokens (rows of the position table)."""
     positions: Literal["learned", "rotary"] = "learned"
     rotary: RotaryConfig = field(default_factory=RotaryConfig)
     norm: Literal["layer", "rms"] = "layer"
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Bounds(0, 1, over=True)] = 1e-5
     activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
     bias: Literal["all", "qkv", "none"] = "all"
     """Of dense layers: everywhere (GPT-2, GPT-NeoX), at the queries, keys and values (Qwen2)."""
@@ -49,12 +62,12 @@ class ModelConfig:
     """x + attention(ln_1(x)) + mlp(ln_2(x)) (GPT-NeoX), not one after the other."""
     tied: bool = True
     """The unembedding is the transposed embedding; otherwise a matrix of its own."""
-    unused_rows: int = 0
+    unused_rows: CountOrZero = 0
     """Last rows of the embedding that no token has: never sampled, no part of any log-prob. Stages
     set it (see tokenizer.multiple)."""
-    lora_scale: float = 1.0
+    lora_scale: Finite = 1.0
     """α / r of the low-rank adapters that parameters may hold; stages set it (see LoRAConfig)."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """On the embedding sum, attention weights and both residual outputs; only while training."""
     scan_layers: bool = False
     """Compile one layer and loop over stacked parameters: small programs for deep models."""
@@ -65,7 +78,7 @@ class ModelConfig:
     """How attention of more than one query per row is computed. fused: by a kernel that keeps no
     T x T scores, splash attention on TPUs and cuDNN on GPUs (bfloat16 only); plain on CPUs and
     where dropout is on."""
-    logit_rows: int = 0
+    logit_rows: CountOrZero = 0
     """Rows of logits (batch x positions, one position at least) that a language-model loss holds at
     a time, made again in the backward pass; 0: all. Saves memory where tokens x vocabulary is
     large, for a little time."""
@@ -74,6 +87,7 @@ class ModelConfig:
     for comparisons and needs JAX_ENABLE_X64=1, which makes the parameters float64 too."""
 
     def __post_init__(self):
+        check_bounds(self, "model.")
         check(
             self.head_dim > 0 or self.d_model % self.n_heads == 0,
             f"model.d_model={self.d_model} is not a multiple of model.n_heads={self.n_heads}",
@@ -81,11 +95,6 @@ class ModelConfig:
         check(
             self.n_heads % self.kv_heads == 0,
             f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
-        )
-        check(self.logit_rows >= 0, f"model.logit_rows={self.logit_rows} must be >= 0")
-        check(0.0 <= self.dropout < 1.0, f"model.dropout={self.dropout} is not in [0, 1)")
-        check(
-            self.n_layers > 0 and self.context > 0, "model.n_layers and model.context must be > 0"
         )
 
     def check_context(self, **lengths: int) -> None:
@@ -113,16 +122,25 @@ class ModelConfig:
         return self.d_ff or 4 * self.d_model
 
 
+def check_pattern(targets: str) -> None:
+    """Raise unless ``lora.targets`` is a regular expression."""
+    try:
+        re.compile(targets)
+    except re.error as error:
+        raise InputError(f"lora.targets={targets!r} is no regular expression: {error}") from None
+
+
 @dataclass(frozen=True)
 class LoRAConfig:
     """Low-rank adapters (Hu et al. 2021): W + (α / r) A B; nothing else of the trunk is trained."""
 
-    rank: int = 0
+    rank: CountOrZero = 0
     """r; 0 trains all weights."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     targets: str = ".*"
     """Regular expression over a block's dense layers: attn/c_attn (queries, keys and values),
     attn/c_proj, mlp/c_fc, mlp/c_gate, mlp/c_proj."""
 
     def __post_init__(self):
-        check(self.rank >= 0, f"lora.rank={self.rank} must be >= 0")
+        check_bounds(self, "lora.")
+        check_pattern(self.targets)

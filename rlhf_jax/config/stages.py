@@ -2,8 +2,19 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from rlhf_jax.config.bounds import (
+    Bounds,
+    Count,
+    CountOrZero,
+    Finite,
+    Positive,
+    PositiveOrZero,
+    Share,
+    ShareBelowOne,
+    check_bounds,
+)
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
 from rlhf_jax.config.privacy import PrivacyConfig
@@ -27,13 +38,14 @@ class PretrainConfig:
         default_factory=lambda: OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: int = 16
+    batch_size: Count = 16
     """Rows per step over all devices."""
-    steps: int = 1000
-    eval_batches: int = 32
+    steps: Count = 1000
+    eval_batches: Count = 32
     """Held-out batches per corpus at each evaluation."""
 
     def __post_init__(self):
+        check_bounds(self)
         if self.init is None:
             self.model.check_context(**{"data.block_size": self.data.block_size})
         check_microbatches("batch_size", self.batch_size, self.optim)
@@ -47,35 +59,35 @@ class SFTConfig:
     init: Path = Path("runs/pretrain")
     """Run folder of pretraining: parameters, model shape and tokenizer."""
     data: Path = Path("demonstrations.jsonl")
-    heldout_fraction: float = 0.05
+    heldout_fraction: ShareBelowOne = 0.05
     cache: Path = Path(".cache/datasets")
-    prompt_length: int = 16
+    prompt_length: Count = 16
     """Longer prompts keep their end."""
-    response_length: int = 32
-    block_size: int = 64
+    response_length: Count = 32
+    block_size: Annotated[int, Bounds(2)] = 64
     """Demonstrations are packed into rows of this many tokens."""
     target: Literal["response", "all"] = "response"
     """Tokens that carry the loss."""
-    pretrain_mix: float = 0.1
+    pretrain_mix: ShareBelowOne = 0.1
     """Rows of pretraining text beside each SFT batch, as a share of all (InstructGPT: 10 %)."""
     pretrain_data: TextDataConfig = field(default_factory=TextDataConfig)
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Of this stage (InstructGPT: 0.2 on residuals)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Of the demonstrations; then each has a row of its own, and pretrain_mix must be 0."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: int = 16
-    epochs: int = 2
+    batch_size: Count = 16
+    epochs: Count = 2
 
     def __post_init__(self):
+        check_bounds(self)
         check(
             self.prompt_length + self.response_length <= self.block_size,
             f"prompt_length={self.prompt_length} + response_length={self.response_length} is over "
             f"block_size={self.block_size}",
         )
-        check(0 <= self.pretrain_mix < 1, f"pretrain_mix={self.pretrain_mix} is not in [0, 1)")
         check(
             not self.privacy.epsilon or self.pretrain_mix == 0,
             f"privacy.epsilon={self.privacy.epsilon} needs pretrain_mix 0: only demonstrations are "
@@ -86,26 +98,33 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    temperature: float = 0.7
+    temperature: PositiveOrZero = 0.7
     """Divides the logits in sampling and in every log-probability of PPO; 0 is greedy."""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Bounds(0, 1, over=True)] = 1.0
     """Keep the smallest set of tokens with this mass; 1 keeps all."""
 
     def __post_init__(self):
-        check(self.temperature >= 0, f"temperature={self.temperature} must be >= 0")
-        check(0 < self.top_p <= 1, f"top_p={self.top_p} is not in (0, 1]")
+        check_bounds(self, "sampling.")
+        check(
+            self.temperature == 0 or self.temperature >= 1e-4,
+            f"sampling.temperature={self.temperature}: expected 0, which is greedy, or 1e-4 or "
+            "more: logits are divided by it",
+        )
 
 
 @dataclass(frozen=True)
 class LabelerConfig:
     """The simulated person: gold score plus Bradley-Terry noise."""
 
-    agreement: float = 0.726
+    agreement: Annotated[float, Bounds(0.5, 1, over=True, below=True)] = 0.726
     """Rate at which two such labelers order a pair alike; sets the noise (InstructGPT: 72.6 %)."""
-    tie_width: float = 0.05
+    tie_width: PositiveOrZero = 0.05
     """Responses whose utility differs by less share a rank (in units of the noise)."""
+
+    def __post_init__(self):
+        check_bounds(self, "labeler.")
 
 
 @dataclass(frozen=True)
@@ -121,20 +140,17 @@ class CompareConfig:
     prompts: Path = Path("prompts.jsonl")
     labeler: LabelerConfig = field(default_factory=LabelerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    num_prompts: int = 1200
-    heldout_prompts: int = 200
-    responses_per_prompt: int = 6
+    num_prompts: Count = 1200
+    heldout_prompts: Count = 200
+    responses_per_prompt: Annotated[int, Bounds(2)] = 6
     """K of InstructGPT's K-wise loss (4 to 9 there)."""
-    prompts_per_batch: int = 32
-    prompt_length: int = 16
-    response_length: int = 32
+    prompts_per_batch: Count = 32
+    prompt_length: Count = 16
+    response_length: Count = 32
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
-        check(
-            self.responses_per_prompt >= 2,
-            f"responses_per_prompt={self.responses_per_prompt}: at least 2 can be compared",
-        )
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -148,10 +164,10 @@ class RewardConfig:
     pref_hh_harmless, pref_pandalm, rank_mqm_wmt23_zh_en, honesty_truthfulqa."""
     source: Path = Path("data")
     """Folder of the named sets."""
-    folds: int = 0
+    folds: CountOrZero = 0
     """Cross-validation of a named set: parts into which its documents, dialogues, instructions or
     questions are dealt; 0: the set's own split."""
-    fold: int = 0
+    fold: CountOrZero = 0
     """Which part is held out, from 0."""
     pairing: Literal["prompt", "shuffled"] = "prompt"
     """All pairs of a prompt as one batch element, or each pair for itself (an ablation: a batch is
@@ -161,17 +177,17 @@ class RewardConfig:
     length explains is not learnt."""
     heldout: Path | None = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
-    heldout_fraction: float = 0.1
+    heldout_fraction: ShareBelowOne = 0.1
     demonstrations: Path | None = None
     """These score 0 on average after normalisation (InstructGPT); None: the responses of data."""
     unit_std: bool = False
     """Divide by the within-prompt standard deviation, which gives kl_coef a fixed scale."""
-    normalise_rows: int = 0
+    normalise_rows: CountOrZero = 0
     """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
     cache: Path = Path(".cache/datasets")
-    prompt_length: int = 16
-    response_length: int = 32
-    dropout: float = 0.0
+    prompt_length: Count = 16
+    response_length: Count = 32
+    dropout: ShareBelowOne = 0.0
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Of the comparisons, an example being a prompt with its responses; the score is then not
@@ -180,11 +196,12 @@ class RewardConfig:
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: int = 4
+    batch_size: Count = 4
     """Prompts per step, each with all its K-choose-2 pairs."""
-    epochs: int = 2
+    epochs: Count = 2
 
     def __post_init__(self):
+        check_bounds(self)
         check(
             self.folds == 0 == self.fold or (self.folds >= 2 and 0 <= self.fold < self.folds),
             f"fold={self.fold} of folds={self.folds}: expected one of 0 to folds - 1, of 2 or more",
@@ -211,40 +228,43 @@ class DPOConfig:
     data: Path = Path("comparisons.jsonl")
     heldout: Path | None = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
-    heldout_fraction: float = 0.1
+    heldout_fraction: ShareBelowOne = 0.1
     cache: Path = Path(".cache/datasets")
-    prompt_length: int = 16
-    response_length: int = 32
-    beta: float = 0.1
+    prompt_length: Count = 16
+    response_length: Count = 32
+    beta: Positive = 0.1
     """β: how dearly leaving the reference is paid for."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Bounds(0, 0.5, below=True)] = 0.0
     """Share of labels taken to be wrong (conservative DPO)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_steps=20)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: int = 4
+    batch_size: Count = 4
     """Prompts per step, each with all its K-choose-2 pairs."""
-    epochs: int = 1
+    epochs: Count = 1
 
     def __post_init__(self):
-        check(self.beta > 0, f"beta={self.beta} must be > 0")
-        check(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing={self.label_smoothing} is not in [0, 0.5)",
-        )
+        check_bounds(self)
         check_microbatches("batch_size", self.batch_size, self.optim)
 
 
 @dataclass(frozen=True)
 class KLConfig:
-    coef: float = 0.02
+    coef: PositiveOrZero = 0.02
     """β: weight of the per-token penalty (InstructGPT: 0.02 for unscaled rewards)."""
-    target: float = 0.0
+    target: PositiveOrZero = 0.0
     """Nats per episode that the adaptive controller holds; 0 keeps the coefficient fixed."""
-    horizon: float = 10_000.0
+    horizon: Positive = 10_000.0
     """Episodes over which the adaptive controller acts (Ziegler et al. 2019)."""
+
+    def __post_init__(self):
+        check_bounds(self, "kl.")
+        check(
+            self.target == 0 or self.coef > 0,
+            f"kl.target={self.target} needs kl.coef over 0: the controller multiplies it",
+        )
 
 
 @dataclass(frozen=True)
@@ -253,16 +273,16 @@ class SecondRewardConfig:
 
     model: Path | None = None
     """Reward model whose score h is mixed in as (r + λ h) / (1 + λ); None: there is none."""
-    weight: float = 1.0
+    weight: PositiveOrZero = 1.0
     """λ, or with ``floor`` what it starts from."""
-    floor: float | None = None
+    floor: Finite | None = None
     """Mean of h to hold: λ is then a Lagrange multiplier, which grows while h is below. None: λ
     stays as it is."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """η in λ ← λ exp(η (floor − mean h)), once per iteration."""
 
     def __post_init__(self):
-        check(self.weight >= 0, f"second_reward.weight={self.weight} must be >= 0")
+        check_bounds(self, "second_reward.")
         check(
             self.floor is None or self.weight > 0,
             "second_reward.floor needs a weight over 0: a multiplier of 0 cannot grow",
@@ -288,32 +308,32 @@ class PPOConfig:
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Path = Path("prompts.jsonl")
     cache: Path = Path(".cache/datasets")
-    prompt_length: int = 16
-    response_length: int = 32
+    prompt_length: Count = 16
+    response_length: Count = 32
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     value_trunk: Literal["separate", "shared"] = "separate"
     """A value network of its own from the reward model (InstructGPT), or a head on the policy."""
-    iterations: int = 24
-    batch_size: int = 128
+    iterations: Count = 24
+    batch_size: Count = 128
     """Episodes per iteration over all devices."""
-    ppo_epochs: int = 1
-    num_minibatches: int = 4
+    ppo_epochs: Count = 1
+    num_minibatches: Count = 4
     kl: KLConfig = field(default_factory=KLConfig)
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip_eps: float = 0.2
-    value_clip_eps: float = 0.2
-    vf_coef: float = 1.0
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    clip_eps: Positive = 0.2
+    value_clip_eps: Positive = 0.2
+    vf_coef: PositiveOrZero = 1.0
     """Weight of the value loss; with a separate trunk it only scales that trunk's gradient."""
     whiten_advantages: bool = True
     whiten_rewards: bool = False
-    missing_eos_penalty: float | None = None
+    missing_eos_penalty: Finite | None = None
     """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
     recompute_logprobs: bool = False
     """Take the old log-probs from a forward pass instead of from the sampler."""
-    ptx_coef: float = 0.0
+    ptx_coef: PositiveOrZero = 0.0
     """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
-    ptx_batch_size: int = 32
+    ptx_batch_size: Count = 32
     """Rows of pretraining text per minibatch."""
     ptx_data: TextDataConfig = field(default_factory=TextDataConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -330,12 +350,18 @@ class PPOConfig:
         )
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    min_reward_accuracy: float = 0.6
+    min_reward_accuracy: Share = 0.6
     """PPO does not start on a reward model whose held-out pair accuracy is below this."""
     force: bool = False
     """Start all the same."""
 
     def __post_init__(self):
+        check_bounds(self)
+        check(
+            self.kl.target == 0 or self.kl.horizon > self.batch_size / 5,
+            f"kl.horizon={self.kl.horizon} is not over batch_size / 5 = {self.batch_size / 5}: one "
+            "iteration could bring the coefficient to 0 or below",
+        )
         check(
             self.batch_size % self.num_minibatches == 0,
             f"batch_size={self.batch_size} is not a multiple of "

@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from rlhf_jax.config.bounds import Count, CountOrZero, Seed, check_bounds
 from rlhf_jax.config.data import TextDataConfig
 from rlhf_jax.config.stages import SamplingConfig
 from rlhf_jax.config.training import ParallelConfig, RunConfig
@@ -19,7 +20,7 @@ class EvaluateConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/evaluate")))
     suite: Literal["task", "safety"] = "task"
     """The task's own prompts and metrics, or toxicity, bias, truthfulness and harmlessness."""
-    suite_rows: int = 0
+    suite_rows: CountOrZero = 0
     """Rows of each set in the safety suite; 0: all."""
     policies: tuple[Path, ...] = ()
     """Run folders, Hugging Face folders or .gguf files to compare; the first is the baseline (SFT).
@@ -38,15 +39,15 @@ class EvaluateConfig:
     prompts: Path = Path("prompts.jsonl")
     """Rows with a prompt; every policy answers the first ``num_prompts``."""
     text: TextDataConfig = field(default_factory=TextDataConfig)
-    num_prompts: int = 256
-    best_of: tuple[int, ...] = (4, 16)
+    num_prompts: Count = 256
+    best_of: tuple[Count, ...] = (4, 16)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    prompt_length: int = 16
+    prompt_length: Count = 16
     """In tokens; a longer prompt loses its beginning. As the policies were trained."""
-    response_length: int = 32
-    batch_size: int = 256
+    response_length: Count = 32
+    batch_size: Count = 256
     """Responses sampled at a time."""
-    text_batches: int = 32
+    text_batches: Count = 32
     """Held-out batches of 16 rows per corpus."""
     cache: Path | None = None
     """Folder of answers that evaluations share, so that none is sampled twice; None: the run's."""
@@ -55,16 +56,16 @@ class EvaluateConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
+        check_bounds(self)
         check(
-            len(self.best_of) > 0 and min(self.best_of) >= 1,
-            f"best_of={list(self.best_of)}: expected numbers of answers, 1 for none but the first",
+            len(self.best_of) > 0,
+            "best_of is empty: expected numbers of answers, 1 for none but the first",
         )
         check(
             self.suite == "safety" or max(self.best_of, default=1) <= self.batch_size,
             f"batch_size={self.batch_size} holds no {max(self.best_of, default=1)} answers to a "
             "prompt (best_of)",
         )
-        check(self.num_prompts >= 1, f"num_prompts={self.num_prompts}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,18 @@ class AuditConfig:
     """Names of sets of human preferences under ``source``, or files of comparisons."""
     source: Path = Path("data")
     """Folder of the named sets."""
-    prompt_length: int | None = None
+    prompt_length: Count | None = None
     """In tokens; what is cut is counted. With the response it must fit the model's context. None
     is what the reward model was trained with, which only a run folder tells."""
-    response_length: int | None = None
-    batch_size: int = 32
+    response_length: Count | None = None
+    batch_size: Count = 32
     """Prompts per batch."""
     out: Path | None = None
     """JSON file for the results."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
+        check_bounds(self)
         check(len(self.reward) > 0, "reward is empty: give --reward FOLDER")
         check(len(self.data) > 0, "data is empty: give --data NAME or FILE")
 
@@ -116,10 +118,13 @@ class SampleConfig:
     system: str = ""
     """With a chat template: the system message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    response_length: int = 32
-    seed: int = 0
+    response_length: Count = 32
+    seed: Seed = 0
     compile_cache: Path | None = RunConfig.compile_cache
     """As run.compile_cache of a stage."""
+
+    def __post_init__(self):
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -171,19 +176,19 @@ class HarnessConfig:
     tasks: tuple[str, ...] = ()
     include_path: Path | None = None
     """Folder with tasks of your own (YAML)."""
-    num_fewshot: int | None = None
+    num_fewshot: CountOrZero | None = None
     """Examples before each question; None: as the task says."""
-    limit: int = 0
+    limit: CountOrZero = 0
     """Questions per task; 0: all."""
-    batch_size: int = 16
-    max_gen_toks: int = 64
+    batch_size: Count = 16
+    max_gen_toks: Count = 64
     """Length of generated answers where the task does not say."""
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
     """JSON file for the results."""
 
     def __post_init__(self):
-        check(self.batch_size >= 1, f"batch_size={self.batch_size} must be >= 1")
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from rlhf_jax.config.bounds import (
+    Bounds,
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Share,
+    ShareBelowOne,
+    check_bounds,
+)
 from rlhf_jax.errors import check
 
 
@@ -14,37 +25,35 @@ class OptimConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon (Jordan et al. 2024) updates the trunk's kernels along orthogonalised momentum and the
     rest by AdamW."""
-    lr: float = 1e-3
-    adam_lr: float = 0.0
+    lr: Positive = 1e-3
+    adam_lr: PositiveOrZero = 0.0
     """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: CountOrZero = 0
     """Steps from ``warmup_init`` x lr up to lr. In PPO a step is an iteration, not a minibatch."""
-    warmup_init: float = 0.0
+    warmup_init: Share = 0.0
     """First learning rate of the warm-up, as a share of lr (InstructGPT's PPO: 0.1)."""
-    final_lr: float = 0.1
+    final_lr: Share = 0.1
     """Last learning rate, as a share of lr (InstructGPT: cosine to 10 %)."""
-    weight_decay: float = 0.05
+    weight_decay: PositiveOrZero = 0.05
     """Decoupled; matrices only: not biases, normalisation, nor embeddings."""
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    clip_norm: float = 1.0
+    b1: ShareBelowOne = 0.9
+    b2: ShareBelowOne = 0.95
+    eps: Annotated[float, Bounds(0, 1, over=True)] = 1e-8
+    clip_norm: PositiveOrZero = 1.0
     """Global norm of the gradient after accumulation; 0 turns clipping off."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches per step (in PPO per minibatch, those of the policy's optimizer count for
     both): gradients are summed, then divided once by the global count."""
-    ema_decay: float = 0.0
+    ema_decay: ShareBelowOne = 0.0
     """e <- decay e + (1 - decay) p after each step; 0 keeps no average (InstructGPT: 0.992)."""
 
     def __post_init__(self):
-        check(self.lr > 0, f"optim.lr={self.lr} must be > 0")
+        check_bounds(self, "optim.")
         check(
             self.optimizer == "adamw" or self.adam_lr > 0,
             f"optim.optimizer=muon needs optim.adam_lr > 0, found {self.adam_lr}",
         )
-        check(0 <= self.ema_decay < 1, f"optim.ema_decay={self.ema_decay} is not in [0, 1)")
-        check(self.accumulate >= 1, f"optim.accumulate={self.accumulate} must be >= 1")
 
 
 def check_microbatches(name: str, rows: int, optim: OptimConfig) -> None:
@@ -61,30 +70,26 @@ class ParallelConfig:
 
     mode: Literal["mesh", "pmap"] = "mesh"
     """jax.jit over a device mesh, or jax.pmap (data parallelism only)."""
-    devices: int = 0
+    devices: CountOrZero = 0
     """How many of the visible devices to use; 0 uses all."""
-    data: int = 0
+    data: CountOrZero = 0
     """Copies of the model, each with its share of the rows; 0 takes what fsdp and tensor leave."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Devices over which both rows and parameters are split (fully sharded data parallelism)."""
-    tensor: int = 1
+    tensor: Count = 1
     """Devices over which heads and features are split (tensor parallelism)."""
     coordinator: str = ""
     """HOST:PORT of process 0, when several processes are started by hand; empty: one process, or
     what the cluster's environment says (TPU pod, GKE JobSet, Slurm, Open MPI)."""
-    processes: int = 1
+    processes: Count = 1
     """With coordinator: how many processes there are."""
-    process_id: int = 0
+    process_id: CountOrZero = 0
     """With coordinator: which of them this is, from 0."""
     hosts: Literal["auto", "off"] = "auto"
     """off ignores the cluster's environment: this process runs alone."""
 
     def __post_init__(self):
-        check(
-            self.data >= 0 and self.fsdp >= 1 and self.tensor >= 1,
-            f"parallel.data={self.data} must be >= 0, parallel.fsdp={self.fsdp} and "
-            f"parallel.tensor={self.tensor} >= 1",
-        )
+        check_bounds(self, "parallel.")
         check(
             0 <= self.process_id < self.processes,
             f"parallel.process_id={self.process_id} is not in 0..{self.processes - 1} "
@@ -106,20 +111,21 @@ class RunConfig:
 
     dir: Path = Path("runs/run")
     """The stage's own folder. The same command resumes what is unfinished in it."""
-    seed: int = 0
-    data_seed: int = 0
+    seed: Seed = 0
+    data_seed: Seed = 0
     """Order of the data, apart from ``seed`` so that ablations see the same batches."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints (the last step is always saved); transformers: save_steps."""
-    keep_latest: int = 2
+    keep_latest: Count = 2
     """How many of the newest checkpoints to keep; transformers: save_total_limit."""
-    keep_best: int = 1
+    keep_best: CountOrZero = 1
     """How many more to keep, the best by the stage's held-out figure (if one was measured)."""
-    log_every: int = 20
-    eval_every: int = 200
-    stop_after: int = 0
+    log_every: Count = 20
+    eval_every: CountOrZero = 200
+    """Steps between evaluations; 0 evaluates after the last step only."""
+    stop_after: CountOrZero = 0
     """Stop, saved and resumable, after this many steps of this process; 0 never stops."""
-    profile: int = 0
+    profile: CountOrZero = 0
     """Steps (batches, where nothing is trained) that jax.profiler records into the run's folder
     ``profile``, from the second of this process on (the first compiles); 0 records none."""
     tensorboard: bool = True
@@ -132,4 +138,4 @@ class RunConfig:
     """Keep freed memory in the process (glibc only): about 1.25x faster steps on CPU."""
 
     def __post_init__(self):
-        check(self.profile >= 0, f"run.profile={self.profile}: it is a number of steps, 0 or more")
+        check_bounds(self, "run.")

@@ -1,0 +1,82 @@
+"""Where a setting does nothing, stated beside it: ``horizon: Annotated[Positive, idle(target=0)]``.
+
+``rlhf_jax.cli`` says it of every flag that is typed and of every field that a preset sets.
+"""
+
+import typing
+from functools import cache, reduce
+from typing import Any, NamedTuple
+
+
+class Idle(NamedTuple):
+    """A field without effect, while another of the same config (``other``) is as it is."""
+
+    other: str
+    """Its dotted name; empty: the field never has an effect here."""
+    values: tuple[Any, ...]
+    when: bool
+    """Without effect while ``other`` has one of ``values``; False: while it has none of them."""
+    parts: tuple[str, ...] = ()
+    """Of a field that is a config itself, the fields that this is about; empty: all."""
+    but: tuple[str, ...] = ()
+    """And those that it is not about."""
+
+    def holds(self, config: Any, inner: str) -> bool:
+        """Whether ``inner`` (dotted, empty for a field that is no config) now does nothing."""
+        part = inner.partition(".")[0]
+        if part in self.but or (self.parts and part not in self.parts):
+            return False
+        return not self.other or (value_of(config, self.other) in self.values) == self.when
+
+    def reason(self, config: Any, prefix: str) -> str:
+        """The end of the sentence; ``prefix`` is where ``config`` stands."""
+        if not self.other:
+            return " here"
+        value = value_of(config, self.other)
+        name = f"{prefix}.{self.other}".removeprefix(".").replace("_", "-")
+        if value is None or value in ("", ()):
+            return f": {name} is not given"
+        return f": {name} is {value if not isinstance(value, tuple) else ' '.join(map(str, value))}"
+
+
+def idle(**condition: Any) -> Idle:
+    """No effect while the named field has this value, or one of a tuple of values."""
+    (other, values), *_ = condition.items()
+    return Idle(other.replace("__", "."), as_tuple(values), True)
+
+
+def only(*, but: tuple[str, ...] = (), **condition: Any) -> Idle:
+    """An effect only while the named field has this value, or one of a tuple of values."""
+    (other, values), *_ = condition.items()
+    return Idle(other.replace("__", "."), as_tuple(values), False, but=but)
+
+
+def never(*parts: str) -> Idle:
+    """Of a field that is a config: parts of it that have no effect where it stands."""
+    return Idle("", (), True, parts=parts)
+
+
+def as_tuple(values: Any) -> tuple[Any, ...]:
+    return values if isinstance(values, tuple) and values else (values,)
+
+
+def value_of(config: Any, dotted: str) -> Any:
+    return reduce(getattr, dotted.split("."), config)
+
+
+def without_effect(config: Any, dotted: str) -> str | None:
+    """Why the field ``dotted`` of ``config`` does nothing, as the end of a sentence; else None."""
+    path = dotted.split(".")
+    for depth, name in enumerate(path):
+        holder = reduce(getattr, path[:depth], config)
+        for note in notes_of(type(holder))[name]:
+            if note.holds(holder, ".".join(path[depth + 1 :])):
+                return note.reason(holder, ".".join(path[:depth]))
+    return None
+
+
+@cache
+def notes_of(config_class: type) -> dict[str, tuple[Idle, ...]]:
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    notes = lambda hint: tuple(n for n in getattr(hint, "__metadata__", ()) if isinstance(n, Idle))
+    return {name: notes(hint) for name, hint in hints.items()}
