@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: Any
     ema_params: Params | None
-    """Exponential moving average of ``params`` in float32, or None when EMA is off."""
+    """Exponential moving average of ``params`` in float32 or wider, or None when EMA is off."""
 
 
 class LMBatch(NamedTuple):

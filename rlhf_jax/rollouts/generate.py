@@ -85,11 +85,6 @@ def generate(
         return Decoding(state.t + 1, token, done, state.keys, cache, generation)
 
     B = len(keys)
-    empty = Generation(
-        responses=jnp.full((B, length), pad_id, jnp.int32),
-        mask=jnp.zeros((B, length), bool),
-        logprobs=jnp.zeros((B, length), jnp.float32),
-    )
     logits, cache = model.prefill(params, queries, query_mask, length=length)
     if len(queries) < B:  # here the responses to one query begin to differ
         times = B // len(queries)
@@ -98,6 +93,11 @@ def generate(
         logits, cache = repeat(logits, 0), with_rows(cache, repeat)
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
+    empty = Generation(
+        responses=jnp.full((B, length), pad_id, jnp.int32),
+        mask=jnp.zeros((B, length), bool),
+        logprobs=jnp.zeros((B, length), logprob.dtype),
+    )
     first = write(empty, 0, token, logprob, nobody)
     state = Decoding(jnp.int32(1), token, token == eos_id, keys, cache, first)
     rest = lambda params, state: decode_rest(

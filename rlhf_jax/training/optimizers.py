@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import OptimConfig
+from rlhf_jax.objectives.logprobs import at_least_float32
 from rlhf_jax.training.muon import scale_by_muon
 from rlhf_jax.types import Params, TrainState
 
@@ -105,7 +106,7 @@ def make_policy_value_optimizer(
 def make_state(params: Params, tx: optax.GradientTransformation, *, ema_decay: float) -> TrainState:
     """A fresh state that owns its buffers: steps donate them, the reference keeps the originals."""
     params = jax.tree.map(jnp.copy, params)
-    average = jax.tree.map(lambda p: jnp.copy(p).astype(jnp.float32), params) if ema_decay else None
+    average = jax.tree.map(lambda p: jnp.copy(at_least_float32(p)), params) if ema_decay else None
     return TrainState(jnp.int32(0), params, tx.init(params), average)
 
 
@@ -115,7 +116,7 @@ def averaged_params(state: TrainState) -> Params:
 
 
 def update_ema(average: Params | None, params: Params, *, decay: float) -> Params | None:
-    """e ← decay · e + (1 − decay) · p, in float32, starting from the initial weights."""
+    """e ← decay · e + (1 − decay) · p, in float32 or wider, starting from the initial weights."""
     if average is None:
         return None
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, average, params)
