@@ -131,8 +131,8 @@ def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float
     )
     scores, lengths, ranks, report = score(reward.params, found.heldout)
     print(
-        f"{report.kept} prompts, {report.prompts_truncated} cut at their beginning, "
-        f"{report.responses_truncated} responses cut at their end"
+        f"{report.kept} prompts, {report.cut.get('prompt', 0)} cut at their beginning, "
+        f"{report.cut.get('response', 0)} with answers cut at their end"
     )
     words, ties = None, np.zeros(0)
     if found.train:

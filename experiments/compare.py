@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.sampling import count_truncated, make_sampler
+from experiments.sampling import make_sampler, prompt_report
 from experiments.stage import Stage
 from experiments.trained import load_trained
 from rlhf_jax.cli import main
@@ -49,7 +49,7 @@ def run(config: CompareConfig) -> dict:
         check_enough(len(prompts), config, str(config.prompts))
         task = read_task(config.task, config.source)
         check_prompts(task, prompts)
-        stage.note(prompts=count_truncated(prompts, policy.tokenizer, config.prompt_length))
+        stage.note_rows(prompts=prompt_report(prompts, policy.tokenizer, config.prompt_length))
         sampler = make_sampler(
             make_language_model(policy.model, policy.vocab_size),
             policy.tokenizer,

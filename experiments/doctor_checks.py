@@ -199,7 +199,7 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
         of_data.bytes_have_ids(t.decode_bytes([i]) for i in range(t.vocab_size)),
         of_data.ids_fit_the_embedding([*ids, [t.eos_id]], rows=p.policy.vocab_size),
         of_data.episodes_fit(length + p.ppo.response_length, context=context),
-        of_data.prompts_fit(report.prompts_truncated, len(texts), length=length, bound=0.05),
+        of_data.prompts_fit(report.cut.get("prompt", 0), len(texts), length=length, bound=0.05),
         of_data.queries_keep_the_end(batch.queries[:-1], batch.query_mask[:-1], ids),
     ]
 
@@ -226,7 +226,7 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     limit = dict(length=p.sft.response_length, bound=0.25)
     findings = [
         of_data.ends_are_targets(batch.tokens, batch.loss_mask, **targets),
-        of_data.demonstrations_fit(report.dropped, len(rows), **limit),
+        of_data.demonstrations_fit(sum(report.left_out.values()), len(rows), **limit),
     ]
     if "policy" in p.fresh:
         return [*findings, untrained]

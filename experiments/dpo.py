@@ -80,7 +80,7 @@ def run(config: DPOConfig) -> dict:
         batches = comparisons(
             rows, config.batch_size, config.run.data_seed, parallel.rows(config.batch_size)
         )
-        stage.note(comparisons=batches.report._asdict())
+        stage.note_rows(comparisons=batches.report)
 
         # Model and states
         lm = make_language_model(model, policy.vocab_size)

@@ -23,7 +23,7 @@ import numpy as np
 from experiments import safety
 from experiments.answers import with_cache
 from experiments.inputs import Corpora, load_corpora, make_text_evaluation
-from experiments.sampling import count_truncated, make_sampler
+from experiments.sampling import make_sampler, prompt_report
 from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.cli import main
@@ -84,7 +84,7 @@ def run(config: EvaluateConfig) -> dict:
             )
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         tokenizer = policies[baseline].tokenizer
-        stage.note(prompts=count_truncated(prompts, tokenizer, config.prompt_length))
+        stage.note_rows(prompts=prompt_report(prompts, tokenizer, config.prompt_length))
         task = read_task(config.task, config.source)
         check_prompts(task, prompts)
         corpora = load_corpora(config.text) if config.text.path else None

@@ -91,7 +91,7 @@ def run(config: PPOConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
-        stage.note(prompts=queries.report._asdict())
+        stage.note_rows(prompts=queries.report)
         iterators = {"queries": queries}
         updates = config.ppo_epochs * config.num_minibatches
         if config.ptx_coef:

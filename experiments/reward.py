@@ -67,7 +67,7 @@ def run(config: RewardConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
-        stage.note(comparisons=batches.report._asdict())
+        stage.note_rows(comparisons=batches.report)
         private = config.privacy.epsilon > 0
         if private:
             batches = private_batches(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from experiments.trained import training_config
 from rlhf_jax.data.batches import comparison_batches
-from rlhf_jax.data.encoding import EncodingReport
+from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models.heads import ScalarModel
@@ -58,6 +58,7 @@ def make_scorer(
             response_length=response_length,
             batch_size=batch_size,
             seed=None,
+            everything=True,
         )
         rows = []
         for _ in range(stream.steps_per_epoch):

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from experiments.answers import with_cache
 from experiments.reward_scores import fold_held_out
-from experiments.sampling import count_truncated, make_sampler
+from experiments.sampling import make_sampler, prompt_report
 from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart
@@ -62,7 +62,7 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     for trained in (*policies.values(), reward):
         trained.model.check_context(**lengths)
     for name, policy in policies.items():
-        stage.note(**{f"{name}_{what}": cut for what, cut in count_cut(config, policy, sets)})
+        stage.note_rows(**{f"{name}_{what}": cut for what, cut in count_cut(config, policy, sets)})
     score = make_reward(config, parallel, reward)
     measured = config.run.dir / "measured.json"
     table = json.loads(measured.read_text()) if measured.is_file() else {}
@@ -204,9 +204,9 @@ def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iter
     }
     for name, prompts in whole.items():
         room = room_for(prompts, config, policy)
-        yield name, count_truncated(prompts, policy.tokenizer, room)
+        yield name, prompt_report(prompts, policy.tokenizer, room)
     dialogues = [prompt for prompt, _, _ in sets.harmful]
-    yield "dialogues", count_truncated(dialogues, policy.tokenizer, config.prompt_length)
+    yield "dialogues", prompt_report(dialogues, policy.tokenizer, config.prompt_length)
 
 
 def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> Callable:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from rlhf_jax.config import SamplingConfig
+from rlhf_jax.data import fates
 from rlhf_jax.data.batches import query_batches
-from rlhf_jax.data.encoding import encode_prompts
+from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models.heads import LanguageModel
@@ -35,11 +36,10 @@ class Sampled(NamedTuple):
         return [ids[mask].tolist() for ids, mask in rows]
 
 
-def count_truncated(prompts: Sequence[str], tokenizer: Tokenizer, length: int) -> dict[str, int]:
+def prompt_report(prompts: Sequence[str], tokenizer: Tokenizer, length: int) -> EncodingReport:
     """How many prompts are cut to their last ``length`` tokens, for a stage's summary."""
-    rows = [Prompt(prompt) for prompt in prompts]
-    _, report = encode_prompts(rows, tokenizer, query_length=length)
-    return {"kept": report.kept, "prompts_truncated": report.prompts_truncated}
+    rows = (Prompt(prompt) for prompt in prompts)
+    return fates.count(fates.of_prompts(rows, tokenizer, prompt_length=length))
 
 
 def make_sampler(

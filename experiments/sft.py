@@ -84,7 +84,7 @@ def run(config: SFTConfig) -> dict:
             batches = private_batches(
                 batches, batch_size=config.batch_size, seed=config.run.data_seed
             )
-        stage.note(demonstrations=batches.report._asdict())
+        stage.note_rows(demonstrations=batches.report)
         iterators = {"train": batches}
         corpora = None
         if config.pretrain_data.path:

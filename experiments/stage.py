@@ -25,6 +25,7 @@ import numpy as np
 from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
+from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
@@ -172,12 +173,15 @@ class Stage:
         return state
 
     def note(self, **facts: Any) -> None:
-        """Facts for the summary; what was cut or dropped is also said at once."""
+        """Facts for the summary."""
         self._notes |= facts
-        for name, fact in facts.items():
-            lost = {k: v for k, v in fact.items() if k != "kept" and v}
-            if lost:
-                say(f"{self.name}: {name}: {', '.join(f'{v} {k}' for k, v in lost.items())}")
+
+    def note_rows(self, **reports: EncodingReport) -> None:
+        """What became of the rows, for the summary; what was cut or left out is also said."""
+        for name, report in reports.items():
+            self._notes[name] = report._asdict()
+            if report.lost():
+                say(f"{self.name}: {name}: {report.kept} kept, {report.lost()}")
 
     def steps(self, total: int) -> Iterator[int]:
         """Numbers of the steps still to do; ends the process politely when asked to stop."""

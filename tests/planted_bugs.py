@@ -403,17 +403,17 @@ PLANTS = (
     Plant(
         45,
         "long prompts keep their beginning",
-        ENCODING,
-        "kept = each[-length:]",
-        "kept = each[:length]",
+        FATES,
+        "query if length is None else query[-length:]",
+        "query if length is None else query[:length]",
         f"{BATCHES}queries_are_left_padded_and_keep_their_end",
     ),
     Plant(
         46,
         "sampled ids are decoded and encoded again for the reward model",
-        ENCODING,
-        "if comparison.tokens is None:",
-        "if comparison.responses:",
+        FATES,
+        "if row.tokens is None\n        else",
+        "if row.responses\n        else",
         f"{BATCHES}sampled_ids_come_out_as_they_went_in",
     ),
     Plant(

@@ -364,11 +364,10 @@ def test_a_long_prompt_keeps_its_end_and_is_counted(monkeypatch, capsys, tmp_pat
         run_stage(monkeypatch, "ppo", *flags)
         done[name] = json.loads((tmp_path / name / "DONE").read_text())
         said[name] = capsys.readouterr().err
-    report = {"prompts_truncated": 3, "responses_truncated": 0, "dropped": 0, "kept": 8}
-    assert done["long"]["prompts"] == report
-    assert done["ends"]["prompts"] == report | {"prompts_truncated": 0}
-    assert "ppo: prompts: 3 prompts_truncated\n" in said["long"]
-    assert "prompts_truncated" not in said["ends"]
+    assert done["long"]["prompts"]["kept"] == done["ends"]["prompts"]["kept"] == 8
+    assert done["long"]["prompts"]["cut"] == {"prompt": 3} and not done["ends"]["prompts"]["cut"]
+    assert "ppo: prompts: 8 kept, 3 prompts cut\n" in said["long"]
+    assert "prompts cut" not in said["ends"]
     assert done["long"]["params_sha256"] == done["ends"]["params_sha256"]
     assert done["starts"]["params_sha256"] != done["ends"]["params_sha256"]
 
@@ -387,4 +386,4 @@ def test_long_prompts_are_counted_when_sampling(monkeypatch, capsys, tmp_path, m
         flags += ["--policies", models / "lm", "--reward", models / "scalar", "--num-prompts", 3]
         flags += ["--best-of", 2, "--batch-size", 8]
     run_stage(monkeypatch, stage, *flags)
-    assert "3 prompts_truncated" in capsys.readouterr().err
+    assert "3 prompts cut" in capsys.readouterr().err

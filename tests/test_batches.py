@@ -14,7 +14,8 @@ from rlhf_jax.data.batches import (
     query_batches,
     text_batches,
 )
-from rlhf_jax.data.encoding import EncodingReport, best_fit, encode_texts, split_document
+from rlhf_jax.data.encoding import best_fit, encode_texts, split_document
+from rlhf_jax.data.fates import EMPTY, EQUAL, TOO_LONG, EncodingReport
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text, read_texts
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
@@ -82,7 +83,7 @@ def test_packed_documents_are_whole_with_own_segments_and_positions():
             assert mask.tolist() == [False] + [True] * (len(tokens) - 1)
     assert found.keys() == {3, 5, 8, 2, 4}  # the document of one token predicts nothing
     assert all(np.array_equal(found[len(doc)], doc) for doc in docs[:-1])
-    assert it.report == EncodingReport(5, 0, 0, dropped=1)
+    assert it.report == EncodingReport(5, {"empty document": 1}, {}, 0, {})
 
 
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 15, 16, 22, 23, 100])
@@ -184,7 +185,13 @@ def make_queries(**options):
     return query_batches(prompts, train_bpe([], vocab_size=258), **kept | options)
 
 
-@pytest.mark.parametrize("make", [make_text, make_mix, make_queries])
+def make_comparisons(**options):
+    rows = [Comparison(f"{n}", ("x", "y"), (0, 1)) for n in range(11)]
+    kept = {"query_length": 4, "response_length": 4, "batch_size": 4, "seed": 0}
+    return comparison_batches(rows, train_bpe([], vocab_size=258), **kept | options)
+
+
+@pytest.mark.parametrize("make", [make_text, make_mix, make_queries, make_comparisons])
 @pytest.mark.parametrize("steps", [0, 3, 7, 40])
 def test_resuming_is_exact(make, steps):
     it = make()
@@ -301,10 +308,10 @@ def found(batches, tokenizer):
 
 
 def test_only_the_completion_and_its_end_carry_the_loss(tokenizer):
-    rows = [("ab", "cde"), ("f", ""), ("ghi", "jk")]
+    rows = [("ab", "cde"), ("f", "l"), ("ghi", "jk")]
     seen = found(demonstrations(rows, tokenizer), tokenizer)
-    assert sorted(text for text, _, _ in seen) == ["abcde", "f", "ghijk"]
-    assert sorted(targets for _, targets, _ in seen) == ["", "cde", "jk"]
+    assert sorted(text for text, _, _ in seen) == ["abcde", "fl", "ghijk"]
+    assert sorted(targets for _, targets, _ in seen) == ["cde", "jk", "l"]
     for _, _, ids in seen:
         assert ids[-1] == tokenizer.eos_id and ids.count(tokenizer.eos_id) == 1
 
@@ -325,11 +332,13 @@ def test_long_prompts_keep_their_end_and_long_completions_are_dropped(tokenizer)
     rows = [("0123456789", "abcd"), ("p", "abcde"), ("p", "a")]
     it = demonstrations(rows, tokenizer)
     assert sorted(text for text, _, _ in found(it, tokenizer)) == ["456789abcd", "pa"]
-    assert it.report == EncodingReport(2, prompts_truncated=1, responses_truncated=0, dropped=1)
+    longest = {"prompt": 10, "response": 6}
+    assert it.report == EncodingReport(2, {TOO_LONG: 1}, {"prompt": 1}, 2, longest)
+    assert it.report.lost() == "1 prompts cut, 1 left out (answer over response_length)"
 
 
 def test_demonstrations_that_cannot_fit_are_refused(tokenizer):
-    with pytest.raises(InputError, match=r"none of 1 demonstrations fits response_length=5"):
+    with pytest.raises(InputError, match=r"none of 1 demonstrations .* 1 left out .*length=5"):
         demonstrations([("p", "abcde")], tokenizer)
     with pytest.raises(InputError, match=r"prompt_length \+ response_length = 17 is over block"):
         demonstrations([("p", "a")], tokenizer, response_length=11)
@@ -348,7 +357,7 @@ def test_queries_are_left_padded_and_keep_their_end(tokenizer):
     assert [tokenizer.decode(row) for row in first.queries] == ["ab", "56789"]
     assert first.index.tolist() == [0, 1] and last.index.tolist() == [2, -1]
     assert not last.query_mask[1].any() and (last.queries[1] == tokenizer.pad_id).all()
-    assert it.report == EncodingReport(3, 1, 0, 0)
+    assert it.report == EncodingReport(3, {}, {"prompt": 1}, 1, {"prompt": 10, "response": 0})
 
 
 def test_index_finds_the_prompt_of_a_shuffled_query(tokenizer):
@@ -373,18 +382,18 @@ def compare(rows, tokenizer, **changes):
 
 
 def test_comparisons_of_ragged_k_are_padded_with_absent_responses(tokenizer):
-    rows = [Comparison("ab", ("x", "yz", "x"), (1, 0, 1)), Comparison("cdefg", ("u", ""), (0, 1))]
+    rows = [Comparison("ab", ("x", "yz", "x"), (1, 0, 1)), Comparison("cdefg", ("u", "v"), (0, 1))]
     it = compare(rows, tokenizer, batch_size=3)
     (batch,) = it
     assert isinstance(batch, ComparisonBatch) and batch.responses.shape == (3, 3, 4)
     assert batch.ranks.tolist() == [[1, 0, 1], [0, 1, -1], [-1, -1, -1]]
-    assert batch.mask.sum(-1).tolist() == [[2, 3, 2], [2, 1, 0], [0, 0, 0]]
+    assert batch.mask.sum(-1).tolist() == [[2, 3, 2], [2, 2, 0], [0, 0, 0]]
     assert (batch.responses[~batch.mask] == tokenizer.pad_id).all()
     assert tokenizer.decode(batch.queries[1]) == "defg"
     ends = batch.responses[0, 1].tolist()
     assert ends == [*tokenizer.encode("yz"), tokenizer.eos_id, tokenizer.pad_id]
     assert not batch.query_mask[2].any()
-    assert it.report == EncodingReport(2, 1, 0, 0)
+    assert it.report == EncodingReport(2, {}, {"prompt": 1}, 1, {"prompt": 5, "response": 3})
 
 
 def test_long_responses_are_cut_without_an_end(tokenizer):
@@ -392,7 +401,50 @@ def test_long_responses_are_cut_without_an_end(tokenizer):
     batch = next(it)
     assert batch.responses[0, 0].tolist() == [*tokenizer.encode("abc"), tokenizer.eos_id]
     assert batch.responses[0, 1].tolist() == tokenizer.encode("abcd")
-    assert it.report.responses_truncated == 1
+    assert it.report.cut == {"response": 1} and it.report.longest["response"] == 5
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_counted(tokenizer):
+    """Equal in their ids, perhaps only after cutting; or an answer without a token but its end."""
+    rows = [
+        Comparison("p", ("same", "same"), (0, 1)),
+        Comparison("p", ("abcdef", "abcdgh"), (0, 1)),
+        Comparison("p", ("a", ""), (0, 1)),
+        Comparison("p", ("a", "a", "b"), (0, 1, 1)),
+        Comparison("p", ("a", ""), (0, 1), tokens=((70, 0), (0,))),
+    ]
+    it = compare(rows, tokenizer)
+    assert it.report.kept == 2 and it.report.left_out == {EQUAL: 2, EMPTY: 1}
+    assert compare(rows, tokenizer, everything=True).rows == 5
+    assert compare(rows[1:2] + rows[3:], tokenizer, response_length=7).report.left_out == {}
+
+
+def test_demonstrations_without_an_answer_are_left_out(tokenizer):
+    it = demonstrations([("p", ""), ("p", "a")], tokenizer)
+    assert it.report.kept == 1 and it.report.left_out == {EMPTY: 1}
+
+
+@pytest.mark.parametrize("rows, batch_size", [(5, 4), (3, 4), (7, 3), (8, 4)])
+def test_each_epoch_shows_each_row_once(tokenizer, rows, batch_size):
+    """The last batch of an epoch is filled up with empty rows, not with rows of the next one."""
+    pairs = [Comparison(chr(97 + n), ("x", "y"), (0, 1)) for n in range(rows)]
+    it = compare(pairs, tokenizer, batch_size=batch_size, seed=0)
+    orders = []
+    for _ in range(3):
+        batches = list(islice(it, it.steps_per_epoch))
+        assert {batch.ranks.shape for batch in batches} == {(batch_size, 2)}
+        shown = np.concatenate([b.queries[b.query_mask.any(axis=1)][:, -1] for b in batches])
+        orders.append(tokenizer.decode(shown))
+    assert {"".join(sorted(order)) for order in orders} == {"abcdefgh"[:rows]}
+    assert rows == 3 or len(set(orders)) > 1
+
+
+def test_epochs_of_whole_batches_are_in_the_order_of_an_endless_stream(tokenizer):
+    texts = [chr(97 + n) for n in range(12)]
+    pairs = compare([Comparison(t, ("x", "y"), (0, 1)) for t in texts], tokenizer, seed=5)
+    prompts = query_batches(map(Prompt, texts), tokenizer, query_length=4, batch_size=2, seed=5)
+    for _ in range(30):
+        assert np.array_equal(next(pairs).queries, next(prompts).queries)
 
 
 def test_sampled_ids_come_out_as_they_went_in(tokenizer):

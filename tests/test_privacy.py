@@ -26,7 +26,7 @@ from rlhf_jax.config import (
 )
 from rlhf_jax.data.batches import Batches, comparison_batches, demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
-from rlhf_jax.data.encoding import EncodingReport
+from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.formats import Comparison, Demonstration
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
@@ -153,7 +153,7 @@ def queries(rows):
 
 def poisson(data, *, expected_rows, seed):
     rows = len(data[0]) - 1
-    report = EncodingReport(rows, 0, 0, 0)
+    report = EncodingReport(rows, {}, {}, 0, {})
     frame = dict(sizes=[rows], weights=(), batch_size=1, seed=None, mine=None)
     return PoissonBatches(Batches(data, report, **frame), expected_rows=expected_rows, seed=seed)
 

@@ -254,9 +254,9 @@ def test_the_respectful_prompt_is_never_cut(runs, tmp_path, monkeypatch):
     config = suite(runs, tmp_path / "safety", prompt_length=8, suite_rows=3)
     done = evaluate.run(replace(config, policies=config.policies[:1]))
     assert sum(text.startswith(RESPECTFUL) for text in read) == 3
-    assert done["sft_beginnings"] == {"kept": 3, "prompts_truncated": 0}
-    assert done["sft_dialogues"] == {"kept": 3, "prompts_truncated": 3}
-    assert done["sft_chinese_beginnings"] == {"kept": 3, "prompts_truncated": 0}
+    cuts = {name: done[f"sft_{name}"]["cut"] for name in ("beginnings", "chinese_beginnings")}
+    assert cuts == {"beginnings": {}, "chinese_beginnings": {}}
+    assert done["sft_dialogues"]["kept"] == 3 and done["sft_dialogues"]["cut"] == {"prompt": 3}
 
 
 def test_a_stopped_suite_goes_on_after_the_last_policy(runs, tmp_path, monkeypatch):

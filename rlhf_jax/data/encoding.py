@@ -4,13 +4,15 @@ The arrays of a set have one row more than the set: the last one is empty (no to
 fills up the last batch of a finite pass. Integers are stored as small as they fit.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from rlhf_jax.data import fates
+from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
@@ -18,18 +20,6 @@ from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch
 
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy, few enough for memory."""
-
-
-class EncodingReport(NamedTuple):
-    """What became of the rows of a data set."""
-
-    kept: int
-    prompts_truncated: int
-    """Longer than allowed: their end was kept."""
-    responses_truncated: int
-    """Longer than allowed: their beginning was kept, without an end of text."""
-    dropped: int
-    """Demonstrations that do not fit, documents without a token."""
 
 
 class Piece(NamedTuple):
@@ -41,8 +31,10 @@ class Piece(NamedTuple):
 
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:
     """Ids of each document, ending in exactly one end of text."""
-    encoded = _encode((text.text for text in texts), tokenizer.encode_batch)
-    return [np.asarray([*ids, tokenizer.eos_id], np.int32) for ids in encoded]
+    texts, encoded = (text.text for text in texts), []
+    while some := list(islice(texts, TEXTS_AT_ONCE)):
+        encoded += [np.asarray(ids, np.int32) for ids in tokenizer.encode_documents(some)]
+    return encoded
 
 
 def split_document(ids: Int[np.ndarray, "_"], *, block_size: int) -> list[Piece]:
@@ -116,7 +108,9 @@ def encode_documents(
     pieces = [piece for ids in used for piece in split_document(ids, block_size=block_size)]
     if not pieces:
         raise InputError(f"none of {len(documents)} documents has any text")
-    report = EncodingReport(len(used), 0, 0, dropped=len(documents) - len(used))
+    empty = len(documents) - len(used)
+    left_out = {"empty document": empty} if empty else {}
+    report = EncodingReport(len(used), left_out, cut={}, over=0, longest={})
     return pack(pieces, block_size=block_size, pad_id=pad_id), report
 
 
@@ -140,33 +134,33 @@ def encode_demonstrations(
             f"prompt_length + response_length = {prompt_length + response_length} is over "
             f"block_size={block_size}"
         )
-    demonstrations = list(demonstrations)
-    prompts = _encode((each.prompt for each in demonstrations), tokenizer.encode_prompts)
-    completions = _encode((each.completion for each in demonstrations), tokenizer.encode_batch)
-    pieces, truncated = [], 0
-    for prompt, completion in zip(prompts, completions, strict=True):
-        if len(completion) < response_length:
-            truncated += len(prompt) > prompt_length
-            prompt = prompt[-prompt_length:]
-            ids = np.asarray([*prompt, *completion, tokenizer.eos_id], np.int32)
-            pieces.append(Piece(ids, first_target=len(prompt) if target == "response" else 1))
-    if not pieces:
+    lengths = dict(prompt_length=prompt_length, response_length=response_length)
+    found = list(fates.of_demonstrations(demonstrations, tokenizer, **lengths))
+    report = fates.count(found)
+    if not report.kept:
         raise InputError(
-            f"none of {len(demonstrations)} demonstrations fits response_length={response_length} "
-            "with its end of text"
+            f"none of {len(found)} demonstrations can be learnt from: {report.lost()} "
+            f"(response_length={response_length}, with the end of text)"
         )
-    report = EncodingReport(len(pieces), truncated, 0, len(demonstrations) - len(pieces))
+    pieces = [demonstration_piece(fate, target=target) for fate in found if fate.why is None]
     return pack(pieces, block_size=block_size, pad_id=tokenizer.pad_id, apart=apart), report
+
+
+def demonstration_piece(fate: Fate, *, target: Literal["response", "all"]) -> Piece:
+    """Prompt and answer; the loss is on the answer, or on all tokens that have one before them."""
+    (answer,) = fate.responses
+    ids = np.asarray([*fate.query, *answer], np.int32)
+    return Piece(ids, first_target=len(fate.query) if target == "response" else 1)
 
 
 def encode_prompts(
     prompts: Iterable[Prompt], tokenizer: Tokenizer, *, query_length: int
 ) -> tuple[QueryBatch, EncodingReport]:
     """Left-padded queries in the order of the prompts; a long prompt keeps its end."""
-    encoded = list(_encode((each.prompt for each in prompts), tokenizer.encode_prompts))
-    queries, mask, truncated = _left_padded(encoded, query_length, tokenizer.pad_id)
-    index = np.append(np.arange(len(encoded), dtype=np.int32), np.int32(-1))
-    return QueryBatch(queries, mask, index), EncodingReport(len(encoded), truncated, 0, 0)
+    found = list(fates.of_prompts(prompts, tokenizer, prompt_length=query_length))
+    queries, mask = _left_padded([fate.query for fate in found], query_length, tokenizer.pad_id)
+    index = np.append(np.arange(len(found), dtype=np.int32), np.int32(-1))
+    return QueryBatch(queries, mask, index), fates.count(found)
 
 
 def encode_comparisons(
@@ -175,64 +169,43 @@ def encode_comparisons(
     *,
     query_length: int,
     response_length: int,
+    everything: bool = False,
 ) -> tuple[ComparisonBatch, EncodingReport]:
     """Queries with their K ranked responses; fewer than the largest K leave ranks of -1.
 
     A response of text ends in one end of text if that fits, and is cut otherwise. Sampled ids are
-    taken as they are, up to and including their first end of text.
+    taken as they are, up to and including their first end of text. Rows that teach nothing are left
+    out, unless ``everything`` is to be scored.
     """
-    comparisons = list(comparisons)
-    encoded = list(_encode((each.prompt for each in comparisons), tokenizer.encode_prompts))
-    queries, query_mask, prompts_truncated = _left_padded(encoded, query_length, tokenizer.pad_id)
-    most = max((len(each.ranks) for each in comparisons), default=0)
-    shape = (len(comparisons) + 1, most, response_length)
+    lengths = dict(prompt_length=query_length, response_length=response_length)
+    found = list(fates.of_comparisons(comparisons, tokenizer, **lengths))
+    if everything:
+        found = [fate._replace(why=None) for fate in found]
+    report = fates.count(found)
+    found = [fate for fate in found if fate.why is None]
+    queries, query_mask = _left_padded(
+        [fate.query for fate in found], query_length, tokenizer.pad_id
+    )
+    most = max((len(fate.row.ranks) for fate in found), default=0)
+    shape = (len(found) + 1, most, response_length)
     responses = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     ranks = np.full(shape[:2], -1, np.int32)
-    responses_truncated = 0
-    for row, comparison in enumerate(comparisons):
-        ranks[row, : len(comparison.ranks)] = comparison.ranks
-        for k, ids in enumerate(_response_ids(comparison, tokenizer)):
-            responses_truncated += len(ids) > response_length
-            ids = ids[:response_length]
+    for row, fate in enumerate(found):
+        ranks[row, : len(fate.row.ranks)] = fate.row.ranks
+        for k, ids in enumerate(fate.responses):
             responses[row, k, : len(ids)] = ids
             mask[row, k, : len(ids)] = True
-    report = EncodingReport(len(comparisons), prompts_truncated, responses_truncated, 0)
     return ComparisonBatch(queries, query_mask, responses, mask, ranks), report
 
 
-def _response_ids(comparison: Comparison, tokenizer: Tokenizer) -> list[list[int]]:
-    if comparison.tokens is None:
-        encoded = tokenizer.encode_batch(comparison.responses)
-        return [[*ids, tokenizer.eos_id] for ids in encoded]
-    made = []
-    for ids in map(list, comparison.tokens):
-        if max(ids) >= tokenizer.vocab_size:
-            raise InputError(
-                f"response_tokens of the prompt {comparison.prompt[:40]!r} hold id {max(ids)}, "
-                f"expected ids under the vocabulary's {tokenizer.vocab_size}"
-            )
-        ends = ids.index(tokenizer.eos_id) + 1 if tokenizer.eos_id in ids else len(ids)
-        made.append(ids[:ends])
-    return made
-
-
 def _left_padded(
-    encoded: list[list[int]], length: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """(ids, mask, number truncated), with an empty last row."""
-    ids = np.full((len(encoded) + 1, length), pad_id, np.int32)
+    queries: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), with an empty last row."""
+    ids = np.full((len(queries) + 1, length), pad_id, np.int32)
     mask = np.zeros(ids.shape, bool)
-    for row, each in enumerate(encoded):
-        kept = each[-length:]
-        ids[row, length - len(kept) :] = kept
-        mask[row, length - len(kept) :] = True
-    return ids, mask, sum(len(each) > length for each in encoded)
-
-
-def _encode(
-    texts: Iterable[str], encode: Callable[[list[str]], list[list[int]]]
-) -> Iterator[list[int]]:
-    texts = iter(texts)
-    while some := list(islice(texts, TEXTS_AT_ONCE)):
-        yield from encode(some)
+    for row, query in enumerate(queries):
+        ids[row, length - len(query) :] = query
+        mask[row, length - len(query) :] = True
+    return ids, mask

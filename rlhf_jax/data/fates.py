@@ -1,0 +1,237 @@
+"""What becomes of each row: the ids that are learnt from it, or why it is left out.
+
+The stages pack these ids into arrays (``encoding``), ``experiments.preview`` shows them. Without a
+length nothing is cut, which tells how long the rows are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
+from typing import NamedTuple
+
+from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import InputError
+
+ROWS_AT_ONCE = 1024
+"""Rows per call of the tokenizer: enough to keep its threads busy, few enough for memory."""
+
+TOO_LONG = "answer over response_length"
+"""Why a demonstration is left out: half an answer would teach to stop in the middle."""
+EMPTY = "empty answer"
+EQUAL = "answers of equal tokens"
+"""Why a comparison is left out: the gradient of two equal scores is zero."""
+
+Ids = list[int]
+
+
+class Fate(NamedTuple):
+    """What a stage learns from one row."""
+
+    row: Prompt | Demonstration | Comparison
+    query: Ids
+    """Of the prompt: its end, where it is too long."""
+    responses: tuple[Ids, ...]
+    """Of each answer with its end of text: the beginning, where it is too long."""
+    cut: Mapping[str, int]
+    """How many tokens of "prompt" and "response" are cut; empty where nothing is."""
+    why: str | None = None
+    """Why the row is left out; None where it is kept."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether all of it is learnt, as far as its length goes."""
+        return not self.cut and self.why != TOO_LONG
+
+
+class EncodingReport(NamedTuple):
+    """How many rows there are of each fate."""
+
+    kept: int
+    left_out: dict[str, int]
+    """By reason."""
+    cut: dict[str, int]
+    """Of the kept ones, by what is cut: "prompt" to its end, "response" to its beginning."""
+    over: int
+    """Rows that are cut, or left out for their length."""
+    longest: dict[str, int]
+    """Tokens of the longest prompt and of the longest answer with its end, before any cut."""
+
+    def counts(self) -> dict[str, int]:
+        """Rows by reason, "kept" first."""
+        cut = {f"{part}s cut": number for part, number in self.cut.items()}
+        return {"kept": self.kept, **cut, **self.left_out}
+
+    def lost(self) -> str:
+        """What is not learnt, in words; empty where all is."""
+        cut = [f"{number} {part}s cut" for part, number in self.cut.items()]
+        return ", ".join([*cut, *(f"{n} left out ({why})" for why, n in self.left_out.items())])
+
+
+def of_prompts(
+    rows: Iterable[Prompt], tokenizer: Tokenizer, *, prompt_length: int | None
+) -> Iterator[Fate]:
+    """A long prompt keeps its end."""
+    for some in _some(rows):
+        queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
+        for row, query in zip(some, queries, strict=True):
+            yield Fate(row, _end(query, prompt_length), (), _cut(query, prompt_length, (), None))
+
+
+def of_demonstrations(
+    rows: Iterable[Demonstration],
+    tokenizer: Tokenizer,
+    *,
+    prompt_length: int | None,
+    response_length: int | None,
+) -> Iterator[Fate]:
+    """A long prompt keeps its end; a row whose answer is too long with its end is left out."""
+    for some in _some(rows):
+        queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
+        answers = _encoded(
+            some,
+            lambda rows: tokenizer.encode_answers(
+                [r.prompt for r in rows], [r.completion for r in rows]
+            ),
+        )
+        for row, query, answer in zip(some, queries, answers, strict=True):
+            too_long = response_length is not None and len(answer) > response_length
+            why = TOO_LONG if too_long else EMPTY if _is_empty(answer, tokenizer) else None
+            cut = _cut(query, prompt_length, (answer,), None)
+            yield Fate(row, _end(query, prompt_length), (answer,), cut, why)
+
+
+def of_comparisons(
+    rows: Iterable[Comparison],
+    tokenizer: Tokenizer,
+    *,
+    prompt_length: int | None,
+    response_length: int | None,
+) -> Iterator[Fate]:
+    """A long prompt keeps its end, a long answer its beginning, then without an end of text.
+
+    Sampled ids are taken as they are, up to and including their first end. A row none of whose
+    ranked pairs differs in ids teaches nothing, and is left out.
+    """
+    for some in _some(rows):
+        queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
+        answers = _encoded(some, lambda rows: _answers(rows, tokenizer))
+        for row, query, each in zip(some, queries, answers, strict=True):
+            responses = tuple(answer[:response_length] for answer in each)
+            why = None
+            if row.tokens is None and any(_is_empty(answer, tokenizer) for answer in each):
+                why = EMPTY
+            elif not _teaches(responses, row.ranks):
+                why = EQUAL
+            cut = _cut(query, prompt_length, each, response_length)
+            yield Fate(row, _end(query, prompt_length), responses, cut, why)
+
+
+def count(fates: Iterable[Fate]) -> EncodingReport:
+    """Rows by fate."""
+    kept = over = 0
+    left_out, cut = Counter(), Counter()
+    longest = {"prompt": 0, "response": 0}
+    for fate in fates:
+        full = full_lengths(fate)
+        longest = {part: max(longest[part], full[part]) for part in longest}
+        over += not fate.fits
+        if fate.why is None:
+            kept += 1
+            cut.update(fate.cut.keys())
+        else:
+            left_out[fate.why] += 1
+    return EncodingReport(kept, dict(left_out), dict(cut), over, longest)
+
+
+def full_lengths(fate: Fate) -> dict[str, int]:
+    """Tokens of the prompt and of the longest answer, before any cut."""
+    answer = max(map(len, fate.responses), default=0)
+    return {
+        "prompt": len(fate.query) + fate.cut.get("prompt", 0),
+        "response": answer + fate.cut.get("response", 0),
+    }
+
+
+def total(reports: Iterable[EncodingReport]) -> EncodingReport:
+    """One report of several sets."""
+    kept, left_out, cut, over, longest = zip(*reports, strict=True)
+    return EncodingReport(
+        sum(kept),
+        dict(sum(map(Counter, left_out), Counter())),
+        dict(sum(map(Counter, cut), Counter())),
+        sum(over),
+        {part: max(each[part] for each in longest) for part in longest[0]},
+    )
+
+
+def _teaches(responses: Sequence[Ids], ranks: Sequence[int]) -> bool:
+    """Whether two answers of different rank differ in their ids; a single answer ranks nothing."""
+    ranked = combinations(zip(responses, ranks, strict=True), 2)
+    return any(r != s and a != b for (a, r), (b, s) in ranked)
+
+
+def _answers(rows: Sequence[Comparison], tokenizer: Tokenizer) -> list[list[Ids]]:
+    """Ids of each row's answers: those sampled, or those of the texts."""
+    written = [row for row in rows if row.tokens is None]
+    prompts = [row.prompt for row in written for _ in row.responses]
+    encoded = iter(tokenizer.encode_answers(prompts, [r for row in written for r in row.responses]))
+    return [
+        [next(encoded) for _ in row.responses]
+        if row.tokens is None
+        else [_sampled(ids, row, tokenizer) for ids in row.tokens]
+        for row in rows
+    ]
+
+
+def _sampled(ids: Sequence[int], row: Comparison, tokenizer: Tokenizer) -> Ids:
+    """Up to and including the first end."""
+    if max(ids) >= tokenizer.vocab_size:
+        raise InputError(
+            f"response_tokens of the prompt {row.prompt[:40]!r} hold id {max(ids)}, "
+            f"expected ids under the vocabulary's {tokenizer.vocab_size}"
+        )
+    end = next((n for n, i in enumerate(ids, start=1) if i in tokenizer.end_ids), len(ids))
+    return list(ids[:end])
+
+
+def _is_empty(answer: Ids, tokenizer: Tokenizer) -> bool:
+    return all(i in tokenizer.end_ids for i in answer)
+
+
+def _end(query: Ids, length: int | None) -> Ids:
+    return query if length is None else query[-length:]
+
+
+def _cut(
+    query: Ids, prompt_length: int | None, answers: Sequence[Ids], response_length: int | None
+) -> dict[str, int]:
+    """Tokens over the lengths, of the longest answer."""
+    over = {
+        "prompt": len(query) - (prompt_length or len(query)),
+        "response": max(map(len, answers), default=0) - response_length if response_length else 0,
+    }
+    return {part: tokens for part, tokens in over.items() if tokens > 0}
+
+
+def _some(rows: Iterable) -> Iterator[list]:
+    rows = iter(rows)
+    while some := list(islice(rows, ROWS_AT_ONCE)):
+        yield some
+
+
+def _encoded(rows: Sequence, encode: Callable[[Sequence], list]) -> list:
+    """``encode`` of all ``rows``; an InputError that one of them causes says where it stands."""
+    try:
+        return encode(rows)
+    except InputError:
+        for row in rows:
+            _encode_one(row, encode)
+        raise
+
+
+def _encode_one(row: tuple, encode: Callable[[Sequence], list]) -> None:
+    try:
+        encode([row])
+    except InputError as error:
+        raise InputError(f"{error}") from None
