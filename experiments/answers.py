@@ -69,6 +69,7 @@ def with_cache(
             query_length=prompt_length,
             batch_size=prompts_per_batch,
             seed=None,
+            everything=True,
         )
         number = 0
         while (path := kept / f"{number}.json").is_file():

@@ -192,7 +192,7 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
     t, length, context = p.policy.tokenizer, p.ppo.prompt_length, p.policy.model.context
     texts = [row.prompt for row in prompts]
     ids = t.encode_batch(texts)
-    batch, report = encode_prompts(prompts, t, query_length=length)
+    batch, report = encode_prompts(prompts, t, query_length=length, everything=True)
     return [
         of_data.padding_is_not_the_end(t.pad_id, t.eos_id),
         of_data.text_comes_back(t.encode, t.decode, [*texts, EVERY_CHARACTER]),

@@ -13,6 +13,7 @@ from rlhf_jax.data.batches import query_batches
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import check
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.training.parallel import Parallel
@@ -39,7 +40,9 @@ class Sampled(NamedTuple):
 def prompt_report(prompts: Sequence[str], tokenizer: Tokenizer, length: int) -> EncodingReport:
     """How many prompts are cut to their last ``length`` tokens, for a stage's summary."""
     rows = (Prompt(prompt) for prompt in prompts)
-    return fates.count(fates.of_prompts(rows, tokenizer, prompt_length=length))
+    report = fates.count(fates.of_prompts(rows, tokenizer, prompt_length=length))
+    check(not report.left_out, f"of {len(prompts)} prompts: {report.lost()}")
+    return report
 
 
 def make_sampler(
@@ -79,7 +82,12 @@ def make_sampler(
     ) -> Iterator[Sampled]:
         rows = [Prompt(prompt) for prompt in prompts]
         stream = query_batches(
-            rows, tokenizer, query_length=prompt_length, batch_size=prompts_per_batch, seed=None
+            rows,
+            tokenizer,
+            query_length=prompt_length,
+            batch_size=prompts_per_batch,
+            seed=None,
+            everything=True,
         )
         K = responses_per_prompt
         for number in range(stream.steps_per_epoch):

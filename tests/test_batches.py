@@ -321,11 +321,14 @@ def test_all_tokens_but_the_first_can_carry_the_loss(tokenizer):
     assert seen == [("abcde", "bcde", [*tokenizer.encode("bcde"), tokenizer.eos_id])]
 
 
-def test_a_typed_end_of_text_is_no_end(tokenizer):
-    row = ("a", "<|endoftext|>")
-    seen = found(demonstrations([row], tokenizer, block_size=32, response_length=14), tokenizer)
-    assert seen[0][1] == "<|endoftext|>"
-    assert seen[0][2].count(tokenizer.eos_id) == 1
+def test_a_spelled_special_token_is_never_learnt_as_letters(tokenizer):
+    """At the end of an answer it is that end; elsewhere the row is left out and counted."""
+    rows = [("a", "b<|endoftext|>"), ("a", "b<|endoftext|>c"), ("<|padding|>", "b")]
+    it = demonstrations(rows, tokenizer, block_size=32, response_length=16)
+    assert found(it, tokenizer) == [("ab", "b", [*tokenizer.encode("b"), tokenizer.eos_id])]
+    assert it.report.left_out == {"spells <|endoftext|>": 1, "spells <|padding|>": 1}
+    pairs = [Comparison("a", ("b", "c<|padding|>d"), (0, 1)), Comparison("a", ("b", "c"), (0, 1))]
+    assert compare(pairs, tokenizer).report.left_out == {"spells <|padding|>": 1}
 
 
 def test_long_prompts_keep_their_end_and_long_completions_are_dropped(tokenizer):

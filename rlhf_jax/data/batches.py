@@ -184,9 +184,12 @@ def query_batches(
     batch_size: int,
     seed: int | None,
     mine: Rows = None,
+    everything: bool = False,
 ) -> Batches:
     """QueryBatches; ``index`` counts the prompts from 0, and is -1 in an empty row."""
-    data, report = encode_prompts(prompts, tokenizer, query_length=query_length)
+    data, report = encode_prompts(
+        prompts, tokenizer, query_length=query_length, everything=everything
+    )
     return _one_corpus(data, report, batch_size, seed, mine)
 
 

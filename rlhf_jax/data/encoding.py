@@ -4,7 +4,7 @@ The arrays of a set have one row more than the set: the last one is empty (no to
 fills up the last batch of a finite pass. Integers are stored as small as they fit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -154,13 +154,17 @@ def demonstration_piece(fate: Fate, *, target: Literal["response", "all"]) -> Pi
 
 
 def encode_prompts(
-    prompts: Iterable[Prompt], tokenizer: Tokenizer, *, query_length: int
+    prompts: Iterable[Prompt], tokenizer: Tokenizer, *, query_length: int, everything: bool = False
 ) -> tuple[QueryBatch, EncodingReport]:
-    """Left-padded queries in the order of the prompts; a long prompt keeps its end."""
-    found = list(fates.of_prompts(prompts, tokenizer, prompt_length=query_length))
-    queries, mask = _left_padded([fate.query for fate in found], query_length, tokenizer.pad_id)
-    index = np.append(np.arange(len(found), dtype=np.int32), np.int32(-1))
-    return QueryBatch(queries, mask, index), fates.count(found)
+    """Left-padded queries in the order of the prompts; a long prompt keeps its end.
+
+    ``everything`` keeps those that spell a special token, too.
+    """
+    found, report = _kept(
+        fates.of_prompts(prompts, tokenizer, prompt_length=query_length), everything
+    )
+    queries, mask = _left_padded(found.values(), query_length, tokenizer.pad_id)
+    return QueryBatch(queries, mask, np.array([*found, -1], np.int32)), report
 
 
 def encode_comparisons(
@@ -178,14 +182,9 @@ def encode_comparisons(
     out, unless ``everything`` is to be scored.
     """
     lengths = dict(prompt_length=query_length, response_length=response_length)
-    found = list(fates.of_comparisons(comparisons, tokenizer, **lengths))
-    if everything:
-        found = [fate._replace(why=None) for fate in found]
-    report = fates.count(found)
-    found = [fate for fate in found if fate.why is None]
-    queries, query_mask = _left_padded(
-        [fate.query for fate in found], query_length, tokenizer.pad_id
-    )
+    kept, report = _kept(fates.of_comparisons(comparisons, tokenizer, **lengths), everything)
+    found = list(kept.values())
+    queries, query_mask = _left_padded(found, query_length, tokenizer.pad_id)
     most = max((len(fate.row.ranks) for fate in found), default=0)
     shape = (len(found) + 1, most, response_length)
     responses = np.full(shape, tokenizer.pad_id, np.int32)
@@ -199,13 +198,17 @@ def encode_comparisons(
     return ComparisonBatch(queries, query_mask, responses, mask, ranks), report
 
 
-def _left_padded(
-    queries: Sequence[Sequence[int]], length: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask), with an empty last row."""
-    ids = np.full((len(queries) + 1, length), pad_id, np.int32)
+def _kept(rows: Iterable[Fate], everything: bool) -> tuple[dict[int, Fate], EncodingReport]:
+    """Rows that are kept by their numbers, and the counts of all."""
+    found = [fate._replace(why=None) if everything else fate for fate in rows]
+    return {n: fate for n, fate in enumerate(found) if fate.why is None}, fates.count(found)
+
+
+def _left_padded(rows: Collection[Fate], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) of the queries, with an empty last row."""
+    ids = np.full((len(rows) + 1, length), pad_id, np.int32)
     mask = np.zeros(ids.shape, bool)
-    for row, query in enumerate(queries):
-        ids[row, length - len(query) :] = query
-        mask[row, length - len(query) :] = True
+    for row, fate in enumerate(rows):
+        ids[row, length - len(fate.query) :] = fate.query
+        mask[row, length - len(fate.query) :] = True
     return ids, mask

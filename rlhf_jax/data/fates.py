@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import NamedTuple
 
+from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
@@ -75,7 +76,9 @@ def of_prompts(
     for some in _some(rows):
         queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
         for row, query in zip(some, queries, strict=True):
-            yield Fate(row, _end(query, prompt_length), (), _cut(query, prompt_length, (), None))
+            why = _spelled(row.prompt, (), tokenizer)
+            cut = _cut(query, prompt_length, (), None)
+            yield Fate(row, _end(query, prompt_length), (), cut, why)
 
 
 def of_demonstrations(
@@ -95,8 +98,11 @@ def of_demonstrations(
             ),
         )
         for row, query, answer in zip(some, queries, answers, strict=True):
-            too_long = response_length is not None and len(answer) > response_length
-            why = TOO_LONG if too_long else EMPTY if _is_empty(answer, tokenizer) else None
+            why = _spelled(row.prompt, (row.completion,), tokenizer)
+            if why is None and _is_empty(answer, tokenizer):
+                why = EMPTY
+            if why is None and response_length is not None and len(answer) > response_length:
+                why = TOO_LONG
             cut = _cut(query, prompt_length, (answer,), None)
             yield Fate(row, _end(query, prompt_length), (answer,), cut, why)
 
@@ -118,10 +124,11 @@ def of_comparisons(
         answers = _encoded(some, lambda rows: _answers(rows, tokenizer))
         for row, query, each in zip(some, queries, answers, strict=True):
             responses = tuple(answer[:response_length] for answer in each)
-            why = None
-            if row.tokens is None and any(_is_empty(answer, tokenizer) for answer in each):
+            written = row.responses if row.tokens is None else ()
+            why = _spelled(row.prompt, written, tokenizer)
+            if why is None and written and any(_is_empty(ids, tokenizer) for ids in each):
                 why = EMPTY
-            elif not _teaches(responses, row.ranks):
+            if why is None and not _teaches(responses, row.ranks):
                 why = EQUAL
             cut = _cut(query, prompt_length, each, response_length)
             yield Fate(row, _end(query, prompt_length), responses, cut, why)
@@ -193,6 +200,17 @@ def _sampled(ids: Sequence[int], row: Comparison, tokenizer: Tokenizer) -> Ids:
         )
     end = next((n for n, i in enumerate(ids, start=1) if i in tokenizer.end_ids), len(ids))
     return list(ids[:end])
+
+
+def _spelled(
+    prompt: str | Conversation, answers: Sequence[str | Conversation], tokenizer: Tokenizer
+) -> str | None:
+    """Why a row whose text spells a special token is left out: it would be learnt as letters."""
+    for answer in answers or ("",):
+        token = tokenizer.stray_special(prompt, answer)
+        if token is not None:
+            return f"spells {token}"
+    return None
 
 
 def _is_empty(answer: Ids, tokenizer: Tokenizer) -> bool:
