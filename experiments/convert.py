@@ -15,11 +15,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from experiments.stage import Stage
 from experiments.trained import Trained, load_any, load_value, merged, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import ConvertConfig
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.huggingface import save_pretrained
 from rlhf_jax.models.lora import has_adapters
 from rlhf_jax.models.peft import save_adapter
@@ -68,6 +70,8 @@ def to_hf(config: ConvertConfig) -> None:
     try:
         write(trained, partial, config)
         os.replace(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write --out {out}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{config.source} -> {out}")

@@ -23,6 +23,7 @@ from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.parallel import place
+from rlhf_jax.training.progress import say
 from rlhf_jax.training.runs import read_done, read_run
 from rlhf_jax.types import Params
 
@@ -219,6 +220,8 @@ def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
         return place(value, jax.tree.leaves(shardings(tree))[0])
 
     imported = load_pretrained(folder, on_default_device if shardings is None else in_parts)
+    if imported.unread:
+        say(f"{folder}: as transformers does, nothing is read of {', '.join(imported.unread)}")
     return _imported(folder, imported, load_tokenizer(folder))
 
 

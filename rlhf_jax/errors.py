@@ -1,5 +1,10 @@
 """The two errors a user meets: bad input, and a run that must stop."""
 
+from pathlib import Path
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the few lines begin that Git LFS leaves in place of a file that it has not fetched."""
+
 
 class InputError(ValueError):
     """Bad input: one sentence naming the file, line or flag, what was found, what was expected."""
@@ -13,3 +18,14 @@ def check(condition: bool, message: str) -> None:
     """Raise ``InputError(message)`` unless ``condition`` holds."""
     if not condition:
         raise InputError(message)
+
+
+def check_fetched(path: Path) -> None:
+    """Raise InputError if ``path`` is a Git LFS pointer instead of the file that it stands for."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        check(
+            file.read(len(LFS_POINTER)) != LFS_POINTER,
+            f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its folder",
+        )

@@ -1,5 +1,6 @@
 """Checkpoints of others through the command line: converted, trained on, spoken to."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from experiments.trained import load_trained
 from rlhf_jax.cli import load
 from rlhf_jax.config import ConvertConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.models.huggingface import save_pretrained
 
 DATA = Path(__file__).parents[1] / "data"
@@ -90,6 +91,48 @@ def test_nothing_is_overwritten_nor_left_half_done(gpt2, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         to_convert("to-hf", gpt2, "--out", tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(gpt2, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rlhf_jax.models.huggingface.save_file", full)
+    with pytest.raises(RunError, match=r"cannot write --out .*/out: .*No space left on device"):
+        to_convert("to-hf", gpt2, "--out", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_too_small_for_the_weights_is_refused_before_anything_is_written(tmp_path):
+    params = random_params(SHAPES["gpt2"], vocab_size=VOCAB)
+    params["trunk"]["ln_f"]["bias"] = params["trunk"]["ln_f"]["bias"].at[:2].set(1e5)
+    save_pretrained(
+        tmp_path / "hf",
+        SHAPES["gpt2"],
+        params,
+        kind="lm",
+        dtype="float32",
+        eos_id=50256,
+        pad_id=None,
+    )
+    load_tokenizer(DATA / "gpt2_bpe").save(tmp_path / "hf", rows=VOCAB)
+    with pytest.raises(InputError, match="float16 cannot hold 2 of 16 values"):
+        to_convert("to-hf", tmp_path / "hf", "--out", tmp_path / "out", "--dtype", "float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_pointers_and_second_sets_of_weights(gpt2, tmp_path, capsys):
+    folder = tmp_path / "hf"
+    shutil.copytree(gpt2, folder)
+    shutil.copy(folder / "model.safetensors", folder / "older.safetensors")
+    load_trained(folder, flag="init")
+    assert "as transformers does, nothing is read of older.safetensors" in capsys.readouterr().err
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(gpt2 / "tokenizer.json", folder / "tokenizer.json")
+        (folder / name).write_text(pointer)
+        with pytest.raises(InputError, match=rf"{name} is a Git LFS pointer, .* git lfs pull"):
+            load_trained(folder, flag="init")
 
 
 def test_bad_sources_are_named(gpt2, tmp_path):

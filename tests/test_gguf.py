@@ -38,7 +38,18 @@ def pair(rows, heads):
     return out
 
 
-def write(path, params, *, quantised=(), architecture="llama", tokenizer="gpt2", **fields):
+def write(
+    path,
+    params,
+    *,
+    quantised=(),
+    architecture="llama",
+    tokenizer="gpt2",
+    without="",
+    tokens=TOKENS,
+    eos=1,
+    **fields,
+):
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(CONFIG.context)
     writer.add_embedding_length(CONFIG.d_model)
@@ -53,10 +64,11 @@ def write(path, params, *, quantised=(), architecture="llama", tokenizer="gpt2",
         writer.add_uint32(f"llama.{name}", value)
     writer.add_tokenizer_model(tokenizer)
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(TOKENS)
+    writer.add_token_list(tokens)
     writer.add_token_types([3, 3, *[1] * (ROWS - 2)])
     writer.add_token_merges(["a b", "ab c"])
-    writer.add_eos_token_id(1)
+    writer.add_eos_token_id(eos)
+    writer.kv_data[0].pop(without, None)
     theirs = {ours: llama_cpp for llama_cpp, ours in NAMES.items()}
     heads = {"q_proj": CONFIG.n_heads, "k_proj": CONFIG.kv_heads}
     shapes = parameter_shapes(CONFIG, ROWS, "lm")
@@ -126,9 +138,65 @@ def test_what_is_not_supported_is_named(params, tmp_path, options, message):
         load_trained(tmp_path / "m.gguf", flag="init")
 
 
+REQUIRED = [
+    "general.architecture",
+    *(f"llama.{name}" for name in ("block_count", "embedding_length", "attention.head_count")),
+    *(f"llama.{name}" for name in ("context_length", "attention.layer_norm_rms_epsilon")),
+    *(f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "merges")),
+    "tokenizer.ggml.eos_token_id",
+]
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_field_is_named(params, tmp_path, name):
+    write(tmp_path / "m.gguf", params, without=name)
+    with pytest.raises(InputError, match=f"the field '{name}' is missing"):
+        load_gguf(tmp_path / "m.gguf")
+
+
+def test_fields_with_a_default_may_be_missing(params, tmp_path):
+    write(tmp_path / "m.gguf", params, without="llama.rope.freq_base")
+    assert load_gguf(tmp_path / "m.gguf")[0].model.rotary.theta == 10_000
+    write(tmp_path / "m.gguf", params, without="llama.vocab_size")
+    assert load_gguf(tmp_path / "m.gguf")[0].vocab_size == ROWS
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(eos=ROWS), f"eos_token_id is {ROWS}, but there are {ROWS} tokens"),
+        (dict(tokens=TOKENS[:-1]), f"found {ROWS - 1} of {ROWS - 1} and {ROWS}"),
+        (dict(tokens=[*TOKENS[:-1], "ab"]), f"found {ROWS - 1} of {ROWS} and {ROWS}"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(params, tmp_path, options, message):
+    write(tmp_path / "m.gguf", params, **options)
+    with pytest.raises(InputError, match=message):
+        load_gguf(tmp_path / "m.gguf")
+
+
+def test_a_quantisation_that_nobody_can_read_is_named(params, tmp_path, monkeypatch):
+    def refuse(data, kind):
+        raise NotImplementedError
+
+    monkeypatch.setattr("gguf.quants.dequantize", refuse)
+    write(tmp_path / "m.gguf", params)
+    with pytest.raises(InputError, match=r"\.weight is stored as F32, which cannot be read"):
+        load_gguf(tmp_path / "m.gguf")
+
+
+def test_a_pointer_is_no_gguf_file(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(InputError, match=r"m\.gguf is a Git LFS pointer"):
+        load_gguf(path)
+
+
 def test_a_truncated_file(params, tmp_path):
     write(tmp_path / "m.gguf", params)
     data = (tmp_path / "m.gguf").read_bytes()
-    (tmp_path / "m.gguf").write_bytes(data[:300])
-    with pytest.raises(InputError, match="is not a whole GGUF file"):
-        load_gguf(tmp_path / "m.gguf")
+    cuts = [0, 3, 20, 300, 700, 1500, 3000, len(data) // 2, len(data) - 1]
+    for cut in cuts:
+        (tmp_path / "m.gguf").write_bytes(data[:cut])
+        with pytest.raises(InputError, match="is not a whole GGUF file"):
+            load_gguf(tmp_path / "m.gguf")

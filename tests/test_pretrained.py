@@ -234,6 +234,7 @@ def edit_tensors(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n"
 WRONG = {
     "architecture": (
         lambda f: edit_config(f, model_type="bloom"),
@@ -285,6 +286,52 @@ WRONG = {
         ),
         "is not a whole safetensors file",
     ),
+    "inf": (
+        lambda f: edit_tensors(f, lambda t: t["transformer.ln_f.bias"].__setitem__(3, np.inf)),
+        "transformer.ln_f.bias has 1 of 48 values that are inf or NaN",
+    ),
+    "quantised": (
+        lambda f: edit_tensors(
+            f, lambda t: t.update({"transformer.wpe.weight": np.ones((11, 48), np.int8)})
+        ),
+        "transformer.wpe.weight is stored as I8, only F64, F32, F16, BF16 are read",
+    ),
+    "pointer instead of weights": (
+        lambda f: (f / "model.safetensors").write_text(POINTER),
+        "model.safetensors is a Git LFS pointer, .*: run git lfs pull",
+    ),
+    "pointer instead of config": (
+        lambda f: (f / "config.json").write_text(POINTER),
+        "config.json is a Git LFS pointer",
+    ),
+    "pickle": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "holds its weights as pytorch_model.bin; only safetensors are read",
+    ),
+    "unfinished download": (
+        lambda f: (f / "model.safetensors").rename(f / "model.safetensors.incomplete"),
+        "the download of model.safetensors.incomplete has not finished",
+    ),
+    "several files": (
+        lambda f: (
+            [save_file({}, f / name) for name in ("a.safetensors", "b.safetensors")]
+            and (f / "model.safetensors").unlink()
+        ),
+        "has 2 safetensors files .*, but neither model.safetensors nor",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "config.json, but no weights"),
+    "field's type": (
+        lambda f: edit_config(f, n_embd="48"),
+        "n_embd='48', expected a whole number over 0",
+    ),
+    "no object": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "config.json holds a list, expected an object",
+    ),
+    "pruned": (
+        lambda f: edit_config(f, pruned_heads={"0": [1]}, quantization_config={"bits": 4}),
+        "not supported: pruned_heads={'0': \\[1\\]}, quantization_config={'bits': 4}",
+    ),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
 }
 
@@ -297,6 +344,195 @@ def test_a_wrong_checkpoint_is_refused_by_name(name, tmp_path):
     spoil(folder)
     with pytest.raises(InputError, match=message):
         load_pretrained(folder)
+
+
+def sharded(folder, monkeypatch):
+    """A model in several files, what their index says, and the model."""
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 4000)
+    params = random_params(SHAPES["gpt2"])
+    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    save_pretrained(folder, SHAPES["gpt2"], params, **options)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return index["weight_map"], params
+
+
+def rewrite_index(folder, names):
+    text = json.dumps({"weight_map": names})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+TENSOR = "transformer.h.1.mlp.c_fc.weight"
+WRONG_INDEX = {
+    "another shard": (
+        lambda names: names | {TENSOR: names["transformer.wte.weight"]},
+        f"says that {TENSOR} is in .*, where it is not .1 of ",
+    ),
+    "no such tensor": (
+        lambda names: names | {"transformer.h.9.ln_1.bias": names[TENSOR]},
+        "says that transformer.h.9.ln_1.bias is in .*, where it is not",
+    ),
+    "a tensor more in a shard": (
+        lambda names: {k: v for k, v in names.items() if k != "transformer.ln_f.bias"},
+        None,
+    ),
+    "a shard less": (
+        lambda names: {k: v for k, v in names.items() if v != names[TENSOR]},
+        "missing .*transformer.h.1.mlp",
+    ),
+    "outside": (
+        lambda names: names | {TENSOR: "../model.safetensors"},
+        "names '../model.safetensors', which is outside of its folder",
+    ),
+    "empty": (lambda names: {}, "expected weight_map to give each tensor's file"),
+    "no map": (lambda names: [TENSOR], "expected weight_map to give each tensor's file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_INDEX)
+def test_an_index_must_fit_its_shards(name, tmp_path, monkeypatch):
+    names, params = sharded(tmp_path, monkeypatch)
+    change, message = WRONG_INDEX[name]
+    rewrite_index(tmp_path, change(names))
+    if message is None:
+        jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path).params, params)
+        return
+    with pytest.raises(InputError, match=message):
+        load_pretrained(tmp_path)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path, monkeypatch):
+    names, _ = sharded(tmp_path, monkeypatch)
+    shard = tmp_path / names["transformer.wte.weight"]
+    tensors = load_file(shard) | load_file(tmp_path / names[TENSOR])
+    save_file(tensors, shard)
+    with pytest.raises(InputError, match=r"h\.\d\..* is in .* and in .*: which is it"):
+        load_pretrained(tmp_path)
+
+
+def test_of_two_sets_of_weights_that_of_transformers_is_read_and_the_other_told(
+    tmp_path, monkeypatch
+):
+    """model.safetensors before an index; an index before whatever it does not name."""
+    names, older = sharded(tmp_path, monkeypatch)
+    shards = sorted(set(names.values()))
+    save_file({"x": np.ones(2, np.float32)}, tmp_path / "consolidated.safetensors")
+    found = load_pretrained(tmp_path)
+    assert found.unread == ("consolidated.safetensors",)
+    jax.tree.map(np.testing.assert_array_equal, found.params, older)
+
+    monkeypatch.undo()
+    newer = jax.tree.map(lambda x: x + 1, older)
+    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    save_pretrained(tmp_path, SHAPES["gpt2"], newer, **options)
+    found = load_pretrained(tmp_path)
+    index = "model.safetensors.index.json"
+    assert found.unread == ("consolidated.safetensors", *shards, index)
+    jax.tree.map(np.testing.assert_array_equal, found.params, newer)
+    rewrite_index(tmp_path, dict.fromkeys(names, "model.safetensors"))
+    assert index not in load_pretrained(tmp_path).unread
+
+
+@pytest.mark.parametrize("dtype, value", [("float16", 65520.0), ("bfloat16", 3.4e38)])
+@pytest.mark.parametrize("kind", ["lm", "scalar"])
+def test_values_that_the_export_cannot_hold_are_refused(dtype, value, kind, tmp_path):
+    params = random_params(SHAPES["llama"], kind)
+    kernel = params["trunk"]["block_1"]["attn"]["c_attn"]["kernel"]
+    # Two of the keys: queries are 4 heads of 4, keys 2.
+    params["trunk"]["block_1"]["attn"]["c_attn"]["kernel"] = kernel.at[3, 17:19].set(-value)
+    options = dict(kind=kind, eos_id=0, pad_id=None)
+    message = rf"{dtype} cannot hold 2 of 128 values of model.layers.1.self_attn.k_proj.weight"
+    with pytest.raises(InputError, match=message):
+        save_pretrained(tmp_path / "out", SHAPES["llama"], params, dtype=dtype, **options)
+    assert not (tmp_path / "out").exists()
+    save_pretrained(tmp_path / "out", SHAPES["llama"], params, dtype="float32", **options)
+
+
+def test_the_largest_values_of_a_format_are_exported(tmp_path):
+    params = random_params(SHAPES["gpt2"])
+    params["trunk"]["ln_f"]["scale"] = jnp.full(16, 65504.0)
+    options = dict(kind="lm", dtype="float16", eos_id=0, pad_id=None)
+    save_pretrained(tmp_path, SHAPES["gpt2"], params, **options)
+    assert load_pretrained(tmp_path).params["trunk"]["ln_f"]["scale"].max() == 65504
+
+
+HUB = {
+    "distilgpt2": (
+        "gpt2",
+        dict(_num_labels=1, n_ctx=32, summary_activation=None, task_specific_params={"a": 1}),
+    ),
+    "a GPT-2 inside an old config of transformers 4": (
+        "gpt2",
+        dict(
+            **dict(_attn_implementation="eager", torchscript=False, use_bfloat16=False),
+            **dict(pruned_heads={}, tie_encoder_decoder=False, is_encoder_decoder=False),
+            **dict(max_length=20, min_length=0, do_sample=False, num_beams=1, top_k=50, top_p=1.0),
+            **dict(bad_words_ids=None, prefix=None, author="A", created_date="2021-04-28"),
+        ),
+    ),
+    "gpt-neox-20b": ("neox", dict(attention_probs_dropout_prob=0, hidden_dropout_prob=0)),
+    "dolly": ("neox", dict(custom_pipelines={"text-generation": {}}, gradient_checkpointing=False)),
+    "Llama 1, 2": ("llama", dict(max_sequence_length=2048, pretraining_tp=1, max_length=4096)),
+    "SmolLM": ("llama", dict(is_llama_config=True, rope_interleaved=False, mlp_bias=False)),
+    "unsloth": ("llama", dict(unsloth_version="2024.9", unsloth_fixed=True, mlp_bias=None)),
+    "Qwen2.5": (
+        "qwen2",
+        dict(max_window_layers=28, sliding_window=131072, use_sliding_window=False),
+    ),
+    "DeepSeek-R1-Distill-Qwen": ("qwen2", dict(use_mrope=False, sliding_window=4096)),
+    "Qwen3": ("qwen3", dict(attention_dropout=0.0, layer_types=["full_attention"] * 2)),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_fields_that_change_nothing_are_passed_over(name, tmp_path):
+    shape, fields = HUB[name]
+    params = random_params(SHAPES[shape])
+    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    save_pretrained(tmp_path, SHAPES[shape], params, **options)
+    edit_config(tmp_path, **fields)
+    found = load_pretrained(tmp_path)
+    assert resolved(found.model) == resolved(SHAPES[shape])
+
+
+def read_fields(shape, **changes):
+    family = huggingface.family_of_model(SHAPES[shape])
+    fields = Fields(family.write(SHAPES[shape]) | {"tie_word_embeddings": True} | changes, "c.json")
+    config = family.read(fields)
+    fields.done()
+    return config
+
+
+@pytest.mark.parametrize(
+    "shape, changes, message",
+    [
+        ("llama", dict(rope_scaling={"type": "linear", "factor": 2.0}), "rotary scaling 'linear'"),
+        ("llama", dict(rope_scaling={"rope_type": "llama3"}), "'factor' is missing"),
+        ("qwen2", dict(use_mrope=True), "use_mrope=True"),
+        ("qwen2", dict(use_sliding_window=True), "use_sliding_window=True is not supported"),
+        (
+            "qwen2",
+            dict(rope_scaling={"rope_type": "default", "mrope_section": [16, 24]}),
+            r"rope_scaling: not supported: mrope_section=\[16, 24\]",
+        ),
+        ("qwen3", dict(layer_types=["sliding_attention"]), "layer_types .* are not supported"),
+        ("llama", dict(attention_bias=True), "attention_bias=True is not supported"),
+        ("llama", dict(logits_scaling=8.0, embedding_multiplier=12.0), "embedding_multiplier=12.0"),
+        ("llama", dict(final_logit_softcapping=30.0), "final_logit_softcapping"),
+        ("llama", dict(num_hidden_layers=0), "num_hidden_layers=0, expected a whole number over 0"),
+        ("gpt2", dict(add_cross_attention=True), "add_cross_attention=True is not supported"),
+        ("gpt2", dict(layer_norm_epsilon="tiny"), "layer_norm_epsilon='tiny', expected a number"),
+    ],
+)
+def test_fields_that_change_the_model_are_refused_by_name(shape, changes, message):
+    with pytest.raises(InputError, match=message):
+        read_fields(shape, **changes)
+
+
+def test_what_a_config_leaves_out_is_as_in_its_family():
+    """GPT2Config has gelu_new, GPTNeoXConfig gelu and a quarter of each head rotated."""
+    assert read_fields("gpt2", activation_function=None).activation == "gelu_tanh"
+    neox = read_fields("neox", hidden_act=None, rotary_pct=None)
+    assert (neox.activation, neox.rotary.fraction) == ("gelu", 0.25)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import AddedToken, models, processors
 
 from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer, byte_level, with_tokens
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check_fetched
 
 SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
 """Classes of transformers whose ``vocab.json`` and ``merges.txt`` say all about them."""
@@ -206,6 +206,7 @@ def _content(token: str | dict | None) -> str | None:
 
 
 def _read(path: Path) -> str:
+    check_fetched(path)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

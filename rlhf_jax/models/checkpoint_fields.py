@@ -6,6 +6,11 @@ from typing import Any
 from rlhf_jax.config import RotaryConfig
 from rlhf_jax.errors import InputError
 
+KINDS = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "a string"},
+    **{dict: "an object", list: "a list"},
+}
+
 
 class Fields:
     """A ``config.json`` of which every field must be read, expected or known to be harmless."""
@@ -13,24 +18,35 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], file: str):
         self._values, self.file = dict(values), file
 
-    def take(self, name: str, default: Any = None) -> Any:
-        """The field's value; without a default it must be there."""
+    def take(self, name: str, default: Any = None, *, kind: type = int) -> Any:
+        """The field's value, of the default's type; without one a ``kind`` of number over 0."""
         value = self._values.pop(name, None)
         if value is None and default is None:
             raise InputError(f"{self.file}: the field {name!r} is missing")
-        return default if value is None else value
+        if value is None:
+            return default
+        kind = kind if default is None else type(default)
+        kinds = (int, float) if kind is float else kind
+        fits = isinstance(value, kinds) and (isinstance(value, bool) == (kind is bool))
+        if not fits or (default is None and value <= 0):
+            over = " over 0" if default is None else ""
+            raise InputError(f"{self.file}: {name}={value!r}, expected {KINDS[kind]}{over}")
+        return value
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """The field, if it is there, must have one of these values."""
-        value = self._values.pop(name, allowed[0])
-        if value not in allowed:
+        """The field, if it is there and not null, must have one of these values."""
+        value = self._values.pop(name, None)
+        if value is not None and value not in allowed:
             choices = " or ".join(map(repr, allowed))
             raise InputError(f"{self.file}: {name}={value!r} is not supported, only {choices}")
 
     def done(self) -> None:
         """Raise InputError naming the fields that nobody read."""
+        harmless = {*DESCRIPTIONS.split(), *SAMPLING.split()}
         unknown = {
-            k: v for k, v in self._values.items() if k not in HARMLESS.split() and v is not None
+            name: value
+            for name, value in self._values.items()
+            if value is not None and name not in harmless and value not in NEUTRAL.get(name, ())
         }
         if unknown:
             fields = ", ".join(f"{name}={value!r}" for name, value in sorted(unknown.items()))
@@ -39,50 +55,86 @@ class Fields:
             )
 
 
-HARMLESS = """
-_name_or_path _attn_implementation_autoset architectures auto_map bos_token_id
-chunk_size_feed_forward dtype eos_token_id finetuning_task gradient_checkpointing id2label
-initializer_range is_decoder is_encoder_decoder is_llama_config label2id max_window_layers
-model_type n_ctx num_labels output_attentions output_hidden_states output_past pad_token_id
-predict_special_tokens problem_type return_dict sep_token_id summary_activation
-summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
-tokenizer_class torch_dtype transformers.js_config transformers_version unk_token_id use_cache
-attention_dropout attn_pdrop classifier_dropout embd_pdrop hidden_dropout resid_pdrop
+DESCRIPTIONS = """
+_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+_flash_attn_2_enabled _name_or_path _num_labels architectures attention_dropout
+attention_probs_dropout_prob attn_implementation attn_pdrop author auto_map bos_token_id
+chunk_size_feed_forward classifier_dropout created_date custom_pipelines dtype embd_pdrop
+eos_token_id finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label
+initializer_range is_decoder is_llama_config label2id language license max_sequence_length
+max_window_layers model_max_length model_type n_ctx num_labels output_attentions
+output_hidden_states output_past pad_token_id predict_special_tokens problem_type resid_pdrop
+return_dict sep_token_id seq_length summary_activation summary_first_dropout
+summary_proj_to_labels summary_type summary_use_proj task_specific_params tf_legacy_loss
+tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
+unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache xla_device
 """
-"""Fields that change nothing in inference, or that only describe."""
+"""Fields that only describe, or that change nothing in inference."""
+SAMPLING = """
+bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample
+early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens min_length
+no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix
+remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature
+top_k top_p typical_p
+"""
+"""Defaults of transformers' ``generate``, which older versions kept in config.json: how to sample
+is said by our own flags."""
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "cross_attention_hidden_size": (0,),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": ({},),
+    "quantization_config": ({},),
+    "tie_encoder_decoder": (False,),
+    "use_mrope": (False,),
+}
+"""Fields that would change the model, and the values with which they do not."""
 
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
-def activation(fields: Fields, name: str) -> str:
-    found = fields.take(name, "gelu")
+def activation(fields: Fields, name: str, *, default: str) -> str:
+    found = fields.take(name, default)
     if found not in ACTIVATIONS:
         raise InputError(f"{fields.file}: {name}={found!r} is not supported, only {[*ACTIVATIONS]}")
     return ACTIVATIONS[found]
 
 
-def rotary(fields: Fields, *, theta: str, fraction: str) -> RotaryConfig:
-    """Rotary settings from transformers 5's ``rope_parameters``, or from the fields before it."""
-    nested = fields.take("rope_parameters", {})
-    base = float(nested.pop("rope_theta", fields.take(theta, 10_000.0)))
-    share = float(nested.pop("partial_rotary_factor", fields.take(fraction, 1.0)))
-    scaling = nested or fields.take("rope_scaling", {})
-    fields.take("rope_scaling", {})
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+def rotary(fields: Fields, *, theta: str, fraction: str, share: float = 1.0) -> RotaryConfig:
+    """Rotary settings from transformers 5's ``rope_parameters``, or from the fields before it.
+
+    ``share`` is the family's own fraction where the config says none.
+    """
+    nested = Fields(fields.take("rope_parameters", {}), f"{fields.file}: rope_parameters")
+    older = fields.take("rope_scaling", {})
+    base, share = fields.take(theta, 10_000.0), fields.take(fraction, share)
+    base = float(nested.take("rope_theta", base))
+    share = float(nested.take("partial_rotary_factor", share))
+    scaling = nested
+    if older:
+        scaling = Fields(older, f"{fields.file}: rope_scaling")
+        nested.expect("rope_type", older.get("rope_type", "default"))
+        nested.done()
+    kind = scaling.take("type", "default")
+    kind = scaling.take("rope_type", kind)
     if kind == "default":
+        scaling.done()
         return RotaryConfig(theta=base, fraction=share)
     if kind != "llama3":
         raise InputError(
             f"{fields.file}: rotary scaling {kind!r} is not supported, only 'default' or 'llama3'"
         )
-    return RotaryConfig(
+    number = lambda name: float(scaling.take(name, kind=float))
+    config = RotaryConfig(
         theta=base,
         fraction=share,
-        factor=float(scaling["factor"]),
-        low_frequency_factor=float(scaling["low_freq_factor"]),
-        high_frequency_factor=float(scaling["high_freq_factor"]),
-        original_context=int(scaling["original_max_position_embeddings"]),
+        factor=number("factor"),
+        low_frequency_factor=number("low_freq_factor"),
+        high_frequency_factor=number("high_freq_factor"),
+        original_context=scaling.take("original_max_position_embeddings"),
     )
+    scaling.done()
+    return config
 
 
 def write_rotary(rotary: RotaryConfig) -> dict[str, Any]:

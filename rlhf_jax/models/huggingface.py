@@ -8,7 +8,6 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rlhf_jax.config import ModelConfig
@@ -18,23 +17,25 @@ from rlhf_jax.models.pretrained import (
     Imported,
     Place,
     Source,
+    check_finite,
     import_model,
     on_default_device,
 )
 from rlhf_jax.models.tensor_layout import Tensors, at, tensors_of
 from rlhf_jax.models.transformer import unstack_blocks
+from rlhf_jax.models.weight_files import find_weights, open_weights, read_json
 from rlhf_jax.types import Params
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+READ_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Names of safetensors; what quantisation writes (I8, U8, F8_E4M3) is no weight by itself."""
 SHARD_BYTES = 5 * 10**9
 
 
 def is_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether ``folder`` looks like what ``save_pretrained`` writes."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        return False
-    return "model_type" in _read_json(folder / "config.json")
+    """Whether ``folder`` looks like what ``save_pretrained`` writes, its weights here or not."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
 
 
 # --- Reading ----------------------------------------------------------------------------------
@@ -43,52 +44,36 @@ def is_checkpoint(folder: str | os.PathLike) -> bool:
 def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device) -> Imported:
     """The model in ``folder``. Raises InputError as ``import_model``, and for damaged files."""
     folder = Path(folder)
-    where = _index(folder)
+    weights = find_weights(folder)
     bias = folder / "rlhf_jax.json"
 
     def shape(name: str) -> tuple[int, ...]:
-        with _open(where[name]) as file:
+        with open_weights(weights.files[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
     def read(name: str) -> np.ndarray:
         # Opened for each tensor: a closed file gives its mapped pages back.
-        with _open(where[name]) as file:
+        with open_weights(weights.files[name]) as file:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in READ_DTYPES:
+                raise InputError(
+                    f"{weights.files[name]}: {name} is stored as {dtype}, only "
+                    f"{', '.join(READ_DTYPES)} are read; export the model without quantisation"
+                )
             return file.get_tensor(name).astype(np.float32, copy=False)
 
-    return import_model(
+    imported = import_model(
         Source(
             file=str(folder),
-            config=_read_json(folder / "config.json"),
-            names=where.keys(),
+            config=read_json(folder / "config.json"),
+            names=weights.files.keys(),
             shape=shape,
             read=read,
-            head_bias=_read_json(bias)["head_bias"] if bias.is_file() else 0.0,
+            head_bias=read_json(bias)["head_bias"] if bias.is_file() else 0.0,
         ),
         place,
     )
-
-
-def _index(folder: Path) -> dict[str, Path]:
-    """File of each tensor, whether there is one file or an index of shards."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = _read_json(index)["weight_map"]
-        missing = sorted({name for name in names.values() if not (folder / name).is_file()})
-        if missing:
-            raise InputError(f"{index} names {missing[0]}, which is not there")
-        return {tensor: folder / name for tensor, name in names.items()}
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise InputError(f"{folder}: expected model.safetensors or its index, found {len(files)}")
-    with _open(files[0]) as file:
-        return dict.fromkeys(file.keys(), files[0])
-
-
-def _open(path: Path):
-    try:
-        return safe_open(path, framework="np")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+    return imported._replace(unread=weights.unread)
 
 
 # --- Writing ----------------------------------------------------------------------------------
@@ -107,14 +92,15 @@ def save_pretrained(
     """Write ``config.json``, ``generation_config.json`` and the weights for transformers and vLLM.
 
     A classifier of transformers has no bias: a reward model's is kept in ``rlhf_jax.json``.
+    Raises InputError, before anything is written, for values that ``dtype`` cannot hold.
     """
     folder = Path(folder)
     family = family_of_model(config)
     trunk = params["trunk"]
     if "blocks" in trunk:
         trunk = unstack_blocks(trunk, config.n_layers)
-    parts = {"lm": ("lm_head",), "scalar": ("head",)}[kind]
-    params = {"trunk": trunk} | {name: params[name] for name in parts if name in params}
+    heads = {"lm": ("lm_head",), "scalar": ("head",)}[kind]
+    params = {"trunk": trunk} | {name: params[name] for name in heads if name in params}
     raw = {
         "architectures": [family.classifier if kind == "scalar" else family.causal],
         "model_type": family.model_type,
@@ -130,8 +116,13 @@ def save_pretrained(
     }
     if kind == "scalar":
         raw |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    plan = list(tensors_of(family, config, params, bare=False))
+    for entry in plan:
+        parts = entry.write(np.asarray(at(params, entry.path)))
+        for name, part in zip(entry.names, parts, strict=True):
+            _check_holds(name, part, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(folder, list(tensors_of(family, config, params, bare=False)), params, dtype)
+    _write_weights(folder, plan, params, dtype)
     _write_json(folder / "config.json", raw)
     if kind == "lm":
         generation = {"eos_token_id": [eos_id], "pad_token_id": pad_id, "do_sample": True}
@@ -141,6 +132,19 @@ def save_pretrained(
         _write_json(folder / "generation_config.json", generation)
     else:
         _write_json(folder / "rlhf_jax.json", {"head_bias": float(params["head"]["bias"][0])})
+
+
+def _check_holds(name: str, value: np.ndarray, dtype: str) -> None:
+    """Raise InputError for values that are no finite numbers, or would be none in ``dtype``."""
+    check_finite(name, value)
+    with np.errstate(over="ignore"):
+        if np.isfinite(np.array([value.min(), value.max()]).astype(DTYPES[dtype])).all():
+            return
+        count = int((~np.isfinite(value.astype(DTYPES[dtype]))).sum())
+    raise InputError(
+        f"{dtype} cannot hold {count} of {value.size} values of {name}, which reach "
+        f"{np.abs(value).max():.6g}; export with another --dtype"
+    )
 
 
 def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype: str) -> None:
@@ -167,13 +171,6 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -21,11 +21,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check_fetched
 from rlhf_jax.models.families import Family, family_of_model
 from rlhf_jax.models.lora import combine
+from rlhf_jax.models.pretrained import check_finite
 from rlhf_jax.models.tensor_layout import Tensors, at, parameter_shapes, put, tensors_of
 from rlhf_jax.models.transformer import as_layout, unstack_blocks
+from rlhf_jax.models.weight_files import read_json
 from rlhf_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -62,8 +64,9 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 def read_adapter(folder: str | os.PathLike) -> Adapter:
     """Raises InputError for damaged files and for what is not plain LoRA of one scale."""
     folder = Path(folder)
+    check_fetched(folder / WEIGHTS)
+    config = read_json(folder / CONFIG)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} is not a whole PEFT adapter: {error}") from error
@@ -84,6 +87,8 @@ def read_adapter(folder: str | os.PathLike) -> Adapter:
         )
     scale = _one_scale(folder, config, tensors)
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        check_finite(f"{folder / WEIGHTS}: {name}", tensor)
     return Adapter(folder, config.get("base_model_name_or_path") or "", scale, tensors)
 
 

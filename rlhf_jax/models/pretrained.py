@@ -43,6 +43,8 @@ class Imported(NamedTuple):
     vocab_size: int
     params: Params
     """{"trunk", "lm_head"?}, or {"trunk", "head"} of a sequence classifier with one label."""
+    unread: tuple[str, ...] = ()
+    """Files of weights that lie beside those that were read."""
 
 
 Place = Callable[[tuple[str, ...], np.ndarray], jax.Array]
@@ -57,7 +59,7 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     """The model in ``source``, in float32, each parameter placed before the next is read.
 
     Raises InputError for an unknown architecture or config field, and for a tensor that is missing,
-    extra or of another shape.
+    extra, of another shape, or that has values which are no finite numbers.
     """
     family = family_of_checkpoint(source.config, source.file)
     fields = Fields(source.config, source.file)
@@ -76,6 +78,7 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
         for name, part in zip(entry.names, expected, strict=True):
             _check_shape(source, name, part.shape)
         value = np.ascontiguousarray(entry.read(*map(source.read, entry.names)))
+        check_finite(f"{source.file}: {' + '.join(entry.names)}", value)
         put(params, entry.path, place(entry.path, value).block_until_ready())
         del value  # before the next is read
     if kind == "scalar":
@@ -83,10 +86,18 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     return Imported(config, vocab_size, params | {"trunk": as_layout(params["trunk"], config)})
 
 
+def check_finite(name: str, value: np.ndarray) -> None:
+    """Raise InputError if there is an inf or a NaN in ``value``."""
+    # The extremes first, which need no memory; they are NaN if any value is.
+    if value.size and not np.isfinite([value.min(), value.max()]).all():
+        count = int((~np.isfinite(value)).sum())
+        raise InputError(f"{name} has {count} of {value.size} values that are inf or NaN")
+
+
 def _kind(source: Source, family: Family) -> Literal["lm", "scalar"]:
     named = (source.config.get("architectures") or [family.causal])[0]
     if named == family.classifier:
-        labels = len(source.config.get("id2label", ())) or source.config.get("num_labels", 2)
+        labels = len(source.config.get("id2label") or ()) or source.config.get("num_labels", 2)
         if labels != 1:
             raise InputError(f"{source.file}: {named} has {labels} labels, a reward model has 1")
         return "scalar"

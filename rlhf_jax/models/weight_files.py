@@ -1,0 +1,127 @@
+"""Which files of a Hugging Face folder hold its weights, and which of them each tensor is in.
+
+Chosen as transformers chooses: ``model.safetensors`` if it is there, else the shards that
+``model.safetensors.index.json`` names. What else lies in the folder is not read, and is told.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from rlhf_jax.errors import InputError, check, check_fetched
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
+"""As programs that download name a file until it is whole."""
+
+
+class Weights(NamedTuple):
+    files: dict[str, Path]
+    """The file of each tensor."""
+    unread: tuple[str, ...]
+    """Names of other safetensors files and indices beside them."""
+
+
+def find_weights(folder: Path) -> Weights:
+    """The weights of ``folder``. Raises InputError if they are not there, or not whole."""
+    single, index = folder / SINGLE, folder / INDEX
+    present = sorted(folder.glob("*.safetensors"))
+    if not single.is_file() and index.is_file():
+        files = _in_shards(index)
+    elif single.is_file() or len(present) == 1:
+        single = single if single.is_file() else present[0]
+        files = dict.fromkeys(_names(single), single)
+    else:
+        raise InputError(_why_not(folder, present))
+    used = set(files.values())
+    unread = [path.name for path in present if path not in used]
+    if index.is_file() and single in used and set(weight_map(index).values()) != {single.name}:
+        unread.append(index.name)
+    return Weights(files, tuple(unread))
+
+
+def open_weights(path: Path):
+    """A safetensors file. Raises InputError if it is damaged, or only a pointer to it."""
+    check_fetched(path)
+    try:
+        return safe_open(path, framework="np")
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file: {error}; was its download broken off?"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``. Raises InputError for anything else."""
+    check_fetched(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    check(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor → shard, as an index says. Raises InputError for a shard outside of its folder."""
+    found = read_json(index).get("weight_map")
+    strings = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
+    check(bool(found) and strings, f"{index}: expected weight_map to give each tensor's file")
+    for name in sorted(set(found.values())):
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+        check(inside, f"{index} names {name!r}, which is outside of its folder")
+    return found
+
+
+def _in_shards(index: Path) -> dict[str, Path]:
+    """The file of each tensor of all shards, those that the index forgets too."""
+    expected = {tensor: index.parent / name for tensor, name in weight_map(index).items()}
+    shards = sorted(set(expected.values()))
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise InputError(
+            f"{index} names {missing[0]}, which is not there (missing: {len(missing)} of "
+            f"{len(shards)} files); was the download broken off?"
+        )
+    found: dict[str, Path] = {}
+    for shard in shards:
+        for tensor in _names(shard):
+            twice = found.setdefault(tensor, shard)
+            check(twice == shard, f"{tensor} is in {twice} and in {shard}: which is it?")
+    absent = [tensor for tensor, shard in expected.items() if found.get(tensor) != shard]
+    if absent:
+        raise InputError(
+            f"{index} says that {absent[0]} is in {expected[absent[0]].name}, where it is not"
+            f" ({len(absent)} of {len(expected)} tensors are not where it says): is it of "
+            "another model?"
+        )
+    return found
+
+
+def _names(path: Path) -> Iterable[str]:
+    with open_weights(path) as file:
+        return list(file.keys())
+
+
+def _why_not(folder: Path, present: list[Path]) -> str:
+    """Why there are no weights to read, and what to do about it."""
+    matching = lambda patterns: sorted(p.name for pattern in patterns for p in folder.glob(pattern))
+    if present:
+        names = ", ".join(path.name for path in present[:3])
+        return (
+            f"{folder} has {len(present)} safetensors files ({names} ...), but neither {SINGLE} "
+            f"nor {INDEX}, which says what is in each of them"
+        )
+    if unfinished := matching(UNFINISHED):
+        return f"{folder}: the download of {unfinished[0]} has not finished"
+    if others := matching(OTHER_FORMATS):
+        return (
+            f"{folder} holds its weights as {others[0]}; only safetensors are read (other files "
+            "can run code). Where torch and transformers are installed: "
+            f'AutoModelForCausalLM.from_pretrained("{folder}").save_pretrained("NEW_FOLDER")'
+        )
+    return f"{folder} has a config.json, but no weights: expected {SINGLE} or {INDEX}"
