@@ -20,7 +20,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -292,10 +292,20 @@ def check_not_filled_in(config: Any, typed: Sequence[Typed]) -> None:
 
 
 def set_in(preset: Any) -> list[str]:
-    """The fields that are not as they are by default."""
-    default = type(preset)()
-    names = [name for name, _ in fields_of(preset)]
-    return [name for name in names if value_of(preset, name) != value_of(default, name)]
+    """The fields that are neither as the whole config has them by default, nor as their own."""
+    default, names = default_of(type(preset)), []
+    for name, _ in fields_of(preset):
+        holder, _, last = name.rpartition(".")
+        own = default_of(type(value_of(preset, holder) if holder else preset))
+        value = value_of(preset, name)
+        if value != value_of(default, name) and value != getattr(own, last):
+            names.append(name)
+    return names
+
+
+@cache
+def default_of(config_class: type) -> Any:
+    return config_class()
 
 
 def say_idle(config: Any, fields: Sequence[str], prefix: str) -> None:

@@ -1,7 +1,9 @@
 """Settings: every number of every config is checked, and none is dropped without a word."""
 
 import dataclasses
+import json
 import math
+import pathlib
 import typing
 
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlhf_jax.config as configs
-from rlhf_jax.cli import load
+from rlhf_jax.cli import flag_of, load, read_preset, say_idle, set_in, to_dict
 from rlhf_jax.config import (
     KLConfig,
     PPOConfig,
@@ -17,9 +19,12 @@ from rlhf_jax.config import (
     SFTConfig,
 )
 from rlhf_jax.config.bounds import Bounds, Number, numbers_of
+from rlhf_jax.config.effect import notes_of
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.kl import update_kl_coef
 
+ROOT = pathlib.Path(__file__).parents[1]
+PRESETS = [path for path in (ROOT / "configs").rglob("*.py") if path.stem != "__init__"]
 CLASSES = {name: getattr(configs, name) for name in configs.__all__}
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -211,3 +216,283 @@ def test_the_kl_coefficient_stays_over_zero(batch_size):
 def update(config: PPOConfig, *, kl: float) -> float:
     rule = dict(target=config.kl.target, horizon=config.kl.horizon, batch_size=config.batch_size)
     return float(update_kl_coef(jnp.float32(config.kl.coef), jnp.float32(kl), **rule))
+
+
+# --- settings without effect ----------------------------------------------------------------------
+
+IDLE = [
+    ("PretrainConfig", "--tokenizer.path t --tokenizer.vocab-size 300", "tokenizer.path is t"),
+    ("PretrainConfig", "--init m --tokenizer.path t", "init is m"),
+    ("PretrainConfig", "--init m --tokenizer.multiple 8", "init is m"),
+    ("PretrainConfig", "--init m --model.d-model 64", "init is m"),
+    ("PretrainConfig", "--init m --model.rotary.theta 5.0", "init is m"),
+    ("PretrainConfig", "--model.unused-rows 3", None),
+    ("PretrainConfig", "--model.lora-scale 3", None),
+    ("PretrainConfig", "--model.rotary.theta 5", "model.positions is learned"),
+    (
+        "PretrainConfig",
+        "--model.positions rotary --model.rotary.original-context 64",
+        "model.rotary.factor is 1.0",
+    ),
+    ("PretrainConfig", "--data.heldout a b --data.heldout-fraction 0.1", "data.heldout is a b"),
+    ("PretrainConfig", "--run.keep-best 2", None),
+    ("SFTConfig", "--lora.alpha 8", "lora.rank is 0"),
+    ("SFTConfig", "--lora.targets mlp/.*", "lora.rank is 0"),
+    ("SFTConfig", "--optim.adam-lr 0.1", "optim.optimizer is adamw"),
+    ("SFTConfig", "--optim.schedule constant --optim.final-lr 0", "optim.schedule is constant"),
+    ("SFTConfig", "--optim.warmup-steps 0 --optim.warmup-init 0.1", "optim.warmup-steps is 0"),
+    ("SFTConfig", "--pretrain-mix 0 --pretrain-data.path a", "pretrain-mix is 0.0"),
+    ("SFTConfig", "--privacy.delta 1e-6", "privacy.epsilon is 0.0"),
+    ("SFTConfig", "--privacy.clip-norm 1", "privacy.epsilon is 0.0"),
+    ("CompareConfig", "--run.save-every 3", None),
+    ("CompareConfig", "--run.stop-after 3", None),
+    ("CompareConfig", "--run.wandb project", None),
+    ("RewardConfig", "--heldout h --heldout-fraction 0.2", "heldout is h"),
+    ("RewardConfig", "--privacy.epsilon 3 --demonstrations d", "privacy.epsilon is 3.0"),
+    ("RewardConfig", "--privacy.epsilon 3 --normalise-rows 9", "privacy.epsilon is 3.0"),
+    ("DPOConfig", "--heldout h --heldout-fraction 0.2", "heldout is h"),
+    ("PPOConfig", "--kl.horizon 500", "kl.target is 0.0"),
+    ("PPOConfig", "--second-reward.weight 2", "second-reward.model is not given"),
+    (
+        "PPOConfig",
+        "--second-reward.model m --second-reward.lr 1",
+        "second-reward.floor is not given",
+    ),
+    ("PPOConfig", "--ptx-batch-size 8", "ptx-coef is 0.0"),
+    ("PPOConfig", "--ptx-data.path a", "ptx-coef is 0.0"),
+    ("PPOConfig", "--value-optim.accumulate 2", None),
+    ("PPOConfig", "--value-optim.ema-decay 0.9", None),
+    ("PPOConfig", "--value-trunk shared --value-optim.lr 1", "value-trunk is shared"),
+    ("PPOConfig", "--value-trunk shared --value-init m", "value-trunk is shared"),
+    ("PPOConfig", "--force True --min-reward-accuracy 0.7", "force is True"),
+    ("PPOConfig", "--run.keep-best 2", None),
+    ("EvaluateConfig", "--suite safety --best-of 4", "suite is safety"),
+    ("EvaluateConfig", "--suite safety --second-reward r", "suite is safety"),
+    ("EvaluateConfig", "--suite safety --text.path a", "suite is safety"),
+    ("EvaluateConfig", "--suite safety --alpaca-eval True", "suite is safety"),
+    ("EvaluateConfig", "--suite-rows 4", "suite is task"),
+    ("EvaluateConfig", "--text-batches 4", "text.path is not given"),
+    ("EvaluateConfig", "--sampling.temperature 0 --best-of 4", "sampling.temperature is 0.0"),
+    ("EvaluateConfig", "--sampling.temperature 0 --sampling.top-k 4", "sampling.temperature is 0"),
+    ("EvaluateConfig", "--run.log-every 4", None),
+    ("SampleConfig", "--chat False --system Hi", "chat is False"),
+    ("ConvertConfig", "from-hf m --part value", "direction is from-hf"),
+    ("ConvertConfig", "from-hf m --dtype float16", "direction is from-hf"),
+    ("ConvertConfig", "to-hf m --part adapter --dtype float16", "part is adapter"),
+    ("ConvertConfig", "to-hf m --chat-prompts True", "direction is to-hf"),
+    ("ConvertConfig", "to-hf m --scan-layers True", "direction is to-hf"),
+    ("FeedbackConfig", "import --file f --format trl-preference", "command is import"),
+    ("FeedbackConfig", "serve --file f", "command is serve"),
+    ("FeedbackConfig", "export --policies a b", "command is export"),
+    ("FeedbackConfig", "--choice random --candidates 2", "choice is random"),
+    ("CanaryConfig", "measure --data d", "what is measure"),
+    ("CanaryConfig", "measure --repeat 3", "what is measure"),
+    ("CanaryConfig", "plant --runs r", "what is plant"),
+    ("PlanConfig", "--search True --parallel.fsdp 2", "search is True"),
+]
+"""Flags of which the last has no effect, and why; None: it never has one there."""
+
+
+@pytest.mark.parametrize("name,flags,why", IDLE)
+def test_a_flag_without_effect_is_said(name, flags, why, capsys):
+    load(CLASSES[name], flags.split())
+    last = [flag for flag in flags.split() if flag.startswith("--")][-1]
+    reason = " here" if why is None else f": {why}"
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(said) == 1 and said[0].startswith(f"note: {last} has no effect{reason}")
+
+
+def test_each_condition_is_tried():
+    """Each annotation of a field that can be without effect is in the table."""
+    tried = {(name, flags.split("--")[-1].split()[0]) for name, flags, _ in IDLE}
+    for name, config_class in CLASSES.items():
+        for field, notes in notes_of(config_class).items():
+            if notes and (name, field) not in UNTRIED:
+                alike = [flag for _, flag in tried if flag_of(field) in flag.split(".")]
+                assert alike, f"{name}.{field}"
+
+
+UNTRIED = {
+    *(("EvaluateConfig", field) for field in ("task", "prompts", "num_prompts", "text_only")),
+    *(("CanaryConfig", field) for field in ("out", "alternatives")),
+    *(("RotaryConfig", f"{part}_frequency_factor") for part in ("low", "high")),
+    *(("ConvertConfig", field) for field in ("compute_dtype", "attention", "remat")),
+}
+"""As others of the same condition."""
+
+
+@pytest.mark.parametrize(
+    "name,flags",
+    [
+        ("PretrainConfig", "--init m --model.dropout 0.1 --model.dtype bfloat16"),
+        ("PPOConfig", "--kl.target 3 --kl.horizon 500 --ptx-coef 1 --ptx-data.path a"),
+        ("SFTConfig", "--lora.rank 2 --lora.alpha 2 --optim.optimizer muon --optim.adam-lr 1"),
+        ("ConvertConfig", "to-hf m --part adapter --base b"),
+        ("EvaluateConfig", "--run.seed 3 --best-of 4 --run.tensorboard False"),
+    ],
+)
+def test_a_flag_with_an_effect_is_not_spoken_of(name, flags, capsys):
+    load(CLASSES[name], flags.split())
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_set_nothing_without_effect(path, capsys):
+    say_idle(preset := read_preset(str(path)), set_in(preset), "")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_preset_s_setting_without_effect_is_said(tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from rlhf_jax.config import KLConfig, PPOConfig\n"
+        "def get_config():\n    return PPOConfig(kl=KLConfig(horizon=5.0))\n"
+    )
+    load(PPOConfig, ["--config", str(mine)])
+    assert capsys.readouterr().err == (
+        f"note: {mine}: kl.horizon has no effect: kl.target is 0.0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "name,flags,message",
+    [
+        ("InstructGPTConfig", "--ppo.init m", "--ppo.init has no effect"),
+        ("InstructGPTConfig", "--sft.run.seed 3", "--sft.run.seed has no effect"),
+        ("InstructGPTConfig", "--reward.data d", "--reward.data has no effect"),
+        ("FeedbackConfig", "--reward.epochs 7", "--reward.epochs has no effect"),
+        ("FeedbackConfig", "--ppo.iterations 7", "--ppo.iterations has no effect"),
+        ("FeedbackConfig", "--ppo.reference m", "--ppo.reference has no effect"),
+    ],
+)
+def test_what_stages_in_a_row_fill_in_is_refused(name, flags, message):
+    with pytest.raises(InputError) as error:
+        load(CLASSES[name], flags.split())
+    assert str(error.value).startswith(message) and "in a row" in str(error.value)
+
+
+def test_a_chain_s_own_flags_pass(capsys):
+    load(
+        CLASSES["InstructGPTConfig"],
+        ["--dir", "x", "--seed", "3", "--ppo.force", "True", "--ppo.iterations", "3"],
+    )
+    load(
+        CLASSES["FeedbackConfig"],
+        ["serve", "--epochs", "3", "--iterations", "4", "--reward.lora.rank", "2"],
+    )
+    assert capsys.readouterr().err == ""
+
+
+# --- how flags are spelled ------------------------------------------------------------------------
+
+HYPHENS = "flags begin with two hyphens,"
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (["-epochs", "3"], "unknown flag -epochs: flags begin with two hyphens, --epochs"),
+        (
+            ["\u2013epochs", "3"],
+            "unknown flag \u2013epochs: flags begin with two hyphens, --epochs",
+        ),
+        (
+            ["\u2014epochs=3"],
+            "unknown flag \u2014epochs=3: flags begin with two hyphens, --epochs=3",
+        ),
+        (["--init", ""], "--init is empty: expected a path"),
+        (["--data="], "--data is empty: expected a path"),
+        (["--run.dir", ""], "--run.dir is empty: expected a path"),
+        (["--pretrain-data.path", "a", ""], "--pretrain-data.path is empty: expected a path"),
+        (["--optim.lr", ""], "--optim.lr : expected a number over 0"),
+    ],
+)
+def test_slips_of_spelling(flags, message):
+    with pytest.raises(InputError) as error:
+        load(SFTConfig, flags)
+    assert str(error.value) == message
+
+
+def test_a_flag_that_is_given_twice_is_said(capsys):
+    config = load(SFTConfig, ["--epochs", "3", "--optim.lr=1e-3", "--epochs=4"])
+    assert config.epochs == 4
+    assert capsys.readouterr().err == "note: --epochs is given twice: 4 counts\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--optim.schedule", "wave"], ["--force"], ["extra"], ["--force", "maybe"]]
+)
+def test_other_wrong_values_are_shown_in_a_box(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load(PPOConfig, flags)
+    assert stop.value.code == 2 and flags[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_help_shows_what_a_field_means(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load(PPOConfig, ["--help"])
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert stop.value.code == 0 and "Episodes over which the adaptive controller acts" in text
+
+
+# --- presets and saved configs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("def get_config(:\n", ", line 1: "),
+        ("import rlhf_jax.config\n\n1 / 0\n", ", line 3: ZeroDivisionError: division by zero"),
+        ("import not_there\n", ", line 1: ModuleNotFoundError: No module named 'not_there'"),
+        ("config = 3\n", " has no function get_config"),
+        ("def get_config():\n    return {}['a']\n", ", line 2: KeyError: 'a'"),
+        (
+            "from rlhf_jax.config import OptimConfig\n\ndef get_config():\n"
+            "    return OptimConfig(\n        lr=-1.0)\n",
+            ", line 4: optim.lr=-1.0: expected a number over 0",
+        ),
+        ("def get_config():\n    return 3\n", " gives a int"),
+    ],
+)
+def test_a_preset_that_fails_is_one_sentence(tmp_path, text, message):
+    preset = tmp_path / "mine.py"
+    preset.write_text(text)
+    with pytest.raises(InputError) as error:
+        load(PPOConfig, ["--config", str(preset)])
+    said = str(error.value)
+    assert said.startswith("--config ") and message in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "saved,message",
+    [
+        ("[]", "not a config saved by this project"),
+        ('{"config_class": "PPOConfig"}', "not a config saved by this project ("),
+        ('{"config_class": "dataclass", "config": {}}', "no config of the class 'dataclass'"),
+        ('{"config_class": "PPOConfig", "config": []}', "expected an object, found []"),
+        ('{"config_class": "PPOConfig", "config": {"init": 3}}', "init: expected Path, found 3"),
+        ('{"config_class": "PPOConfig", "config": {"kl": 3}}', "kl: expected an object, found 3"),
+        (
+            '{"config_class": "PPOConfig", "config": {"kl": {"target": -3.0}}}',
+            "config.json: kl: kl.target=-3.0: expected a number, 0 or more",
+        ),
+        ('{"config_class": "PPOConfig", "config": {"kl": {"x": 1}}}', "kl: unknown field 'x'"),
+    ],
+)
+def test_a_saved_config_that_does_not_fit(tmp_path, saved, message):
+    path = tmp_path / "config.json"
+    path.write_text(saved)
+    with pytest.raises(InputError) as error:
+        load(PPOConfig, ["--config", str(path)])
+    assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_fields_that_an_older_version_did_not_save_are_said(tmp_path, capsys):
+    saved = to_dict(PPOConfig(gamma=0.9))
+    del saved["lam"], saved["kl"]["horizon"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"config_class": "PPOConfig", "config": saved}))
+    assert load(PPOConfig, ["--config", str(path)]) == PPOConfig(gamma=0.9)
+    assert capsys.readouterr().err == (
+        f"note: {path} is of another version: kl.horizon, lam as by default\n"
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rlhf_jax.config.bounds import Bounds, Count, PositiveOrZero, ShareBelowOne, check_bounds
+from rlhf_jax.config.effect import only
 from rlhf_jax.errors import check
 
 
@@ -12,7 +13,7 @@ from rlhf_jax.errors import check
 class TokenizerConfig:
     path: Path | None = None
     """A saved tokenizer or a GPT-2 vocabulary folder; None trains one on the text."""
-    vocab_size: Annotated[int, Bounds(258)] = 4096
+    vocab_size: Annotated[int, Bounds(258), only(path=None)] = 4096
     """Of a tokenizer trained here: 256 bytes, padding and end of text are the least."""
     multiple: Count = 1
     """The embedding of a new model gets unused rows up to a multiple of this, so that it can be
@@ -34,7 +35,7 @@ class TextDataConfig:
     """Share of each corpus in the mix; empty mixes by size."""
     heldout: tuple[Path, ...] = ()
     """One held-out file per corpus; empty holds out ``heldout_fraction`` of the documents."""
-    heldout_fraction: ShareBelowOne = 0.02
+    heldout_fraction: Annotated[ShareBelowOne, only(heldout=())] = 0.02
     block_size: Annotated[int, Bounds(2)] = 64
     """Tokens per packed row."""
     cache: Path = Path(".cache/datasets")

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, Positive, Share, check_bounds
-from rlhf_jax.config.stages import LabelerConfig, PPOConfig, RewardConfig, SamplingConfig
+from rlhf_jax.config.effect import only
+from rlhf_jax.config.stages import (
+    LabelerConfig,
+    PPOConfig,
+    RewardConfig,
+    SamplingConfig,
+    check_several,
+)
 from rlhf_jax.config.training import RunConfig
 from rlhf_jax.errors import check
 
@@ -66,7 +73,7 @@ class FeedbackConfig:
     """Prompts that each new policy answers for the queue; with ask, the first prompts it takes."""
     queue: CountOrZero = 50
     """``answer`` writes more tasks when fewer than this are open."""
-    candidates: Count = 3
+    candidates: Annotated[Count, only(choice="disagreement")] = 3
     """Prompts answered per task that is kept, when the choice is by disagreement."""
     choice: Literal["disagreement", "random"] = "disagreement"
     """Which prompts people see: those on whose answers the reward models disagree most, or any."""
@@ -102,17 +109,22 @@ class FeedbackConfig:
     """Text of the ptx term, as in the chain."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    format: Literal[
-        "native", "demonstrations", "trl-preference", "trl-unpaired", "label-studio", "argilla"
+    format: Annotated[
+        Literal[
+            *("native", "demonstrations", "trl-preference"),
+            *("trl-unpaired", "label-studio", "argilla"),
+        ],
+        only(command="export"),
     ] = "native"
     """Of export."""
-    policies: tuple[str, ...] = ()
+    policies: Annotated[tuple[str, ...], only(command=("ask", "verdict"))] = ()
     """Whose answers ask puts up; verdict compares the others with the first. Empty: all."""
-    file: Path | None = None
+    file: Annotated[Path | None, only(command=("export", "import"))] = None
     """export writes it; import reads it, any of the formats, by its keys."""
 
     def __post_init__(self):
         check_bounds(self)
+        check_several("responses_per_prompt", self.sampling)
         check(
             self.choice == "random" or self.ensemble >= 2,
             "choice=disagreement needs ensemble >= 2, or choose --choice random",
@@ -134,6 +146,10 @@ class FeedbackConfig:
     @property
     def data(self) -> Path:
         return self.run / "data"
+
+    def resolve(self) -> "FeedbackConfig":
+        """The stages of the first round, with what the rounds fill in."""
+        return replace(self, reward=self.reward_stage(1, 0), ppo=self.ppo_stage(1))
 
     def round_dir(self, number: int) -> Path:
         return self.dir / f"round_{number:03}"

@@ -13,6 +13,7 @@ from rlhf_jax.config.bounds import (
     ShareBelowOne,
     check_bounds,
 )
+from rlhf_jax.config.effect import idle
 from rlhf_jax.errors import InputError, check
 
 
@@ -25,9 +26,9 @@ class RotaryConfig:
     """Share of a head's dimensions that is rotated (GPT-NeoX: 0.25)."""
     factor: Positive = 1.0
     """Slow frequencies are divided by this (Llama 3.1: 8); 1 is plain rotary."""
-    low_frequency_factor: Positive = 1.0
-    high_frequency_factor: Positive = 4.0
-    original_context: Count = 8192
+    low_frequency_factor: Annotated[Positive, idle(factor=1.0)] = 1.0
+    high_frequency_factor: Annotated[Positive, idle(factor=1.0)] = 4.0
+    original_context: Annotated[Count, idle(factor=1.0)] = 8192
 
     def __post_init__(self):
         check_bounds(self, "model.rotary.")
@@ -50,7 +51,7 @@ class ModelConfig:
     context: Count = 256
     """Longest sequence in tokens (rows of the position table)."""
     positions: Literal["learned", "rotary"] = "learned"
-    rotary: RotaryConfig = field(default_factory=RotaryConfig)
+    rotary: Annotated[RotaryConfig, idle(positions="learned")] = field(default_factory=RotaryConfig)
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: Annotated[float, Bounds(0, 1, over=True)] = 1e-5
     activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
@@ -136,8 +137,8 @@ class LoRAConfig:
 
     rank: CountOrZero = 0
     """r; 0 trains all weights."""
-    alpha: Positive = 16.0
-    targets: str = ".*"
+    alpha: Annotated[Positive, idle(rank=0)] = 16.0
+    targets: Annotated[str, idle(rank=0)] = ".*"
     """Regular expression over a block's dense layers: attn/c_attn (queries, keys and values),
     attn/c_proj, mlp/c_fc, mlp/c_gate, mlp/c_proj."""
 

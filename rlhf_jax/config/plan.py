@@ -6,6 +6,7 @@ from typing import Annotated
 
 from rlhf_jax.config.bounds import Bounds, CountOrZero, check_bounds
 from rlhf_jax.config.chain import InstructGPTConfig
+from rlhf_jax.config.effect import idle
 from rlhf_jax.config.training import ParallelConfig
 from rlhf_jax.errors import check
 
@@ -18,7 +19,7 @@ class PlanConfig:
     """The stages; ``--config`` gives them."""
     topology: str = "v5e:2x4"
     """KIND:AxB (v5e, v6e) or KIND:AxBxC (v4, v5p)."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: Annotated[ParallelConfig, idle(search=True)] = field(default_factory=ParallelConfig)
     programs: tuple[str, ...] = ("sft", "reward", "prefill", "decode", "ppo")
     reward: Path | None = None
     """Preset whose pretrained model has the shape of the reward and value models; None: the

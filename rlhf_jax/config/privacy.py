@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rlhf_jax.config.bounds import Bounds, Count, Positive, PositiveOrZero, Seed, check_bounds
+from rlhf_jax.config.effect import idle, only
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class PrivacyConfig:
 
     epsilon: PositiveOrZero = 0.0
     """Budget of the whole run: the noise is set so that it is (ε, δ)-private; 0 trains without."""
-    delta: Annotated[float, Bounds(0, 1, over=True, below=True)] = 1e-5
+    delta: Annotated[float, Bounds(0, 1, over=True, below=True), idle(epsilon=0)] = 1e-5
     """Below 1 / number of examples."""
-    clip_norm: Positive = 0.1
+    clip_norm: Annotated[Positive, idle(epsilon=0)] = 0.1
     """C: no example moves the sum of gradients by more."""
 
     def __post_init__(self):
@@ -29,17 +30,17 @@ class CanaryConfig:
     """Planted secrets, and how well a model remembers them."""
 
     what: tyro.conf.Positional[Literal["plant", "measure"]] = "measure"
-    data: Path = Path("demonstrations.jsonl")
+    data: Annotated[Path, only(what="plant")] = Path("demonstrations.jsonl")
     """plant: the demonstrations to hide them among."""
-    out: Path = Path("planted.jsonl")
+    out: Annotated[Path, only(what="plant")] = Path("planted.jsonl")
     """plant: where to write."""
-    runs: tuple[Path, ...] = ()
+    runs: Annotated[tuple[Path, ...], only(what="measure")] = ()
     """measure: language models."""
     number: Annotated[int, Bounds(1, 12)] = 8
     """Secrets, at most 12."""
-    repeat: Count = 4
+    repeat: Annotated[Count, only(what="plant")] = 4
     """How often each occurs."""
-    alternatives: Annotated[int, Bounds(1, 10**6 - 1)] = 1023
+    alternatives: Annotated[int, Bounds(1, 10**6 - 1), only(what="measure")] = 1023
     """Other secrets that each is ranked among; a secret has six digits."""
     seed: Seed = 0
 

@@ -16,23 +16,37 @@ from rlhf_jax.config.bounds import (
     check_bounds,
 )
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
+from rlhf_jax.config.effect import idle, never, only
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
 from rlhf_jax.config.privacy import PrivacyConfig
-from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig, check_microbatches
+from rlhf_jax.config.training import (
+    UNTRAINED,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    check_microbatches,
+)
 from rlhf_jax.errors import check
+
+SHAPE = only(init=None, but=("dropout", "attention", "scan_layers", "remat", "logit_rows", "dtype"))
+"""Settings of ModelConfig that a model that is there already has."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Language modelling on raw text."""
 
-    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/pretrain")))
+    run: Annotated[RunConfig, never("keep_best")] = field(
+        default_factory=lambda: RunConfig(dir=Path("runs/pretrain"))
+    )
     init: Path | None = None
     """Go on from this model: its shape and tokenizer are taken, and of ``model`` only dropout,
     attention, scan_layers, remat, logit_rows and dtype. None starts from random parameters."""
     data: TextDataConfig = field(default_factory=TextDataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: Annotated[TokenizerConfig, only(init=None)] = field(default_factory=TokenizerConfig)
+    model: Annotated[ModelConfig, SHAPE, never("unused_rows", "lora_scale")] = field(
+        default_factory=ModelConfig
+    )
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05)
@@ -70,7 +84,9 @@ class SFTConfig:
     """Tokens that carry the loss."""
     pretrain_mix: ShareBelowOne = 0.1
     """Rows of pretraining text beside each SFT batch, as a share of all (InstructGPT: 10 %)."""
-    pretrain_data: TextDataConfig = field(default_factory=TextDataConfig)
+    pretrain_data: Annotated[TextDataConfig, idle(pretrain_mix=0)] = field(
+        default_factory=TextDataConfig
+    )
     dropout: ShareBelowOne = 0.0
     """Of this stage (InstructGPT: 0.2 on residuals)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -100,9 +116,9 @@ class SFTConfig:
 class SamplingConfig:
     temperature: PositiveOrZero = 0.7
     """Divides the logits in sampling and in every log-probability of PPO; 0 is greedy."""
-    top_k: CountOrZero = 0
+    top_k: Annotated[CountOrZero, idle(temperature=0)] = 0
     """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: Annotated[float, Bounds(0, 1, over=True)] = 1.0
+    top_p: Annotated[float, Bounds(0, 1, over=True), idle(temperature=0)] = 1.0
     """Keep the smallest set of tokens with this mass; 1 keeps all."""
 
     def __post_init__(self):
@@ -112,6 +128,14 @@ class SamplingConfig:
             f"sampling.temperature={self.temperature}: expected 0, which is greedy, or 1e-4 or "
             "more: logits are divided by it",
         )
+
+
+def check_several(name: str, sampling: SamplingConfig) -> None:
+    """Raise where several answers to a prompt would be one and the same."""
+    check(
+        sampling.temperature > 0,
+        f"sampling.temperature=0 is greedy: all {name} would be the same answer; expected over 0",
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,9 @@ class LabelerConfig:
 class CompareConfig:
     """Collecting comparisons: K sampled responses of each prompt, ranked by a labeler."""
 
-    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/comparisons")))
+    run: Annotated[RunConfig, UNTRAINED, never("tensorboard", "wandb")] = field(
+        default_factory=lambda: RunConfig(dir=Path("runs/comparisons"))
+    )
     init: Path = Path("runs/sft")
     task: str = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own: its gold scorer ranks."""
@@ -151,6 +177,7 @@ class CompareConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        check_several("responses_per_prompt", self.sampling)
 
 
 @dataclass(frozen=True)
@@ -177,12 +204,12 @@ class RewardConfig:
     length explains is not learnt."""
     heldout: Path | None = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
-    heldout_fraction: ShareBelowOne = 0.1
-    demonstrations: Path | None = None
+    heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
+    demonstrations: Annotated[Path | None, only(privacy__epsilon=0)] = None
     """These score 0 on average after normalisation (InstructGPT); None: the responses of data."""
     unit_std: bool = False
     """Divide by the within-prompt standard deviation, which gives kl_coef a fixed scale."""
-    normalise_rows: CountOrZero = 0
+    normalise_rows: Annotated[CountOrZero, only(privacy__epsilon=0)] = 0
     """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
     cache: Path = Path(".cache/datasets")
     prompt_length: Count = 16
@@ -228,7 +255,7 @@ class DPOConfig:
     data: Path = Path("comparisons.jsonl")
     heldout: Path | None = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
-    heldout_fraction: ShareBelowOne = 0.1
+    heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
     cache: Path = Path(".cache/datasets")
     prompt_length: Count = 16
     response_length: Count = 32
@@ -256,7 +283,7 @@ class KLConfig:
     """β: weight of the per-token penalty (InstructGPT: 0.02 for unscaled rewards)."""
     target: PositiveOrZero = 0.0
     """Nats per episode that the adaptive controller holds; 0 keeps the coefficient fixed."""
-    horizon: Positive = 10_000.0
+    horizon: Annotated[Positive, idle(target=0)] = 10_000.0
     """Episodes over which the adaptive controller acts (Ziegler et al. 2019)."""
 
     def __post_init__(self):
@@ -273,12 +300,12 @@ class SecondRewardConfig:
 
     model: Path | None = None
     """Reward model whose score h is mixed in as (r + λ h) / (1 + λ); None: there is none."""
-    weight: PositiveOrZero = 1.0
+    weight: Annotated[PositiveOrZero, idle(model=None)] = 1.0
     """λ, or with ``floor`` what it starts from."""
     floor: Finite | None = None
     """Mean of h to hold: λ is then a Lagrange multiplier, which grows while h is below. None: λ
     stays as it is."""
-    lr: Positive = 0.1
+    lr: Annotated[Positive, idle(floor=None)] = 0.1
     """η in λ ← λ exp(η (floor − mean h)), once per iteration."""
 
     def __post_init__(self):
@@ -297,13 +324,15 @@ class SecondRewardConfig:
 class PPOConfig:
     """PPO on the reward model's score with a per-token KL penalty, and PPO-ptx."""
 
-    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/ppo"), save_every=5))
+    run: Annotated[RunConfig, never("keep_best")] = field(
+        default_factory=lambda: RunConfig(dir=Path("runs/ppo"), save_every=5)
+    )
     init: Path = Path("runs/sft")
     """The policy starts from this run."""
     reference: Path | None = None
     """Run of the same shape that the KL penalty holds the policy to; None: ``init``."""
     reward: Path = Path("runs/reward")
-    value_init: Path | None = None
+    value_init: Annotated[Path | None, idle(value_trunk="shared")] = None
     """The value network starts from this reward or value model; None: from ``reward``."""
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Path = Path("prompts.jsonl")
@@ -333,9 +362,9 @@ class PPOConfig:
     """Take the old log-probs from a forward pass instead of from the sampler."""
     ptx_coef: PositiveOrZero = 0.0
     """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
-    ptx_batch_size: Count = 32
+    ptx_batch_size: Annotated[Count, idle(ptx_coef=0)] = 32
     """Rows of pretraining text per minibatch."""
-    ptx_data: TextDataConfig = field(default_factory=TextDataConfig)
+    ptx_data: Annotated[TextDataConfig, idle(ptx_coef=0)] = field(default_factory=TextDataConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """On the policy and on the value network, which then share their frozen weights with the
     reference and the reward model where these are the same."""
@@ -344,13 +373,15 @@ class PPOConfig:
             lr=3e-4, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5
         )
     )
-    value_optim: OptimConfig = field(
+    value_optim: Annotated[
+        OptimConfig, idle(value_trunk="shared"), never("accumulate", "ema_decay")
+    ] = field(
         default_factory=lambda: OptimConfig(
             lr=1e-3, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5
         )
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    min_reward_accuracy: Share = 0.6
+    min_reward_accuracy: Annotated[Share, idle(force=True)] = 0.6
     """PPO does not start on a reward model whose held-out pair accuracy is below this."""
     force: bool = False
     """Start all the same."""

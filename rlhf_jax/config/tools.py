@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from rlhf_jax.config.bounds import Count, CountOrZero, Seed, check_bounds
 from rlhf_jax.config.data import TextDataConfig
+from rlhf_jax.config.effect import idle, only
 from rlhf_jax.config.stages import SamplingConfig
-from rlhf_jax.config.training import ParallelConfig, RunConfig
+from rlhf_jax.config.training import UNTRAINED, ParallelConfig, RunConfig
 from rlhf_jax.errors import check
 
 
@@ -17,41 +18,46 @@ from rlhf_jax.errors import check
 class EvaluateConfig:
     """Comparing policies on held-out prompts and text."""
 
-    run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/evaluate")))
+    run: Annotated[RunConfig, UNTRAINED] = field(
+        default_factory=lambda: RunConfig(dir=Path("runs/evaluate"))
+    )
     suite: Literal["task", "safety"] = "task"
     """The task's own prompts and metrics, or toxicity, bias, truthfulness and harmlessness."""
-    suite_rows: CountOrZero = 0
+    suite_rows: Annotated[CountOrZero, only(suite="safety")] = 0
     """Rows of each set in the safety suite; 0: all."""
     policies: tuple[Path, ...] = ()
     """Run folders, Hugging Face folders or .gguf files to compare; the first is the baseline (SFT).
     Sizes may differ, tokenizers not."""
-    text_only: tuple[Path, ...] = ()
+    text_only: Annotated[tuple[Path, ...], only(suite="task")] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
     reward: Path = Path("runs/reward")
     """Reward model with the policies' tokenizer: picks the best of n and a second win rate, or
     judges harmlessness (suite safety). There must be one."""
-    second_reward: Path | None = None
+    second_reward: Annotated[Path | None, only(suite="task")] = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
-    task: str = "sentiment"
+    task: Annotated[str, only(suite="task")] = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own: gold scorer, judges, metrics."""
     source: Path = Path("data")
     """Folder of the raw data, from which the gold scorer and the judges learn."""
-    prompts: Path = Path("prompts.jsonl")
+    prompts: Annotated[Path, only(suite="task")] = Path("prompts.jsonl")
     """Rows with a prompt; every policy answers the first ``num_prompts``."""
-    text: TextDataConfig = field(default_factory=TextDataConfig)
-    num_prompts: Count = 256
-    best_of: tuple[Count, ...] = (4, 16)
+    text: Annotated[TextDataConfig, only(suite="task")] = field(default_factory=TextDataConfig)
+    num_prompts: Annotated[Count, only(suite="task")] = 256
+    best_of: Annotated[tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0)] = (
+        4,
+        16,
+    )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: Count = 16
     """In tokens; a longer prompt loses its beginning. As the policies were trained."""
     response_length: Count = 32
     batch_size: Count = 256
     """Responses sampled at a time."""
-    text_batches: Count = 32
+    text_batches: Annotated[Count, only(suite="task"), idle(text__path=())] = 32
     """Held-out batches of 16 rows per corpus."""
     cache: Path | None = None
     """Folder of answers that evaluations share, so that none is sampled twice; None: the run's."""
-    alpaca_eval: bool = False
+    alpaca_eval: Annotated[bool, only(suite="task")] = False
     """Also write each policy's answers as AlpacaEval's outputs, alpaca_eval_NAME.json."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -115,7 +121,7 @@ class SampleConfig:
     """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
     chat: bool = True
     """Hold a conversation by the tokenizer's chat template, if it has one."""
-    system: str = ""
+    system: Annotated[str, only(chat=True)] = ""
     """With a chat template: the system message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     response_length: Count = 32
@@ -137,25 +143,33 @@ class ConvertConfig:
     run folder."""
     out: Path = Path("runs/imported")
     """from-hf: the run folder to make; to-hf: the folder to write."""
-    part: Literal["model", "value", "adapter"] = "model"
+    part: Annotated[Literal["model", "value", "adapter"], only(direction="to-hf")] = "model"
     """to-hf: what the stage made (adapters merged), the value network of a PPO run, or the adapters
     of a run with LoRA alone, for PEFT."""
     base: Path | None = None
     """The model below an adapter. from-hf: instead of the one that it names; to-hf --part adapter:
     the exported base model to name in it."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], only(direction="to-hf"), idle(part="adapter")
+    ] = "float32"
     """to-hf: of the weights written."""
-    chat_prompts: bool = False
+    chat_prompts: Annotated[bool, only(direction="from-hf")] = False
     """from-hf: put the prompts of every stage to come in the tokenizer's chat template, as messages
     of a user, or as the conversation they are (Human: ... Assistant:)."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Annotated[Literal["float32", "bfloat16"], only(direction="from-hf")] = "float32"
     """from-hf: of matrix products; the weights stay float32."""
-    attention: Literal["plain", "fused"] = "plain"
+    attention: Annotated[Literal["plain", "fused"], only(direction="from-hf")] = "plain"
     """from-hf: as model.attention."""
-    scan_layers: bool = False
+    scan_layers: Annotated[bool, only(direction="from-hf")] = False
     """from-hf: as model.scan_layers."""
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Annotated[Literal["none", "dots", "full"], only(direction="from-hf")] = "none"
     """from-hf: as model.remat."""
+
+    def __post_init__(self):
+        check(
+            self.base is None or self.direction == "from-hf" or self.part == "adapter",
+            "base has no effect on to-hf, but with part adapter: it names the model below",
+        )
 
     @property
     def run(self) -> RunConfig:

@@ -15,6 +15,7 @@ from rlhf_jax.config.bounds import (
     ShareBelowOne,
     check_bounds,
 )
+from rlhf_jax.config.effect import idle, never, only
 from rlhf_jax.errors import check
 
 
@@ -26,14 +27,14 @@ class OptimConfig:
     """Muon (Jordan et al. 2024) updates the trunk's kernels along orthogonalised momentum and the
     rest by AdamW."""
     lr: Positive = 1e-3
-    adam_lr: PositiveOrZero = 0.0
+    adam_lr: Annotated[PositiveOrZero, only(optimizer="muon")] = 0.0
     """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: CountOrZero = 0
     """Steps from ``warmup_init`` x lr up to lr. In PPO a step is an iteration, not a minibatch."""
-    warmup_init: Share = 0.0
+    warmup_init: Annotated[Share, idle(warmup_steps=0)] = 0.0
     """First learning rate of the warm-up, as a share of lr (InstructGPT's PPO: 0.1)."""
-    final_lr: Share = 0.1
+    final_lr: Annotated[Share, idle(schedule="constant")] = 0.1
     """Last learning rate, as a share of lr (InstructGPT: cosine to 10 %)."""
     weight_decay: PositiveOrZero = 0.05
     """Decoupled; matrices only: not biases, normalisation, nor embeddings."""
@@ -139,3 +140,10 @@ class RunConfig:
 
     def __post_init__(self):
         check_bounds(self, "run.")
+
+
+UNTRAINED = never(
+    *("data_seed", "save_every", "keep_latest", "keep_best"),
+    *("log_every", "eval_every", "stop_after"),
+)
+"""Settings of RunConfig without effect where nothing is trained."""
