@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import CleanConfig
-from rlhf_jax.data.files import find_files, read_rows, write_atomically
+from rlhf_jax.data.files import check_writable, find_files, read_rows, write_atomically
 from rlhf_jax.privacy.scrub import find, scrub
 from rlhf_jax.tasks.duplicates import (
     check_no_leak,
@@ -23,6 +23,7 @@ from rlhf_jax.tasks.duplicates import (
 
 
 def run(config: CleanConfig) -> dict[str, int]:
+    check_writable(config.out)
     rows = [row for file in find_files(config.data) for _, row in read_rows(file)]
     personal = sum(len(find(text)) for row in rows for text in strings(row))
     scrubbed = [scrubbed_value(row) for row in rows]

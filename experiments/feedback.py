@@ -22,11 +22,12 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from experiments import feedback_verdict
 from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
-from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.data.files import check_writable, find_files, read_rows, write_atomically
 from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.feedback import accounts, figures, formats, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
@@ -58,13 +59,14 @@ def run(config: FeedbackConfig) -> None:
 def serve(config: FeedbackConfig) -> None:
     """The site, until it is stopped."""
     try:
-        from rlhf_jax.feedback.web.serve import admin_token
+        from rlhf_jax.feedback.web.serve import admin_token, listen
         from rlhf_jax.feedback.web.serve import serve as serve_site
         from rlhf_jax.feedback.web.site import Site
     except ImportError as error:
         raise InputError(f"{error.name} is missing: pip install 'rlhf_jax[feedback]'") from None
-    check(config.run.is_dir(), f"--run {config.run}: no such folder")
+    check_run(config)
     c = config.serve
+    listener = listen(c.host, c.port)
     site = Site(
         open_database(config.place),
         url=c.url,
@@ -73,7 +75,12 @@ def serve(config: FeedbackConfig) -> None:
         lease_seconds=60 * c.lease_minutes,
         per_second=c.requests_per_second,
     )
-    serve_site(site, token=admin_token(config.dir, c.token), host=c.host, port=c.port)
+    serve_site(site, listener, token=admin_token(config.dir, c.token), host=c.host)
+
+
+def check_run(config: FeedbackConfig) -> None:
+    """Nothing is made in a folder whose name was mistyped."""
+    check(config.run.is_dir(), f"--run {config.run}: no such folder")
 
 
 def everything(config: FeedbackConfig) -> None:
@@ -116,18 +123,31 @@ def stop(process: subprocess.Popen) -> None:
 
 def export(config: FeedbackConfig) -> None:
     """All labels in one of the formats, to --file or else to standard output."""
-    rows = formats.WRITERS[config.format](read_labels(open_database(config.place)))
+    database = existing_store(config)
+    if config.file is not None:
+        check_writable(config.file)
+    rows = formats.WRITERS[config.format](read_labels(database))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if config.file is None:
         sys.stdout.write(text)
     else:
-        config.file.write_text(text, encoding="utf-8", errors="surrogatepass")
+        write_atomically(config.file, text)
         print(f"{len(rows)} rows in {config.file}", file=sys.stderr)
+
+
+def existing_store(config: FeedbackConfig) -> Database:
+    """The labels, for who only reads them: nothing is made where there are none."""
+    if not config.store:
+        check_run(config)
+        check(Path(config.place).is_file(), f"--run {config.run}: it has no labels yet")
+    return open_database(config.place, create=False)
 
 
 def import_rankings(config: FeedbackConfig) -> None:
     """Rankings of --file as labels; each labeler that it names gets a revoked account."""
     check(config.file is not None, "import needs --file FILE.jsonl")
+    if not config.store:
+        check_run(config)
     found = [
         ranking
         for file in find_files(config.file)

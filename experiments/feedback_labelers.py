@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.config import FeedbackConfig
-from rlhf_jax.errors import RunError
+from rlhf_jax.errors import RunError, check
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import Database, open_database
@@ -29,6 +29,7 @@ CALIBRATION_TASKS = 200
 
 def simulate(config: FeedbackConfig) -> None:
     """Label until stopped, as many as each round waits for."""
+    check(config.store or config.run.is_dir(), f"--run {config.run}: no such folder")
     database = open_database(config.place)
     tasks = wait_for_tasks(database)
     gold = read_task(config.task, config.source).gold

@@ -6,6 +6,7 @@ have a store of their own in it, so that no reward model learns from prompts it 
 
 import json
 import sys
+from pathlib import Path
 
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.files import read_rows, write_atomically
@@ -48,7 +49,12 @@ def make_task(prompt: str, policies: dict[str, Answer], *, wanted: int) -> queue
 
 def announce(config: FeedbackConfig) -> None:
     """Print who won and write it to people.json in the evaluation's folder."""
-    figures = verdict(read_answers(config), read_labels(open_database(config.place)))
+    answers = read_answers(config)
+    check(
+        config.store or Path(config.place).is_file(),
+        f"--run {config.run}: nothing was asked about this evaluation yet",
+    )
+    figures = verdict(answers, read_labels(open_database(config.place, create=False)))
     write_atomically(config.run / "people.json", json.dumps(figures, indent=1) + "\n")
     tell("{labelers} labelers, {rankings} rankings, {prompts} prompts".format_map(figures))
     if figures["agreement"]["n"]:

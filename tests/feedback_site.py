@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 SERVER = """
 import sys
 from rlhf_jax.feedback.database import open_database
-from rlhf_jax.feedback.web.serve import serve
+from rlhf_jax.feedback.web.serve import listen, serve
 from rlhf_jax.feedback.web.site import Site
 store, port, token, per_second = sys.argv[1:]
 site = Site(open_database(store), per_second=float(per_second))
-serve(site, token=token, host="127.0.0.1", port=int(port))
+serve(site, listen("127.0.0.1", int(port)), token=token, host="127.0.0.1")
 assert "jax" not in sys.modules
 """
 

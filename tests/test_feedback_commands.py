@@ -1,6 +1,7 @@
 """The command line of the loop: what needs no model."""
 
 import json
+import socket
 import sys
 from dataclasses import replace
 
@@ -13,12 +14,13 @@ from rlhf_jax.cli import load
 from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.feedback import accounts, queue, submissions
-from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.database import StoreUnavailable, open_database
 from rlhf_jax.feedback.labels import rankings, read_labels
 
 
 @pytest.fixture
 def config(tmp_path):
+    (tmp_path / "run").mkdir()
     return FeedbackConfig(run=tmp_path / "run")
 
 
@@ -56,9 +58,65 @@ def test_bad_rows_are_named_and_nothing_is_stored(config, tmp_path):
     assert not config.dir.exists()
 
 
+READING = ("export", "import", "serve", "simulate", "verdict", "ask", "sample", "update", "answer")
+
+
+@pytest.mark.parametrize("command", READING)
+def test_nothing_is_made_in_a_run_that_is_not_there(command, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "p", "chosen": " a", "rejected": " b"}\n')
+    mistyped = FeedbackConfig(command=command, run=tmp_path / "quikstart", file=source)
+    with pytest.raises(InputError, match="quikstart"):
+        feedback.run(mistyped)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_who_only_reads_makes_no_store(config, tmp_path):
+    with pytest.raises(InputError, match="run: it has no labels yet"):
+        feedback.run(replace(config, command="export"))
+    (config.run / "DONE").touch()
+    row = {"prompt": "p", "gold": 0.0, "score": 0.0}
+    rows = [row | {"policy": name, "response": name} for name in ("a", "b")]
+    (config.run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="nothing was asked"):
+        feedback.run(replace(config, command="verdict"))
+    assert not config.dir.exists()
+    elsewhere = tmp_path / "other.sqlite"
+    with pytest.raises(InputError, match=r"other.sqlite: no such label store"):
+        feedback.run(replace(config, command="export", store=str(elsewhere)))
+    assert not elsewhere.exists()
+    for content in (b"", b"not a database, but longer than the header of one" * 9):
+        elsewhere.write_bytes(content)
+        with pytest.raises((InputError, RunError), match=r"other.sqlite"):
+            feedback.run(replace(config, command="export", store=str(elsewhere)))
+        assert elsewhere.read_bytes() == content
+
+
+def test_an_export_makes_its_folder_or_says_why_not(config, tmp_path):
+    open_database(config.place)
+    out = tmp_path / "not" / "there" / "rows.jsonl"
+    feedback.run(replace(config, command="export", file=out))
+    assert out.read_text() == ""
+    for path, message in ((out / "below.jsonl", "rows.jsonl is a file"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=message):
+            feedback.run(replace(config, command="export", file=path))
+    with pytest.raises(StoreUnavailable, match=r"rows.jsonl"):
+        open_database(out / "store.sqlite")
+
+
+def test_a_taken_port_is_named_before_anything_is_made(config):
+    pytest.importorskip("uvicorn", reason="the site needs the extra feedback")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        serve = replace(config.serve, port=port)
+        with pytest.raises(InputError, match=rf"{port}: cannot listen.*another --serve.port"):
+            feedback.run(replace(config, command="serve", serve=serve))
+    assert not config.dir.exists()
+    # The flag that it advises is one.
+    assert load(FeedbackConfig, ["serve", "--serve.port", "8421"]).serve.port == 8421
+
+
 def test_what_is_missing_is_said(config):
-    with pytest.raises(InputError, match="no such folder"):
-        feedback.run(replace(config, command="serve"))
     for command in ("run", "sample", "update", "answer"):
         with pytest.raises(InputError, match="no finished sft"):
             feedback.run(replace(config, command=command))

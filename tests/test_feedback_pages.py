@@ -16,16 +16,20 @@ pytest.importorskip("httpx2", reason="starlette's test client needs httpx2")
 from feedback_site import ROOT, fill
 from starlette.testclient import TestClient
 
+from rlhf_jax.config.feedback import ServeConfig
+from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts, conversation, figures, queue, submissions
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
 from rlhf_jax.feedback.labels import rankings, read_labels, written
 from rlhf_jax.feedback.web import security
+from rlhf_jax.feedback.web.address import origin_of
 from rlhf_jax.feedback.web.app import create_app
 from rlhf_jax.feedback.web.render import CATALOGS, HERE
 from rlhf_jax.feedback.web.serve import admin_token
 from rlhf_jax.feedback.web.site import Site
 
+LOCAL = "http://localhost"
 ATTACKS = (
     "<script>document.title='owned'</script>",
     "<img src=x onerror=alert(1)>",
@@ -53,8 +57,8 @@ class Tags(html.parser.HTMLParser):
 class Browser:
     """A signed-in person without JavaScript."""
 
-    def __init__(self, app, token: str | None = "admin-token", **headers):
-        self.http = TestClient(app, base_url="http://localhost", headers=headers)
+    def __init__(self, app, token: str | None = "admin-token", *, base=LOCAL, **headers):
+        self.http = TestClient(app, base_url=base, headers=headers)
         if token is not None:
             assert self.http.get("/enter", params={"token": token}).status_code == 200
 
@@ -478,6 +482,110 @@ def test_hosts_that_are_not_ours_are_refused(app):
         assert answer.status_code == 421, host
     for host in ("localhost:8420", "127.0.0.1:8420", "[::1]:8420"):
         assert Browser(app, None).http.get("/enter", headers={"Host": host}).status_code == 200
+
+
+# --- behind a proxy -------------------------------------------------------------------------------
+
+
+def test_forms_pass_a_proxy_that_names_the_upstream_as_host(database):
+    """nginx's own ``proxy_pass http://127.0.0.1:8420`` sends its upstream's name as the host."""
+    fill(database, 1)
+    url = "https://label.example.org"
+    app = create_app(Site(database, url=url, per_second=1e6))
+    own = {"Origin": url, "Sec-Fetch-Site": "same-origin"}
+    for host in ("127.0.0.1:8420", "label.example.org"):
+        ann = Browser(app, base=f"https://{host}")
+        page = ann.get("/label")
+        for origin in (
+            *("https://evil.example", "http://label.example.org", "https://label.example.org:444"),
+            *("https://label.example.org.evil.example", "http://127.0.0.1:8420", "null"),
+        ):
+            ann.post("/label", page, 403, headers=own | {"Origin": origin}, **RANKS)
+        ann.post("/label", page, 403, headers=own | {"Sec-Fetch-Site": "cross-site"}, **RANKS)
+        ann.post("/language", page, headers=own, language="zh", back="/label")
+    ann.post("/label", page, headers=own, **RANKS)
+    assert len(read_labels(database)) == 1
+    stranger = Browser(app, None, base=url)
+    for host in ("evil.example", "label.example.org.evil.example"):
+        answer = stranger.http.post("/enter", data={"token": "x"}, headers=own | {"Host": host})
+        assert answer.status_code == 421
+    answer = stranger.http.post("/enter", data={"token": "admin-token"}, headers=own)
+    assert answer.status_code == 200
+
+
+class Prefixed:
+    """A proxy that shows an application below a prefix, which it takes off: nginx's
+    ``location /label/ { proxy_pass http://127.0.0.1:8420/; }``."""
+
+    def __init__(self, app, prefix: str):
+        self.app, self.prefix = app, prefix
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            assert scope["path"].startswith(self.prefix + "/"), scope["path"]
+            scope = {**scope, "path": scope["path"].removeprefix(self.prefix)}
+        await self.app(scope, receive, send)
+
+
+def test_everything_is_below_the_prefix(database):
+    fill(database, 1)
+    site = Site(database, url="https://lab.example.org/label/", per_second=1e6)
+    http = TestClient(
+        Prefixed(create_app(site), "/label"),
+        base_url="https://lab.example.org",
+        headers={"Origin": "https://lab.example.org"},
+    )
+    entered = http.get("/label/enter", params={"token": "admin-token"})
+    assert "path=/label;" in entered.headers["set-cookie"].lower()
+    seen, waiting = set(), ["/label/", "/label/enter", "/label/join?invite=x", "/label/nowhere"]
+    while waiting:  # every page that a link or a form of another leads to
+        path = waiting.pop()
+        seen.add(path)
+        answer = http.get(path)
+        assert answer.status_code in (200, 404, 405), path
+        for _, attributes in Tags(answer.text).found:
+            for name in ("href", "src", "action", "data-live", "data-next"):
+                link = attributes.get(name) or "/label/"
+                assert link.startswith("/label/") or link == "#main", (path, name, link)
+                is_new = link[0] == "/" and link.partition("?")[0] not in map(
+                    bare, seen | set(waiting)
+                )
+                waiting += [link] * is_new
+    assert {"/label/label", "/label/chat", "/label/dashboard", "/label/account"} <= set(
+        map(bare, seen)
+    )
+    form = {**Browser.fields(None, http.get("/label/label").text), "rank-A": 1}
+    form |= {f"rank-{letter}": 1 for letter in "BCD"}
+    scripted = http.post("/label/label", data=form, headers={"Accept": "application/json"})
+    assert scripted.json()["next"].startswith("/label/label?saved=")
+    form = Browser.fields(None, http.get("/label/account").text)
+    page = http.post("/label/team", data=form | {"action": "invite"}).text
+    assert "https://lab.example.org/label/join?invite=" in page
+    left = http.post("/label/leave", data=form, follow_redirects=False)
+    assert left.headers["location"] == "/label/enter"
+    assert "path=/label;" in left.headers["set-cookie"].lower()
+    assert http.get("/label/", follow_redirects=False).headers["location"] == "/label/enter"
+
+
+def bare(link: str) -> str:
+    return link.partition("?")[0]
+
+
+def test_what_is_no_address_of_a_site_is_refused():
+    for url in (
+        "label.example.org",
+        "ftp://x.org",
+        "https://x.org/?a",
+        "https://x.org:0",
+        "https://",
+    ):
+        with pytest.raises(InputError, match=r"serve.url: found"):
+            ServeConfig(url=url)
+    assert origin_of("https://Label.Example.org:443/x/") == "https://label.example.org"
+    assert origin_of("http://[::1]:8420") == "http://[::1]:8420"
+
+
+# --- how much -------------------------------------------------------------------------------------
 
 
 def test_bodies_are_limited(app):

@@ -1,8 +1,10 @@
 """People in the loop: the site, and the rounds that learn from it."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -18,6 +20,17 @@ from rlhf_jax.config.stages import (
 from rlhf_jax.config.training import RunConfig
 from rlhf_jax.errors import check
 
+SITE_URL = re.compile(r"https?://[^\s/?#@;\\]+(/[^\s?#;\\\"<>]*)?")
+
+
+def is_site_url(url: str) -> bool:
+    """Whether ``url`` is https://HOST[:PORT] or https://HOST[:PORT]/PREFIX/, nothing more."""
+    try:
+        parts = urlsplit(url)
+        return bool(SITE_URL.fullmatch(url) and parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not match
+        return False
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -29,7 +42,8 @@ class ServeConfig:
     token: str = ""
     """The administrator's; empty makes one and keeps it in the loop's folder."""
     url: str = ""
-    """Where labelers find the site, if not at host and port: https://label.example.org"""
+    """Where labelers find the site, if a proxy stands before it: https://label.example.org, or with
+    the prefix that the proxy takes off, https://lab.example.org/label/"""
     requests_per_second: Positive = 20.0
     """Of one labeler; four times as many at once."""
     lease_minutes: Annotated[float, Bounds(0, 525_600, over=True)] = 30.0
@@ -41,6 +55,10 @@ class ServeConfig:
 
     def __post_init__(self):
         check_bounds(self, "serve.")
+        check(
+            not self.url or is_site_url(self.url),
+            f"serve.url: found {self.url!r}, expected https://HOST or https://HOST/PREFIX/",
+        )
 
 
 @dataclass(frozen=True)

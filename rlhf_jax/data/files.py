@@ -112,6 +112,23 @@ def _checked(row: Any, where: str) -> tuple[str, dict]:
     return where, row
 
 
+def check_writable(path: Path) -> None:
+    """Make the folders above an output, before the work whose result it is to hold.
+
+    Raises InputError, naming it, if no file can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        above = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
+        why = f"{above} is a file" if above else f"{path.parent}: {error.strerror.lower()}"
+        raise InputError(f"{path} cannot be written: {why}") from None
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected the name of a file to write")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: {path.parent} is read-only")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """A reader, or who comes after a crash, finds all of ``text`` or what was there before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -28,10 +28,11 @@ class Client:
     def __init__(self, url: str, token: str, *, patience: float = 30.0):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"url: found {url!r}, expected http://HOST:PORT")
+            raise InputError(f"url: found {url!r}, expected http://HOST:PORT or with a prefix")
         secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._connection = kind(parts.hostname, parts.port, timeout=30)
+        self._root = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._patience = patience
 
@@ -57,7 +58,7 @@ class Client:
         deadline, pause = time.monotonic() + self._patience, 0.05
         while True:
             try:
-                self._connection.request(method, path, content, self._headers)
+                self._connection.request(method, self._root + path, content, self._headers)
                 response = self._connection.getresponse()
                 answer = json.loads(response.read())
                 if response.status not in RETRY:

@@ -8,6 +8,7 @@ All SQL of this room is written once, with ``:name`` parameters, for both.
 """
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -21,6 +22,17 @@ BUSY_SECONDS = 10.0
 """How long a writer waits for another one."""
 ONE_WRITER = 7406
 """Key of PostgreSQL's advisory lock: writers come one after the other, as in SQLite."""
+REASONS = {
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_IOERR: "full",
+    sqlite3.SQLITE_CANTOPEN: "unreachable",
+    sqlite3.SQLITE_READONLY: "unreachable",
+    sqlite3.SQLITE_NOTADB: "unreachable",
+    sqlite3.SQLITE_CORRUPT: "unreachable",
+}
+"""SQLite's primary result codes in the words of ``StoreUnavailable``."""
 
 
 class StoreUnavailable(RunError):
@@ -47,21 +59,28 @@ class Database(Protocol):
 
     def read(self) -> contextlib.AbstractContextManager[Rows]: ...
 
+    def holds_store(self) -> bool: ...
 
-def open_database(place: str | Path, *, busy_seconds: float = BUSY_SECONDS) -> Database:
+
+def open_database(
+    place: str | Path, *, busy_seconds: float = BUSY_SECONDS, create: bool = True
+) -> Database:
     """A database made ready: a path is an SQLite file, ``postgresql://...`` a server's.
 
+    Without ``create`` nothing is made: who only reads finds a store there, or gets an InputError.
     Raises InputError for another URL, or a store of another version.
     """
     text = str(place)
     if "://" not in text:
-        database: Database = SQLite(Path(text), busy_seconds)
+        database: Database = SQLite(Path(text), busy_seconds, create=create)
     elif text.startswith("postgresql://"):
         from rlhf_jax.feedback.postgresql import PostgreSQL  # its extra may be missing
 
         database = PostgreSQL(text, busy_seconds)
     else:
         raise InputError(f"store {text.split(':')[0]}://...: expected a path or postgresql://...")
+    if not create and not database.holds_store():
+        raise InputError(f"{database.name} is no label store, expected one that has labels")
     statements = SQLITE if isinstance(database, SQLite) else POSTGRESQL
     with database.write() as rows:
         for statement in statements:
@@ -79,16 +98,30 @@ class SQLite:
     The file must lie on a local disk: WAL needs shared memory. A connection per transaction.
     """
 
-    def __init__(self, path: Path, busy_seconds: float):
+    def __init__(self, path: Path, busy_seconds: float, *, create: bool):
         self.path, self.name, self._busy = path, str(path), busy_seconds
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # For its owner's eyes only; SQLite gives the files beside it the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        with contextlib.closing(self._connect()) as connection, _translated():
-            connection.execute("PRAGMA journal_mode = WAL")
+        if create:
+            self._make_file()
+            with contextlib.closing(self._connect()) as connection, self._translated():
+                connection.execute("PRAGMA journal_mode = WAL")  # the file keeps it
+        elif not path.is_file():
+            raise InputError(f"{path}: no such label store")
+
+    def _make_file(self) -> None:
+        """For its owner's eyes only; SQLite gives the files beside it the same mode."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            reason = "full" if error.errno == errno.ENOSPC else "unreachable"
+            raise StoreUnavailable(reason, f"{self.path}: {error.strerror}") from None
+
+    def holds_store(self) -> bool:
+        with self.read() as rows:
+            return bool(rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"))
 
     def _connect(self) -> sqlite3.Connection:
-        with _translated():
+        with self._translated():
             connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -105,7 +138,7 @@ class SQLite:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[Rows]:
-        with contextlib.closing(self._connect()) as connection, _translated():
+        with contextlib.closing(self._connect()) as connection, self._translated():
             connection.execute(begin)
             try:
                 yield lambda sql, **values: list(map(dict, connection.execute(sql, values)))
@@ -119,18 +152,14 @@ class SQLite:
         with self.read() as rows:
             return rows("PRAGMA integrity_check")[0]["integrity_check"]
 
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """SQLite's operational errors as ``StoreUnavailable``."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        code = code & 0xFF if code is not None else None  # without the extended part
-        reasons = {sqlite3.SQLITE_BUSY: "busy", sqlite3.SQLITE_LOCKED: "busy"}
-        reasons |= {sqlite3.SQLITE_FULL: "full", sqlite3.SQLITE_IOERR: "full"}
-        reasons |= {sqlite3.SQLITE_CANTOPEN: "unreachable", sqlite3.SQLITE_READONLY: "unreachable"}
-        if code not in reasons:
-            raise
-        raise StoreUnavailable(reasons[code], str(error)) from error
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """SQLite's errors that are no bug as ``StoreUnavailable``."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            code = code & 0xFF if code is not None else None  # without the extended part
+            if code not in REASONS:
+                raise
+            raise StoreUnavailable(REASONS[code], f"{self.path}: {error}") from error

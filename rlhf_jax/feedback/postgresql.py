@@ -36,6 +36,10 @@ class PostgreSQL:
     def read(self) -> contextlib.AbstractContextManager[Rows]:
         return self._transaction("REPEATABLE READ")
 
+    def holds_store(self) -> bool:
+        with self.read() as rows:
+            return rows("SELECT to_regclass('meta') AS found")[0]["found"] is not None
+
     @contextlib.contextmanager
     def _transaction(self, level: str) -> Iterator[Rows]:
         try:

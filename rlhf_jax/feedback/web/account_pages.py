@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts
@@ -11,15 +11,17 @@ from rlhf_jax.feedback.web.security import check_origin
 from rlhf_jax.feedback.web.site import Visit
 
 PAGES = ("/label", "/chat", "/dashboard", "/team", "/account", "/enter", "/join")
+LANGUAGE_SECONDS = 365 * 86400
 
 
 def home(visit: Visit) -> Response:
-    return RedirectResponse("/label" if visit.account else "/enter", HTTPStatus.SEE_OTHER)
+    return visit.redirect("/label" if visit.account else "/enter")
 
 
 def enter(visit: Visit) -> Response:
     """Sign in with a token, from a link or typed."""
-    check_origin(visit.request) if visit.request.method == "POST" else None
+    if visit.request.method == "POST":
+        check_origin(visit.request, visit.site.url)
     token = visit.field("token") or visit.request.query_params.get("token", "")
     if not token:
         return visit.page("signin.html", failed=False)
@@ -40,7 +42,7 @@ def join(visit: Visit) -> Response:
         return visit.page("error.html", status=HTTPStatus.NOT_FOUND, message=message)
     if visit.request.method == "GET":
         return visit.page("join.html", invite=token, error="", name="")
-    check_origin(visit.request)
+    check_origin(visit.request, visit.site.url)
     name = visit.field("name")
     try:
         made = accounts.accept(visit.database, token, name)
@@ -58,8 +60,8 @@ def join(visit: Visit) -> Response:
 
 def leave(visit: Visit) -> Response:
     accounts.end_session(visit.database, visit.session)
-    response = RedirectResponse("/enter", HTTPStatus.SEE_OTHER)
-    response.delete_cookie(visit.site.cookie)
+    response = visit.redirect("/enter")
+    visit.site.forget_session(response)
     return response
 
 
@@ -74,21 +76,14 @@ def delete_own(visit: Visit) -> Response:
         return account(visit)
     accounts.delete_account(visit.database, visit.account.id)
     response = visit.page("error.html", account=None, message=visit.t("account.deleted"))
-    response.delete_cookie(visit.site.cookie)
+    visit.site.forget_session(response)
     return response
 
 
 def language(visit: Visit) -> Response:
     """Remember the language and go back to the page it was chosen on."""
     chosen, back = visit.field("language"), visit.field("back")
-    response = RedirectResponse(back if back in PAGES else "/", HTTPStatus.SEE_OTHER)
+    response = visit.redirect(back if back in PAGES else "/")
     if chosen in LANGUAGES:
-        response.set_cookie(
-            LANGUAGE_COOKIE,
-            chosen,
-            max_age=365 * 86400,
-            httponly=True,
-            samesite="strict",
-            secure=visit.site.secure,
-        )
+        visit.site.set_cookie(response, LANGUAGE_COOKIE, chosen, seconds=LANGUAGE_SECONDS)
     return response

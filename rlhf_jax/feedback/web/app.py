@@ -1,7 +1,5 @@
 """The site as a Starlette application. Needs neither JAX nor a model."""
 
-from urllib.parse import urlsplit
-
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -10,6 +8,7 @@ from starlette.routing import Route
 
 from rlhf_jax.feedback.web import account_pages, api, chat_pages, dashboard_pages, label_pages
 from rlhf_jax.feedback.web import team_pages as team
+from rlhf_jax.feedback.web.address import host_of
 from rlhf_jax.feedback.web.render import HERE, render, text_of
 from rlhf_jax.feedback.web.security import Walls
 from rlhf_jax.feedback.web.site import Site, page
@@ -60,8 +59,10 @@ def create_app(site: Site, *, host: str = "127.0.0.1") -> Starlette:
         Route("/api/status", api.status, **get),
         Route("/static/{name}", static, **get),
     ]
-    hosts = [name for name in (host, urlsplit(site.url).hostname) if name]
+    hosts = [name for name in (host, host_of(site.url)) if name]
     walls = Middleware(Walls, hosts=hosts, per_second=site.per_second)
     app = Starlette(routes=routes, middleware=[walls], exception_handlers={404: not_found})
+    # Redirects of the framework name the host that a proxy wrote, and know no prefix.
+    app.router.redirect_slashes = False
     app.state.site = site
     return app

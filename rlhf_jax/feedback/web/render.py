@@ -73,7 +73,11 @@ def render(request: Request, template: str, **values: Any) -> str:
         return catalog[key].format(**names)
 
     return ENVIRONMENT.get_template(template).render(
-        t=t, language=language, path=request.url.path, **values
+        t=t,
+        language=language,
+        root=request.app.state.site.root,
+        path=request.url.path,
+        **values,
     )
 
 

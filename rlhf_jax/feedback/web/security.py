@@ -9,11 +9,12 @@ import json
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rlhf_jax.feedback.web.address import host_of, origin_of
 
 BODY_LIMIT = 1 << 20
 """Bytes. The largest form, nine notes and a demonstration, is under a third of it."""
@@ -97,13 +98,6 @@ class Walls:
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many attempts, wait some seconds")
 
 
-def host_of(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
 def _has_credentials(headers: Headers) -> bool:
     return "authorization" in headers or "cookie" in headers
 
@@ -154,17 +148,25 @@ def csrf_token(secret: bytes, session: str) -> str:
     return hmac.new(secret, f"csrf {session}".encode(), "sha256").hexdigest()
 
 
-def check_origin(request: Request) -> None:
-    """Raise Refused unless the browser says that this site's own page sends the request."""
+def check_origin(request: Request, url: str) -> None:
+    """Raise Refused unless the browser says that this site's own page sends the request.
+
+    Its own origin is that of ``url``; without one, the host that the request names. Behind a proxy
+    that host is no guide: nginx names the upstream there unless it is told not to.
+    """
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     foreign = site not in (None, "same-origin", "none")
-    # A browser writes the origin as scheme://host, with the port as in the host header.
-    if foreign or (origin is not None and origin.partition("//")[2] != request.headers.get("host")):
+    if origin is not None and url:
+        foreign |= origin != origin_of(url)
+    elif origin is not None:
+        # A browser writes the origin as scheme://host, with the port as in the host header.
+        foreign |= origin.partition("//")[2] != request.headers.get("host")
+    if foreign:
         raise Refused(HTTPStatus.FORBIDDEN, "the request comes from another site")
 
 
-def check_csrf(request: Request, secret: bytes, session: str, given: str) -> None:
-    check_origin(request)
+def check_csrf(request: Request, url: str, secret: bytes, session: str, given: str) -> None:
+    check_origin(request, url)
     if not hmac.compare_digest(csrf_token(secret, session).encode(), given.encode()):
         raise Refused(HTTPStatus.FORBIDDEN, "the form is of another session: reload the page")

@@ -17,6 +17,7 @@ from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label, read_labels, version
 from rlhf_jax.feedback.queue import LEASE_SECONDS
 from rlhf_jax.feedback.submissions import AlreadyLabelled
+from rlhf_jax.feedback.web.address import prefix_of
 from rlhf_jax.feedback.web.render import render, text_of
 from rlhf_jax.feedback.web.security import Refused, check_csrf, csrf_token
 
@@ -27,7 +28,7 @@ class Site:
 
     database: Database
     url: str = ""
-    """Where labelers find the site, for invite links and the cookie; "" for loopback."""
+    """Where labelers find the site, behind a proxy and perhaps a prefix; "" for loopback."""
     dialogue: bool = False
     """The chat's policy reads whole conversations."""
     scrub: bool = True
@@ -59,6 +60,26 @@ class Site:
     @property
     def secure(self) -> bool:
         return self.url.startswith("https://")
+
+    @property
+    def root(self) -> str:
+        """What every link begins with: the prefix that the proxy takes off, or ""."""
+        return prefix_of(self.url)
+
+    def set_cookie(self, response: Response, name: str, value: str, *, seconds: int) -> None:
+        """For this site's paths alone, out of reach of scripts and of other sites' requests."""
+        response.set_cookie(
+            name,
+            value,
+            max_age=seconds,
+            path=self.root or "/",
+            httponly=True,
+            samesite="strict",
+            secure=self.secure,
+        )
+
+    def forget_session(self, response: Response) -> None:
+        response.delete_cookie(self.cookie, path=self.root or "/")
 
 
 @dataclass(frozen=True)
@@ -99,18 +120,14 @@ class Visit:
     def go(self, path: str, **result: Any) -> Response:
         """To another page, or for a script that it may go there."""
         if self.wants_json:
-            return JSONResponse({"next": path} | result)
-        return RedirectResponse(path, HTTPStatus.SEE_OTHER)
+            return JSONResponse({"next": self.site.root + path} | result)
+        return self.redirect(path)
+
+    def redirect(self, path: str) -> Response:
+        return RedirectResponse(self.site.root + path, HTTPStatus.SEE_OTHER)
 
     def remember(self, response: Response, session: str) -> Response:
-        response.set_cookie(
-            self.site.cookie,
-            session,
-            max_age=int(SESSION_SECONDS),
-            httponly=True,
-            samesite="strict",
-            secure=self.site.secure,
-        )
+        self.site.set_cookie(response, self.site.cookie, session, seconds=int(SESSION_SECONDS))
         return response
 
 
@@ -144,7 +161,7 @@ def _visit(site: Site, request: Request, form: FormData) -> Visit:
     session = request.cookies.get(site.cookie, "")
     account = by_session(site.database, session) if session else None
     if request.method == "POST" and account is not None:
-        check_csrf(request, site.secret, session, str(form.get("csrf", "")))
+        check_csrf(request, site.url, site.secret, session, str(form.get("csrf", "")))
     return Visit(site, request, form, account, session)
 
 

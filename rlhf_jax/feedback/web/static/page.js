@@ -7,7 +7,7 @@ if (form) label(form);
 for (const saved of document.querySelectorAll("[data-saved]")) forget(saved.dataset.saved);
 for (const part of document.querySelectorAll("[data-live]")) keepLive(part);
 const later = document.querySelector("[data-reload]");
-if (later) setTimeout(() => location.replace("/label"), Number(later.dataset.reload));
+if (later) setTimeout(() => location.replace(later.dataset.next), Number(later.dataset.reload));
 
 function draftKey(task) { return `draft ${task}`; }
 function forget(task) { if (task) localStorage.removeItem(draftKey(task)); }
@@ -160,7 +160,7 @@ function label(form) {
     sending = true;
     tell(form.dataset.wait);
     try {
-      const response = await fetch("/label", { method: "POST", body, headers: { Accept: "application/json" } });
+      const response = await fetch(form.getAttribute("action"), { method: "POST", body, headers: { Accept: "application/json" } });
       const answer = await response.json();
       if (response.ok) { forget(form.dataset.task); location.assign(answer.next); return; }
       tell(answer.error, true);
