@@ -187,6 +187,11 @@ def flag_of(dotted: str) -> str:
     return dotted.replace("_", "-")
 
 
+def flag_names(config: Any) -> list[str]:
+    """Every flag of ``config``, without the --."""
+    return [flag_of(field) for field, _ in fields_of(config)]
+
+
 class Typed(NamedTuple):
     """A flag on the command line."""
 
@@ -238,7 +243,7 @@ def check_flags(argv: Sequence[str], typed: Sequence[Typed], default: Any) -> No
 
 def unknown_flag(name: str, default: Any) -> str:
     """A sentence with the nearest flag, which tyro finds for some lengths only."""
-    known = [flag_of(field) for field, _ in fields_of(default)]
+    known = flag_names(default)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
     if not near:
         last = {flag: flag.rpartition(".")[2] for flag in known}
