@@ -315,6 +315,7 @@ def test_each_condition_is_tried():
 UNTRIED = {
     *(("EvaluateConfig", field) for field in ("task", "prompts", "num_prompts", "text_only")),
     *(("CanaryConfig", field) for field in ("out", "alternatives")),
+    ("SamplingConfig", "top_p"),
     *(("RotaryConfig", f"{part}_frequency_factor") for part in ("low", "high")),
     *(("ConvertConfig", field) for field in ("compute_dtype", "attention", "remat")),
 }
