@@ -40,7 +40,7 @@ def make_generation(case: Case, folder: Path) -> Work:
     mask = jnp.ones(queries.shape, bool)
     options = dict(length=case.length, temperature=1.0, top_k=0, top_p=1.0, pad_id=EOS)
     # An id that no token has: nothing ends.
-    options["eos_id"] = EOS if case.end == "early" else -1
+    options["end_ids"] = (EOS if case.end == "early" else -1,)
     sample = parallel.function(partial(generate, lm, **options))
     answers = jnp.asarray(inputs.answers(case))
     given = Generation(answers, jnp.ones(answers.shape, bool), jnp.zeros(answers.shape))

@@ -75,7 +75,7 @@ def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) 
             reward_model,
             length=case.length,
             temperature=1.0,
-            eos_id=EOS if case.end == "early" else never,
+            end_ids=(EOS if case.end == "early" else never,),
             pad_id=EOS,
             recompute_logprobs=False,
         )
@@ -91,7 +91,7 @@ def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) 
             whiten_rewards=False,
             whiten_advantages=True,
             missing_eos_penalty=None,
-            eos_id=EOS,
+            end_ids=(EOS,),
         )
         return shuffle_minibatches(batch, key, epochs=EPOCHS, num_minibatches=MINIBATCHES), metrics
 

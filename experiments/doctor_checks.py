@@ -37,6 +37,7 @@ from rlhf_jax.models.heads import (
     make_scalar_model,
 )
 from rlhf_jax.models.lora import combine, partition
+from rlhf_jax.objectives.ends import has_ended, is_end
 from rlhf_jax.objectives.logprobs import entropy, scale_logits
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
@@ -171,7 +172,7 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
             p.reward_model,
             length=p.ppo.response_length,
             temperature=p.ppo.sampling.temperature,
-            eos_id=p.policy.tokenizer.eos_id,
+            end_ids=p.policy.tokenizer.end_ids,
             pad_id=p.policy.tokenizer.pad_id,
             recompute_logprobs=recompute_logprobs,
         )
@@ -194,10 +195,10 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
     ids = t.encode_batch(texts)
     batch, report = encode_prompts(prompts, t, query_length=length, everything=True)
     return [
-        of_data.padding_is_not_the_end(t.pad_id, t.eos_id),
+        of_data.padding_is_not_the_end(t.pad_id, t.end_ids),
         of_data.text_comes_back(t.encode, t.decode, [*texts, EVERY_CHARACTER]),
         of_data.bytes_have_ids(t.decode_bytes([i]) for i in range(t.vocab_size)),
-        of_data.ids_fit_the_embedding([*ids, [t.eos_id]], rows=p.policy.vocab_size),
+        of_data.ids_fit_the_embedding([*ids, [*t.bos_ids, *t.end_ids]], rows=p.policy.vocab_size),
         of_data.episodes_fit(length + p.ppo.response_length, context=context),
         of_data.prompts_fit(report.cut.get("prompt", 0), len(texts), length=length, bound=0.05),
         of_data.queries_keep_the_end(batch.queries[:-1], batch.query_mask[:-1], ids),
@@ -207,7 +208,7 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
 def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """Whether the end of text is in SFT's loss, was learnt from it, and is sampled."""
     r = episodes.rollout
-    ended = ((r.responses == p.policy.tokenizer.eos_id) & r.mask).any(axis=1)
+    ended = has_ended(r.responses, r.mask, p.policy.tokenizer.end_ids)
     untrained = not_run("the end of text is learnt", "no finished SFT run")
     sampled = of_data.answers_end(int(ended.sum()), len(ended), bound=0.5)
     if p.sft is None or not p.sft.data.exists():
@@ -222,7 +223,7 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
         response_length=p.sft.response_length,
         target="response",
     )
-    targets = dict(eos_id=p.policy.tokenizer.eos_id, demonstrations=report.kept)
+    targets = dict(end_ids=p.policy.tokenizer.end_ids, demonstrations=report.kept)
     limit = dict(length=p.sft.response_length, bound=0.25)
     findings = [
         of_data.ends_are_targets(batch.tokens, batch.loss_mask, **targets),
@@ -234,8 +235,8 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     some = some._replace(loss_mask=some.loss_mask.astype(bool))
     logits_fn = jax.jit(lambda params, batch: p.lm.packed_logits(params, batch, None))
     likeliest = np.asarray(logits_fn(p.policy.params, some).argmax(axis=-1))[:, :-1]
-    ends = (some.tokens[:, 1:] == p.policy.tokenizer.eos_id) & some.loss_mask[:, 1:]
-    right = int((likeliest == p.policy.tokenizer.eos_id)[ends].sum())
+    ends = is_end(some.tokens[:, 1:], p.policy.tokenizer.end_ids) & some.loss_mask[:, 1:]
+    right = int((likeliest == some.tokens[:, 1:])[ends].sum())
     return [*findings, of_data.ends_are_predicted(right, int(ends.sum()), bound=0.5), sampled]
 
 
@@ -325,7 +326,7 @@ def prepare(p: Patient, **changes):
         whiten_rewards=p.ppo.whiten_rewards,
         whiten_advantages=p.ppo.whiten_advantages,
         missing_eos_penalty=p.ppo.missing_eos_penalty,
-        eos_id=p.policy.tokenizer.eos_id,
+        end_ids=p.policy.tokenizer.end_ids,
     )
     return partial(prepare_batch, **options | changes)
 

@@ -51,7 +51,8 @@ def run(config: HarnessConfig) -> dict[str, Any]:
 class HarnessModel(TemplateLM):
     """The three requests of the harness, answered by one language model.
 
-    Log-likelihoods are in nats at temperature 1; a text begins after end of text, as in training.
+    Log-likelihoods are in nats at temperature 1; a text begins after begin of text, or
+    where the tokenizer has none after end of text, as in training.
     """
 
     def __init__(self, trained: Trained, *, batch_size: int, max_gen_toks: int, seed: int):
@@ -66,6 +67,11 @@ class HarnessModel(TemplateLM):
         return self.trained.tokenizer.eos_id
 
     @property
+    def prefix_token_id(self) -> int:
+        tokenizer = self.trained.tokenizer
+        return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+    @property
     def max_length(self) -> int:
         return self.trained.model.context
 
@@ -74,7 +80,9 @@ class HarnessModel(TemplateLM):
         return self.trained.tokenizer.digest
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        return self.trained.tokenizer.encode(string)
+        tokenizer = self.trained.tokenizer
+        encode = tokenizer.encode if add_special_tokens is False else tokenizer.encode_beginning
+        return encode(string)
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         raise NotImplementedError("chat templates are not supported here: evaluate the plain text")
@@ -89,7 +97,7 @@ class HarnessModel(TemplateLM):
         totals = []
         for (text,) in (request.args for request in requests):
             windows = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(text),
+                token_list=self.trained.tokenizer.encode(text),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
@@ -103,7 +111,8 @@ class HarnessModel(TemplateLM):
 
     @lru_cache(maxsize=8)  # noqa: B019 (a model lives as long as the process)
     def _sampler(self, **options: float):
-        ids = {"eos_id": self.eot_token_id, "pad_id": self.trained.tokenizer.pad_id}
+        tokenizer = self.trained.tokenizer
+        ids = {"end_ids": tokenizer.end_ids, "pad_id": tokenizer.pad_id}
         return jax.jit(partial(generate, self._lm, **options, **ids))
 
     def _generate(self, text: str, options: dict[str, Any]) -> str:

@@ -137,7 +137,7 @@ def run(config: PPOConfig) -> dict:
                 reward_model,
                 length=config.response_length,
                 temperature=temperature,
-                eos_id=tokenizer.eos_id,
+                end_ids=tokenizer.end_ids,
                 pad_id=tokenizer.pad_id,
                 recompute_logprobs=config.recompute_logprobs,
                 second_reward_model=second_reward_model,
@@ -154,7 +154,7 @@ def run(config: PPOConfig) -> dict:
                 whiten_rewards=config.whiten_rewards,
                 whiten_advantages=config.whiten_advantages,
                 missing_eos_penalty=config.missing_eos_penalty,
-                eos_id=tokenizer.eos_id,
+                end_ids=tokenizer.end_ids,
                 second_weight=second_weight,
             )
             minibatches = shuffle_minibatches(

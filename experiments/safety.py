@@ -219,8 +219,9 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         rows = []
         for prompt, response in zip(prompts, responses, strict=True):
-            answer = [*tokenizer.encode(response), tokenizer.eos_id][: config.response_length]
-            rows.append(tokenizer.encode_prompts([prompt])[0][-config.prompt_length :] + answer)
+            query = tokenizer.encode_prompts([prompt])[0][-config.prompt_length :]
+            answer = tokenizer.encode_answers([prompt], [response])[0][: config.response_length]
+            rows.append(query + answer)
         scores = []
         for start in range(0, len(rows), BATCH):
             tokens = np.full((BATCH, length), tokenizer.pad_id, np.int32)

@@ -73,7 +73,7 @@ def make_sampler(
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
-            eos_id=tokenizer.eos_id,
+            end_ids=tokenizer.end_ids,
             pad_id=tokenizer.pad_id,
         )
 

@@ -72,11 +72,11 @@ def make_scorer(trained: Trained, *, batch_size: int) -> Callable[[Sequence[Row]
 def continuation_logprobs(
     trained: Trained, score: Callable, pairs: Sequence[tuple[str, str]]
 ) -> np.ndarray:
-    """log P(continuation | context) in nats; an empty context is the end of text."""
+    """log P(continuation | context) in nats; an empty context is begin or end of text."""
     tokenizer = trained.tokenizer
     rows = []
     for context, continuation in pairs:
-        before = tokenizer.encode(context) if context else [tokenizer.eos_id]
+        before = tokenizer.encode_beginning(context) or [tokenizer.eos_id]
         after = tokenizer.encode(continuation)
         rows.append(([*before, *after], len(after)))
     return np.array([scored.logprob for scored in score(rows)])

@@ -159,7 +159,7 @@ def update(stage, parallel, accumulate, dtype):
             whiten_rewards=True,
             whiten_advantages=True,
             missing_eos_penalty=-1.0,
-            eos_id=3,
+            end_ids=(3,),
         )
         return shuffle_minibatches(batch, key, epochs=2, num_minibatches=2), metrics
 
@@ -183,7 +183,7 @@ def sampled(parallel, dtype):
         scalar,
         length=R,
         temperature=0.7,
-        eos_id=OFTEN,
+        end_ids=(OFTEN,),
         pad_id=0,
         recompute_logprobs=False,
     )

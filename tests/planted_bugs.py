@@ -113,8 +113,8 @@ PLANTS = (
         8,
         "missing-EOS rule looks for another id than the one that stops",
         UPDATES,
-        "scores, r.responses, r.mask, eos_id=eos_id, penalty=missing_eos_penalty",
-        "scores, r.responses, r.mask, eos_id=0, penalty=missing_eos_penalty",
+        "scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty",
+        "scores, r.responses, r.mask, end_ids=(0,), penalty=missing_eos_penalty",
         f"{UPDATE}prepare_batch_reference",
     ),
     Plant(

@@ -59,7 +59,7 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
         scalar,
         length=R,
         temperature=temperature,
-        eos_id=V - 1,
+        end_ids=(V - 1,),
         pad_id=V - 2,
         recompute_logprobs=recompute,
     )
@@ -123,7 +123,7 @@ def test_a_model_tuned_on_demonstrations_stops():
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            eos_id=tokenizer.eos_id,
+            end_ids=tokenizer.end_ids,
             pad_id=tokenizer.pad_id,
         )
     )(state.params, row_keys(jax.random.key(1), 100))

@@ -400,8 +400,8 @@ def test_a_gradient_that_is_n_times_too_large():
 
 def test_padding_that_is_the_end_of_text():
     """Bug 1."""
-    assert of_data.padding_is_not_the_end(1, 0).passed
-    assert not of_data.padding_is_not_the_end(0, 0).passed
+    assert of_data.padding_is_not_the_end(1, (0, 2)).passed
+    assert not of_data.padding_is_not_the_end(2, (0, 2)).passed
 
 
 def test_a_tokenizer_that_loses_text(patient, prompts):

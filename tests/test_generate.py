@@ -23,7 +23,7 @@ CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32)
 V, B, Q, R = 19, 6, 5, 8
 EOS, PAD = 17, 18
 LM = make_language_model(CONFIG, V)
-OPTIONS = dict(length=R, temperature=0.7, top_k=0, top_p=1.0, eos_id=EOS, pad_id=PAD)
+OPTIONS = dict(length=R, temperature=0.7, top_k=0, top_p=1.0, end_ids=(EOS,), pad_id=PAD)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_rollout(params, batch, recompute, trunk):
         reward,
         length=R,
         temperature=0.7,
-        eos_id=EOS,
+        end_ids=(EOS,),
         pad_id=PAD,
         recompute_logprobs=recompute,
     )

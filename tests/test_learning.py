@@ -45,7 +45,7 @@ def make_iteration(reference, *, kl_coef, ptx_loss=None, ptx_coef=0.0, lr=3e-3):
         SCALAR,
         length=R,
         temperature=1.0,
-        eos_id=EOS,
+        end_ids=(EOS,),
         pad_id=PAD,
         recompute_logprobs=False,
     )
@@ -75,7 +75,7 @@ def make_iteration(reference, *, kl_coef, ptx_loss=None, ptx_coef=0.0, lr=3e-3):
             whiten_rewards=False,
             whiten_advantages=True,
             missing_eos_penalty=None,
-            eos_id=EOS,
+            end_ids=(EOS,),
         )
         minibatches = shuffle_minibatches(prepared, k_shuffle, epochs=2, num_minibatches=2)
         state, update_metrics = update(state, (minibatches, None), k_update)

@@ -166,7 +166,7 @@ def test_missing_eos_is_replaced_not_added():
     responses = np.array([[3, 9, 0], [3, 4, 5], [3, 4, 9]], np.int32)
     mask = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 0]], bool)
     scores = np.array([2.0, 2.0, 2.0], np.float32)
-    got = rewards.penalise_missing_eos(scores, responses, mask, eos_id=9, penalty=-1.0)
+    got = rewards.penalise_missing_eos(scores, responses, mask, end_ids=(9,), penalty=-1.0)
     assert got.tolist() == [2.0, -1.0, -1.0]
 
 

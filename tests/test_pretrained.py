@@ -85,7 +85,7 @@ def greedy(model, tokens, *, length):
         temperature=0.0,
         top_k=0,
         top_p=1.0,
-        eos_id=-1,
+        end_ids=(-1,),
         pad_id=0,
     )
     return np.asarray(generation.responses)

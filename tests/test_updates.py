@@ -50,7 +50,7 @@ PREPARE = {
     "whiten_rewards": False,
     "whiten_advantages": True,
     "missing_eos_penalty": None,
-    "eos_id": STOP,
+    "end_ids": (STOP,),
 }
 
 
@@ -83,7 +83,7 @@ def rollout_fn(trunk, eos_id):
             SCALAR,
             length=R,
             temperature=TEMPERATURE,
-            eos_id=eos_id,
+            end_ids=(eos_id,),
             pad_id=PAD,
             recompute_logprobs=False,
         )
@@ -300,7 +300,7 @@ def test_the_second_reward_model_scores_the_whole_episode():
         SCALAR,
         length=R,
         temperature=TEMPERATURE,
-        eos_id=STOP,
+        end_ids=(STOP,),
         pad_id=PAD,
         recompute_logprobs=False,
         second_reward_model=SCALAR,

@@ -12,12 +12,12 @@ from rlhf_jax.evaluation.invariants import Finding, at_most, share_at_least, sha
 # --- the tokenizer --------------------------------------------------------------------------------
 
 
-def padding_is_not_the_end(pad_id: int, eos_id: int) -> Finding:
+def padding_is_not_the_end(pad_id: int, end_ids: Sequence[int]) -> Finding:
     return Finding(
         "padding ≠ end of text (ids)",
-        f"{pad_id} and {eos_id}",
+        f"{pad_id} and {', '.join(map(str, end_ids))}",
         "differ",
-        pad_id != eos_id,
+        pad_id not in end_ids,
         "give padding an id of its own, or the end of text is masked with it and never learnt",
     )
 
@@ -108,11 +108,11 @@ def ends_are_targets(
     tokens: Integer[np.ndarray, "N T"],
     loss_mask: Bool[np.ndarray, "N T"],
     *,
-    eos_id: int,
+    end_ids: Sequence[int],
     demonstrations: int,
 ) -> Finding:
     """SFT's loss counts exactly one end of text per demonstration."""
-    ends = int(((tokens == eos_id) & loss_mask).sum())
+    ends = int((np.isin(tokens, end_ids) & loss_mask).sum())
     row = share_at_least(
         "ends of text in SFT's loss",
         ends,

@@ -1,8 +1,11 @@
 """From one score per response to one reward per token."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.objectives.ends import has_ended
 from rlhf_jax.objectives.kl import kl_k1
 from rlhf_jax.objectives.masked import last_index
 
@@ -53,9 +56,8 @@ def penalise_missing_eos(
     responses: Int[Array, "B R"],
     mask: Bool[Array, "B R"],
     *,
-    eos_id: int,
+    end_ids: Sequence[int],
     penalty: float,
 ) -> Float[Array, "B"]:
     """The score, *replaced* by ``penalty`` where a response never ended (Ziegler et al. 2019)."""
-    ended = ((responses == eos_id) & mask).any(axis=1)
-    return jnp.where(ended, scores, penalty)
+    return jnp.where(has_ended(responses, mask, end_ids), scores, penalty)

@@ -4,7 +4,7 @@ Responses differ in length, and a row that has ended still takes part in every p
 is left when half of the rows have ended, and goes on with the others alone (see ``decode_rest``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from rlhf_jax.models import layout
 from rlhf_jax.models.heads import Cache, LanguageModel
+from rlhf_jax.objectives.ends import is_end
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 from rlhf_jax.types import Generation, Params
 
@@ -50,7 +51,7 @@ def generate(
     temperature: float,
     top_k: int,
     top_p: float,
-    eos_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
 ) -> Generation:
     """Sample up to ``length`` tokens per row; decoding ends when every row has ended.
@@ -58,7 +59,7 @@ def generate(
     Rows are K = B / P responses to each query, one after the other; a query is read once.
     Token t of a row is drawn with ``fold_in(keys[row], t)``: a row's response depends neither on
     the other rows nor on the device. ``temperature`` 0 is greedy, with log-probs at temperature 1.
-    After EOS come ``pad_id``, mask False and log-prob 0.
+    After any of ``end_ids`` come ``pad_id``, mask False and log-prob 0.
     """
 
     def sample(t, logits, keys, done):
@@ -81,7 +82,7 @@ def generate(
         logits, cache = model.decode(params, state.token, state.cache)
         token, logprob = sample(state.t, logits, state.keys, state.done)
         generation = write(state.generation, state.t, token, logprob, state.done)
-        done = state.done | (token == eos_id)
+        done = state.done | is_end(token, end_ids)
         return Decoding(state.t + 1, token, done, state.keys, cache, generation)
 
     B = len(keys)
@@ -99,7 +100,7 @@ def generate(
         logprobs=jnp.zeros((B, length), logprob.dtype),
     )
     first = write(empty, 0, token, logprob, nobody)
-    state = Decoding(jnp.int32(1), token, token == eos_id, keys, cache, first)
+    state = Decoding(jnp.int32(1), token, is_end(token, end_ids), keys, cache, first)
     rest = lambda params, state: decode_rest(
         partial(step, params), state, length=length, sizes=smaller_batches(B)
     )

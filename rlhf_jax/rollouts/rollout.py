@@ -1,6 +1,6 @@
 """One batch of experience: query → response → log-probs, values, score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -18,7 +18,7 @@ def make_rollout(
     *,
     length: int,
     temperature: float,
-    eos_id: int,
+    end_ids: Sequence[int],
     pad_id: int,
     recompute_logprobs: bool,
     second_reward_model: ScalarModel | None = None,
@@ -51,7 +51,7 @@ def make_rollout(
             temperature=temperature,
             top_k=0,
             top_p=1.0,
-            eos_id=eos_id,
+            end_ids=end_ids,
             pad_id=pad_id,
         )
         responses, mask, logprobs = sampled

@@ -6,7 +6,7 @@ of the batch are then shares of the global mean, and shares add: over micro-batc
 alike. ``axis_name`` names the mapped device axis under ``pmap``; None is the global view.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from rlhf_jax.models.heads import LanguageModel, PolicyValue
 from rlhf_jax.models.lora import combine
 from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.objectives.ends import is_end
 from rlhf_jax.objectives.language_losses import lm_loss_of_logprobs
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, whiten
@@ -124,7 +125,7 @@ def prepare_batch(
     whiten_rewards: bool,
     whiten_advantages: bool,
     missing_eos_penalty: float | None,
-    eos_id: int,
+    end_ids: Sequence[int],
     second_weight: Float[Array, ""] | None = None,
 ) -> tuple[PPOBatch, Metrics]:
     """Rewards → GAE → whitening, in that order, once for the whole rollout batch of all devices.
@@ -140,10 +141,10 @@ def prepare_batch(
         scores = mix_scores(scores, r.second_scores, weight=second_weight)
     if missing_eos_penalty is not None:
         scores = penalise_missing_eos(
-            scores, r.responses, r.mask, eos_id=eos_id, penalty=missing_eos_penalty
+            scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty
         )
     rewards = kl_penalised_rewards(scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=kl_coef)
-    metrics = episode_metrics(rollout, scores, rewards, kl_coef, eos_id=eos_id)
+    metrics = episode_metrics(rollout, scores, rewards, kl_coef, end_ids=end_ids)
     if r.second_scores is not None:
         metrics |= {
             "objective/task_scores": r.scores.mean(),
@@ -169,7 +170,7 @@ def episode_metrics(
     rewards: Float[Array, "B R"],
     kl_coef: Float[Array, ""],
     *,
-    eos_id: int,
+    end_ids: Sequence[int],
 ) -> Metrics:
     r = rollout
     per_episode = lambda x: jnp.where(r.mask, x, 0.0).sum(axis=1).mean()
@@ -181,7 +182,7 @@ def episode_metrics(
         "objective/rlhf_reward": total,
         "objective/scores": scores.mean(),
         "objective/kl_coef": kl_coef,
-        "val/num_eos_tokens": ((r.responses == eos_id) & r.mask).sum().astype(jnp.float32),
+        "val/num_eos_tokens": (is_end(r.responses, end_ids) & r.mask).sum().astype(jnp.float32),
         "response_length": r.mask.sum(axis=1).mean(dtype=jnp.float32),
     }
 

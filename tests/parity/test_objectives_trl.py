@@ -203,7 +203,7 @@ def test_missing_eos_is_replaced_where_trl_subtracts():
         jnp.asarray([[True] * 3, [True] * 2 + [False]]),
     )
     scores = jnp.asarray([0.5, 0.25])
-    ours = penalise_missing_eos(scores, responses, mask, eos_id=0, penalty=-1.0)
+    ours = penalise_missing_eos(scores, responses, mask, end_ids=(0,), penalty=-1.0)
     ended = (torch.tensor(np.asarray(responses)) == 0).any(dim=-1)
     theirs = torch.tensor([0.5, 0.25])
     theirs[~ended] -= 1.0

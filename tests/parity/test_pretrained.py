@@ -198,7 +198,7 @@ def test_greedy_text_with_left_padding_is_the_same(pair):
         temperature=0.0,
         top_k=0,
         top_p=1.0,
-        eos_id=-1,
+        end_ids=(-1,),
         pad_id=PAD,
     )
     np.testing.assert_array_equal(found.responses, expected)

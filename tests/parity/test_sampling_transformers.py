@@ -105,7 +105,7 @@ def test_greedy_generation_with_left_padding_and_eos(model):
         temperature=0.0,
         top_k=0,
         top_p=1.0,
-        eos_id=eos,
+        end_ids=(eos,),
         pad_id=PAD,
     )
     np.testing.assert_array_equal(found.responses, expected)

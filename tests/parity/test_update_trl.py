@@ -145,7 +145,7 @@ def train_ours(models, queries, responses):
         gamma=1.0,
         lam=LAM,
         missing_eos_penalty=None,
-        eos_id=EOS,
+        end_ids=(EOS,),
         **whitening,
     )
     unbiased = np.sqrt((B * R - 1) / (B * R))
