@@ -37,7 +37,6 @@ from rlhf_jax.models.heads import (
     make_scalar_model,
 )
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.ends import has_ended, is_end
 from rlhf_jax.objectives.logprobs import entropy, scale_logits
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
@@ -208,7 +207,7 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
 def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """Whether the end of text is in SFT's loss, was learnt from it, and is sampled."""
     r = episodes.rollout
-    ended = has_ended(r.responses, r.mask, p.policy.tokenizer.end_ids)
+    ended = (np.isin(r.responses, p.policy.tokenizer.end_ids) & r.mask).any(axis=1)
     untrained = not_run("the end of text is learnt", "no finished SFT run")
     sampled = of_data.answers_end(int(ended.sum()), len(ended), bound=0.5)
     if p.sft is None or not p.sft.data.exists():
@@ -235,7 +234,7 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     some = some._replace(loss_mask=some.loss_mask.astype(bool))
     logits_fn = jax.jit(lambda params, batch: p.lm.packed_logits(params, batch, None))
     likeliest = np.asarray(logits_fn(p.policy.params, some).argmax(axis=-1))[:, :-1]
-    ends = is_end(some.tokens[:, 1:], p.policy.tokenizer.end_ids) & some.loss_mask[:, 1:]
+    ends = np.isin(some.tokens[:, 1:], p.policy.tokenizer.end_ids) & some.loss_mask[:, 1:]
     right = int((likeliest == some.tokens[:, 1:])[ends].sum())
     return [*findings, of_data.ends_are_predicted(right, int(ends.sum()), bound=0.5), sampled]
 

@@ -182,7 +182,7 @@ def make_answer(
         for sampled in each(sampler(policy.params, prompts, key), total=batches):
             g = sampled.generation
             scores, second_scores, kl = judge(policy.params, sampled.batch, g)
-            ended = has_ended(g.responses, g.mask, tokenizer.end_ids)
+            ended = (np.isin(g.responses, tokenizer.end_ids) & np.asarray(g.mask)).any(axis=1)
             figures = (scores, second_scores, kl, g.mask.sum(axis=1), ended)
             columns.append([x[: len(sampled.texts)] for x in figures])
             texts += sampled.texts
