@@ -74,7 +74,7 @@ def run(config: PPOConfig) -> dict:
             second = load(config.second_reward.model, flag="second-reward.model", kind="scalar")
             same_tokenizer(sft, second, ("init", "second-reward.model"))
         actor = with_adapters(sft, config.lora, seed=config.run.seed)
-        critic = with_adapters(value, config.lora, seed=config.run.seed)
+        critic = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
         tokenizer, model = actor.tokenizer, actor.model
         save_model_card(
             config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -11,13 +12,22 @@ import jax
 import numpy as np
 
 from rlhf_jax.cli import from_dict, to_dict
-from rlhf_jax.config import LoRAConfig, ModelConfig
+from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
-from rlhf_jax.models.lora import add_adapters, has_adapters, merge_adapters, share_equal
+from rlhf_jax.models.lora import (
+    adapter_rank,
+    adapter_shapes,
+    add_adapters,
+    combine,
+    has_adapters,
+    merge_adapters,
+    partition,
+    share_equal,
+)
 from rlhf_jax.models.peft import is_adapter, load_adapter, read_adapter
 from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
@@ -147,19 +157,30 @@ ADAPTERS = 2**31 - 1
 """Folded into a run's key for the adapters: no step has this number."""
 
 
-def with_adapters(trained: Trained, config: LoRAConfig, *, seed: int) -> Trained:
-    """What a stage trains: with new adapters if ``config`` asks for them and there are none yet.
+def with_adapters(
+    trained: Trained, config: LoRAConfig, *, seed: int, what: str = "model"
+) -> Trained:
+    """What a stage trains: with the adapters that ``config`` asks for.
 
-    Without ``config.rank``, adapters that are there are merged and all weights train.
+    Adapters that are there already go on if they are of that rank, scale and place. Others are
+    merged, which is said of ``what``, and without ``config.rank`` all weights train.
     """
     if config.rank == 0:
         return merged(trained)
-    if has_adapters(trained.params):
-        return trained
+    whole, scale = merged(trained), config.alpha / config.rank
     key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
-    params = add_adapters(key, trained.params, trained.model, config)
-    model = replace(trained.model, lora_scale=config.alpha / config.rank)
-    return trained._replace(params=params, model=model)
+    add = partial(add_adapters, key, model=trained.model, config=config)
+    if has_adapters(trained.params):
+        asked = adapter_shapes(jax.eval_shape(add, whole.params))
+        if trained.model.lora_scale == scale and adapter_shapes(trained.params) == asked:
+            return trained
+        say(
+            f"the {what}'s adapters (rank {adapter_rank(trained.params)}, scale "
+            f"{trained.model.lora_scale:g}) are merged into its weights; new ones (rank "
+            f"{config.rank}, scale {scale:g}) are trained"
+        )
+    model = replace(trained.model, lora_scale=scale)
+    return trained._replace(params=add(whole.params), model=model)
 
 
 def load_any(
@@ -184,12 +205,39 @@ def load_value(path: Path) -> Trained:
         raise InputError(f"{path} has no value network, expected a run folder of PPO")
     params = load_params(path / "checkpoints")
     tokenizer = load_tokenizer(path / "tokenizer")
-    if "value" in params:
-        model, params = card["value"], params["value"]
-    else:  # a shared trunk: its head is in the policy
-        model, params = card["model"], {k: params["policy"][k] for k in ("trunk", "head")}
+    network = "value" if "value" in params else "policy"  # a shared trunk: its head is in there
+    params = params[network]
+    if has_adapters(params):
+        params = combine(frozen_below(path, network), params)
+    model = card["value"] if network == "value" else card["model"]
     model = from_dict(ModelConfig, model, str(path / "model.json"))
+    params = {name: params[name] for name in ("trunk", "head")}
     return Trained(model, card["vocab_size"], tokenizer, params, "scalar")
+
+
+def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
+    """The weights below the adapters of a PPO run, of which its checkpoints hold the rest.
+
+    Raises InputError if the model that they are of is gone, or is another now.
+    """
+    saved = read_run(path, stage="ppo")
+    config = from_dict(PPOConfig, saved.config, str(path / "config.json"))
+    field = (
+        "init" if network == "policy" else "reward" if config.value_init is None else "value_init"
+    )
+    below = getattr(config, field)
+    was = saved.models.get(field)
+    if was is not None and (not below.exists() or model_digest(below) != was.digest):
+        raise InputError(
+            f"{path}: the {network} network's adapters stand on {below} "
+            f"({was.digest[:12]}), which is not there or holds another model now"
+        )
+    if network == "policy":
+        trained = load_trained(below, flag=field)
+    else:
+        trained = load_trained(below, flag=field.replace("_", "-"), kind="scalar")
+    trained = with_adapters(trained, config.lora, seed=config.run.seed, what=f"{network} network")
+    return partition(trained.params)[1]
 
 
 def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Options of the stages, a few steps each: what is true of a run with the option is true of it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ import pytest
 import tiny
 
 from configs import quickstart
-from experiments import compare, ppo, pretrain, reward, sft
-from experiments.trained import load_trained
+from experiments import compare, convert, ppo, pretrain, reward, sft
+from experiments.trained import load_trained, load_value, merged
 from rlhf_jax.config import (
+    ConvertConfig,
     KLConfig,
+    LoRAConfig,
     OptimConfig,
     ParallelConfig,
     SamplingConfig,
@@ -25,6 +28,7 @@ from rlhf_jax.config import (
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.models.lora import adapter_rank
 from rlhf_jax.models.transformer import unstack_blocks
 from rlhf_jax.training.checkpoint_files import load, read_info
 from rlhf_jax.training.checkpoints import load_params
@@ -284,6 +288,36 @@ def test_sampled_and_recomputed_logprobs(run):
     for name in ("objective/scores", "response_length"):
         assert sampled[name] == recomputed[name]
     assert sampled["objective/kl"] == pytest.approx(recomputed["objective/kl"], abs=1e-4)
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank,alpha", [(2, 4.0), (8, 8.0)])
+def test_a_value_network_has_the_adapters_that_are_asked_for(run, rank, alpha, tmp_path, capsys):
+    """From a reward model with adapters of rank 2 and scale 2; exported, it scores like it."""
+    adapted = run("reward", lora=LoRAConfig(rank=2, alpha=4.0))
+    lora = LoRAConfig(rank=rank, alpha=alpha)
+    done = run("ppo", reward=adapted.dir, lora=lora, optim=STILL, value_optim=STILL, iterations=1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "value network" in line]
+    assert len(said) == (rank != 2) and all("rank 2" in x and "rank 8" in x for x in said)
+    value = load_value(done.dir)
+    assert adapter_rank(value.params) == rank and value.model.lora_scale == alpha / rank
+    convert.run(ConvertConfig("to-hf", done.dir, out=tmp_path / "value", part="value"))
+    exported = load_trained(tmp_path / "value", flag="init", kind="scalar")
+    start = merged(load_trained(adapted.dir, flag="reward", kind="scalar"))
+    assert gap(exported.params, start.params) < 1e-5
+
+
+def test_a_value_network_whose_weights_are_gone_is_not_exported(run, tmp_path):
+    adapted = run("reward", lora=LoRAConfig(rank=2, alpha=4.0))
+    done = run("ppo", reward=adapted.dir, lora=LoRAConfig(rank=2, alpha=4.0), iterations=1)
+    copy = shutil.copytree(done.dir, tmp_path / "ppo")
+    record = json.loads((copy / "config.json").read_text())
+    record["config"]["reward"] = str(tmp_path / "moved")
+    (copy / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"stand on .*moved .*, which is not there"):
+        load_value(copy)
 
 
 # --- sampling and data ----------------------------------------------------------------------------

@@ -73,6 +73,18 @@ def has_adapters(params: Params) -> bool:
     return any(path[-1].key in LEAVES for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
+def adapter_shapes(params: Params) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shape of each adapter's two matrices, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = lambda path: tuple(entry.key for entry in path)
+    return {names(path): leaf.shape for path, leaf in leaves if path[-1].key in LEAVES}
+
+
+def adapter_rank(params: Params) -> int:
+    """r of the adapters of ``params``, which must have some; of several ranks the largest."""
+    return max(s[-1] for path, s in adapter_shapes(params).items() if path[-1] == "lora_a")
+
+
 def merge_adapters(params: Params, scale: float) -> Params:
     """Kernels W + scale · A B in place of kernels with adapters: the same outputs, one product."""
 
