@@ -26,7 +26,7 @@ from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.fates import EncodingReport
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, RunError, describe_os_error
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.training.logs import MetricsLog, make_sinks
@@ -47,6 +47,7 @@ MAY_CHANGE = (
         "run.keep_best",
         "run.log_every",
         "run.stop_after",
+        "run.preempted_exit_code",
     ),
     *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
     *("parallel", "init", "reference", "reward", "force", "data.cache", "cache"),
@@ -84,6 +85,8 @@ class Stage:
         """Steps that are done: of the restored checkpoint, then counted by ``steps``."""
         self.extra: dict[str, Any] = {}
         """What ``checkpoint`` was given besides the state, restored."""
+        self._resumed = 0
+        """The step of the restored checkpoint; what was logged later is logged again."""
         self._notes: dict[str, Any] = {}
         self._iterators: dict[str, Batches] = {}
         self._units = {"tokens": 0, "episodes": 0}
@@ -96,7 +99,18 @@ class Stage:
         if self._alone and jax.process_count() > 1:
             raise InputError(f"{self.name} runs in one process; start it on one host")
         self._started = time.monotonic()
-        self._fresh = not self.run_config.dir.exists()
+        self._was_there = self.run_config.dir.exists()
+        self._fresh = not (self.run_config.dir / "config.json").exists()
+        try:
+            self._open()
+        except InputError:
+            self._remove_if_fresh()
+            raise
+        if self.summary is not None:
+            say(f"{self.name}: finished before, in {self.run_config.dir}")
+        return self
+
+    def _open(self) -> None:
         with contextlib.ExitStack() as stack:
             self._run = stack.enter_context(
                 open_run(
@@ -111,7 +125,8 @@ class Stage:
                 )
             )
             sync("run folder")
-            self._stop = stack.enter_context(StopRequest())
+            stop = StopRequest(preempted_code=self.run_config.preempted_exit_code)
+            self._stop = stack.enter_context(stop)
             self._checkpoints = stack.enter_context(
                 Checkpoints(
                     self._run.checkpoints,
@@ -125,18 +140,34 @@ class Stage:
             self._profiler = stack.enter_context(Profiler(folder, self.run_config.profile))
             sync("checkpoints")
             self._stack = stack.pop_all()
-        if self.summary is not None:
-            say(f"{self.name}: finished before, in {self.run_config.dir}")
-        return self
 
     def __exit__(self, kind, error, trace) -> None:
         if jax.process_count() > 1 and isinstance(error, Exception):
             leave(error)  # peers wait for this process, or it for them: nothing ends by itself
         self._stack.__exit__(kind, error, trace)
-        if self._fresh and isinstance(error, InputError) and jax.process_index() == 0:
-            # Bad input leaves nothing behind before there is work to keep: the corrected command
-            # may use the same folder.
-            shutil.rmtree(self.run_config.dir)
+        if isinstance(error, InputError | OSError):
+            self._remove_if_fresh()
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise RunError(f"{describe_os_error(error)}{self._goes_on()}") from error
+        if isinstance(error, KeyboardInterrupt):
+            say(f"{self.name}: stopped at once{self._goes_on()}")
+
+    def _remove_if_fresh(self) -> None:
+        """Bad input leaves nothing behind before there is work to keep: the corrected command may
+        use the same folder."""
+        folder = self.run_config.dir
+        if self._fresh and jax.process_index() == 0 and (folder / "config.json").exists():
+            shutil.rmtree(folder)
+            if self._was_there:
+                folder.mkdir()
+
+    def _goes_on(self) -> str:
+        """What the same command will do, for the end of a sentence."""
+        if self._fresh:
+            return ""
+        step = self._checkpoints.latest_step()
+        after = "from what it has kept" if step is None else f"after step {step}"
+        return f"; the same command goes on {after}"
 
     def _starts_from(self) -> dict[str, ModelFile]:
         """The models that are there, which one process compares for all."""
@@ -163,6 +194,7 @@ class Stage:
         restored = self._checkpoints.restore_latest(state)
         if restored is not None:
             state, self.done, self.extra = restored.state, restored.step, restored.extra
+            self._resumed = self.done
             self._units = self.extra.pop("units")
             self._started -= self.extra.pop("seconds")
             for name, iterator in iterators.items():
@@ -255,7 +287,9 @@ class Stage:
         if stopping and not self._last:
             self._checkpoints.wait()
             say(f"{self.name}: saved at step {self.done}; the same command goes on from here")
-            raise SystemExit(self._stop.exit_code)
+            # Several processes are stopped by the runtime, which tells of SIGTERM alone.
+            runtime = self._stopping and not self._stop.requested
+            raise SystemExit(self._stop.preempted_code if runtime else self._stop.exit_code)
 
     def finish(self, params: Params | None, **results: Any) -> dict[str, Any]:
         """Save the final parameters for the stages to come, write the summary, mark as done."""
@@ -271,6 +305,7 @@ class Stage:
         if params is not None:
             folder = self.run_config.dir / "final"
             frame = dict(keep_latest=1, keep_best=0, best_metric=None, best_mode="max")
+            frame["otherwise"] = f"all steps are kept{self._goes_on()}"
             with Checkpoints(folder, **frame) as final:
                 state = TrainState(np.asarray(self.done, np.int32), params, (), None)
                 final.save(self.done, state, data={}, extra={}, metrics={})
@@ -279,12 +314,15 @@ class Stage:
         self._checkpoints.wait()
         self._run.finish(summary)
         sync("finished")
+        if self._stop.requested:  # too late for a step, but not for the stages to come
+            say(f"{self.name}: finished before it could be stopped")
+            raise SystemExit(self._stop.exit_code)
         return summary
 
     @cached_property
     def _log(self) -> MetricsLog:
         """Opened at first use, when it is known which step the run goes on from."""
-        resume_step = self.done if self.done else None
+        resume_step = self._resumed or None
         sinks = make_sinks(
             self.run_config.dir,
             stage=self.name,

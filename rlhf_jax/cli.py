@@ -9,11 +9,13 @@ A preset is a Python file with ``get_config(...)``; a whole-chain preset serves 
 takes its own section. ``config.json`` of a finished run is a preset too.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 import traceback
@@ -29,7 +31,7 @@ import tyro
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.bounds import number_in
 from rlhf_jax.config.effect import value_of, without_effect
-from rlhf_jax.errors import InputError, RunError, check
+from rlhf_jax.errors import InputError, RunError, check, describe_os_error
 
 C = TypeVar("C")
 TASK_PRESETS = Path(__file__).parents[1] / "configs" / "tasks"
@@ -37,15 +39,32 @@ FROM_HF = re.compile(r"^(--[\w.-]+)\.from[-_]hf(?==|$)")
 
 
 def main(run: Callable[[C], Any], config_class: type[C]) -> None:
-    """Entry point of an experiment: parse, run, and turn the two known errors into one line."""
+    """Entry point of an experiment: parse, run, and turn what a user can cause into one line."""
     try:
         run(load(config_class, sys.argv[1:]))
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except RunError as error:
         print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except BrokenPipeError:
+        end(141)  # who read our output has enough of it (| head): a shell's 128 + SIGPIPE
+    except OSError as error:
+        print(f"stopped: {describe_os_error(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopped: Ctrl-C", file=sys.stderr)
+        end(130)
+
+
+def end(status: int) -> None:
+    """End this process now: nothing more is written, and no thread at work is waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def load(config_class: type[C], argv: Sequence[str]) -> C:

@@ -1,4 +1,4 @@
-"""The two errors a user meets: bad input, and a run that must stop."""
+"""The two errors a user meets, bad input and a run that must stop; and what the system says."""
 
 from pathlib import Path
 
@@ -12,6 +12,13 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that cannot go on (NaN loss, disk full, gate not met): what, where, what next."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system said, and of what: "no space left on device (runs/x/metrics.jsonl)"."""
+    said = (error.strerror or str(error) or type(error).__name__).strip()
+    said = said[:1].lower() + said[1:]
+    return said if error.filename is None else f"{said} ({error.filename})"
 
 
 def check(condition: bool, message: str) -> None:

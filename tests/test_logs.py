@@ -1,5 +1,6 @@
 """Logs: JSON lines that survive kills and resumes, the NaN watch, sinks, progress."""
 
+import errno
 import json
 import sys
 import types
@@ -11,7 +12,7 @@ import pytest
 
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training import progress as progress_module
-from rlhf_jax.training.logs import MetricsLog, make_sinks, read_rows
+from rlhf_jax.training.logs import MetricsLog, make_sinks, open_lines, read_rows
 from rlhf_jax.training.progress import Progress, Throughput, clock, peak_memory, show
 
 
@@ -176,6 +177,25 @@ def sinks_of(folder, *, resume_step=None, tensorboard=False, wandb=""):
     )
 
 
+class Full:
+    """A sink on a full disk: what is buffered fails again when it is closed."""
+
+    def scalars(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    samples = close = scalars
+
+
+@pytest.mark.parametrize("what", ["_metrics", "_samples", "_sinks"])
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path, what):
+    with pytest.raises(OSError, match="No space left") as raised, open_log(tmp_path) as log:
+        setattr(log, what, [Full()] if what == "_sinks" else open_lines(Path("/dev/full")))
+        log.scalars(1, {"loss": 1.0})
+        log.samples(1, [{"prompt": "a"}])
+        log.flush()
+    assert raised.value.filename == (None if what == "_sinks" else "/dev/full")
+
+
 def test_tensorboard_rewinds_too(tmp_path):
     Event = pytest.importorskip("tensorboardX.proto.event_pb2").Event
     for resume_step in (None, 1):
@@ -218,7 +238,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     fake.Table = lambda columns, data: (columns, data)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        (sink,) = sinks_of(tmp_path, wandb="project")
+        (sink,) = sinks_of(tmp_path, resume_step=3, wandb="project")
         sink.scalars(3, {"loss": 1.0})
         sink.samples(3, [{"prompt": "a", "score": 1}, {"prompt": "b"}])
         sink.close()
@@ -227,6 +247,15 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     assert first["id"] == again["id"] and first["resume"] == "allow"
     table = (["prompt", "score"], [["a", 1], ["b", None]])
     assert calls[1:4] == [(3, {"loss": 1.0}), (3, {"samples": table}), "end"]
+    # Killed after step 3, going on from step 1: wandb.ai would drop the new steps 2 and 3.
+    with open_log(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.scalars(step, {"loss": 1.0 * step, "lr": float("nan")})
+            log.samples(step, [{"prompt": f"{step}"}])
+    calls.clear()
+    (sink,) = sinks_of(tmp_path, resume_step=1, wandb="project")
+    assert calls[0]["id"] != again["id"]
+    assert calls[1:] == [(1, {"loss": 1.0, "lr": None}), (1, {"samples": (["prompt"], [["1"]])})]
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="wandb is not installed"):
         sinks_of(tmp_path, wandb="project")

@@ -126,6 +126,8 @@ class RunConfig:
     """Steps between evaluations; 0 evaluates after the last step only."""
     stop_after: CountOrZero = 0
     """Stop, saved and resumable, after this many steps of this process; 0 never stops."""
+    preempted_exit_code: Annotated[int, Bounds(0, 255)] = 0
+    """Of a run that SIGTERM stopped and saved: what the scheduler takes for "start it again"."""
     profile: CountOrZero = 0
     """Steps (batches, where nothing is trained) that jax.profiler records into the run's folder
     ``profile``, from the second of this process on (the first compiles); 0 records none."""

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,14 @@ def check_writable(path: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """A reader, or who comes after a crash, finds all of ``text`` or what was there before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file, and on a full disk it is in the way
+        # A failed write names no file, a failed open the temporary one.
+        raise type(error)(error.errno, error.strerror, str(path)) from None

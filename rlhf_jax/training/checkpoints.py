@@ -55,6 +55,7 @@ class Checkpoints:
         keep_latest: How many of the newest steps to keep.
         keep_best: How many steps to keep besides, by ``best_metric``.
         best_metric: A name in ``save``'s metrics; steps without a finite value are never best.
+        otherwise: What a failed save leaves when no step was saved here before.
 
     Raises RunError when a save fails (disk full), from the next ``save``, ``wait`` or the end of
     the block, whichever comes first: the failed step leaves nothing behind.
@@ -68,12 +69,14 @@ class Checkpoints:
         keep_best: int,
         best_metric: str | None,
         best_mode: Literal["max", "min"],
+        otherwise: str = "there is no earlier checkpoint",
     ):
         if keep_latest < 1:
             raise InputError(f"keep_latest={keep_latest}: at least one checkpoint must be kept")
         self.folder = Path(folder).absolute()
         self._keep_latest, self._keep_best = keep_latest, keep_best
         self._best_metric, self._best_mode = best_metric, best_mode
+        self._otherwise = otherwise
         self._scores: dict[int, float] = {}
         self._pending: tuple[int, Callable[[], Any]] | None = None
 
@@ -92,12 +95,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if self._pending and kind is KeyboardInterrupt:
+            say(f"waiting for the save of step {self._pending[0]} (Ctrl-C again: not even that)")
         try:
             self.wait()
         except RunError as failed:
             if kind is None:
                 raise
-            say(str(failed))  # the error that ended the block is the one to report
+            if not (is_disk_full(error) and is_disk_full(failed.__cause__)):
+                say(str(failed))  # the error that ended the block is the one to report
         finally:
             logging.getLogger("absl").setLevel(self._log_level)
 
@@ -195,7 +201,7 @@ class Checkpoints:
         if not is_disk_full(error):
             what = f"cannot save step {step} in {self.folder} ({first_line(error)})"
         if previous is None:
-            return RunError(f"{what}; there is no earlier checkpoint")
+            return RunError(f"{what}; {self._otherwise}")
         return RunError(f"{what}; the previous checkpoint, step {previous}, is intact")
 
 

@@ -10,6 +10,8 @@ import math
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
@@ -18,6 +20,9 @@ import jax
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.progress import say
+
+FLUSH_SECONDS = 30
+"""How long TensorBoard may wait for a row."""
 
 
 @runtime_checkable
@@ -69,9 +74,12 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            with suppress(OSError):  # the error that ended the block is the one to report
+                self.close()
+            return
         try:
-            if kind is None:
-                self.flush()
+            self.flush()
         finally:
             self.close()
 
@@ -89,7 +97,7 @@ class MetricsLog:
         if not self._primary:
             return
         for row in rows:
-            self._samples.write(to_line({"step": step, **row}))
+            append(self._samples, to_line({"step": step, **row}))
         for sink in self._sinks:
             sink.samples(step, rows)
 
@@ -115,11 +123,9 @@ class MetricsLog:
                 )
 
     def close(self) -> None:
-        if self._primary:
-            self._metrics.close()
-            self._samples.close()
-            for sink in self._sinks:
-                sink.close()
+        with ExitStack() as stack:  # all are closed, also after one that cannot be
+            for each in (self._metrics, self._samples, *self._sinks) if self._primary else ():
+                stack.callback(each.close)
 
     def _watched(self, name: str) -> bool:
         return any(name == group or name.startswith(f"{group}/") for group in self._watch)
@@ -128,7 +134,7 @@ class MetricsLog:
         if not self._primary:
             return
         seconds = round(time.monotonic() - self._start, 3)
-        self._metrics.write(to_line({"step": step, "time": seconds, **values}))
+        append(self._metrics, to_line({"step": step, "time": seconds, **values}))
         for sink in self._sinks:
             sink.scalars(step, values)
 
@@ -136,6 +142,14 @@ class MetricsLog:
 def open_lines(path: Path) -> TextIO:
     # Line-buffered: a killed process loses at most the line it was writing.
     return open(path, "a", buffering=1, encoding="utf-8")
+
+
+def append(file: TextIO, text: str) -> None:
+    """Write; an OSError then names the file."""
+    try:
+        file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 def to_line(row: Mapping[str, Any]) -> str:
@@ -165,9 +179,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def rewind(path: Path, step: int | None) -> list[dict[str, Any]]:
     """Drop the rows after ``step`` (None: all) and a torn last line; returns what is left."""
-    rows = [row for row in read_rows(path) if step is not None and row["step"] <= step]
+    rows = up_to(step, read_rows(path))
     write_atomically(path, "".join(map(to_line, rows)))
     return rows
+
+
+def up_to(step: int | None, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if step is not None and row["step"] <= step]
 
 
 def make_sinks(
@@ -188,36 +206,72 @@ def make_sinks(
     elif tensorboard:
         sinks.append(TensorBoard(folder / "tb", resume_step=resume_step))
     if wandb:
-        sinks.append(WeightsAndBiases(folder, project=wandb, stage=stage, config=config))
+        sinks.append(
+            WeightsAndBiases(
+                folder, project=wandb, stage=stage, config=config, resume_step=resume_step
+            )
+        )
     return sinks
 
 
 class TensorBoard:
-    """Event files for TensorBoard, by tensorboardX (no TensorFlow)."""
+    """Event files for TensorBoard, by tensorboardX (no TensorFlow).
+
+    Written in this thread: tensorboardX's own writer has one for it, whose errors nobody catches.
+    """
 
     def __init__(self, folder: Path, *, resume_step: int | None):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
+        folder.mkdir(parents=True, exist_ok=True)
         purge = 0 if resume_step is None else resume_step + 1
         # Its file names count seconds only: the suffix keeps a quick restart from overwriting.
-        self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{purge}")
+        self._writer = EventsWriter(str(folder / "events"), f".{purge}.{secrets.token_hex(2)}")
+        self._flushed = -math.inf
+        # From this step on TensorBoard forgets what earlier files say.
+        self._add(purge, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._add(step, summary=scalar(name, value))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        from tensorboardX.summary import text
+
         # JSON has no raw newline, so model text cannot leave the indented block, shown as it is.
-        self._writer.add_text("samples", "".join(f"    {to_line(row)}" for row in rows), step)
+        self._add(step, summary=text("samples", "".join(f"    {to_line(row)}" for row in rows)))
 
     def close(self) -> None:
         self._writer.close()
 
+    def _add(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
 
 class WeightsAndBiases:
-    """A run of wandb.ai, resumed by the id kept in the folder. InputError when not installed."""
+    """A run of wandb.ai, resumed by the id kept in the folder. InputError when not installed.
 
-    def __init__(self, folder: Path, *, project: str, stage: str, config: Mapping[str, Any]):
+    wandb.ai takes no step twice. When the run goes on from before what was logged last (after a
+    kill), a new run there is given all that is kept, and what was logged to the old one stays.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        project: str,
+        stage: str,
+        config: Mapping[str, Any],
+        resume_step: int | None,
+    ):
         try:
             import wandb
         except ImportError:
@@ -226,8 +280,11 @@ class WeightsAndBiases:
             ) from None
         self._wandb = wandb
         identity = folder / "wandb-id"
-        if not identity.exists():
-            identity.write_text(secrets.token_hex(8))
+        logged = read_rows(folder / "metrics.jsonl") + read_rows(folder / "samples.jsonl")
+        kept = up_to(resume_step, logged)
+        fresh = not identity.exists() or len(kept) < len(logged)
+        if fresh:
+            write_atomically(identity, secrets.token_hex(8))
         self._run = wandb.init(
             project=project,
             name=folder.name,
@@ -237,6 +294,8 @@ class WeightsAndBiases:
             resume="allow",
             config=dict(config),
         )
+        if fresh:
+            self._replay(kept)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -248,3 +307,16 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+    def _replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        step_of = lambda row: row["step"]
+        for step, group in groupby(sorted(rows, key=step_of), step_of):
+            texts = []
+            for row in group:
+                values = {k: v for k, v in row.items() if k not in ("step", "time")}
+                if "time" in row:
+                    self.scalars(step, values)
+                else:
+                    texts.append(values)
+            if texts:
+                self.samples(step, texts)

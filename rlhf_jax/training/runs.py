@@ -15,13 +15,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import InputError, RunError, describe_os_error
 
 SCHEMA = 1
 LIBRARIES = (
@@ -75,7 +76,8 @@ class Run:
         try:
             # KeyboardInterrupt and SystemExit stop a run; they do not make it a failed one.
             if isinstance(error, Exception):
-                self.fail(f"{kind.__name__}: {error}")
+                with suppress(OSError):  # a full disk takes no reason either
+                    self.fail(f"{kind.__name__}: {error}")
         finally:
             self.close()
 
@@ -121,8 +123,12 @@ def open_run(
     if jax.process_index() != 0:
         return Run(folder, done=read_done(folder), lock=None)
     check_free(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder)
+    except OSError as error:
+        reason = describe_os_error(error)
+        raise InputError(f"run folder {folder} cannot be written: {reason}") from None
     try:
         saved_path = folder / "config.json"
         saved = read_run(folder, stage=None) if saved_path.exists() else None
@@ -171,8 +177,10 @@ def read_done(folder: Path) -> dict[str, Any] | None:
 
 def check_free(folder: Path) -> None:
     """Raise InputError rather than scatter a run over somebody's folder."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"run folder {folder} is a file")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            below = "" if path == folder else f"{folder}: "
+            raise InputError(f"run folder {below}{path} is a file")
     if folder.is_dir() and not (folder / "config.json").exists():
         others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
         if others:

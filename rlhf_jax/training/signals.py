@@ -17,14 +17,16 @@ class StopRequest:
         if stop.requested:
             raise SystemExit(stop.exit_code)
 
-    SIGTERM is a scheduler taking the machine back: the run is saved, so the exit code is 0.
+    SIGTERM is a scheduler taking the machine back: the run is saved, so the exit code is 0, or
+    what this scheduler wants to see (``preempted_code``) to start the job again.
     Ctrl-C is a person: 130, as shells expect, so that a script of several stages stops too.
     With several processes JAX's runtime listens to SIGTERM itself, and this class to nothing.
     """
 
-    def __init__(self):
+    def __init__(self, *, preempted_code: int = 0):
         self.requested = False
         self.exit_code = 0
+        self.preempted_code = preempted_code
 
     def __enter__(self) -> "StopRequest":
         numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
@@ -39,7 +41,7 @@ class StopRequest:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self.exit_code = 130 if number == signal.SIGINT else 0
+        self.exit_code = 130 if number == signal.SIGINT else self.preempted_code
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         again = " (again: stop at once)" if number == signal.SIGINT else ""
         # Not print: the handler may have interrupted a print that holds the stream's lock.
