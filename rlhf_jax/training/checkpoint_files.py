@@ -43,6 +43,15 @@ def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Call
         return ocp.save_checkpointables_async(path, items | {"info": info}).result
 
 
+def to_closed_loop(unraisable: Any) -> bool:
+    """Whether an error that nobody can catch is a part of a failed save reporting in vain.
+
+    Orbax closes its event loop at the first part that fails, while the others are being written.
+    """
+    error = unraisable.exc_value
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
 def in_parts(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
 

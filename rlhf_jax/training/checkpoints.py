@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +31,7 @@ from rlhf_jax.training.checkpoint_files import (
     remove_step,
     remove_temporary,
     start_write,
+    to_closed_loop,
 )
 from rlhf_jax.training.fingerprints import fingerprints
 from rlhf_jax.training.progress import say
@@ -85,6 +87,8 @@ class Checkpoints:
         # Orbax logs pages of tracebacks for a failure that it also raises.
         self._log_level = logging.getLogger("absl").level
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._report = report = sys.unraisablehook
+        sys.unraisablehook = lambda each: None if to_closed_loop(each) else report(each)
         if jax.process_index() == 0:
             remove_temporary(self.folder)
         for step in list_steps(self.folder):
@@ -106,6 +110,8 @@ class Checkpoints:
                 say(str(failed))  # the error that ended the block is the one to report
         finally:
             logging.getLogger("absl").setLevel(self._log_level)
+            if kind is None:  # after a failure the parts report for a while
+                sys.unraisablehook = self._report
 
     def latest_step(self) -> int | None:
         """The newest step that is completely on disk."""
