@@ -9,8 +9,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
@@ -145,11 +145,17 @@ def open_lines(path: Path) -> TextIO:
 
 
 def append(file: TextIO, text: str) -> None:
-    """Write; an OSError then names the file."""
-    try:
+    with naming(file.name):
         file.write(text)
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """An OSError names this file: that of a failed write names none."""
+    try:
+        yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from None
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def to_line(row: Mapping[str, Any]) -> str:
@@ -225,6 +231,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = str(folder)
         purge = 0 if resume_step is None else resume_step + 1
         # Its file names count seconds only: the suffix keeps a quick restart from overwriting.
         self._writer = EventsWriter(str(folder / "events"), f".{purge}.{secrets.token_hex(2)}")
@@ -250,10 +257,11 @@ class TensorBoard:
     def _add(self, step: int, **what: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = time.monotonic()
+        with naming(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
 
 
 class WeightsAndBiases:
