@@ -29,7 +29,7 @@ def export(case: Case, folder: Path) -> None:
     if case.end == "early":
         # What stands at position p decides the token at p + 1.
         end_at(params["trunk"], case.prompt + case.answer_length - 2)
-    save = dict(dtype="float32", eos_id=EOS, pad_id=EOS)
+    save = dict(dtype="float32", bos_id=None, end_ids=(EOS,), pad_id=EOS)
     save_pretrained(folder / "lm", config, params, kind="lm", **save)
     if case.suite in ("reward", "ppo", "memory"):
         scalar = make_scalar_model(config, shape.vocab_size)

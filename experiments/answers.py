@@ -48,7 +48,7 @@ def with_cache(
     K = responses_per_prompt
     settings = {
         "model": to_dict(model),
-        "tokenizer": tokenizer.digest,
+        "tokenizer": [tokenizer.digest, tokenizer.example, *tokenizer.end_ids],
         "sampling": to_dict(config),
         "shape": [prompt_length, response_length, prompts_per_batch, K],
         "jax": version("jax"),

@@ -101,7 +101,8 @@ def write(trained: Trained, folder: Path, config: ConvertConfig) -> None:
         trained.params,
         kind=trained.kind,
         dtype=config.dtype,
-        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.named_bos_id,
+        end_ids=tokenizer.end_ids,
         pad_id=tokenizer.pad_id if tokenizer.pad_id < trained.vocab_size else None,
     )
     tokenizer.save(folder, rows=trained.vocab_size)

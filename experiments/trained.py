@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf_jax.cli import from_dict, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.gguf import is_gguf, load_gguf
@@ -240,6 +240,14 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     return partition(trained.params)[1]
 
 
+def at_the_time_of(trained: Trained, run_dir: Path) -> Trained:
+    """``trained`` for a run: a template that writes the day writes the one when the run began."""
+    if not has_tokenizer(run_dir / "tokenizer"):
+        return trained
+    begun = load_tokenizer(run_dir / "tokenizer")
+    return trained._replace(tokenizer=trained.tokenizer.at_time_of(begun))
+
+
 def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:
     """Raise InputError unless both models read the same ids."""
     if first.tokenizer.digest != second.tokenizer.digest:
@@ -284,7 +292,10 @@ def _load_adapter(folder: Path, flag: str, base: Path | None) -> Trained:
     model = merged(load_any(below, flag=flag))
     params, kind = load_adapter(adapter, model.model, model.vocab_size, model.params)
     shape = replace(model.model, lora_scale=adapter.scale)
-    return model._replace(model=shape, params=params, kind=kind)
+    model = model._replace(model=shape, params=params, kind=kind)
+    if not has_tokenizer(folder):
+        return model
+    return _with_tokenizer(folder, model, load_tokenizer(folder))
 
 
 def _load_gguf(path: Path) -> Trained:
@@ -293,15 +304,23 @@ def _load_gguf(path: Path) -> Trained:
 
 
 def _imported(path: Path, imported: Imported, tokenizer: Tokenizer) -> Trained:
-    if tokenizer.eos_id >= imported.vocab_size:
-        raise InputError(
-            f"{path}: end of text is id {tokenizer.eos_id}, but the model has only "
-            f"{imported.vocab_size} rows of embedding"
-        )
     kind = "scalar" if "head" in imported.params else "lm"
-    unused = max(0, imported.vocab_size - tokenizer.vocab_size)
-    model = replace(imported.model, unused_rows=unused)
-    return Trained(model, imported.vocab_size, tokenizer, imported.params, kind)
+    trained = Trained(imported.model, imported.vocab_size, tokenizer, imported.params, kind)
+    return _with_tokenizer(path, trained, tokenizer)
+
+
+def _with_tokenizer(path: Path, trained: Trained, tokenizer: Tokenizer) -> Trained:
+    """Raises InputError for tokens that the embedding has no row for; padding needs none."""
+    beyond = tokenizer.beyond(trained.vocab_size)
+    names = ", ".join(map(repr, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+    check(
+        not beyond,
+        f"{path}: the tokenizer has ids that the {trained.vocab_size} rows of the embedding do not "
+        f"have: those of {names}; resize the embedding, or take these tokens out",
+    )
+    unused = max(0, trained.vocab_size - tokenizer.vocab_size)
+    model = replace(trained.model, unused_rows=unused)
+    return trained._replace(model=model, tokenizer=tokenizer)
 
 
 def _read_card(folder: Path, flag: str) -> dict:

@@ -64,9 +64,9 @@ PLANTS = (
     Plant(
         2,
         "no end of text after completions",
-        ENCODING,
-        "[*prompt, *completion, tokenizer.eos_id]",
-        "[*prompt, *completion]",
+        "rlhf_jax/data/tokenizers.py",
+        "made.append([*ids, end])",
+        "made.append(ids)",
         f"{BATCHES}only_the_completion_and_its_end_carry_the_loss",
     ),
     Plant(

@@ -32,7 +32,7 @@ def gpt2(tmp_path_factory):
     """A folder as transformers writes it, with GPT-2's tokenizer."""
     folder = tmp_path_factory.mktemp("hf") / "gpt2"
     params = jax.tree.map(lambda x: x / 10, random_params(SHAPES["gpt2"], vocab_size=VOCAB))
-    options = dict(kind="lm", dtype="float32", eos_id=50256, pad_id=None)
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(50256,), pad_id=None)
     save_pretrained(folder, SHAPES["gpt2"], params, **options)
     load_tokenizer(DATA / "gpt2_bpe").save(folder, rows=VOCAB)
     return folder
@@ -57,7 +57,7 @@ def test_there_and_back_gives_the_same_bytes(gpt2, tmp_path):
 def test_rows_that_no_token_has_are_suppressed_in_exports(gpt2, tmp_path):
     """50,304 rows as GPT-NeoX pads them: 50,257 tokens, our padding, and 46 of nothing."""
     params = {"trunk": dict(random_params(SHAPES["gpt2"], vocab_size=50304)["trunk"])}
-    options = dict(kind="lm", dtype="float32", eos_id=50256, pad_id=None)
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(50256,), pad_id=None)
     save_pretrained(tmp_path / "hf", SHAPES["gpt2"], params, **options)
     load_tokenizer(DATA / "gpt2_bpe").save(tmp_path / "hf", rows=50304)
     to_convert("from-hf", tmp_path / "hf", "--out", tmp_path / "run")
@@ -112,7 +112,8 @@ def test_a_format_too_small_for_the_weights_is_refused_before_anything_is_writte
         params,
         kind="lm",
         dtype="float32",
-        eos_id=50256,
+        bos_id=None,
+        end_ids=(50256,),
         pad_id=None,
     )
     load_tokenizer(DATA / "gpt2_bpe").save(tmp_path / "hf", rows=VOCAB)

@@ -188,7 +188,7 @@ def test_stories260k_tells_its_story(stories):
 def test_every_family_survives_the_way_out_and_in(name, kind, scanned, tmp_path):
     config = dataclasses.replace(SHAPES[name], scan_layers=scanned)
     params = random_params(config, kind)
-    options = dict(kind=kind, dtype="float32", eos_id=0, pad_id=1)
+    options = dict(kind=kind, dtype="float32", bos_id=None, end_ids=(0,), pad_id=1)
     save_pretrained(tmp_path, config, params, **options)
     again = load_pretrained(tmp_path)
     assert resolved(again.model) == resolved(config) and again.vocab_size == 31
@@ -203,7 +203,9 @@ def test_shards_are_written_and_read(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 4000)
     config = SHAPES["llama"]
     params = random_params(config)
-    save_pretrained(tmp_path, config, params, kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    save_pretrained(
+        tmp_path, config, params, kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=None
+    )
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 3 and all(path.stat().st_size < 8000 for path in shards)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -218,7 +220,9 @@ def test_shards_are_written_and_read(tmp_path, monkeypatch):
 def test_half_precision_weights_are_rounded_once(dtype, tmp_path):
     config = SHAPES["gpt2"]
     params = random_params(config)
-    save_pretrained(tmp_path, config, params, kind="lm", dtype=dtype, eos_id=0, pad_id=None)
+    save_pretrained(
+        tmp_path, config, params, kind="lm", dtype=dtype, bos_id=None, end_ids=(0,), pad_id=None
+    )
     rounded = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params)
     jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path).params, rounded)
 
@@ -350,7 +354,7 @@ def sharded(folder, monkeypatch):
     """A model in several files, what their index says, and the model."""
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 4000)
     params = random_params(SHAPES["gpt2"])
-    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=None)
     save_pretrained(folder, SHAPES["gpt2"], params, **options)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     return index["weight_map"], params
@@ -422,7 +426,7 @@ def test_of_two_sets_of_weights_that_of_transformers_is_read_and_the_other_told(
 
     monkeypatch.undo()
     newer = jax.tree.map(lambda x: x + 1, older)
-    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=None)
     save_pretrained(tmp_path, SHAPES["gpt2"], newer, **options)
     found = load_pretrained(tmp_path)
     index = "model.safetensors.index.json"
@@ -439,7 +443,7 @@ def test_values_that_the_export_cannot_hold_are_refused(dtype, value, kind, tmp_
     kernel = params["trunk"]["block_1"]["attn"]["c_attn"]["kernel"]
     # Two of the keys: queries are 4 heads of 4, keys 2.
     params["trunk"]["block_1"]["attn"]["c_attn"]["kernel"] = kernel.at[3, 17:19].set(-value)
-    options = dict(kind=kind, eos_id=0, pad_id=None)
+    options = dict(kind=kind, bos_id=None, end_ids=(0,), pad_id=None)
     message = rf"{dtype} cannot hold 2 of 128 values of model.layers.1.self_attn.k_proj.weight"
     with pytest.raises(InputError, match=message):
         save_pretrained(tmp_path / "out", SHAPES["llama"], params, dtype=dtype, **options)
@@ -450,7 +454,7 @@ def test_values_that_the_export_cannot_hold_are_refused(dtype, value, kind, tmp_
 def test_the_largest_values_of_a_format_are_exported(tmp_path):
     params = random_params(SHAPES["gpt2"])
     params["trunk"]["ln_f"]["scale"] = jnp.full(16, 65504.0)
-    options = dict(kind="lm", dtype="float16", eos_id=0, pad_id=None)
+    options = dict(kind="lm", dtype="float16", bos_id=None, end_ids=(0,), pad_id=None)
     save_pretrained(tmp_path, SHAPES["gpt2"], params, **options)
     assert load_pretrained(tmp_path).params["trunk"]["ln_f"]["scale"].max() == 65504
 
@@ -487,7 +491,7 @@ HUB = {
 def test_fields_that_change_nothing_are_passed_over(name, tmp_path):
     shape, fields = HUB[name]
     params = random_params(SHAPES[shape])
-    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=None)
     save_pretrained(tmp_path, SHAPES[shape], params, **options)
     edit_config(tmp_path, **fields)
     found = load_pretrained(tmp_path)
@@ -549,7 +553,14 @@ def test_a_shape_that_no_family_has_is_not_exported(change, tmp_path):
     params = random_params(config)
     with pytest.raises(InputError, match="no model of transformers is like"):
         save_pretrained(
-            tmp_path / "x", config, params, kind="lm", dtype="float32", eos_id=0, pad_id=None
+            tmp_path / "x",
+            config,
+            params,
+            kind="lm",
+            dtype="float32",
+            bos_id=None,
+            end_ids=(0,),
+            pad_id=None,
         )
     assert not (tmp_path / "x").exists()
 
@@ -625,7 +636,7 @@ print((peak - start) / weights)
 
 @pytest.mark.slow
 def test_an_import_needs_no_more_than_1_3_times_its_weights(tmp_path):
-    options = dict(kind="lm", dtype="float32", eos_id=0, pad_id=None)
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=None)
     small = SHAPES["llama"]
     large = dataclasses.replace(small, n_layers=6, d_model=512, n_heads=8, d_ff=2048)
     for name, config, vocab_size in (("small", small, 31), ("large", large, 20_000)):

@@ -71,6 +71,12 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
+def has_tokenizer(folder: str | os.PathLike) -> bool:
+    """Whether there is a vocabulary in ``folder``."""
+    vocabularies = ("tokenizer.json", "vocab.json", "encoder.json")
+    return any((Path(folder) / name).is_file() for name in vocabularies)
+
+
 # --- Vocabulary -------------------------------------------------------------------------------
 
 

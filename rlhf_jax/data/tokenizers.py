@@ -96,13 +96,13 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256 of the tokenizer: equal exactly when two tokenizers encode alike.
 
-        The day that a template may write is not in it: it changes no id's meaning.
+        The day that a template may write is not in it (see ``example``): it changes no id's
+        meaning. Nor are further ends of an answer.
         """
         content = self._backend.to_str() + json.dumps(self._specials)
-        if self._names or self._ends:
-            content += json.dumps([self._names, self._ends])
         if self.chat_prompts:
             content += self.chat_template
+            content += json.dumps(self._names) if self._names else ""
         return hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
@@ -111,12 +111,23 @@ class Tokenizer:
         plain = self._backend.encode("a", add_special_tokens=False).ids
         ids = self._backend.encode("a", add_special_tokens=True).ids
         starts = range(len(ids) - len(plain) + 1)
-        return tuple(ids[: next(n for n in starts if ids[n : n + len(plain)] == plain)])
+        return tuple(ids[: next((n for n in starts if ids[n : n + len(plain)] == plain), 0)])
 
     @property
     def bos_id(self) -> int | None:
         """What a plain text begins with, or None."""
         return self.bos_ids[0] if self.bos_ids else None
+
+    @property
+    def named_bos_id(self) -> int | None:
+        """The begin of text that a text begins with, or that a template may write, or None."""
+        name = self._names.get("bos_token")
+        return self.bos_id if name is None else self._backend.token_to_id(name)
+
+    @property
+    def example(self) -> str:
+        """How the template renders a short prompt, with the day if it writes one; else empty."""
+        return "".join(piece.text for piece in self._probe(render_prompt, (Message("user", "a"),)))
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
@@ -205,11 +216,21 @@ class Tokenizer:
         in the template's markup, and not at the end of an answer.
         """
         if self._in_markup(prompt):
-            return None
+            return self._behind_end(as_text(answer))
         text, _ = self._without_end(as_text(answer))
         found = self._special_pattern.search(prompt) if isinstance(prompt, str) else None
         found = found or self._special_pattern.search(text)
         return found[0] if found else None
+
+    def _behind_end(self, answer: str) -> str | None:
+        """The end token after which an answer in markup goes on, or None."""
+        pieces = pieces_of(Rendered(answer, answer), self._special_texts)
+        ends = [Piece(True, self._backend.id_to_token(i)) for i in self.end_ids]
+        for n, piece in enumerate(pieces):
+            if piece in ends:
+                more = any(each.special or each.text.strip() for each in pieces[n + 1 :])
+                return piece.text if more else None
+        return None
 
     def _prompt_pieces(self, prompt: str | Conversation) -> list[Piece] | None:
         """None for a plain prompt."""
@@ -362,8 +383,8 @@ class Tokenizer:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials, **self._names}
         if self.chat_prompts:
             settings["chat_prompts"] = True
-        if len(self.end_ids) > 1:
-            settings["end_token_ids"] = list(self.end_ids)
+        if self._ends:
+            settings["end_token_ids"] = [self.eos_id, *self._ends]
         if "strftime_now" in (self.chat_template or ""):
             settings["strftime_now"] = self._now.isoformat()
         content = self._backend.to_str()
@@ -374,6 +395,14 @@ class Tokenizer:
             write_atomically(folder / "chat_template.jinja", self.chat_template)
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
         write_atomically(folder / "tokenizer.json", content)
+
+    def beyond(self, rows: int) -> list[str]:
+        """Tokens whose ids an embedding of ``rows`` rows does not have, padding aside."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return sorted(
+            (token for token, i in vocabulary.items() if i >= rows and i != self.pad_id),
+            key=vocabulary.get,
+        )
 
     def with_chat_prompts(self) -> "Tokenizer":
         """The same with prompts in the chat template. Raises InputError without one."""

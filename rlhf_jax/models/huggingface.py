@@ -86,12 +86,14 @@ def save_pretrained(
     *,
     kind: Literal["lm", "scalar"],
     dtype: Literal["float32", "bfloat16", "float16"],
-    eos_id: int,
+    bos_id: int | None,
+    end_ids: Sequence[int],
     pad_id: int | None,
 ) -> None:
     """Write ``config.json``, ``generation_config.json`` and the weights for transformers and vLLM.
 
-    A classifier of transformers has no bias: a reward model's is kept in ``rlhf_jax.json``.
+    Sampling stops at all of ``end_ids``; the first ends a plain text. A classifier of transformers
+    has no bias: a reward model's is kept in ``rlhf_jax.json``.
     Raises InputError, before anything is written, for values that ``dtype`` cannot hold.
     """
     folder = Path(folder)
@@ -109,8 +111,8 @@ def save_pretrained(
         "tie_word_embeddings": config.tied,
         "dtype": dtype,
         "torch_dtype": dtype,
-        "bos_token_id": None,
-        "eos_token_id": eos_id,
+        "bos_token_id": bos_id,
+        "eos_token_id": end_ids[0],
         "pad_token_id": pad_id,
         "use_cache": True,
     }
@@ -125,7 +127,12 @@ def save_pretrained(
     _write_weights(folder, plan, params, dtype)
     _write_json(folder / "config.json", raw)
     if kind == "lm":
-        generation = {"eos_token_id": [eos_id], "pad_token_id": pad_id, "do_sample": True}
+        generation = {
+            "bos_token_id": bos_id,
+            "eos_token_id": list(end_ids),
+            "pad_token_id": pad_id,
+            "do_sample": True,
+        }
         if config.unused_rows:
             rows = len(trunk["wte"])
             generation["suppress_tokens"] = list(range(rows - config.unused_rows, rows))

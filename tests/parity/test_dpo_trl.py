@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dpo")
     tokenizer = train_bpe(["once upon a time there was a king and a queen " * 20], vocab_size=280)
     lm = make_language_model(CONFIG, tokenizer.vocab_size)
-    ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, dtype="float32")
+    ids = dict(bos_id=None, end_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id, dtype="float32")
     for seed, name in enumerate(("policy", "reference")):
         params = jax.tree.map(lambda x: 4 * x, lm.init(jax.random.key(seed)))
         save_pretrained(folder / name, CONFIG, params, kind="lm", **ids)

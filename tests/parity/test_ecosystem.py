@@ -44,7 +44,7 @@ def exported(tmp_path_factory):
     policy = jax.tree.map(lambda x: 4 * x, lm.init(jax.random.key(0)))
     scalar = make_scalar_model(CONFIG, tokenizer.vocab_size)
     reward = scalar.init(jax.random.key(1), policy["trunk"])
-    ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, dtype="float32")
+    ids = dict(bos_id=None, end_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id, dtype="float32")
     for name, kind, params in (("policy", "lm", policy), ("reward", "scalar", reward)):
         save_pretrained(folder / name, CONFIG, params, kind=kind, **ids)
         tokenizer.save(folder / name)

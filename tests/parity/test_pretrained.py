@@ -213,7 +213,14 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 def test_an_export_has_the_bits_of_the_import_and_loads_completely(pair, tmp_path):
     model, imported, folder = pair
     save_pretrained(
-        tmp_path, imported.model, imported.params, kind="lm", dtype="float32", eos_id=0, pad_id=None
+        tmp_path,
+        imported.model,
+        imported.params,
+        kind="lm",
+        dtype="float32",
+        bos_id=None,
+        end_ids=(0,),
+        pad_id=None,
     )
     before, after = tensors(folder), tensors(tmp_path)
     assert before.keys() == after.keys()
@@ -243,7 +250,14 @@ def test_a_classifier_with_one_label_is_a_reward_model(name, side, tmp_path):
     params = imported.params | {"head": imported.params["head"] | {"bias": jnp.full(1, 0.25)}}
     out = tmp_path / "out"
     save_pretrained(
-        out, imported.model, params, kind="scalar", dtype="float32", eos_id=0, pad_id=PAD
+        out,
+        imported.model,
+        params,
+        kind="scalar",
+        dtype="float32",
+        bos_id=None,
+        end_ids=(0,),
+        pad_id=PAD,
     )
     before, after = tensors(tmp_path), tensors(out)
     assert before.keys() == after.keys()
@@ -269,7 +283,14 @@ def test_full_size_checkpoints_agree(name, tmp_path):
     assert difference.max() <= 1e-4, difference.max()
     out = tmp_path / "out"
     save_pretrained(
-        out, imported.model, imported.params, kind="lm", dtype="float32", eos_id=0, pad_id=None
+        out,
+        imported.model,
+        imported.params,
+        kind="lm",
+        dtype="float32",
+        bos_id=None,
+        end_ids=(0,),
+        pad_id=None,
     )
     before, after = tensors(tmp_path / "in"), tensors(out)
     assert before.keys() == after.keys()

@@ -18,7 +18,13 @@ from jax.random import fold_in, split
 
 from experiments.inputs import load_corpora, text_stream
 from experiments.stage import Stage
-from experiments.trained import load_trained, same_tokenizer, save_model_card, with_adapters
+from experiments.trained import (
+    at_the_time_of,
+    load_trained,
+    same_tokenizer,
+    save_model_card,
+    with_adapters,
+)
 from rlhf_jax.cli import main
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.batches import query_batches
@@ -74,7 +80,7 @@ def run(config: PPOConfig) -> dict:
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
         load = partial(load_trained, shardings=parallel.shardings)
-        sft = load(config.init, flag="init")
+        sft = at_the_time_of(load(config.init, flag="init"), config.run.dir)
         reference = sft
         if config.reference is not None:
             reference = load(config.reference, flag="reference", share=sft)
