@@ -26,7 +26,7 @@ from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
 from rlhf_jax.data.formats import Comparison
-from rlhf_jax.errors import check
+from rlhf_jax.errors import DivergedError, check
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.evaluation.preference_audit import length_coefficient
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
@@ -120,6 +120,11 @@ def run(config: RewardConfig) -> dict:
         def evaluate(params):
             """Figures of the held-out part, and how sure the model was of its pairs."""
             scores, _, ranks, _ = score(params, heldout)
+            if not np.isfinite(scores[ranks >= 0]).all():
+                raise DivergedError(
+                    "scores of held-out responses are not finite: the weights have grown too "
+                    "large; start again with a lower --optim.lr in another --run.dir"
+                )
             accuracy, sure = pair_accuracy(scores, ranks), calibration(scores, ranks)
             figures = {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
             return figures | {"eval/ece": sure.ece}, sure

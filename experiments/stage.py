@@ -26,7 +26,7 @@ from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.fates import EncodingReport
-from rlhf_jax.errors import InputError, RunError, describe_os_error
+from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.training.logs import MetricsLog, make_sinks
@@ -53,6 +53,12 @@ MAY_CHANGE = (
     *("parallel", "init", "reference", "reward", "force", "data.cache", "cache"),
 )
 """Config fields that a resumed run may change: they do not change what it computes."""
+AFTER_NAN = tuple(
+    f"{optim}.{name}"
+    for optim in ("optim", "value_optim")
+    for name in ("lr", "adam_lr", "warmup_steps", "warmup_init", "final_lr", "clip_norm")
+)
+"""Config fields that may change after a NaN, which then are part of what was computed."""
 STARTS_FROM = (
     *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
     *("policies", "text_only"),
@@ -120,6 +126,7 @@ class Stage:
                     config_class=type(self.config).__name__,
                     ignore=MAY_CHANGE,
                     late=self._late,
+                    tunable=AFTER_NAN,
                     defaults=to_dict(type(self.config)()),
                     models=self._starts_from(),
                 )
@@ -261,7 +268,10 @@ class Stage:
 
     def due(self, every: int) -> bool:
         """Whether something done each ``every`` steps (0: never) but the last is due now."""
-        return every > 0 and self.done % every == 0 and not self._last
+        if every == 0 or self.done % every or self._last:
+            return False
+        self._log.flush()  # raises before what a NaN has left can be measured
+        return True
 
     def log_evaluation(self, figures: Mapping[str, float]) -> None:
         self._evaluation = dict(figures)
@@ -276,6 +286,7 @@ class Stage:
         if not (stopping or self._last or self.done % self.run_config.save_every == 0):
             return
         self._log.flush()  # raises before a state after a NaN can be saved
+        check_finite(state.params, self.done)
         self._checkpoints.save(
             self.done,
             state,
@@ -334,3 +345,13 @@ class Stage:
         watch = ("loss", "grad_norm", "policy/grad_norm")
         log = MetricsLog(self.run_config.dir, resume_step=resume_step, watch=watch, sinks=sinks)
         return self._stack.enter_context(log)
+
+
+def check_finite(params: Params, step: int) -> None:
+    """Raise DivergedError if the update of ``step`` left a parameter of this process not finite."""
+    parts = [part.data for leaf in jax.tree.leaves(params) for part in leaf.addressable_shards]
+    if not all(np.isfinite(np.asarray(part)).all() for part in parts):
+        raise DivergedError(
+            f"parameters are not finite after step {step}: the same command with a lower "
+            "--optim.lr goes on from the checkpoint before (or from the start, if there is none)"
+        )

@@ -14,6 +14,10 @@ class RunError(RuntimeError):
     """A run that cannot go on (NaN loss, disk full, gate not met): what, where, what next."""
 
 
+class DivergedError(RunError):
+    """A loss or gradient became NaN or infinite: other learning rates may go on in the folder."""
+
+
 def describe_os_error(error: OSError) -> str:
     """What the system said, and of what: "no space left on device (runs/x/metrics.jsonl)"."""
     said = (error.strerror or str(error) or type(error).__name__).strip()

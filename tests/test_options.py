@@ -26,7 +26,7 @@ from rlhf_jax.config import (
     TextDataConfig,
 )
 from rlhf_jax.data.tokenizer_files import load_tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import DivergedError, InputError
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import adapter_rank
 from rlhf_jax.models.transformer import unstack_blocks
@@ -147,6 +147,21 @@ def test_the_average_is_what_is_handed_on(run):
     # After two steps: 0.81 of the start, and at most 0.19 of the way
     moved, lag = gap(raw, initial(plain)), gap(averaged.params, initial(plain))
     assert 0 < lag < 0.2 * moved
+
+
+def test_the_advice_after_a_nan_can_be_followed(run, tmp_path):
+    """The same folder with a lower learning rate: it finishes as a run that began with it."""
+    given = run("reward").config
+    config = replace(given, run=replace(given.run, dir=tmp_path / "r", save_every=99))
+    wild = OptimConfig(lr=1e30, schedule="constant", clip_norm=0.0)
+    with pytest.raises(DivergedError, match=r"a lower --optim\.lr"):
+        reward.run(replace(config, optim=wild, epochs=4))
+    tame = replace(wild, lr=1e-4)
+    assert np.isfinite(
+        reward.run(replace(config, optim=tame, epochs=4))["heldout"]["eval/accuracy"]
+    )
+    first = run("reward", optim=tame, epochs=4)
+    assert gap(load_params(tmp_path / "r" / "final"), first.params) == 0
 
 
 def test_muon_turns_kernels_and_adam_bounds_its_steps(run):

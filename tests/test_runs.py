@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_jax.cli import read_json, to_dict
 from rlhf_jax.config import PretrainConfig
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import DivergedError, InputError, RunError
 from rlhf_jax.training import runs
 from rlhf_jax.training.runs import ModelFile, diff_config, environment, open_run, read_run
 from rlhf_jax.training.signals import StopRequest
@@ -250,3 +250,26 @@ def test_second_interrupt_stops_at_once():
         assert stop.requested
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+
+
+def test_after_a_nan_another_learning_rate_goes_on(tmp_path):
+    """As the message advises; it is recorded, and nothing else may change."""
+    folder = tmp_path / "sft"
+    with pytest.raises(DivergedError), open_sft(folder, config=changed(lr=1e30)):
+        raise DivergedError("loss is nan at step 2")
+    tunable = ("optim.lr",)
+    for other in (changed(lr=1e-4, b1=0.5), changed(b1=0.5)):
+        with pytest.raises(InputError, match=r"optim\.b1 was 0\.9, now 0\.5"):
+            open_sft(folder, config=other, tunable=tunable)
+    with open_sft(folder, config=changed(lr=1e-4), tunable=tunable):
+        pass
+    why = "DivergedError: loss is nan at step 2"
+    assert read_run(folder, stage=None).retuned == [
+        {"why": why, "changed": {"optim.lr": ["1e+30", "0.0001"]}}
+    ]
+    with pytest.raises(InputError, match=r"optim\.lr was 0\.0001"):  # it goes on now
+        open_sft(folder, config=changed(lr=1e-5), tunable=tunable)
+    with pytest.raises(DivergedError), open_sft(folder, config=changed(lr=1e-4)):
+        raise DivergedError("loss is nan at step 9")
+    open_sft(folder, config=changed(lr=1e-5), tunable=tunable).close()
+    assert len(read_run(folder, stage=None).retuned) == 2

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 import jax
 
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import DivergedError, InputError
 from rlhf_jax.training.progress import say
 
 FLUSH_SECONDS = 30
@@ -87,7 +87,7 @@ class MetricsLog:
         """Hold the metrics of ``step`` (device arrays or numbers) and handle those held before.
 
         With ``write=False`` they are only watched: call it every step, write every so often.
-        Raises RunError when a watched metric of the step before is NaN or infinite.
+        Raises DivergedError when a watched metric of the step before is NaN or infinite.
         """
         self.flush()
         self._held = step, dict(metrics), write
@@ -104,7 +104,7 @@ class MetricsLog:
     def flush(self) -> None:
         """Fetch and write what is held; call it before saving, so that no bad state is saved.
 
-        Raises RunError when a watched metric is NaN or infinite.
+        Raises DivergedError when a watched metric is NaN or infinite.
         """
         if self._held is None:
             return
@@ -116,10 +116,10 @@ class MetricsLog:
             self._write(step, values)
         for name, value in values.items():
             if self._watched(name) and not math.isfinite(value):
-                raise RunError(
+                raise DivergedError(
                     f"{name} is {value} at step {step} (batch {step} of this stage); stopped with "
-                    "the last good checkpoint kept: resume with a lower learning rate, or look at "
-                    "that batch"
+                    "the last good checkpoint kept: the same command with a lower --optim.lr goes "
+                    "on from there (or from the start, if there is none); or look at that batch"
                 )
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.errors import InputError, RunError, describe_os_error
+from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
 
 SCHEMA = 1
 LIBRARIES = (
@@ -50,6 +50,8 @@ class SavedRun(NamedTuple):
     """What it started from, by the config's field."""
     done: dict[str, Any] | None
     """The final summary, or None when the run has not finished."""
+    retuned: list[dict[str, Any]]
+    """After each divergence: why, and the fields that were changed to go on."""
 
     @property
     def checkpoints(self) -> Path:
@@ -105,13 +107,15 @@ def open_run(
     config_class: str,
     ignore: Collection[str],
     late: Collection[str] = (),
+    tunable: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
     models: Mapping[str, ModelFile] | None = None,
 ) -> Run:
     """Take a run folder for this process: start it when new, resume it when it is the same run.
 
     ``ignore`` names dotted fields (or groups of them) that may change between start and resume,
-    ``late`` those that may until the run is finished: the newest are what is saved. A field that a
+    ``late`` those that may until the run is finished, ``tunable`` those that may after it diverged,
+    which is recorded: the newest are what is saved. A field that a
     run of an older version does not have counts as its value in ``defaults``. ``models`` are what
     the run starts from: a folder may be moved, but not hold another model. Only process 0 checks
     and writes; ``config`` and ``defaults`` are JSON-able.
@@ -134,17 +138,37 @@ def open_run(
         saved = read_run(folder, stage=None) if saved_path.exists() else None
         if saved is not None:
             allowed = [*ignore, *(() if saved.done else late)]
+            allowed += tunable if diverged(folder) else ()
             check_same(saved, stage, config, allowed, defaults or {})
             check_same_models(saved, models or {})
         if saved is None or diff_config(saved.config, config, ignore=ignore):
             record = describe_run(stage, config, config_class)
             record["models"] = saved.models if saved else dict(models or {})
+            record["retuned"] = retuned(saved, config, [*ignore, *late]) if saved else []
             write_atomically(saved_path, json.dumps(record, indent=2) + "\n")
         (folder / "FAILED").unlink(missing_ok=True)
         return Run(folder, done=read_done(folder), lock=lock)
     except BaseException:
         lock.close()
         raise
+
+
+def diverged(folder: Path) -> str:
+    """Why the run stopped, if its loss or gradient had become NaN or infinite; else empty."""
+    failed = folder / "FAILED"
+    why = failed.read_text() if failed.exists() else ""
+    return why.strip() if why.startswith(DivergedError.__name__) else ""
+
+
+def retuned(
+    saved: SavedRun, config: Mapping[str, Any], ignore: Collection[str]
+) -> list[dict[str, Any]]:
+    """What was changed after each divergence, with what is changed now."""
+    changes = {
+        name: [was, now] for name, was, now in diff_config(saved.config, config, ignore=ignore)
+    }
+    why = diverged(saved.folder)
+    return [*saved.retuned, {"why": why, "changed": changes}] if why and changes else saved.retuned
 
 
 def read_run(folder: Path, *, stage: str | None) -> SavedRun:
@@ -162,6 +186,7 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
             saved["config"],
             {name: ModelFile(*model) for name, model in saved.get("models", {}).items()},
             read_done(folder),
+            saved.get("retuned", []),
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None
