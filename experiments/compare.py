@@ -120,9 +120,9 @@ def check_enough(prompts: int, config: CompareConfig, where: str) -> None:
     """Raise InputError if there are fewer prompts than are to be compared and held out."""
     check(
         prompts >= config.num_prompts + config.heldout_prompts,
-        f"{where} has {prompts} prompts for comparisons; --compare.num-prompts "
-        f"{config.num_prompts} and --compare.heldout-prompts {config.heldout_prompts} together "
-        "ask for more",
+        f"{where} has {prompts} prompts for comparisons; --num-prompts {config.num_prompts} and "
+        f"--heldout-prompts {config.heldout_prompts} (in a chain --compare.num-prompts ...) "
+        "together ask for more",
     )
 
 

@@ -96,7 +96,9 @@ def chain_models(
         fresh += ("policy",)
         one = make_parallel(ParallelConfig(devices=1, hosts="off"))
         pretraining = replace(c.pretrain, data=text)
-        policy = merged(pretrain.starting_point(pretraining, load_corpora(text), one))
+        policy = merged(
+            pretrain.starting_point(pretraining, load_corpora(text, flag="pretrain.data"), one)
+        )
         if policy.params is None:
             lm = make_language_model(policy.model, policy.vocab_size)
             policy = policy._replace(params=lm.init(k_policy))

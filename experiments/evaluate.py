@@ -87,7 +87,7 @@ def run(config: EvaluateConfig) -> dict:
         stage.note_rows(prompts=prompt_report(prompts, tokenizer, config.prompt_length))
         task = read_task(config.task, config.source)
         check_prompts(task, prompts)
-        corpora = load_corpora(config.text) if config.text.path else None
+        corpora = load_corpora(config.text, flag="text") if config.text.path else None
 
         # Answers
         key = jax.random.key(config.run.seed)

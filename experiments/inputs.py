@@ -25,10 +25,13 @@ class Corpora(NamedTuple):
     heldout: tuple[Rows, ...]
 
 
-def load_corpora(config: TextDataConfig) -> Corpora:
-    """Each corpus of ``config`` with its held-out part. Raises InputError if there is none."""
+def load_corpora(config: TextDataConfig, *, flag: str) -> Corpora:
+    """Each corpus of ``config``, which ``flag`` gave, with its held-out part.
+
+    Raises InputError if there is none.
+    """
     if not config.path:
-        raise InputError("data.path is empty: give --data.path FILE.txt or FILE.jsonl")
+        raise InputError(f"--{flag}.path is empty: give --{flag}.path FILE.txt or FILE.jsonl")
     names = tuple(path.stem.removeprefix("corpus_") for path in config.path)
     train = [load_texts(path, data_dir=config.cache) for path in config.path]
     if config.heldout:

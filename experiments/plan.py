@@ -149,7 +149,7 @@ def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> st
                     f"({report.gib(again.bytes)} GiB)"
                 )
     if found.error:
-        return "no number of micro-batches fits on this mesh; try --search or more chips"
+        return "no number of micro-batches fits on this mesh; try --search True or more chips"
     more = -(-found.bytes * chips // int(chip.hbm))
     return f"needs about {more} chips if all of it is split evenly (estimate)"
 

@@ -103,7 +103,7 @@ def run(config: PPOConfig) -> dict:
         if config.ptx_coef:
             model.check_context(**{"ptx_data.block_size": config.ptx_data.block_size})
             parallel.check_batch("ptx_batch_size", config.ptx_batch_size)
-            corpora = load_corpora(config.ptx_data)
+            corpora = load_corpora(config.ptx_data, flag="ptx-data")
             iterators["ptx"] = text_stream(
                 corpora,
                 tokenizer,

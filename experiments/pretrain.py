@@ -35,7 +35,7 @@ def run(config: PretrainConfig) -> dict:
         # Data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
-        corpora = load_corpora(config.data)
+        corpora = load_corpora(config.data, flag="data")
         start = starting_point(config, corpora, parallel)
         tokenizer = start.tokenizer
         save_model_card(config.run.dir, start.model, start.vocab_size, tokenizer, kind="lm")

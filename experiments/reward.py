@@ -123,7 +123,7 @@ def run(config: RewardConfig) -> dict:
             if not np.isfinite(scores[ranks >= 0]).all():
                 raise DivergedError(
                     "scores of held-out responses are not finite: the weights have grown too "
-                    "large; start again with a lower --optim.lr in another --run.dir"
+                    "large; start again with a lower --optim.lr in another folder"
                 )
             accuracy, sure = pair_accuracy(scores, ranks), calibration(scores, ranks)
             figures = {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}

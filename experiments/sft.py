@@ -90,7 +90,7 @@ def run(config: SFTConfig) -> dict:
         corpora = None
         if config.pretrain_data.path:
             model.check_context(**{"pretrain_data.block_size": config.pretrain_data.block_size})
-            corpora = load_corpora(config.pretrain_data)
+            corpora = load_corpora(config.pretrain_data, flag="pretrain-data")
             if text_rows:
                 iterators["text"] = text_stream(
                     corpora,

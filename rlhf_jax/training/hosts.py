@@ -94,7 +94,10 @@ def leave(error: Exception) -> None:
     os._exit(code)
 
 
-AGAIN = "start all of them again with the same command: the run goes on from its last checkpoint"
+AGAIN = (
+    "start all of them again with the same command: the run goes on from its last checkpoint, if "
+    "it has one"
+)
 
 
 def lost_peer(error: BaseException | None) -> str | None:

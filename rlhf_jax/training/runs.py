@@ -221,8 +221,7 @@ def check_same(
 ) -> None:
     if saved.stage != stage:
         raise InputError(
-            f"{saved.folder} belongs to stage {saved.stage!r}, not {stage!r}: "
-            "choose another --run.dir"
+            f"{saved.folder} belongs to stage {saved.stage!r}, not {stage!r}: choose another folder"
         )
     as_default = [(name, "absent", json.dumps(value)) for name, value in flatten(defaults).items()]
     changes = [
@@ -234,7 +233,7 @@ def check_same(
         listed = "; ".join(f"{name} was {was}, now {now}" for name, was, now in changes)
         raise InputError(
             f"{saved.folder} was started with another config: {listed} "
-            "(resume with the same, or choose another --run.dir)"
+            "(resume with the same, or choose another folder)"
         )
 
 
@@ -249,7 +248,7 @@ def check_same_models(saved: SavedRun, models: Mapping[str, ModelFile]) -> None:
             raise InputError(
                 f"{saved.folder} was started from another model: {name} was {was.path} "
                 f"({was.digest[:12]}), now {now.path} ({now.digest[:12]}) "
-                "(resume from the same, or choose another --run.dir)"
+                "(resume from the same, or choose another folder)"
             )
 
 
@@ -346,7 +345,7 @@ def take_lock(folder: Path) -> Any:
         owner = lock.read().strip() or "unknown"
         lock.close()
         raise RunError(
-            f"{folder} is in use by another process ({owner}); wait, or choose another --run.dir"
+            f"{folder} is in use by another process ({owner}); wait, or choose another folder"
         ) from None
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {platform.node()}\n")
