@@ -20,6 +20,7 @@ from experiments.sampling import Sampled
 from rlhf_jax.cli import to_dict
 from rlhf_jax.config import SamplingConfig
 from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -54,7 +55,9 @@ def with_cache(
         "jax": version("jax"),
     }
 
-    def batches(params: Params, prompts: Sequence[str], key: Key[Array, ""]) -> Iterator[Sampled]:
+    def batches(
+        params: Params, prompts: Sequence[str | Conversation], key: Key[Array, ""]
+    ) -> Iterator[Sampled]:
         identity = settings | {
             "params": params_sha256(params),
             "prompts": list(prompts),

@@ -28,6 +28,7 @@ from experiments.reward_scores import fold_held_out, make_scorer
 from experiments.trained import Trained, load_trained, training_config
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
@@ -117,7 +118,9 @@ def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
     if is_name(Path(name)):
         return load_preferences(name, config.source, fold)
     rows = read_comparisons(name)
-    return Preferences([], rows, ["all"] * len(rows), [row.prompt for row in rows], [], None)
+    return Preferences(
+        [], rows, ["all"] * len(rows), [as_text(row.prompt) for row in rows], [], None
+    )
 
 
 def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float) -> Scored:

@@ -18,6 +18,7 @@ from experiments.scoring import continuation_logprobs, make_scorer
 from experiments.trained import Trained, load_by_name, names_apart
 from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
+from rlhf_jax.data.chat import as_json
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.errors import check
@@ -27,7 +28,10 @@ from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
 
 def run(config: CanaryConfig) -> dict[str, Interval] | None:
     if config.what == "plant":
-        rows = [row._asdict() for row in read_demonstrations(config.data)]
+        rows = [
+            {"prompt": as_json(row.prompt), "completion": as_json(row.completion)}
+            for row in read_demonstrations(config.data)
+        ]
         secrets = [row._asdict() for row in plant(config.number, seed=config.seed)]
         rows += secrets * config.repeat
         order = np.random.default_rng(config.seed).permutation(len(rows))

@@ -18,6 +18,7 @@ from experiments.stage import Stage
 from experiments.trained import load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
+from rlhf_jax.data.chat import as_json, as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import check
@@ -48,7 +49,7 @@ def run(config: CompareConfig) -> dict:
         prompts = [row.prompt for row in read_prompts(config.prompts)][:total]
         check_enough(len(prompts), config, str(config.prompts))
         task = read_task(config.task, config.source)
-        check_prompts(task, prompts)
+        check_prompts(task, list(map(as_text, prompts)))
         stage.note_rows(prompts=prompt_report(prompts, policy.tokenizer, config.prompt_length))
         sampler = make_sampler(
             make_language_model(policy.model, policy.vocab_size),
@@ -79,7 +80,7 @@ def run(config: CompareConfig) -> dict:
                 groups = list(zip(*[answers] * K, strict=True))
                 new = [
                     {
-                        "prompt": prompt,
+                        "prompt": as_json(prompt),
                         "responses": [text for text, _ in group],
                         "response_tokens": [ids for _, ids in group],
                     }
@@ -90,13 +91,14 @@ def run(config: CompareConfig) -> dict:
                 rows += new
 
         # Rank
-        utility = gold_scores(task.gold, rows)
+        texts = list(map(as_text, prompts))
+        utility = gold_scores(task.gold, texts, rows)
         noise = {"tie_width": config.labeler.tie_width}
         responses = [row["responses"] for row in rows]
         gaps = score_gaps(utility, responses)
         tau = calibrate_tau(gaps, agreement=config.labeler.agreement, **noise)
         labeler = SimulatedLabeler(task.gold, tau=tau, seed=config.run.seed, **noise)
-        ranks = labeler.rank_many([row["prompt"] for row in rows], responses)
+        ranks = labeler.rank_many(texts, responses)
         for row, ranked, scores in zip(rows, ranks, utility, strict=True):
             row |= {"ranks": list(map(int, ranked)), "gold": list(map(float, scores))}
 
@@ -126,9 +128,9 @@ def check_enough(prompts: int, config: CompareConfig, where: str) -> None:
     )
 
 
-def gold_scores(gold, rows: Sequence[dict]) -> np.ndarray:
+def gold_scores(gold, prompts: Sequence[str], rows: Sequence[dict]) -> np.ndarray:
     """Gold score of every response, [P, K]."""
-    prompts = [row["prompt"] for row in rows for _ in row["responses"]]
+    prompts = [p for p, row in zip(prompts, rows, strict=True) for _ in row["responses"]]
     responses = [response for row in rows for response in row["responses"]]
     return np.reshape(gold(prompts, responses), (len(rows), -1))
 

@@ -21,9 +21,9 @@ from rlhf_jax.config import (
     SFTConfig,
 )
 from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.encoding import encode_demonstrations, encode_prompts
-from rlhf_jax.data.files import find_files, read_rows
-from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, iterate
+from rlhf_jax.data.formats import Account, Comparison, Demonstration, Prompt, iterate
 from rlhf_jax.evaluation import invariants as of_model
 from rlhf_jax.evaluation import invariants_data as of_data
 from rlhf_jax.evaluation import invariants_ppo as of_ppo
@@ -190,7 +190,7 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
 
 def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
     t, length, context = p.policy.tokenizer, p.ppo.prompt_length, p.policy.model.context
-    texts = [row.prompt for row in prompts]
+    texts = [as_text(row.prompt) for row in prompts]
     ids = t.encode_batch(texts)
     batch, report = encode_prompts(prompts, t, query_length=length, everything=True)
     return [
@@ -243,10 +243,11 @@ def comparison_findings(path: Path | None) -> list[Finding]:
     if path is None or not path.exists():
         reason = f"{path} is not there" if path else "the reward model's run names none"
         return [not_run("comparisons", reason)]
-    rows = list(iterate(path, Comparison))
-    total = sum(1 for file in find_files(path) for _ in read_rows(file))
+    account = Account()
+    rows = list(iterate(path, Comparison, account))
+    tied = sum(each.why == "all responses tied" for each in account.left_out)
     agree = of_data.comparisons_agree(of_data.find_conflicts(rows), bound=0.05)
-    return [*agree, of_data.rankings_rank(total - len(rows), total, bound=0.1)]
+    return [*agree, of_data.rankings_rank(tied, len(rows) + tied, bound=0.1)]
 
 
 def model_findings(p: Patient, episodes: Episodes) -> list[Finding]:

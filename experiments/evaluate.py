@@ -28,6 +28,7 @@ from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, ModelConfig
+from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.errors import check
@@ -86,7 +87,8 @@ def run(config: EvaluateConfig) -> dict:
         tokenizer = policies[baseline].tokenizer
         stage.note_rows(prompts=prompt_report(prompts, tokenizer, config.prompt_length))
         task = read_task(config.task, config.source)
-        check_prompts(task, prompts)
+        texts = list(map(as_text, prompts))
+        check_prompts(task, texts)
         corpora = load_corpora(config.text, flag="text") if config.text.path else None
 
         # Answers
@@ -97,22 +99,22 @@ def run(config: EvaluateConfig) -> dict:
             n = max(config.best_of) if name == baseline else 1
             each = partial(stage.each, of=name)
             answers[name] = answer(policy, prompts, key, n=n, each=each)
-            stage.log_samples(sample_rows(name, prompts, answers[name]))
+            stage.log_samples(sample_rows(name, texts, answers[name]))
             if config.alpaca_eval:
-                write_alpaca(config, name, prompts, answers[name])
+                write_alpaca(config, name, texts, answers[name])
 
         # Figures
         base = answers[baseline]
         several = [n for n in config.best_of if n > 1]  # best of 1 is the baseline itself
         answers |= {f"best_of_{n}": best_of(base, n) for n in several}
-        table = {name: describe(prompts, given, base, task) for name, given in answers.items()}
+        table = {name: describe(texts, given, base, task) for name, given in answers.items()}
         if config.second_reward is not None:
             for name, given in answers.items():
                 table[name]["second_score"] = measure.mean_ci(given.second_scores[:, 0])
         for n in several:
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         without_model = {
-            name: describe_text(prompts, respond(prompts), base, task)
+            name: describe_text(texts, respond(texts), base, task)
             for name, respond in task.baselines.items()
         }
         text = text_losses(config, parallel, policies | text_only, corpora) if corpora else {}
@@ -158,7 +160,12 @@ def make_answer(
         return lm, judge
 
     def answer(
-        policy: Trained, prompts: Sequence[str], key, *, n: int, each=lambda batches, total: batches
+        policy: Trained,
+        prompts: Sequence[str | Conversation],
+        key,
+        *,
+        n: int,
+        each=lambda batches, total: batches,
     ) -> Answers:
         lm, judge = functions(policy.model, policy.vocab_size)
         prompts_per_batch = config.batch_size // n
@@ -191,7 +198,7 @@ def make_answer(
             for column in zip(*columns, strict=True)
         )
         groups = [texts[i : i + n] for i in range(0, len(texts), n)]
-        graded = gold([p for p in prompts for _ in range(n)], texts)
+        graded = gold([as_text(p) for p in prompts for _ in range(n)], texts)
         graded = np.reshape(graded, (-1, n))
         return Answers(groups, scores, second_scores, graded, kl, length, ended)
 

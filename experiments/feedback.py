@@ -27,7 +27,7 @@ from pathlib import Path
 from experiments import feedback_verdict
 from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
-from rlhf_jax.data.files import check_writable, find_files, read_rows, write_atomically
+from rlhf_jax.data.files import Origin, check_writable, find_files, read_rows, write_atomically
 from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.feedback import accounts, figures, formats, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
@@ -160,7 +160,7 @@ def import_rankings(config: FeedbackConfig) -> None:
     print(f"{len(found)} rankings from {config.file}", file=sys.stderr)
 
 
-def read_ranking(where: str, row: dict) -> list[formats.Imported]:
+def read_ranking(where: Origin, row: dict) -> list[formats.Imported]:
     try:
         return formats.read_ranking(row)
     except InputError as error:

@@ -14,6 +14,7 @@ from experiments.reward_scores import disagreement, make_scorer
 from experiments.sampling import make_sampler
 from experiments.trained import Trained, load_trained
 from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.formats import Comparison, read_prompts
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback import conversation, figures, queue
@@ -106,7 +107,7 @@ def next_prompts(config: FeedbackConfig, database: Database, count: int) -> list
     """Prompts that were not asked yet, in the file's order; from its beginning when all were."""
     path = config.prompts or config.data / "prompts_comparisons.jsonl"
     clean = scrub if config.serve.scrub else str
-    prompts = list(dict.fromkeys(clean(row.prompt) for row in read_prompts(path)))
+    prompts = list(dict.fromkeys(clean(as_text(row.prompt)) for row in read_prompts(path)))
     asked = set(queue.prompts_asked(database))
     new = [prompt for prompt in prompts if prompt not in asked]
     return (new + prompts)[:count]

@@ -30,6 +30,7 @@ from experiments.feedback_answers import (
 )
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, FeedbackConfig
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Comparison, read_prompts
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
@@ -196,7 +197,7 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
         figures.add_round(database, 0, body)
     answers = answer(load_policy(config, number), prompts, key, n=1)
     before = figures.read_rounds(database)[-1]["texts"]
-    samples = zip(prompts, before, answers.texts, strict=False)
+    samples = zip(map(as_text, prompts), before, answers.texts, strict=False)
     heldout = read_done(config.reward_model(number, 0))["heldout"]
     return described(answers) | {
         "accuracy": heldout["eval/accuracy"],

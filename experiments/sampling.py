@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 from rlhf_jax.config import SamplingConfig
 from rlhf_jax.data import fates
 from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -37,7 +38,9 @@ class Sampled(NamedTuple):
         return [ids[mask].tolist() for ids, mask in rows]
 
 
-def prompt_report(prompts: Sequence[str], tokenizer: Tokenizer, length: int) -> EncodingReport:
+def prompt_report(
+    prompts: Sequence[str | Conversation], tokenizer: Tokenizer, length: int
+) -> EncodingReport:
     """How many prompts are cut to their last ``length`` tokens, for a stage's summary."""
     rows = (Prompt(prompt) for prompt in prompts)
     report = fates.count(fates.of_prompts(rows, tokenizer, prompt_length=length))
@@ -78,7 +81,7 @@ def make_sampler(
         )
 
     def batches(
-        params: Params, prompts: Sequence[str], key: Key[Array, ""], *, skip: int = 0
+        params: Params, prompts: Sequence[str | Conversation], key: Key[Array, ""], *, skip: int = 0
     ) -> Iterator[Sampled]:
         rows = [Prompt(prompt) for prompt in prompts]
         stream = query_batches(

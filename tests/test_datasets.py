@@ -8,6 +8,7 @@ import tempfile
 import pytest
 
 from rlhf_jax.data import datasets
+from rlhf_jax.data.chat import Message
 from rlhf_jax.data.datasets import (
     load_comparisons,
     load_demonstrations,
@@ -15,9 +16,11 @@ from rlhf_jax.data.datasets import (
     load_texts,
     split,
 )
+from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import (
     Comparison,
     Demonstration,
+    LeftOut,
     Prompt,
     Text,
     read_comparisons,
@@ -35,6 +38,11 @@ def write(tmp_path):
     return write
 
 
+def bare(rows):
+    """Rows without their places."""
+    return [row._replace(origin=None) for row in rows]
+
+
 @pytest.fixture
 def cache(tmp_path):
     return tmp_path / "cache"
@@ -44,23 +52,23 @@ def test_texts_keep_their_order_and_type(write, cache):
     path = write(*({"text": f"text {n} é😀"} for n in range(600)))
     rows = load_texts(path, data_dir=cache)
     assert list(rows) == read_texts(path)
-    assert type(rows[7]) is Text and rows[7] == Text("text 7 é😀")
-    assert rows[-1] == Text("text 599 é😀") and len(rows) == 600
+    assert type(rows[7]) is Text and rows[7] == Text("text 7 é😀", Origin(str(path), 8))
+    assert rows[-1].text == "text 599 é😀" and len(rows) == 600
     assert list(rows[10:20:5]) == [rows[10], rows[15]]
     with pytest.raises(IndexError):
         rows[600]
 
 
 def test_prompts_and_demonstrations(write, cache):
-    path = write({"prompt": "p\x00", "completion": ""}, {"prompt": "q", "completion": " c"})
-    assert list(load_prompts(path, data_dir=cache)) == [Prompt("p\x00"), Prompt("q")]
-    expected = [Demonstration("p\x00", ""), Demonstration("q", " c")]
-    assert list(load_demonstrations(path, data_dir=cache)) == expected
+    path = write({"prompt": "p\x00", "completion": "é"}, {"prompt": "q", "completion": " c"})
+    assert bare(load_prompts(path, data_dir=cache)) == [Prompt("p\x00"), Prompt("q")]
+    expected = [Demonstration("p\x00", "é"), Demonstration("q", " c")]
+    assert bare(load_demonstrations(path, data_dir=cache)) == expected
 
 
 def test_comparisons_keep_ranks_ties_and_sampled_ids(write, cache):
     path = write(
-        {"prompt": "p", "responses": ["a", "", "é"], "ranks": [1, 0, 1]},
+        {"prompt": "p", "responses": ["a", "b", "é"], "ranks": [1, 0, 1]},
         {
             "prompt": "q",
             "responses": ["a", "b"],
@@ -70,17 +78,38 @@ def test_comparisons_keep_ranks_ties_and_sampled_ids(write, cache):
     )
     rows = list(load_comparisons(path, data_dir=cache))
     assert rows == read_comparisons(path)
-    assert rows[0] == Comparison("p", ("a", "", "é"), (1, 0, 1), None)
+    assert rows[0] == Comparison("p", ("a", "b", "é"), (1, 0, 1), None, Origin(str(path), 1))
     assert rows[1].tokens == ((70000,), (2, 0, 1))
     assert all(type(value) is int for value in (*rows[0].ranks, *rows[1].tokens[1]))
 
 
+def test_conversations_and_the_account_come_back_from_the_cache(write, cache, caplog):
+    asked = [{"role": "user", "content": "a\n\nHuman: b"}]
+    pair = {"prompt": asked, "chosen": [{"role": "assistant", "content": " c"}], "rejected": "d"}
+    path = write(pair, pair | {"rejected": " " * 3}, pair | {"rejected": pair["chosen"], "odd": 1})
+    first, again = (load_comparisons(path, data_dir=cache) for _ in range(2))
+    answers = ((Message("assistant", " c"),), (Message("assistant", "d"),))
+    row = Comparison(
+        (Message("user", "a\n\nHuman: b"),), answers, (0, 1), None, Origin(str(path), 1)
+    )
+    assert list(first) == list(again) == [row]
+    left_out = (
+        LeftOut(Origin(str(path), 2), "empty answer"),
+        LeftOut(Origin(str(path), 3), "chosen equals rejected"),
+    )
+    assert first.left_out == again.left_out == left_out == again.select([]).left_out
+    assert first.notes == again.notes == {"column odd is not read": 1}
+    assert caplog.text.count("1 of 3 rows left out, chosen equals rejected") == 2
+    moved = path.rename(path.with_name("moved.jsonl"))
+    assert load_comparisons(moved, data_dir=cache)[0].origin.file == str(moved)
+
+
 def test_a_set_is_prepared_once_and_anew_when_its_file_is_edited(write, cache, monkeypatch):
-    assert load_texts(write({"text": "old"}), data_dir=cache)[0] == Text("old")
+    assert load_texts(write({"text": "old"}), data_dir=cache)[0].text == "old"
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "iterate", None)  # reading the file again would fail
-        assert load_texts(write({"text": "old"}), data_dir=cache)[0] == Text("old")
-    assert load_texts(write({"text": "new"}), data_dir=cache)[0] == Text("new")
+        assert load_texts(write({"text": "old"}), data_dir=cache)[0].text == "old"
+    assert load_texts(write({"text": "new"}), data_dir=cache)[0].text == "new"
     write({"text": "more"}, name="second.jsonl")
     assert len(load_texts(write({"text": "new"}).parent, data_dir=cache)) == 2
 
@@ -90,7 +119,7 @@ def test_a_bad_row_leaves_nothing_behind(write, cache):
     with pytest.raises(InputError, match=r"rows.jsonl, line 2: prompt is a number"):
         load_prompts(path, data_dir=cache)
     assert not list(cache.rglob("*.array_record*"))
-    assert load_prompts(write({"prompt": "p"}), data_dir=cache)[0] == Prompt("p")
+    assert load_prompts(write({"prompt": "p"}), data_dir=cache)[0].prompt == "p"
 
 
 def test_another_process_may_be_first(write, cache, monkeypatch):
@@ -103,7 +132,7 @@ def test_another_process_may_be_first(write, cache, monkeypatch):
         return iterate(*args)
 
     monkeypatch.setattr(datasets, "iterate", overtaken)
-    assert list(load_texts(path, data_dir=cache)) == [Text("a"), Text("b")]
+    assert bare(load_texts(path, data_dir=cache)) == [Text("a"), Text("b")]
     assert not list(cache.rglob("*incomplete*"))
 
 
@@ -141,7 +170,7 @@ def test_split_holds_out_whole_prompts_by_hash(write, cache):
 def test_split_does_not_depend_on_order_nor_on_other_rows(write, cache):
     rows = [{"text": f"t{n}"} for n in range(100)]
     splits = [
-        set(split(load_texts(write(*some), data_dir=cache), heldout_fraction=0.1)[1])
+        set(bare(split(load_texts(write(*some), data_dir=cache), heldout_fraction=0.1)[1]))
         for some in (rows, rows[::-1], rows[:90])
     ]
     assert splits[0] == splits[1]

@@ -79,7 +79,7 @@ def test_stages_read_native_and_trl_rows(labels, tmp_path):
     shown = rows_of_stages.read_demonstrations(
         write(tmp_path / "sft.jsonl", formats.demonstrations(labels))
     )
-    assert shown == [("prompt 0", " mine"), ("hello", " better")]
+    assert [row[:2] for row in shown] == [("prompt 0", " mine"), ("hello", " better")]
     liked = formats.trl_unpaired(labels)
     assert [row["label"] for row in liked] == [False, True, False]
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.data.chat import Message, as_conversation, as_text, flatten, written_prompt
+from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import (
     Comparison,
     Demonstration,
@@ -23,7 +25,13 @@ USER = {"role": "user", "content": "Hi?"}
 BOT = {"role": "assistant", "content": "Yes."}
 BAD_BOT = {"role": "assistant", "content": "No."}
 SYSTEM = {"role": "system", "content": "Be kind."}
-ASKED = "\n\nHuman: Hi?\n\nAssistant:"
+HI = (Message("user", "Hi?"),)
+YES, NO = (Message("assistant", "Yes."),), (Message("assistant", "No."),)
+
+
+def bare(rows):
+    """Rows without their places."""
+    return [row._replace(origin=None) for row in rows]
 
 
 @pytest.fixture
@@ -48,37 +56,40 @@ def write(tmp_path):
     ],
 )
 def test_texts(write, row, text):
-    assert read_texts(write(row)) == [Text(text)]
+    assert bare(read_texts(write(row))) == [Text(text)]
 
 
 def test_plain_text_is_split_at_separators(write):
-    path = write("one\ntwo\n", "<|endoftext|>\r", "", "in <|endoftext|> line", name="a.txt")
-    assert read_texts(path) == [Text("one\ntwo"), Text("in <|endoftext|> line")]
+    path = write("one\ntwo\n", "<|endoftext|>\r", "", "three", name="a.txt")
+    assert read_texts(path) == [
+        Text("one\ntwo", Origin(str(path), 1)),
+        Text("three", Origin(str(path), 6)),
+    ]
 
 
 @pytest.mark.parametrize(
     "row, expected",
     [
         ({"prompt": "p", "completion": " c"}, ("p", " c")),
-        ({"prompt": [USER], "completion": [BOT]}, (ASKED, " Yes.")),
-        ({"messages": [USER, BOT]}, (ASKED, " Yes.")),
-        ({"messages": [USER, BOT, USER, BAD_BOT]}, (ASKED + " Yes." + ASKED, " No.")),
-        ({"instruction": "Hi?", "input": "", "output": "Yes."}, (ASKED, " Yes.")),
+        ({"prompt": [USER], "completion": [BOT]}, (HI, YES)),
+        ({"messages": [USER, BOT]}, (HI, YES)),
+        ({"messages": [USER, BOT, USER, BAD_BOT]}, ((*HI, *YES, *HI), NO)),
+        ({"instruction": "Hi?", "input": "", "output": "Yes."}, (HI, YES)),
         (
             {"instruction": "Add.", "input": "1 2", "output": "3"},
-            ("\n\nHuman: Add.\n\n1 2\n\nAssistant:", " 3"),
+            ((Message("user", "Add.\n\n1 2"),), (Message("assistant", "3"),)),
         ),
     ],
 )
 def test_demonstrations(write, row, expected):
     path = write(row)
-    assert read_demonstrations(path) == [Demonstration(*expected)]
-    assert read_prompts(path) == [Prompt(expected[0])]
+    assert bare(read_demonstrations(path)) == [Demonstration(*expected)]
+    assert bare(read_prompts(path)) == [Prompt(expected[0])]
 
 
 def test_unpaired_rows_labelled_false_are_left_out_and_counted(write, caplog):
     rows = [{"prompt": "p", "completion": str(n), "label": n == 1} for n in range(3)]
-    assert read_demonstrations(write(*rows)) == [Demonstration("p", "1")]
+    assert bare(read_demonstrations(write(*rows))) == [Demonstration("p", "1")]
     assert "2 of 3 rows left out, label false" in caplog.text
 
 
@@ -91,18 +102,18 @@ POST = {"post": "I fell.", "title": "Help", "subreddit": "AskReddit"}
         ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}, "p", ("c", "r"), (0, 1)),
         (
             {"prompt": [USER], "chosen": [BOT], "rejected": [BAD_BOT]},
-            ASKED,
-            (" Yes.", " No."),
+            HI,
+            (YES, NO),
             (0, 1),
         ),
-        ({"chosen": [USER, BOT], "rejected": [USER, BAD_BOT]}, ASKED, (" Yes.", " No."), (0, 1)),
+        ({"chosen": [USER, BOT], "rejected": [USER, BAD_BOT]}, HI, (YES, NO), (0, 1)),
         (
             {
                 "chosen": "\n\nHuman: a\n\nAssistant: b c",
                 "rejected": "\n\nHuman: a\n\nAssistant: b d",
             },
-            "\n\nHuman: a\n\nAssistant:",
-            (" b c", " b d"),
+            (Message("user", "a"),),
+            ((Message("assistant", "b c"),), (Message("assistant", "b d"),)),
             (0, 1),
         ),
         (
@@ -119,8 +130,8 @@ POST = {"post": "I fell.", "title": "Help", "subreddit": "AskReddit"}
         ),
         (
             {"instruction": "Hi?", "input": "", "chosen": "Yes.", "rejected": "No."},
-            ASKED,
-            (" Yes.", " No."),
+            HI,
+            (YES, NO),
             (0, 1),
         ),
         (
@@ -155,8 +166,8 @@ POST = {"post": "I fell.", "title": "Help", "subreddit": "AskReddit"}
 )
 def test_comparisons(write, row, prompt, responses, ranks):
     path = write(row)
-    assert read_comparisons(path) == [Comparison(prompt, responses, ranks)]
-    assert read_prompts(path) == [Prompt(prompt)]
+    assert bare(read_comparisons(path)) == [Comparison(prompt, responses, ranks)]
+    assert bare(read_prompts(path)) == [Prompt(prompt)]
 
 
 def test_sampled_ids_are_kept(write):
@@ -184,8 +195,8 @@ def test_folders_and_patterns_are_read_in_order(write, tmp_path):
     write({"text": "2"}, name="b.jsonl")
     write({"text": "1"}, name="a.jsonl")
     write("not data", name="LICENSE")
-    assert read_texts(tmp_path) == [Text("1"), Text("2")]
-    assert read_texts(tmp_path / "b*.jsonl") == [Text("2")]
+    assert bare(read_texts(tmp_path)) == [Text("1"), Text("2")]
+    assert bare(read_texts(tmp_path / "b*.jsonl")) == [Text("2")]
 
 
 def test_json_lists_and_compressed_lines(tmp_path):
@@ -193,7 +204,7 @@ def test_json_lists_and_compressed_lines(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), encoding="utf-8-sig")
     lines = "\n\n".join(map(json.dumps, rows)).encode()
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
-    assert read_texts(tmp_path) == [Text("é"), Text("b")] * 2
+    assert bare(read_texts(tmp_path)) == [Text("é"), Text("b")] * 2
 
 
 def test_the_data_of_this_repository():
@@ -223,7 +234,6 @@ OK_ROW = {read_texts: {"text": "t"}, read_comparisons: PAIR}
         (read_texts, {"messages": [{"role": "tool", "content": "x"}]}, "role is 'tool', expected"),
         (read_texts, {"messages": [{"role": "user"}]}, "every message to have role and content"),
         (read_prompts, {"text": "t"}, "found the keys text, expected prompt, instruction"),
-        (read_prompts, {"prompt": ""}, "prompt is empty"),
         (read_prompts, {"chosen": "ab", "rejected": "cd"}, "do not begin alike"),
         (read_prompts, {"chosen": [USER], "rejected": [BOT]}, "share no message"),
         (read_prompts, {"info": {"title": "x"}}, "info has no post and no article"),
@@ -295,12 +305,49 @@ def test_bad_files(write, tmp_path):
         read_texts(write("x", name="a.csv"))
     with pytest.raises(InputError, match=r"a.txt is plain text, expected Prompt rows"):
         read_prompts(write("x", name="a.txt"))
-    with pytest.raises(InputError, match=r"o.json holds an object, expected a list of rows"):
+    with pytest.raises(
+        InputError, match=r"o.json holds an object with the keys text, expected a list"
+    ):
         read_texts(write('{"text": "a"}', name="o.json"))
     with pytest.raises(InputError, match=r"b.json, line 2: broken JSON at column"):
         read_texts(write('[{"text": "a"},', "{]", name="b.json"))
     with pytest.raises(InputError, match=r"r.json, row 2: found the keys x, expected text"):
         read_texts(write('[{"text": "a"}, {"x": 1}]', name="r.json"))
+
+
+TALK = (*HI, *YES, *HI)
+
+
+@pytest.mark.parametrize("conversation", [HI, TALK, (Message("user", "a\n\nb "),), (*HI, *NO, *HI)])
+def test_a_prompt_is_the_conversation_that_it_writes_down(conversation):
+    assert written_prompt(as_text(conversation)) == conversation
+    assert as_conversation(as_text(conversation)) == conversation
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " Chinese: 你好\nEnglish:\n",
+        "See \n\nHuman: hi\n\nAssistant:",
+        "\n\nHuman: hi\n\nAssistant: well",
+        "\n\nHuman:hi\n\nAssistant:",
+        "\n\nAssistant: hi\n\nAssistant:",
+    ],
+)
+def test_a_prompt_that_writes_down_no_conversation_is_a_users_message(text):
+    assert written_prompt(text) == text
+    assert as_conversation(text) == (Message("user", text.strip()),)
+
+
+def test_a_conversation_as_text():
+    system, later = Message("system", "Be kind."), Message("system", "Be brief.")
+    assert as_text(HI) == "\n\nHuman: Hi?\n\nAssistant:"
+    assert as_text(YES) == " Yes."
+    assert as_text((system, *HI)) == "Be kind.\n\nHuman: Hi?\n\nAssistant:"
+    assert as_text((*HI, *YES)) == "\n\nHuman: Hi?\n\nAssistant: Yes."
+    assert as_text((*YES, *HI, *NO)) == " Yes.\n\nHuman: Hi?\n\nAssistant: No."
+    # A system message between turns is not glued to the answer before it.
+    assert flatten((*YES, later, *HI)) == "\n\nAssistant: Yes.\n\nBe brief.\n\nHuman: Hi?"
 
 
 def test_bytes_that_are_not_utf8_are_located(tmp_path):

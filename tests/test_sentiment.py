@@ -144,7 +144,7 @@ def test_demonstrations_are_the_sentences_with_the_sentiment_that_people_gave(da
     assert len(data.demonstrations) == 3762
     for made, row in zip(data.demonstrations, short, strict=True):
         assert made.prompt.startswith(POSITIVE if row.positive else NEGATIVE)
-        assert sentiment.full_text(*made) == row.text
+        assert sentiment.full_text(made.prompt, made.completion) == row.text
         assert 3 <= len(made.completion.split()) <= 20
 
 
@@ -439,7 +439,7 @@ def test_written_files_are_what_the_stages_read(data, tmp_path):
         read = read_prompts(tmp_path / f"prompts_{name}.jsonl")
         assert [row.prompt for row in read] == prompts
     read = read_demonstrations(tmp_path / "demonstrations.jsonl")
-    assert [tuple(row[:2]) for row in read] == [tuple(row) for row in data.demonstrations]
+    assert [row[:2] for row in read] == [row[:2] for row in data.demonstrations]
     for kind, texts in (("corpus", data.corpora), ("heldout", data.heldout)):
         for name, documents in texts.items():
             read = read_texts(tmp_path / f"{kind}_{name}.txt")

@@ -32,6 +32,7 @@ class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: str
+    """system, user or assistant."""
     content: str
 
 
@@ -41,43 +42,67 @@ Conversation = tuple[Message, ...]
 # --- As plain text ----------------------------------------------------------------------------
 
 
+def flatten(conversation: Conversation) -> str:
+    """Every turn of a conversation, as one string."""
+    return "".join(_turn(message, first=n == 0) for n, message in enumerate(conversation))
+
+
+def _turn(message: Message, *, first: bool) -> str:
+    if message.role == "system":
+        # Not glued to the answer before it.
+        return message.content if first else f"\n\n{message.content}"
+    return f"{SPEAKERS[message.role]} {message.content}"
+
+
 def as_text(value: str | Conversation) -> str:
     """The plain string of a prompt, an answer or a whole conversation.
 
     ``\\n\\nHuman: ...`` for the user, ``\\n\\nAssistant: ...`` for the assistant, a system message
     as it stands. A prompt ends in ``\\n\\nAssistant:``, or in the message that is to be continued;
-    an answer, which begins with the assistant's message, comes without that mark.
+    an answer, which the assistant begins and ends, comes without that mark: prompt and answer
+    together are the whole.
     """
     if isinstance(value, str):
         return value
-    text = "".join(_turn(message) for message in value)
-    if value[0].role == "assistant":
-        return text.removeprefix(ASSISTANT)
-    return text if value[-1].role == "assistant" else text + ASSISTANT
+    if value[-1].role != "assistant":
+        return flatten(value) + ASSISTANT
+    text = flatten(value)
+    return text.removeprefix(ASSISTANT) if value[0].role == "assistant" else text
+
+
+def as_json(value: str | Conversation) -> str | list[dict[str, str]]:
+    """What a row of a file holds of a prompt or an answer: the text, or messages by their names."""
+    return value if isinstance(value, str) else [message._asdict() for message in value]
+
+
+def written_turns(text: str) -> Conversation | None:
+    """The conversation whose ``flatten`` is ``text``, if it begins with ``Human:``; else None."""
+    before, *turns = TURNS.split(text)
+    if before or not turns or turns[0] != HUMAN:
+        return None
+    pairs = zip(turns[0::2], turns[1::2], strict=True)
+    conversation = tuple(
+        Message("user" if speaker == HUMAN else "assistant", content.removeprefix(" "))
+        for speaker, content in pairs
+    )
+    return conversation if flatten(conversation) == text else None
+
+
+def written_prompt(text: str) -> str | Conversation:
+    """The conversation that a prompt writes down from ``Human:`` to ``Assistant:``, or the text."""
+    if not text.endswith(ASSISTANT):
+        return text
+    return written_turns(text.removesuffix(ASSISTANT)) or text
 
 
 def as_conversation(prompt: str | Conversation) -> Conversation:
-    """The conversation that a prompt is: what ``as_text`` made one string of, up to the answer.
+    """The messages of a prompt: those that it is or writes down, or else one of the user.
 
-    A prompt without turns is one message of the user, without spaces around it.
+    A text that holds turns among other words is all the user's, without spaces around it.
     """
-    if not isinstance(prompt, str):
-        return prompt
-    before, *turns = TURNS.split(prompt)
-    if not turns:
-        return (Message("user", prompt.strip()),)
-    messages = [Message("system", before)] if before else []
-    for speaker, content in zip(turns[0::2], turns[1::2], strict=True):
-        role = "user" if speaker == HUMAN else "assistant"
-        messages.append(Message(role, content.removeprefix(" ")))
-    open_end = messages[-1] == Message("assistant", "")
-    return tuple(messages[:-1] if open_end else messages)
-
-
-def _turn(message: Message) -> str:
-    if message.role == "system":
-        return message.content
-    return f"{SPEAKERS[message.role]} {message.content}"
+    if isinstance(prompt, str):
+        prompt = written_prompt(prompt)
+    return (Message("user", prompt.strip()),) if isinstance(prompt, str) else prompt
 
 
 # --- In a model's template --------------------------------------------------------------------

@@ -8,24 +8,31 @@ import contextlib
 import hashlib
 import inspect
 import io
+import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rlhf_jax.data import files, formats
-from rlhf_jax.data.files import find_files
-from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text, iterate
+from rlhf_jax.data import answers, chat, columns, files, formats, messages, readers, rows
+from rlhf_jax.data.chat import Conversation, Message, as_text
+from rlhf_jax.data.files import Origin, find_files
+from rlhf_jax.data.formats import iterate
+from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, Prompt, Text
 from rlhf_jax.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 
+READING = (answers, chat, columns, files, formats, messages, readers, rows)
+"""The code that decides what is read."""
 READ_AT_ONCE = 256
 """Rows per read when a whole set is gone through."""
 
@@ -48,33 +55,56 @@ class LocalInfo(tfds.core.DatasetInfo):
 
 
 class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """One split of rows of one kind, in the order of the files."""
+    """One split of rows of one kind, in the order of the files.
 
-    VERSION = tfds.core.Version("1.0.0")
+    A prompt or an answer is stored as JSON: a string, or a list of messages. The metadata tell
+    what was left out and what was changed.
+    """
+
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS: ClassVar = [FilesConfig(name="none", description="no files")]
     KIND: ClassVar[type]
     FEATURES: ClassVar[dict]
 
     def _info(self) -> LocalInfo:
-        features = tfds.features.FeaturesDict(self.FEATURES)
-        return LocalInfo(builder=self, features=features, disable_shuffling=True)
+        features = tfds.features.FeaturesDict({**self.FEATURES, "file": np.int32, "line": np.int64})
+        metadata = tfds.core.MetadataDict()
+        return LocalInfo(builder=self, features=features, disable_shuffling=True, metadata=metadata)
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
-        for key, row in enumerate(iterate(self.builder_config.path, self.KIND)):
-            yield key, self.encode(row)
+        path, account = self.builder_config.path, Account()
+        number_of = {str(file): n for n, file in enumerate(find_files(path))}
+        place = lambda origin: (number_of[origin.file], origin.line)
+        for key, row in enumerate(iterate(path, self.KIND, account)):
+            file, line = place(row.origin)
+            yield key, self.encode(row) | {"file": file, "line": line}
+        self.info.metadata["left_out"] = [[*place(origin), why] for origin, why in account.left_out]
+        self.info.metadata["notes"] = account.notes
 
     @staticmethod
     def encode(row: tuple) -> dict:
-        """A row as TFDS stores it."""
-        return row._asdict()
+        """A row as TFDS stores it, without its origin."""
+        stored = row._asdict()
+        del stored["origin"]
+        return {name: _stored(value) for name, value in stored.items()}
 
     @classmethod
     def decode(cls, stored: dict) -> tuple:
-        """A row as it was read: TFDS gives bytes for text."""
-        return cls.KIND(**{name: value.decode() for name, value in stored.items()})
+        """A row as it was read, without its origin."""
+        names = (name for name in cls.KIND._fields if name != "origin")
+        return cls.KIND(*(_restored(stored[name]) for name in names))
+
+
+def _stored(value: str | Conversation) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _restored(stored: bytes) -> str | Conversation:
+    value = json.loads(stored)
+    return value if isinstance(value, str) else tuple(Message(*each) for each in value)
 
 
 class RlhfTexts(RowsBuilder):
@@ -107,16 +137,21 @@ class RlhfComparisons(RowsBuilder):
     @staticmethod
     def encode(row: Comparison) -> dict:
         tokens = row.tokens or ()
-        flat = [i for ids in tokens for i in ids]
-        return row._asdict() | {"tokens": flat, "token_counts": [len(ids) for ids in tokens]}
+        return {
+            "prompt": _stored(row.prompt),
+            "responses": list(map(_stored, row.responses)),
+            "ranks": row.ranks,
+            "tokens": [i for ids in tokens for i in ids],
+            "token_counts": [len(ids) for ids in tokens],
+        }
 
     @classmethod
     def decode(cls, stored: dict) -> Comparison:
         counts = [int(count) for count in stored["token_counts"]]
         ids = iter([int(i) for i in stored["tokens"]])
         return Comparison(
-            prompt=stored["prompt"].decode(),
-            responses=tuple(each.decode() for each in stored["responses"]),
+            prompt=_restored(stored["prompt"]),
+            responses=tuple(map(_restored, stored["responses"])),
             ranks=tuple(int(rank) for rank in stored["ranks"]),
             tokens=tuple(tuple(next(ids) for _ in range(n)) for n in counts) if counts else None,
         )
@@ -125,8 +160,19 @@ class RlhfComparisons(RowsBuilder):
 class Rows(Sequence):
     """Rows of a prepared data set, read when they are asked for."""
 
-    def __init__(self, source: Sequence, decode: Callable[[dict], tuple], numbers: Sequence[int]):
+    def __init__(
+        self,
+        source: Sequence,
+        decode: Callable[[dict], tuple],
+        numbers: Sequence[int],
+        left_out: tuple[LeftOut, ...] = (),
+        notes: Mapping[str, int] = MappingProxyType({}),
+    ):
         self._source, self._decode, self._numbers = source, decode, numbers
+        self.left_out = left_out
+        """Rows of the files that are in no part of the set."""
+        self.notes = notes
+        """What was done with rows of the files that are in it, and with how many."""
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -142,8 +188,9 @@ class Rows(Sequence):
             yield from map(self._decode, self._source.__getitems__(numbers))
 
     def select(self, indices: Sequence[int]) -> "Rows":
-        """The rows at ``indices``, still unread."""
-        return Rows(self._source, self._decode, [self._numbers[i] for i in indices])
+        """The rows at ``indices``, still unread, with the account of the whole set."""
+        numbers = [self._numbers[i] for i in indices]
+        return Rows(self._source, self._decode, numbers, self.left_out, self.notes)
 
 
 def load_texts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
@@ -181,7 +228,21 @@ def prepare(
             _write(builder)
             builder = builder_class(config=config, data_dir=str(data_dir))
         source = builder.as_data_source("train")
-    return Rows(source, builder_class.decode, range(len(source)))
+    # Files may have moved since they were read: the places are those of today.
+    names = [str(file) for file in find_files(path)]
+    placed = lambda stored: builder_class.decode(stored)._replace(
+        origin=Origin(names[int(stored["file"])], int(stored["line"]))
+    )
+    account = _account(builder.info.metadata, names)
+    account.say(path, len(source))
+    return Rows(
+        source, placed, range(len(source)), tuple(account.left_out), MappingProxyType(account.notes)
+    )
+
+
+def _account(metadata: Mapping, names: Sequence[str]) -> Account:
+    left_out = [LeftOut(Origin(names[n], line), why) for n, line, why in metadata["left_out"]]
+    return Account(left_out, Counter(metadata["notes"]))
 
 
 def _write(builder: RowsBuilder) -> None:
@@ -216,7 +277,7 @@ def _quiet() -> Iterator[None]:
 
 def digest(path: str | os.PathLike) -> str:
     """Hash of the files at ``path`` and of the code that reads rows from them."""
-    total = hashlib.sha256((inspect.getsource(files) + inspect.getsource(formats)).encode())
+    total = hashlib.sha256("".join(map(inspect.getsource, READING)).encode())
     for file in find_files(path):
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256")
@@ -235,7 +296,7 @@ def split(rows: Rows, *, heldout_fraction: float, independent: bool = False) -> 
     """
     if heldout_fraction == 0:
         return rows, rows[:0]
-    keys = [hashlib.sha256(row[0].encode()).digest() for row in rows]
+    keys = [hashlib.sha256(as_text(row[0]).encode()).digest() for row in rows]
     distinct = sorted(set(keys))
     if independent:
         count = sum(int.from_bytes(key) < heldout_fraction * 2**256 for key in distinct)

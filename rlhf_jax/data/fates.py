@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import NamedTuple
 
-from rlhf_jax.data.chat import Conversation
+from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
@@ -195,7 +195,7 @@ def _sampled(ids: Sequence[int], row: Comparison, tokenizer: Tokenizer) -> Ids:
     """Up to and including the first end."""
     if max(ids) >= tokenizer.vocab_size:
         raise InputError(
-            f"response_tokens of the prompt {row.prompt[:40]!r} hold id {max(ids)}, "
+            f"response_tokens of the prompt {as_text(row.prompt)[:40]!r} hold id {max(ids)}, "
             f"expected ids under the vocabulary's {tokenizer.vocab_size}"
         )
     end = next((n for n, i in enumerate(ids, start=1) if i in tokenizer.end_ids), len(ids))
@@ -252,4 +252,5 @@ def _encode_one(row: tuple, encode: Callable[[Sequence], list]) -> None:
     try:
         encode([row])
     except InputError as error:
-        raise InputError(f"{error}") from None
+        where = f"{row.origin}: " if row.origin else ""
+        raise InputError(f"{where}{error}") from None

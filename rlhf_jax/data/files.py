@@ -4,58 +4,173 @@ import glob
 import gzip
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.errors import InputError
 
 SEPARATOR = "<|endoftext|>"
 """Alone on a line of a .txt file, it ends a document."""
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the file begins that Git puts where ``git lfs pull`` puts the content."""
+HELD_OUT = frozenset(
+    (
+        *("test", "tests", "testing", "valid", "validation", "val", "dev", "eval", "evaluation"),
+        *("heldout", "holdout", "held"),
+    )
+)
+"""Words in the name of a file that is not to be trained on."""
+CONVERSIONS = {
+    ".parquet": "datasets.Dataset.from_parquet({0!r}).to_json({1!r})",
+    ".arrow": "datasets.Dataset.from_file({0!r}).to_json({1!r})",
+    ".csv": "datasets.Dataset.from_csv({0!r}).to_json({1!r})",
+    ".tsv": "datasets.Dataset.from_csv({0!r}, sep='\\t').to_json({1!r})",
+}
+"""How a table of another type becomes lines of JSON, by the package ``datasets``."""
+
+
+class Origin(NamedTuple):
+    """Where a row stands."""
+
+    file: str
+    line: int
+    """From 1; of a .json file, the number of the row."""
+
+    def __str__(self) -> str:
+        """As an error names it."""
+        return f"{self.file}, {'row' if self.file.endswith('.json') else 'line'} {self.line}"
 
 
 def find_files(path: str | os.PathLike) -> list[Path]:
     """The file itself, the data files of a folder, or the matches of a glob pattern, sorted.
 
-    Raises InputError if there are none, or if a file is of another type.
+    Raises InputError if there are none, if a file is of another type, or if some files are named
+    as held-out data and some are not.
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        _refuse_saved_dataset(path)
+        found = sorted(file for file in path.iterdir() if _is_data(file))
     elif path.exists():
         found = [path]
     else:
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        found = [file for file in found if not file.is_dir()]
     if not found:
-        what = "has no .txt, .jsonl or .json files" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}")
+        raise InputError(_why_none(path))
     for file in found:
         if not file.name.endswith(SUFFIXES):
-            raise InputError(f"{file}: expected a name ending in {', '.join(SUFFIXES)}")
+            expected = f"expected a name ending in {', '.join(SUFFIXES)}"
+            raise InputError(f"{file}: {expected}{_conversion(file)}")
+    _refuse_mixture(path, found)
     return found
 
 
-def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
-    """(where, row) of each row; a document of a .txt file is a row ``{"text": ...}``.
+def _is_data(file: Path) -> bool:
+    """Whether a file of a folder is read: hidden ones, as programs write them, are not."""
+    return file.name.endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
 
+
+def _why_none(path: Path) -> str:
+    if not path.is_dir():
+        return f"{path} does not exist"
+    names = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
+    other = next((name for name in names if name.endswith(tuple(CONVERSIONS))), None)
+    nested = next((name for name in names if (path / name).is_dir()), None)
+    why = f"{path} has no .txt, .jsonl or .json files"
+    if other is not None:
+        why += f", but {other}{_conversion(path / other)}"
+    elif nested is not None:
+        why += f", but folders such as {nested}: name one of them, or a pattern such as {path}/**"
+    return why
+
+
+def _conversion(file: Path) -> str:
+    """How to make a file that can be read of one that cannot, if that is known."""
+    if file.suffix not in CONVERSIONS:
+        return ""
+    return "; convert it with " + CONVERSIONS[file.suffix].format(file.name, f"{file.stem}.jsonl")
+
+
+def _refuse_saved_dataset(folder: Path) -> None:
+    """Raise InputError for a folder that ``save_to_disk`` of the package ``datasets`` wrote."""
+    several = (folder / "dataset_dict.json").is_file()
+    if several or all((folder / name).is_file() for name in ("state.json", "dataset_info.json")):
+        split = "['train']" if several else ""
+        raise InputError(
+            f"{folder} is an Arrow data set of save_to_disk: write it as lines of JSON with "
+            f"datasets.load_from_disk({str(folder)!r}){split}.to_json('rows.jsonl')"
+        )
+
+
+def _refuse_mixture(path: Path, files: Sequence[Path]) -> None:
+    """Raise InputError if some of several files are named as held-out data, others not."""
+    held_out = [file for file in files if is_held_out(file)]
+    others = [file for file in files if not is_held_out(file)]
+    if held_out and others:
+        raise InputError(
+            f"{path} has {others[0].name} and {held_out[0].name}, which by its name is not to be "
+            f"trained on: name one file, such as {others[0]}"
+        )
+
+
+def is_held_out(file: Path) -> bool:
+    """Whether a file's name says that it is for tests, validation or evaluation."""
+    return bool(HELD_OUT & set(re.split(r"[^a-z]+", file.name.lower())))
+
+
+def read_rows(file: Path) -> Iterator[tuple[Origin, dict]]:
+    """(origin, row) of each row; a document of a .txt file is a row ``{"text": ...}``.
+
+    A .json file holds a list of rows, an object with that list under ``data``, or lines of JSON.
     Raises InputError for a missing or empty file, bytes that are not UTF-8, or broken JSON.
     """
     lines = _lines(file)
     if file.suffix == ".txt":
         yield from _documents(file, lines)
     elif file.suffix == ".json":
-        rows = _parse("\n".join(lines), str(file))
-        if not isinstance(rows, list):
-            raise InputError(f"{file} holds {type_name(rows)}, expected a list of rows")
+        rows = _parse_lines(file, lines) if _are_rows(lines) else _parse_list(file, lines)
         for number, row in enumerate(rows, 1):
-            yield _checked(row, f"{file}, row {number}")
+            yield _checked(row, Origin(str(file), number))
     else:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                where = f"{file}, line {number}"
-                yield _checked(_parse(line, where), where)
+                origin = Origin(str(file), number)
+                yield _checked(_parse(line, str(origin)), origin)
+
+
+def _parse_list(file: Path, lines: list[str]) -> list:
+    rows = _parse("\n".join(lines), str(file))
+    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
+        return rows["data"]
+    if not isinstance(rows, list):
+        keys = f" with the keys {', '.join(rows)}" if isinstance(rows, dict) else ""
+        raise InputError(
+            f"{file} holds {type_name(rows)}{keys}, expected a list of rows (or lines of JSON in a "
+            ".jsonl file)"
+        )
+    return rows
+
+
+def _are_rows(lines: list[str]) -> bool:
+    """Whether a .json file holds an object on each line, as a .jsonl file does."""
+    filled = [line for line in lines if line.strip()]
+    if len(filled) < 2 or not filled[0].startswith("{") or not filled[1].startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(filled[0]), dict)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+
+
+def _parse_lines(file: Path, lines: list[str]) -> Iterator[Any]:
+    filled = (line for line in lines if line.strip())
+    for number, line in enumerate(filled, 1):
+        yield _parse(line, str(Origin(str(file), number)))
 
 
 def type_name(value: Any) -> str:
@@ -74,6 +189,7 @@ def _lines(file: Path) -> list[str]:
             content = gzip.decompress(content)
     except (OSError, EOFError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+    refuse_lfs_pointer(file, content)
     if not content.strip():
         raise InputError(f"{file} is empty")
     try:
@@ -87,12 +203,19 @@ def _lines(file: Path) -> list[str]:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
 
 
-def _documents(file: Path, lines: list[str]) -> Iterator[tuple[str, dict]]:
+def refuse_lfs_pointer(file: Path, content: bytes) -> None:
+    """Raise InputError if this is what Git LFS leaves in place of a file that is not fetched."""
+    if content.startswith(LFS_POINTER):
+        raise InputError(f"{file} is a Git LFS pointer, not the data: fetch it with git lfs pull")
+
+
+def _documents(file: Path, lines: list[str]) -> Iterator[tuple[Origin, dict]]:
     start = 0
     for end in [n for n, line in enumerate(lines) if line.strip() == SEPARATOR] + [len(lines)]:
-        text = "\n".join(lines[start:end]).strip("\n")
+        text = "\n".join(lines[start:end]).rstrip("\n")
+        empty = len(text) - len(text.lstrip("\n"))
         if text:
-            yield f"{file}, line {start + 1}", {"text": text}
+            yield Origin(str(file), start + empty + 1), {"text": text[empty:]}
         start = end + 1
 
 
@@ -107,10 +230,10 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(f"{where}: JSON is nested too deeply") from error
 
 
-def _checked(row: Any, where: str) -> tuple[str, dict]:
+def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: found {type_name(row)}, expected an object with named keys")
-    return where, row
+        raise InputError(f"{origin}: found {type_name(row)}, expected an object with named keys")
+    return origin, row
 
 
 def check_writable(path: Path) -> None:

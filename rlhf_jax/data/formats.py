@@ -2,69 +2,46 @@
 
 | rows | keys | read as |
 | --- | --- | --- |
-| plain text | a ``.txt`` file, documents separated by a line ``<|endoftext|>`` | Text |
-| language modelling, labelled sentences | ``text``, or ``messages`` | Text |
+| plain text | a ``.txt`` file, documents separated by ``<|endoftext|>`` | Text |
+| language modelling, labelled sentences | ``text``, or a conversation | Text |
 | prompt only | ``prompt`` | Prompt |
-| prompt and completion | ``prompt``, ``completion`` | Demonstration, Prompt |
+| prompt and completion | ``prompt``; ``completion``, ``response`` or ``answer`` | Demonstration |
 | unpaired preference | the same with ``label`` (rows labelled false are left out) | same |
-| instructions | ``instruction``, ``input``, ``output`` | Demonstration, Prompt |
-| conversation | ``messages``, the last one by the assistant | Demonstration, Prompt |
-| preference | ``prompt`` or ``instruction``, ``chosen``, ``rejected`` | Comparison, Prompt |
+| instructions | ``instruction``, ``input``, ``output`` | Demonstration |
+| questions | ``question`` or ``query``; ``answer`` or ``response`` | Demonstration |
+| conversation | ``messages`` or ``conversations``, the assistant's last | Demonstration |
+| preference | a prompt as above, ``chosen``, ``rejected`` | Comparison |
 | RewardBench 2 | the same, ``chosen`` and ``rejected`` being lists of answers | same |
 | HH-RLHF, implicit prompt | ``chosen``, ``rejected``: the prompt is what they share | same |
 | OpenAI's summaries | ``info``, ``summaries``, ``choice`` | same |
 | rankings | ``prompt``, ``responses`` (strings, or ``text`` and ``rank``), ``ranks`` | same |
 
-A prompt, completion, chosen or rejected may be a list of messages. Messages become one string:
-``\\n\\nHuman: ...`` for the user, ``\\n\\nAssistant: ...`` for the assistant, a system message as
-it stands. A prompt so made ends in ``\\n\\nAssistant:`` and its completion begins with a space;
-an instruction with its input is one message of the user. Other keys are ignored.
+Each but a Text is read as a Prompt too. ``docs/data.md`` has an example of each, what other columns
+do, and what is refused or left out.
 """
 
-import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
 
-from rlhf_jax.data.chat import ASSISTANT, HUMAN
-from rlhf_jax.data.files import find_files, read_rows, type_name
+from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
+from rlhf_jax.data.chat import Conversation, as_text
+from rlhf_jax.data.columns import unknown_columns
+from rlhf_jax.data.files import SEPARATOR, find_files, read_rows
+from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.readers import READERS
+from rlhf_jax.data.rows import (
+    Account,
+    Comparison,
+    Demonstration,
+    LeftOut,
+    NotLearnt,
+    Prompt,
+    Text,
+    without_gaps,
+)
 from rlhf_jax.errors import InputError
-
-log = logging.getLogger(__name__)
-
-
-class Text(NamedTuple):
-    """A document."""
-
-    text: str
-
-
-class Prompt(NamedTuple):
-    """What a policy is asked."""
-
-    prompt: str
-
-
-class Demonstration(NamedTuple):
-    """A prompt and how a person answered it."""
-
-    prompt: str
-    completion: str
-
-
-class Comparison(NamedTuple):
-    """K responses to one prompt, ranked."""
-
-    prompt: str
-    responses: tuple[str, ...]
-    ranks: tuple[int, ...]
-    """0 is best, without gaps; equal ranks are ties."""
-    tokens: tuple[tuple[int, ...], ...] | None = None
-    """Ids of responses that a policy sampled, from ``response_tokens``: re-encoding may differ."""
-
-
-class RowError(ValueError):
-    """What is wrong with one row; ``iterate`` adds where it stands."""
 
 
 def read_texts(path: str | os.PathLike) -> list[Text]:
@@ -85,280 +62,157 @@ def read_prompts(path: str | os.PathLike) -> list[Prompt]:
 def read_comparisons(path: str | os.PathLike) -> list[Comparison]:
     """Ranked responses; chosen and rejected are K = 2. Raises InputError.
 
-    Rows whose responses all share one rank order no pair: left out, and counted in the log.
+    Rows that order no two different answers are left out, and counted in the log.
     """
     return list(iterate(path, Comparison))
 
 
-def iterate(path: str | os.PathLike, kind: type) -> Iterator[tuple]:
+def iterate(path: str | os.PathLike, kind: type, account: Account | None = None) -> Iterator[tuple]:
     """Rows of ``kind`` (Text, Prompt, Demonstration or Comparison), in the order of the files.
 
-    Raises InputError, naming file and line, for a row that is not of this kind.
+    What is left out or changed is counted in ``account``, or else in the log. Raises InputError,
+    naming file and line, for a row that is not of this kind.
     """
-    read = READERS[kind]
-    kept = left_out = 0
+    own = Account() if account is None else account
+    kept = 0
     for file in find_files(path):
         if kind is not Text and file.suffix == ".txt":
             raise InputError(
                 f"{file} is plain text, expected {kind.__name__} rows as .jsonl or .json"
             )
-        for where, row in read_rows(file):
-            try:
-                made = read(row)
-            except RowError as error:
-                raise InputError(f"{where}: {error}") from None
-            if made is None:
-                left_out += 1
-            else:
-                kept += 1
-                yield made
-    if left_out:
-        why = "all responses tied" if kind is Comparison else "label false"
-        log.warning("%s: %d of %d rows left out, %s", path, left_out, kept + left_out, why)
+        for row in _rows(file, kind, own):
+            kept += 1
+            yield row
+    if account is None:
+        own.say(path, kept)
     if not kept:
-        raise InputError(f"{path} has no {kind.__name__} rows")
+        counts = Counter(each.why for each in own.left_out)
+        why = ", ".join(f"{count} left out, {reason}" for reason, count in counts.items())
+        raise InputError(f"{path} has no {kind.__name__} rows{why and f': {why}'}")
 
 
-# --- strings and messages -------------------------------------------------------------------------
+def _rows(file: Path, kind: type, account: Account) -> Iterator[tuple]:
+    """The rows of one file that are learnt from."""
+    rows, left_out = [], []
+    for origin, row in read_rows(file):
+        try:
+            made = READERS[kind](row, account.notes)
+            rows.append(made._replace(origin=origin))
+        except RowError as error:
+            raise InputError(f"{origin}: {error}") from None
+        except NotLearnt as error:
+            left_out.append(LeftOut(origin, str(error)))
+        account.notes.update(f"column {name} is not read" for name in unknown_columns(row))
+    for row in PASSES[kind](rows, account.notes):
+        why = _why_not(row)
+        if why is None:
+            yield row
+        else:
+            left_out.append(LeftOut(row.origin, why))
+    account.left_out += sorted(left_out, key=lambda each: each.origin.line)
 
 
-def flatten(messages: list[dict]) -> str:
-    """One string of a conversation, by the rule at the top of this file."""
-    return "".join(_turn(message) for message in messages)
+def _why_not(row: tuple) -> str | None:
+    """Why nothing is to be learnt from a row, or None."""
+    if isinstance(row, Text):
+        return None if row.text.strip() else "blank text"
+    if not as_text(row.prompt).strip():
+        return "blank prompt"
+    if isinstance(row, Demonstration) and not as_text(row.completion).strip():
+        return "empty answer"
+    return _why_unordered(row) if isinstance(row, Comparison) else None
 
 
-def _turn(message: Any) -> str:
-    if not (isinstance(message, dict) and {"role", "content"} <= message.keys()):
-        raise RowError("expected every message to have role and content")
-    content = _string(message["content"], "content")
-    if message["role"] == "system":
-        return content
-    speaker = {"user": HUMAN, "assistant": ASSISTANT}.get(message["role"])
-    if speaker is None:
-        raise RowError(f"role is {message['role']!r}, expected system, user or assistant")
-    return f"{speaker} {content}"
+# --- all rows of a file ---------------------------------------------------------------------------
 
 
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text]:
+    """A text with ``<|endoftext|>`` inside is several documents."""
+    for row in rows:
+        if SEPARATOR not in row.text:
+            yield row
+            continue
+        notes[f"{SEPARATOR} inside a text divides it into documents"] += 1
+        line = row.origin.line
+        for piece in row.text.split(SEPARATOR):
+            if piece.strip():
+                yield Text(piece.strip("\n"), row.origin._replace(line=line))
+            line += piece.count("\n") if row.origin.file.endswith(".txt") else 0
 
 
-def _string(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{key} is {type_name(value)}, expected a string")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise RowError(f"{key} holds half a surrogate pair, expected whole characters")
-    return value
+def _answers(row: Demonstration | Comparison) -> tuple[str | Conversation, ...]:
+    return (row.completion,) if isinstance(row, Demonstration) else row.responses
 
 
-def _asked(value: Any) -> str:
-    prompt = flatten(value) + ASSISTANT if _is_messages(value) else _string(value, "prompt")
-    if not prompt:
-        raise RowError("prompt is empty, expected at least one character")
-    return prompt
+def _without_prompts(rows: Sequence[tuple], notes: Counter[str]) -> Iterator[tuple]:
+    """Answers without the prompt that they begin with, if all of a file do that.
 
-
-def _answered(value: Any, key: str) -> str:
-    """A completion; messages lose the ``Assistant:`` that their prompt ends in."""
-    return flatten(value).removeprefix(ASSISTANT) if _is_messages(value) else _string(value, key)
-
-
-def _missing(row: dict, expected: str) -> RowError:
-    return RowError(f"found the keys {', '.join(row) or '(none)'}, expected {expected}")
-
-
-# --- prompts --------------------------------------------------------------------------------------
-
-
-def _prompt(row: dict) -> Prompt:
-    return Prompt(_prompt_of(row))
-
-
-def _prompt_of(row: dict) -> str:
-    if "prompt" in row:
-        return _asked(row["prompt"])
-    if "instruction" in row:
-        parts = [_string(row[key], key) for key in ("instruction", "input") if row.get(key)]
-        return _asked([{"role": "user", "content": "\n\n".join(parts)}])
-    if "info" in row:
-        return _post(row["info"])
-    if _is_messages(row.get("messages")):
-        return _asked(_until_answer(row["messages"]))
-    if "chosen" in row and "rejected" in row:
-        return _shared_prompt(row["chosen"], row["rejected"])[0]
-    raise _missing(row, "prompt, instruction, info, messages, or chosen and rejected")
-
-
-def _until_answer(messages: list) -> list:
-    """A conversation without its last message, if that is the assistant's."""
-    last = messages[-1]
-    answered = isinstance(last, dict) and last.get("role") == "assistant"
-    return messages[:-1] if answered else messages
-
-
-def _post(info: Any) -> str:
-    """A Reddit post (Stiennon et al. 2020, appendix B) or a news article, to be summarised."""
-    if not isinstance(info, dict) or not ("post" in info or "article" in info):
-        raise RowError("info has no post and no article")
-    get = lambda key: _string(info.get(key) or "", f"info.{key}")
-    if info.get("post"):
-        title = f"SUBREDDIT: r/{get('subreddit')}\n\nTITLE: {get('title')}"
-        return f"{title}\n\nPOST: {get('post')}\n\nTL;DR:"
-    return f"TITLE: {get('title')}\n\nARTICLE: {get('article')}\n\nTL;DR:"
-
-
-def _shared_prompt(chosen: Any, rejected: Any) -> tuple[str, Any, Any]:
-    """(prompt, chosen, rejected) where the two given ones begin with the prompt.
-
-    Strings are cut after their last common ``Assistant:``, or else before the word in which they
-    part; lists of messages where they part.
+    One row's may by chance, and so may those of prompts of a single word. Sampled ids stay.
     """
-    if _is_messages(chosen) and _is_messages(rejected):
-        same = _common(chosen[:-1], rejected[:-1])
-        if same:
-            return _asked(chosen[:same]), chosen[same:], rejected[same:]
-        raise RowError("chosen and rejected share no message that could be the prompt")
-    shared = chosen[: _common(_string(chosen, "chosen"), _string(rejected, "rejected"))]
-    at = shared.rfind(ASSISTANT)
-    cut = at + len(ASSISTANT) if at >= 0 else max(shared.rfind(" "), shared.rfind("\n"))
-    if cut <= 0:
-        raise RowError("chosen and rejected do not begin alike, expected a prompt")
-    return shared[:cut], chosen[cut:], rejected[cut:]
+    written = [row for row in rows if isinstance(row, Demonstration) or row.tokens is None]
+    written = [row for row in written if any(as_text(each).strip() for each in _answers(row))]
+    leads = [repeated(row.prompt, _answers(row)) for row in written]
+    count = sum(lead is not None for lead in leads)
+    every = count == len(leads) and any(len(lead.split()) > 1 for lead in leads)
+    if count:
+        notes[REMOVED if every else REPEATED] += count
+    lead_of = dict(zip(map(id, written), leads, strict=True)) if every else {}
+    for row in rows:
+        lead = lead_of.get(id(row))
+        yield row if lead is None else _with_answers(row, lead)
 
 
-def _common(a: Sequence, b: Sequence) -> int:
-    """How many leading items are equal."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
+def _with_answers(row: tuple, lead: str) -> tuple:
+    rest = tuple(without(answer, lead, row.prompt) for answer in _answers(row))
+    if isinstance(row, Demonstration):
+        return row._replace(completion=rest[0])
+    return row._replace(responses=rest)
 
 
-# --- texts and demonstrations ---------------------------------------------------------------------
+def _ranked_answers(rows: Sequence[Comparison], notes: Counter[str]) -> Iterator[Comparison]:
+    """Comparisons without the blank ones among their answers, unless sampled."""
+    for row in _without_prompts(rows, notes):
+        filled = [n for n, text in enumerate(row.responses) if as_text(text).strip()]
+        if row.tokens is None and 2 <= len(filled) < len(row.responses):
+            notes["an empty answer among several is left out"] += 1
+            row = row._replace(
+                responses=tuple(row.responses[n] for n in filled),
+                ranks=without_gaps([row.ranks[n] for n in filled]),
+            )
+        if _why_unordered(row) is None and len(_equal_pairs(row)):
+            notes["equal answers have different ranks, beside others"] += 1
+        yield row
 
 
-def _text(row: dict) -> Text:
-    if "text" in row:
-        return Text(_string(row["text"], "text"))
-    if _is_messages(row.get("messages")):
-        return Text(flatten(row["messages"]))
-    raise _missing(row, "text or messages")
-
-
-def _demonstration(row: dict) -> Demonstration | None:
-    if "prompt" in row and "completion" in row:
-        made = Demonstration(_prompt_of(row), _answered(row["completion"], "completion"))
-        label = row.get("label", True)
-        if not isinstance(label, bool | int):
-            raise RowError(f"label is {type_name(label)}, expected true or false")
-        return made if label else None
-    if "instruction" in row and "output" in row:
-        return Demonstration(_prompt_of(row), " " + _string(row["output"], "output"))
-    if _is_messages(row.get("messages")):
-        before = _until_answer(row["messages"])
-        if len(before) != len(row["messages"]) - 1 or not before:
-            raise RowError("messages do not end with the assistant's answer to something")
-        return Demonstration(_asked(before), _answered(row["messages"][-1:], "messages"))
-    raise _missing(row, "prompt and completion, instruction and output, or messages")
-
-
-# --- comparisons ----------------------------------------------------------------------------------
-
-
-def _comparison(row: dict) -> Comparison | None:
-    if "responses" in row:
-        return _ranking(row)
-    if "summaries" in row and "choice" in row:
-        return _summaries(row)
-    if "chosen" in row and "rejected" in row:
-        return _preference(row)
-    raise _missing(row, "prompt and responses, chosen and rejected, or summaries and choice")
-
-
-def _preference(row: dict) -> Comparison:
-    chosen, rejected = row["chosen"], row["rejected"]
-    if "prompt" in row or "instruction" in row:
-        prompt = _prompt_of(row)
-    else:
-        prompt, chosen, rejected = _shared_prompt(chosen, rejected)
-    space = "" if "prompt" in row or "instruction" not in row else " "
-    better, worse = _answers(chosen, "chosen"), _answers(rejected, "rejected")
-    responses = tuple(space + answer for answer in better + worse)
-    return Comparison(prompt, responses, (0,) * len(better) + (1,) * len(worse))
-
-
-def _answers(value: Any, key: str) -> list[str]:
-    if isinstance(value, list) and not _is_messages(value):
-        if not value:
-            raise RowError(f"{key} is an empty list, expected at least one answer")
-        return [_string(each, f"{key}[{n}]") for n, each in enumerate(value)]
-    return [_answered(value, key)]
-
-
-def _summaries(row: dict) -> Comparison | None:
-    texts = tuple(_response_text(each, n) for n, each in enumerate(_list(row, "summaries")))
-    if not _is_count(row["choice"]) or row["choice"] >= len(texts):
-        raise RowError(f"choice is {row['choice']!r}, expected 0 ... {len(texts) - 1}")
-    return _ranked(_prompt_of(row), texts, [int(n != row["choice"]) for n in range(len(texts))])
-
-
-def _ranking(row: dict) -> Comparison | None:
-    responses = _list(row, "responses")
-    texts = tuple(_response_text(each, n) for n, each in enumerate(responses))
-    if "ranks" in row:
-        ranks = _list(row, "ranks")
-    else:
-        ranks = [each.get("rank") for each in responses if isinstance(each, dict)]
-        if len(ranks) != len(responses) or None in ranks:
-            raise _missing(row, "ranks, or a rank in every response")
-    return _ranked(_prompt_of(row), texts, ranks, _token_ids(row, len(texts)))
-
-
-def _ranked(
-    prompt: str, responses: tuple[str, ...], ranks: list, tokens: tuple | None = None
-) -> Comparison | None:
-    """With ranks 0, 1, ... without gaps; None if all are tied."""
-    if len(responses) < 2:
-        raise RowError(f"found {len(responses)} response, expected at least 2 to compare")
-    if len(ranks) != len(responses):
-        raise RowError(f"found {len(ranks)} ranks for {len(responses)} responses")
-    if not all(map(_is_count, ranks)):
-        raise RowError(f"ranks are {ranks}, expected whole numbers from 0 on")
-    order = sorted(set(ranks))
-    if len(order) == 1:
+def _why_unordered(row: Comparison) -> str | None:
+    """Why no two different answers are ordered, or None."""
+    if row.tokens is None and not all(as_text(text).strip() for text in row.responses):
+        return "empty answer"
+    if len(set(row.ranks)) == 1:
+        return "all responses tied"
+    ordered = sum(a < b for a in row.ranks for b in row.ranks)
+    if len(_equal_pairs(row)) < ordered:
         return None
-    return Comparison(prompt, responses, tuple(map(order.index, ranks)), tokens)
+    return "chosen equals rejected"
 
 
-def _token_ids(row: dict, count: int) -> tuple[tuple[int, ...], ...] | None:
-    if row.get("response_tokens") is None:
-        return None
-    tokens = _list(row, "response_tokens")
-    if len(tokens) != count:
-        raise RowError(f"found {len(tokens)} response_tokens for {count} responses")
-    for n, ids in enumerate(tokens):
-        if not isinstance(ids, list) or not ids or not all(map(_is_count, ids)):
-            raise RowError(f"response_tokens[{n}] is not a list of token ids")
-    return tuple(map(tuple, tokens))
+def _equal_pairs(row: Comparison) -> list[tuple[int, int]]:
+    """Equal answers of which one is ranked better."""
+    answers = row.tokens or row.responses
+    if len(set(answers)) == len(answers):
+        return []
+    numbers = range(len(answers))
+    return [
+        (a, b)
+        for a in numbers
+        for b in numbers
+        if row.ranks[a] < row.ranks[b] and answers[a] == answers[b]
+    ]
 
 
-def _response_text(value: Any, n: int) -> str:
-    if isinstance(value, dict):
-        value = value.get("text")
-    return _string(value, f"the text of response {n}")
-
-
-def _list(row: dict, key: str) -> list:
-    if not isinstance(row[key], list):
-        raise RowError(f"{key} is {type_name(row[key])}, expected a list")
-    return row[key]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-READERS: dict[type, Callable[[dict], tuple | None]] = {
-    Text: _text,
-    Prompt: _prompt,
-    Demonstration: _demonstration,
-    Comparison: _comparison,
+PASSES: dict[type, Callable[[Sequence[tuple], Counter[str]], Iterator[tuple]]] = {
+    Text: _split_documents,
+    Prompt: lambda rows, notes: iter(rows),
+    Demonstration: _without_prompts,
+    Comparison: _ranked_answers,
 }

@@ -184,7 +184,7 @@ def find_conflicts(comparisons: Iterable[tuple]) -> Conflicts:
         for (a, first), (b, second) in combinations(zip(responses, ranks, strict=True), 2):
             if first != second and a != b:
                 ordered.add((prompt, a, b) if first < second else (prompt, b, a))
-    pairs = {(prompt, *sorted((a, b))) for prompt, a, b in ordered}
+    pairs = {(prompt, frozenset((a, b))) for prompt, a, b in ordered}
     return Conflicts(len(prompts), len(pairs), len(ordered) - len(pairs), answers, twice)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.tasks.text_classifier import logistic_regression, terms, tfidf
 
@@ -19,7 +20,7 @@ def train_answer_words(rows: Sequence[Comparison]):
     Bradley-Terry on tf-idf of the answers' words and word pairs: P(i above j) = σ(w·(x_i − x_j)),
     L2-regularised; each prompt weighs the same, as in the ranking loss.
     """
-    found = [terms(text) for row in rows for text in row.responses]
+    found = [terms(as_text(text)) for row in rows for text in row.responses]
     counts = Counter(term for some in found for term in set(some))
     kept = sorted(term for term, count in counts.items() if count >= MIN_COUNT)
     vocabulary = {term: column for column, term in enumerate(kept)}
@@ -38,7 +39,7 @@ def train_answer_words(rows: Sequence[Comparison]):
     )[0]
 
     def score(some: Sequence[Comparison]) -> Float[np.ndarray, "P K"]:
-        texts = [terms(text) for row in some for text in row.responses]
+        texts = [terms(as_text(text)) for row in some for text in row.responses]
         flat = tfidf(texts, vocabulary, idf) @ w
         scores = np.full((len(some), max(len(row.ranks) for row in some)), np.nan)
         at = 0

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rlhf_jax.data.formats import Demonstration, flatten
+from rlhf_jax.data.chat import Message, as_text
+from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import mean_ci, repeated_word_rate
 from rlhf_jax.tasks.constraints import Constraint, followed, followed_loosely, make_constraint
@@ -98,7 +99,7 @@ def read_ifeval(folder: Path) -> dict[str, list[Constraint]]:
 
 
 def as_prompt(text: str) -> str:
-    return flatten([{"role": "user", "content": text}]) + "\n\nAssistant:"
+    return as_text((Message("user", text),))
 
 
 def text_of(prompt: str) -> str:

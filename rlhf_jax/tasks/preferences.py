@@ -106,7 +106,7 @@ def as_pairs(rows: Sequence[Comparison]) -> list[Comparison]:
                 ranks = (0, 1) if row.ranks[i] < row.ranks[j] else (1, 0)
                 tokens = row.tokens and (row.tokens[i], row.tokens[j])
                 pair = (row.responses[i], row.responses[j])
-                made.append(Comparison(row.prompt, pair, ranks, tokens))
+                made.append(Comparison(row.prompt, pair, ranks, tokens, row.origin))
     return made
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.files import find_files, read_rows
+from rlhf_jax.data.files import Origin, find_files, read_rows
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
 from rlhf_jax.tasks.duplicates import without_leaks
@@ -248,7 +248,7 @@ def train(sentences: Sequence[Labelled], reviews: Sequence[Labelled]) -> TextCla
     return train_classifier(texts, labels, weights, calibrate_on=len(sentences), **CLASSIFIER)
 
 
-def _text(where: str, row: dict) -> str:
+def _text(where: Origin, row: dict) -> str:
     if not isinstance(row.get("text"), str):
         raise InputError(f"{where}: expected a string under the key 'text'")
     return row["text"]

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 import rlhf_jax.tasks
+from rlhf_jax.data.chat import as_json, as_text
 from rlhf_jax.data.files import SEPARATOR, write_atomically
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.errors import InputError
@@ -122,7 +123,8 @@ def write(task: Task, folder: Path) -> None:
     """Demonstrations and prompts as .jsonl, text as .txt; each file whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {"demonstrations": [row._asdict() for row in task.demonstrations]}
+    pairs = [(as_json(row.prompt), as_json(row.completion)) for row in task.demonstrations]
+    rows = {"demonstrations": [{"prompt": p, "completion": c} for p, c in pairs]}
     for name, prompts in task.prompts.items():
         rows[f"prompts_{name}"] = [{"prompt": prompt} for prompt in prompts]
     for name, part in rows.items():
@@ -148,7 +150,7 @@ def check_corpora(task: Task, wanted: Sequence[str], name: str) -> None:
 def check_leaks(task: Task, name: str) -> None:
     """Raise InputError if held-out text, or a held-out prompt, is in what is learnt."""
     learnt = [text for documents in task.corpora.values() for text in documents]
-    learnt += [row.prompt + row.completion for row in task.demonstrations]
+    learnt += [as_text(row.prompt) + as_text(row.completion) for row in task.demonstrations]
     heldout = [text for documents in task.heldout.values() for text in documents]
     tested = []
     for part, prompts in task.prompts.items():
@@ -159,7 +161,7 @@ def check_leaks(task: Task, name: str) -> None:
         raise InputError(f"task {name}: {error}") from None
     # Above, a short prompt would have to be a whole demonstration, with its completion. Punctuation
     # counts here, as in the splits: "a mess," and "a mess." ask for different continuations.
-    shown = {normalised(row.prompt) for row in task.demonstrations}
+    shown = {normalised(as_text(row.prompt)) for row in task.demonstrations}
     again = [prompt for prompt in tested if normalised(prompt) in shown]
     if again:
         raise InputError(

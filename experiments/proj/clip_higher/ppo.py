@@ -28,6 +28,7 @@ from experiments.trained import (
 from rlhf_jax.cli import main
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.batches import query_batches
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.datasets import load_prompts
 from rlhf_jax.errors import RunError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
@@ -283,7 +284,7 @@ def sample_rows(rollout, index, prompts, tokenizer, *, rows: int = 8) -> list[di
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1)
     return [
         {
-            "prompt": prompts[int(index[i])].prompt,
+            "prompt": as_text(prompts[int(index[i])].prompt),
             "response": tokenizer.decode(responses[i][mask[i]]),
             "score": float(scores[i]),
             "kl": float(kl[i]),

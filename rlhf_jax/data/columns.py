@@ -1,0 +1,145 @@
+"""What the columns of a row mean: the prompt from those that say it, and those that are not read.
+
+A column that changes what is asked is read or refused, never dropped; one that is harmless is
+passed over; any other is passed over too, but counted and said.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rlhf_jax.data.chat import Conversation, Message, written_prompt
+from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_messages, read_text
+
+ASKING = ("prompt", "instruction", "question", "query")
+"""Each of them alone is what is asked."""
+MATERIAL = ("input", "context")
+"""What an instruction is about, after an empty line."""
+SYSTEM = ("system", "system_prompt")
+ANSWERING = ("completion", "output", "response", "answer")
+CONVERSATIONS = ("messages", "conversations")
+REFUSED = (
+    *("tools", "functions", "documents", "images", "image", "videos", "video", "audios", "audio"),
+)
+"""What the answers depend on, and a model of text is not shown."""
+OTHERS_READ = (
+    *("history", "text", "chosen", "rejected", "label", "info", "summaries", "choice"),
+    *("responses", "ranks", "response_tokens"),
+)
+READ = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *CONVERSATIONS, *REFUSED, *OTHERS_READ))
+HARMLESS = frozenset(
+    (
+        *("id", "idx", "index", "uuid", "hash", "url", "link", "source", "origin", "dataset"),
+        *("subset", "split", "category", "categories", "topic", "topics", "tags", "task", "type"),
+        *("lang", "language", "title", "date", "created", "timestamp", "license", "meta"),
+        *("metadata", "extra", "model", "models", "generator", "annotator", "labeler", "worker"),
+        *("score", "scores", "rating", "ratings", "margin", "gold", "batch", "confidence"),
+        *("rationale", "notes", "flags", "quality", "prompt_flags", "use_case", "round", "seconds"),
+        *("demonstration", "kind", "up", "policies", "extra_info", "error", "upvote_ratio"),
+        *("helpfulness", "correctness", "coherence", "complexity", "verbosity", "kto_tag"),
+    )
+)
+"""Where a row is from, and what was thought of it."""
+HARMLESS_ENDS = ("_id", "_ids", "_score", "_scores", "_rating", "_name", "_model", "_metadata")
+HARMLESS_BEGINNINGS = ("score_", "rating_", "num_", "_")
+
+
+def unknown_columns(row: dict) -> list[str]:
+    """Columns of a row that nothing is known of."""
+    return [
+        name
+        for name, value in row.items()
+        if name not in READ
+        and name.lower() not in HARMLESS
+        and not name.lower().endswith(HARMLESS_ENDS)
+        and not name.lower().startswith(HARMLESS_BEGINNINGS)
+        and value is not None
+    ]
+
+
+def read_prompt(row: dict) -> str | Conversation | None:
+    """What the columns ask, with the system message and the turns before it; None if none asks.
+
+    Raises RowError for columns that contradict each other, or that would be lost.
+    """
+    for name in REFUSED:
+        if is_filled(row.get(name)):
+            raise RowError(
+                f"{name} is not learnt, but the answer may depend on it: expected rows without it"
+            )
+    asked = _asked(row)
+    if asked is None:
+        for name in ("history", *MATERIAL):
+            if is_filled(row.get(name)) and not isinstance(row[name], dict):
+                raise RowError(f"found {name} without a prompt, instruction or question")
+        return None
+    return with_system(_with_history(asked, row), _system(row))
+
+
+def _asked(row: dict) -> str | Conversation | None:
+    present = [name for name in ASKING if name in row]
+    if not present and isinstance(row.get("input"), str) and set(row) & {*ANSWERING, "chosen"}:
+        present = ["input"]
+    if not present:
+        return None
+    said = [name for name in present if is_filled(row[name])]
+    if not said:
+        return ""
+    name, *others = said
+    different = [other for other in others if row[other] != row[name]]
+    material = [key for key in MATERIAL if is_filled(row.get(key)) and row[key] != row[name]]
+    if different or len(material) > 1 or (material and name != "instruction"):
+        other = [*different, *material][-1]
+        raise RowError(f"found both {name} and {other}, expected all of the prompt in one of them")
+    if name == "prompt":
+        if is_messages(row[name]):
+            return read_messages(row[name])
+        return written_prompt(read_text(row[name], name))
+    parts = [read_text(row[key], key) for key in (name, *material)]
+    return (Message("user", "\n\n".join(parts)),)
+
+
+def _with_history(asked: str | Conversation, row: dict) -> str | Conversation:
+    """What is asked, after the earlier turns of the column ``history``."""
+    if not is_filled(row.get("history")):
+        return asked
+    asked = (Message("user", asked),) if isinstance(asked, str) else asked
+    if len(asked) > 1:
+        raise RowError("found history and a prompt of several messages, expected one of them")
+    return (*_turns(row["history"]), *asked)
+
+
+def _turns(history: Any) -> Iterator[Message]:
+    if is_messages(history):
+        yield from read_messages(history)
+        return
+    pairs = history if isinstance(history, list) else [history]
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise RowError("history: expected pairs of what was asked and answered, or messages")
+        yield Message("user", read_text(pair[0], "history"))
+        yield Message("assistant", read_text(pair[1], "history"))
+
+
+def _system(row: dict) -> str | None:
+    """The system message of a column, or of the conversations that answer a prompt."""
+    columns = [row[name] for name in SYSTEM if is_filled(row.get(name))]
+    answers = [row.get(name) for name in ("chosen", "rejected", *ANSWERING)]
+    first = [read_messages(value)[0] for value in answers if is_messages(value)]
+    texts = [read_text(value, "system") for value in columns]
+    texts += [message.content for message in first if message.role == "system"]
+    if len(set(texts)) > 1:
+        raise RowError("found two different system messages, expected one")
+    return texts[0] if texts else None
+
+
+def with_system(prompt: str | Conversation, system: str | None) -> str | Conversation:
+    """``prompt`` after a system message. Raises RowError if it begins with another one."""
+    if system is None or not prompt:
+        return prompt
+    if isinstance(prompt, str):
+        prompt = (Message("user", prompt),)
+    if prompt[0].role != "system":
+        return (Message("system", system), *prompt)
+    if prompt[0].content != system:
+        raise RowError("found two different system messages, expected one")
+    return prompt

@@ -1,0 +1,87 @@
+"""Messages as files write them: ``role`` and ``content``, or ``from`` and ``value``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.data.chat import Conversation, Message
+from rlhf_jax.data.files import type_name
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+"""Who speaks, by the names that public data sets use; tools and functions are not among them."""
+NOT_LEARNT = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "images",
+    "audio",
+)
+"""Parts of a message that its text would be without."""
+
+
+class RowError(ValueError):
+    """What is wrong with one row; the reader of the file adds where it stands."""
+
+
+def is_messages(value: Any) -> bool:
+    """Whether this is a list of messages, or a single one."""
+    if isinstance(value, dict):
+        return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def read_messages(value: list | dict) -> Conversation:
+    """The conversation of a list of messages, or of a single one. Raises RowError."""
+    return tuple(map(_message, value if isinstance(value, list) else [value]))
+
+
+def _message(value: Any) -> Message:
+    if not (isinstance(value, dict) and is_messages(value)):
+        raise RowError("expected every message to have role and content, or from and value")
+    lost = [key for key in NOT_LEARNT if is_filled(value.get(key))]
+    if lost:
+        raise RowError(f"a message has {lost[0]}, which is not learnt: expected text alone")
+    role, content = ("role", "content") if "role" in value else ("from", "value")
+    speaker = ROLES.get(value[role]) if isinstance(value[role], str) else None
+    if speaker is None:
+        raise RowError(
+            f"{role} is {value[role]!r}, expected system, user or assistant (or human, gpt)"
+        )
+    return Message(speaker, read_text(value[content], content))
+
+
+def read_text(value: Any, key: str) -> str:
+    """A string, or the parts of type text that it is given in. Raises RowError."""
+    if isinstance(value, list):
+        return "".join(_part(part, key) for part in value)
+    if not isinstance(value, str):
+        raise RowError(f"{key} is {type_name(value)}, expected a string")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise RowError(f"{key} holds half a surrogate pair, expected whole characters")
+    return value
+
+
+def _part(part: Any, key: str) -> str:
+    if not isinstance(part, Mapping):
+        raise RowError(f"{key} is a list with {type_name(part)}, expected a string")
+    if part.get("type") != "text":
+        raise RowError(f"{key} has a part of type {part.get('type')!r}, expected only text")
+    if isinstance(part.get("text"), list):
+        raise RowError(f"text of {key} is a list, expected a string")
+    return read_text(part.get("text"), f"text of {key}")
+
+
+def is_filled(value: Any) -> bool:
+    """Whether a column says anything: not null, empty or blank."""
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {}, False)

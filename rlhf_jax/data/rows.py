@@ -1,0 +1,81 @@
+"""The four kinds of rows that stages learn from, and the account of those that they do not."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rlhf_jax.data.chat import Conversation
+from rlhf_jax.data.files import Origin
+
+log = logging.getLogger(__name__)
+
+
+class Text(NamedTuple):
+    """A document."""
+
+    text: str
+    origin: Origin | None = None
+
+
+class Prompt(NamedTuple):
+    """What a policy is asked."""
+
+    prompt: str | Conversation
+    origin: Origin | None = None
+
+
+class Demonstration(NamedTuple):
+    """A prompt and how a person answered it."""
+
+    prompt: str | Conversation
+    completion: str | Conversation
+    origin: Origin | None = None
+
+
+class Comparison(NamedTuple):
+    """K responses to one prompt, ranked."""
+
+    prompt: str | Conversation
+    responses: tuple[str | Conversation, ...]
+    ranks: tuple[int, ...]
+    """0 is best, without gaps; equal ranks are ties."""
+    tokens: tuple[tuple[int, ...], ...] | None = None
+    """Ids of responses that a policy sampled, from ``response_tokens``: re-encoding may differ."""
+    origin: Origin | None = None
+
+
+class LeftOut(NamedTuple):
+    """A row that nothing is learnt from."""
+
+    origin: Origin
+    why: str
+
+
+@dataclass
+class Account:
+    """What was not read as it stands, filled in by ``iterate``."""
+
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    """Of rows that are kept: what was done with them, and of how many."""
+
+    def say(self, path: str | os.PathLike, kept: int) -> None:
+        """Log the counts by reason."""
+        total = kept + len(self.left_out)
+        for why, count in Counter(each.why for each in self.left_out).items():
+            log.warning("%s: %d of %d rows left out, %s", path, count, total, why)
+        for note, count in self.notes.items():
+            log.warning("%s: %d rows: %s", path, count, note)
+
+
+class NotLearnt(Exception):
+    """Why one row is left out."""
+
+
+def without_gaps(ranks: Sequence[int]) -> tuple[int, ...]:
+    """The same order as 0, 1, ..."""
+    order = sorted(set(ranks))
+    return tuple(map(order.index, ranks))
