@@ -41,6 +41,7 @@ class Plant(NamedTuple):
 
 
 ENCODING, HEADS = "rlhf_jax/data/encoding.py", "rlhf_jax/models/heads.py"
+FATES = "rlhf_jax/data/fates.py"
 REWARDS, POLICY = "rlhf_jax/objectives/rewards.py", "rlhf_jax/objectives/policy_losses.py"
 GAE, MASKED = "rlhf_jax/objectives/advantages.py", "rlhf_jax/objectives/masked.py"
 PREFERENCES = "rlhf_jax/objectives/preference_losses.py"
