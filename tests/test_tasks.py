@@ -16,6 +16,7 @@ import tiny
 from experiments import compare, evaluate, instructgpt
 from rlhf_jax.cli import load, read_preset
 from rlhf_jax.config import InstructGPTConfig, PPOConfig
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.overlap import rouge
@@ -127,9 +128,12 @@ def test_files_are_read_back(tasks, name, tmp_path):
     task = tasks[name]
     small = task._replace(demonstrations=task.demonstrations[:50])
     write(small, tmp_path)
-    assert read_demonstrations(tmp_path / "demonstrations.jsonl") == small.demonstrations
+    plain = lambda rows: [(as_text(row.prompt), as_text(row.completion)) for row in rows]
+    assert plain(read_demonstrations(tmp_path / "demonstrations.jsonl")) == plain(
+        small.demonstrations
+    )
     for part, prompts in task.prompts.items():
-        found = [row.prompt for row in read_prompts(tmp_path / f"prompts_{part}.jsonl")]
+        found = [as_text(row.prompt) for row in read_prompts(tmp_path / f"prompts_{part}.jsonl")]
         assert found == prompts
     for part, texts in task.corpora.items():
         found = [row.text for row in read_texts(tmp_path / f"corpus_{part}.txt")]

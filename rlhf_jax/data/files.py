@@ -10,13 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check_fetched
 
 SEPARATOR = "<|endoftext|>"
 """Alone on a line of a .txt file, it ends a document."""
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json")
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the file begins that Git puts where ``git lfs pull`` puts the content."""
 HELD_OUT = frozenset(
     (
         *("test", "tests", "testing", "valid", "validation", "val", "dev", "eval", "evaluation"),
@@ -183,13 +181,13 @@ def type_name(value: Any) -> str:
 
 def _lines(file: Path) -> list[str]:
     """Lines without their ends, be they Unix or Windows ones."""
+    check_fetched(file)
     try:
         content = file.read_bytes()
         if file.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    refuse_lfs_pointer(file, content)
     if not content.strip():
         raise InputError(f"{file} is empty")
     try:
@@ -201,12 +199,6 @@ def _lines(file: Path) -> list[str]:
         ) from error
     # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON strings may hold.
     return text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
-
-
-def refuse_lfs_pointer(file: Path, content: bytes) -> None:
-    """Raise InputError if this is what Git LFS leaves in place of a file that is not fetched."""
-    if content.startswith(LFS_POINTER):
-        raise InputError(f"{file} is a Git LFS pointer, not the data: fetch it with git lfs pull")
 
 
 def _documents(file: Path, lines: list[str]) -> Iterator[tuple[Origin, dict]]:
