@@ -122,13 +122,13 @@ def run(config: DPOConfig) -> dict:
         def evaluate(params):
             """Whether the implicit reward orders held-out pairs as people did."""
             stream = comparisons(heldout, config.batch_size, None)
-            rewards, ranks = [], []
+            found = []
             for _ in range(stream.steps_per_epoch):
-                batch = parallel.shard_whole(next(stream))
+                rows = next(stream)
+                batch = parallel.shard_whole(rows)
                 ratio = logprobs_fn(params, batch) - logprobs_fn(ref_params, batch)
-                rewards.append(np.asarray(config.beta * ratio))
-                ranks.append(np.asarray(batch.ranks))
-            rewards, ranks = np.concatenate(rewards), np.concatenate(ranks)
+                found.append((parallel.fetch(config.beta * ratio), rows.ranks))
+            rewards, ranks = map(np.concatenate, zip(*found, strict=True))
             accuracy = pair_accuracy(np.where(ranks >= 0, rewards, np.nan), ranks)
             return {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
 

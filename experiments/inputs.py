@@ -102,7 +102,7 @@ def make_text_evaluation(
     def evaluate(params: Params) -> dict[str, float]:
         results = {}
         for name, batches in sets.items():
-            sums = [nats(params, parallel.shard_whole(batch)) for batch in batches]
+            sums = parallel.fetch([nats(params, parallel.shard_whole(batch)) for batch in batches])
             total, tokens = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             bytes_ = sum(token_bytes[b.tokens][b.loss_mask].sum() for b in batches)
             results[f"eval/{name}/nats_per_token"] = total / tokens

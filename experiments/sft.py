@@ -144,7 +144,8 @@ def run(config: SFTConfig) -> dict:
         )
 
         def evaluate(params):
-            sums = [heldout_loss(params, parallel.shard_whole(b)) for b in heldout_batches]
+            batches = map(parallel.shard_whole, heldout_batches)
+            sums = parallel.fetch([heldout_loss(params, batch) for batch in batches])
             nats, tokens = (sum(map(float, column)) for column in zip(*sums, strict=True))
             return {"eval/loss": nats / tokens}
 

@@ -149,7 +149,7 @@ class Stage:
             self._stack = stack.pop_all()
 
     def __exit__(self, kind, error, trace) -> None:
-        if jax.process_count() > 1 and isinstance(error, Exception):
+        if jax.process_count() > 1 and isinstance(error, Exception | KeyboardInterrupt):
             leave(error)  # peers wait for this process, or it for them: nothing ends by itself
         self._stack.__exit__(kind, error, trace)
         if isinstance(error, InputError | OSError):
@@ -207,6 +207,7 @@ class Stage:
             for name, iterator in iterators.items():
                 iterator.set_state(restored.data[name])
             say(f"{self.name}: resumed after step {self.done}")
+        self._from = self.done
         stop_after = self.run_config.stop_after
         self._stop_after = self.done + stop_after if stop_after else -1
         return state
@@ -251,7 +252,7 @@ class Stage:
         """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
         self.done += 1
         self._fresh = False
-        self._stopping = asked_to_stop(self.done, self._stop.requested)
+        self._stopping = asked_to_stop(self.done - self._from, self._stop.requested)
         self._evaluation = {}
         for name, count in units.items():
             self._units[name] += count

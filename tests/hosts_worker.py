@@ -1,8 +1,14 @@
 """Run by test_hosts.py: stages of tiny models as one of several processes.
 
 python hosts_worker.py FOLDER STAGES RUNS STEPS MODE DATA FSDP TENSOR [PORT PROCESSES RANK]
+
+``MODE`` is that of parallel, or "stopped": mesh, and each stage is stopped before it is finished,
+every other one by ``stop_after`` after a step, the others by a SIGTERM that one process gets.
 """
 
+import contextlib
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +16,16 @@ from pathlib import Path
 import tiny
 
 from configs import quickstart
-from experiments import ppo, reward, sft
-from rlhf_jax.config import ParallelConfig
+from experiments import dpo, ppo, pretrain, reward, sft
+from rlhf_jax.config import DPOConfig, ParallelConfig
 
-RUN = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+RUN = {
+    "pretrain": pretrain.run,
+    "sft": sft.run,
+    "reward": reward.run,
+    "dpo": dpo.run,
+    "ppo": ppo.run,
+}
 ROWS = 4
 
 
@@ -44,11 +56,19 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
 
     adam = replace(c.sft.optim, optimizer="adamw")
     ranked = folder / "comparisons.jsonl"
+    pairs = dict(data=ranked, heldout=ranked, optim=adam, epochs=steps, batch_size=8)
+    lengths = dict(prompt_length=tiny.PROMPT, response_length=tiny.RESPONSE)
     return {
-        "sft": replace(c.sft, **common(c.sft, "sft"), optim=adam, epochs=steps),
-        "reward": replace(
-            c.reward, **common(c.reward, "reward"), data=ranked, heldout=ranked, optim=adam
+        "pretrain": replace(
+            c.pretrain,
+            **common(c.pretrain, "pretrain") | {"init": None},
+            tokenizer=replace(c.pretrain.tokenizer, path=folder / "tokenizer"),
+            optim=adam,
+            steps=steps,
         ),
+        "dpo": DPOConfig(**common(c.reward, "dpo"), **pairs, **lengths, cache=c.reward.cache),
+        "sft": replace(c.sft, **common(c.sft, "sft"), optim=adam, epochs=steps),
+        "reward": replace(c.reward, **common(c.reward, "reward"), **pairs),
         "ppo": replace(
             c.ppo,
             **common(c.ppo, "ppo"),
@@ -63,13 +83,30 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
 def main(
     *, folder, stages, runs, steps, mode, data, fsdp, tensor, port=None, processes=1, rank=0
 ) -> None:
-    sizes = dict(mode=mode, data=int(data), fsdp=int(fsdp), tensor=int(tensor))
+    stopped = mode == "stopped"
+    sizes = dict(data=int(data), fsdp=int(fsdp), tensor=int(tensor))
+    sizes |= dict(mode="mesh" if stopped else mode)
     if port is not None:
         sizes |= dict(coordinator=f"127.0.0.1:{port}")
         sizes |= dict(processes=int(processes), process_id=int(rank))
     made = configs(Path(folder), Path(runs), int(steps), ParallelConfig(**sizes))
-    for name in stages.split(","):
+    names = stages.split(",")
+    if stopped:
+        for name in names[::2]:
+            stop(name, made[name], after=1)
+        if int(rank) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        # After the next step that no process has begun: the second, counted in each start.
+        for name in names[1::2]:
+            stop(name, made[name], after=0)
+    for name in names:
         RUN[name](made[name])
+
+
+def stop(name: str, config, *, after: int) -> None:
+    with contextlib.suppress(SystemExit):
+        RUN[name](replace(config, run=replace(config.run, stop_after=after)))
+        raise AssertionError(f"{name} was not stopped")
 
 
 if __name__ == "__main__":

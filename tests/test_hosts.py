@@ -140,14 +140,15 @@ def episodes(runs):
     )
 
 
-STAGES = "sft", "reward", "ppo"
+STAGES = "pretrain", "sft", "reward", "dpo", "ppo"
+STEPS = 3
 
 
 @pytest.fixture(scope="module")
 def one(inputs):
     """All stages in one process of four devices."""
     runs = inputs / "one"
-    started = launch(inputs, ",".join(STAGES), runs, 2, (2, 2, 1), processes=1, devices=4)
+    started = launch(inputs, ",".join(STAGES), runs, STEPS, (2, 2, 1), processes=1, devices=4)
     assert finish(started) == [0], log_of(inputs, runs)[-3000:]
     return runs
 
@@ -164,11 +165,11 @@ def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs, one):
         ("pmap", (4, 1, 1), 4, "pmap"),
     ):
         runs = inputs / name
-        started = launch(inputs, "ppo", runs, 2, mesh, processes=1, devices=devices, mode=mode)
+        started = launch(inputs, "ppo", runs, STEPS, mesh, processes=1, devices=devices, mode=mode)
         assert finish(started) == [0], log_of(inputs, runs)[-3000:]
         found[name] = episodes(runs)
     texts, scores, figures = found["alone"]
-    assert len(texts) == 8 and len(figures) == 2 * 4
+    assert len(texts) == 8 * (STEPS - 1) and len(figures) == 4 * STEPS
     for name, (other_texts, other_scores, other_figures) in found.items():
         assert other_texts == texts, name
         assert other_scores == pytest.approx(scores, abs=1e-5), name
@@ -176,11 +177,23 @@ def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs, one):
 
 
 @pytest.mark.multiprocess
-def test_two_processes_train_as_one(inputs, one):
-    """SFT, reward model and PPO: same samples, same figures, same parameters."""
+def test_two_processes_stop_resume_and_train_as_one(inputs, one):
+    """Every stage: same samples, same figures (held-out ones too), same parameters.
+
+    Each is stopped, by ``stop_after`` or by a signal that one of the two gets, and started again.
+    """
     two = inputs / "two"
-    codes = finish(launch(inputs, ",".join(STAGES), two, 2, (2, 2, 1), processes=2, devices=2))
+    options = dict(processes=2, devices=2, mode="stopped")
+    codes = finish(launch(inputs, ",".join(STAGES), two, STEPS, (2, 2, 1), **options))
     assert codes == [0, 0], log_of(inputs, two)[-3000:]
+    said = log_of(inputs, two)
+    for number, stage in enumerate(STAGES):
+        step = (1, 2)[number % 2]
+        assert f"{stage}: saved at step {step}; the same command goes on" in said
+        assert f"{stage}: resumed after step {step}" in said
+        done = [json.loads((runs / stage / "DONE").read_text()) for runs in (one, two)]
+        if stage != "ppo":
+            assert done[0]["heldout"] == pytest.approx(done[1]["heldout"], rel=1e-6, abs=1e-5)
     for stage in STAGES:
         gap = largest_gap(*(load_params(runs / stage / "final") for runs in (one, two)))
         assert gap < 1e-6, (stage, gap)

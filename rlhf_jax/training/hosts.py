@@ -70,14 +70,15 @@ def asked_to_stop(step: int, alone: bool) -> bool:
     """Whether to save and end after this step: ``alone`` if there is one process.
 
     With several the runtime sees SIGTERM (a preempted machine) in any of them and has all agree on
-    the step. All call this after every step.
+    the next step. All call this after every step, and ``step`` counts from 1 in each start: a
+    notice that comes before the first step of a resumed run means step 1, not one long past.
     """
     if jax.process_count() == 1:
         return alone
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def leave(error: Exception) -> None:
+def leave(error: BaseException) -> None:
     """End this process at once, with one sentence, so that its peers end too.
 
     An orderly exit would wait for peers that are dead, or that wait for this process.
@@ -85,6 +86,8 @@ def leave(error: Exception) -> None:
     mine = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, InputError | RunError):
         code, message = 2 if isinstance(error, InputError) else 1, f"{mine}: {error}"
+    elif isinstance(error, KeyboardInterrupt):
+        code, message = 130, f"{mine} by Ctrl-C, without saving; {AGAIN}"
     elif lost := lost_peer(error):
         code, message = 1, f"{mine} lost another one ({lost}); {AGAIN}"
     else:

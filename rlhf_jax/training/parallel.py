@@ -87,7 +87,10 @@ class Parallel(NamedTuple):
         return jax.jit(self.on_mesh(fn), out_shardings=out)(*inputs)
 
     def fetch(self, tree: PyTree) -> PyTree:
-        """Whole NumPy arrays in every process."""
+        """Whole NumPy arrays in every process: how every figure of a stage reaches the host.
+
+        With several processes ``np.asarray`` of an array in parts raises, and only then.
+        """
         if jax.process_count() == 1:
             return jax.device_get(tree)
         return multihost_utils.process_allgather(tree, tiled=True)
