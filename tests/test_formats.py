@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.data.answers import REMOVED, REPEATED
 from rlhf_jax.data.chat import Message, as_conversation, as_text, flatten, written_prompt
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import (
+    Account,
     Comparison,
     Demonstration,
+    LeftOut,
     Prompt,
     Text,
+    iterate,
     read_comparisons,
     read_demonstrations,
     read_prompts,
@@ -357,3 +361,431 @@ def test_bytes_that_are_not_utf8_are_located(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(b"not gzip")
     with pytest.raises(InputError, match=r"b.jsonl.gz cannot be read"):
         read_texts(tmp_path / "b.jsonl.gz")
+
+
+# --- kinds: prompts repeated in answers -----------------------------------------------------------
+
+LUND = (Message("user", "Where is Lund?"),)
+LAKE, IDEA = (Message("assistant", "By the lake."),), (Message("assistant", "No idea."),)
+ASK = {"role": "user", "content": "Where is Lund?"}
+GOOD = {"role": "assistant", "content": "By the lake."}
+POOR = {"role": "assistant", "content": "No idea."}
+BEGUN = {"role": "assistant", "content": "By the"}
+
+
+def read_one(write, kind, row):
+    """The row and what is said of it."""
+    account = Account()
+    (made,) = iterate(write(row), kind, account)
+    return made._replace(origin=None), dict(account.notes)
+
+
+@pytest.mark.parametrize(
+    "prompt, chosen, rejected, expected",
+    [
+        ("Where is Lund?", [ASK, GOOD], [ASK, POOR], ("Where is Lund?", LAKE, IDEA)),
+        ("Where is Lund?", [SYSTEM, ASK, GOOD], [SYSTEM, ASK, POOR], None),
+        ([ASK], [ASK, GOOD], [ASK, POOR], (LUND, LAKE, IDEA)),
+        ([ASK], [ASK, GOOD], POOR, (LUND, LAKE, IDEA)),
+        ([SYSTEM, ASK], [ASK, GOOD], [SYSTEM, ASK, POOR], None),
+        (
+            "\n\nHuman: Where is Lund?\n\nAssistant:",
+            "\n\nHuman: Where is Lund?\n\nAssistant: By the lake.",
+            "\n\nHuman: Where is Lund?\n\nAssistant: No idea.",
+            (LUND, LAKE, IDEA),
+        ),
+        (
+            "Where is Lund?",
+            "Where is Lund? By the lake.",
+            "Where is Lund? No idea.",
+            ("Where is Lund?", " By the lake.", " No idea."),
+        ),
+        ([ASK], "Where is Lund?\nBy the lake.", "Where is Lund? No idea.", (LUND, LAKE, IDEA)),
+    ],
+)
+def test_answers_lose_the_prompt_that_they_repeat(write, prompt, chosen, rejected, expected):
+    row, notes = read_one(
+        write, Comparison, {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    )
+    prompt, *answers = expected or ((Message("system", "Be kind."), *LUND), LAKE, IDEA)
+    assert row == Comparison(prompt, tuple(answers), (0, 1))
+    assert notes == {REMOVED: 1}
+
+
+@pytest.mark.parametrize(
+    "completion, expected",
+    [
+        ([BEGUN | {"content": " lake."}], " lake."),
+        (" lake.", " lake."),
+        ([ASK, GOOD], " lake."),
+        (GOOD, " lake."),
+        ("By the lake.", " lake."),
+    ],
+)
+def test_an_answer_continues_the_assistants_message(write, completion, expected):
+    row, notes = read_one(write, Demonstration, {"prompt": [ASK, BEGUN], "completion": completion})
+    assert row == Demonstration((*LUND, Message("assistant", "By the")), expected)
+    assert as_text(row.prompt) + row.completion == as_text((*LUND, *LAKE))
+    assert set(notes) == ({REMOVED} if "By the" in str(completion) else set())
+
+
+@pytest.mark.parametrize(
+    "rows, completions, note",
+    [
+        ([("Hi", "Hi there"), ("Hi", "Hi you")], ["Hi there", "Hi you"], REPEATED),
+        ([("a b", "a b c"), ("a b", "c")], ["a b c", "c"], REPEATED),
+        ([("a b", "a b c"), ("d", "d e")], [" c", " e"], REMOVED),
+        ([("the film", " the film was good")], [" the film was good"], None),
+    ],
+)
+def test_texts_lose_their_prompts_only_where_all_of_a_file_repeat_them(
+    write, rows, completions, note
+):
+    account = Account()
+    path = write(*({"prompt": p, "completion": c} for p, c in rows))
+    assert [row.completion for row in iterate(path, Demonstration, account)] == completions
+    assert list(account.notes) == ([note] if note else [])
+
+
+def test_sampled_answers_are_never_cut(write):
+    row = {"prompt": "a b", "responses": ["a b c", "a b d"], "ranks": [0, 1]}
+    row |= {"response_tokens": [[1], [2]]}
+    assert read_one(write, Comparison, row)[0].responses == ("a b c", "a b d")
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "Another?", "chosen": [ASK, GOOD], "rejected": POOR}, "does not begin with"),
+        ({"prompt": [ASK], "chosen": [GOOD, ASK], "rejected": POOR}, "does not begin and end with"),
+        (
+            {"prompt": [ASK, BEGUN], "chosen": [GOOD, ASK, GOOD], "rejected": POOR},
+            "no message after",
+        ),
+        (
+            {"prompt": [BEGUN], "chosen": GOOD, "rejected": POOR},
+            "begins and ends with the assistant",
+        ),
+        ({"chosen": [ASK, GOOD, ASK], "rejected": [ASK, GOOD, SYSTEM]}, "part at answers"),
+    ],
+)
+def test_a_conversation_that_answers_something_else_is_refused(write, row, message):
+    with pytest.raises(InputError, match=rf"rows.jsonl, line 1: .*{message}"):
+        read_comparisons(write(row))
+
+
+# --- kinds: messages stay messages ----------------------------------------------------------------
+
+
+def test_turns_in_a_persons_text_are_text(write):
+    text = "Title this:\n\nHuman: hi\n\nAssistant: hello"
+    row, _ = read_one(write, Demonstration, {"messages": [ASK | {"content": text}, GOOD]})
+    assert row.prompt == (Message("user", text),) == as_conversation(row.prompt)
+    row, _ = read_one(write, Prompt, {"prompt": text})
+    assert row.prompt == text and as_conversation(text) == (Message("user", text),)
+
+
+def test_a_text_that_answers_messages_is_a_message(write):
+    for text in ("By the lake.", " By the lake."):
+        row, _ = read_one(write, Demonstration, {"prompt": [ASK], "completion": text})
+        assert row.completion == LAKE
+    # After a text, and where a policy sampled it, it stands as it is.
+    asked = "\n\nHuman: Hi?\n\nAssistant:"
+    row, _ = read_one(write, Demonstration, {"prompt": asked, "completion": "\nYes"})
+    assert row.completion == "\nYes"
+    row = {"prompt": [USER], "responses": ["a", " b"], "ranks": [0, 1]}
+    sampled, _ = read_one(write, Comparison, row | {"response_tokens": [[1], [2]]})
+    assert list(map(as_text, sampled.responses)) == ["a", " b"]
+    assert list(map(as_text, read_one(write, Comparison, row)[0].responses)) == [" a", " b"]
+
+
+# --- kinds: columns that change the meaning -------------------------------------------------------
+
+GUIDE = Message("system", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    "row, prompt",
+    [
+        ({"question": "Where is Lund?", "answer": "By the lake."}, LUND),
+        ({"query": "Where is Lund?", "response": "By the lake."}, LUND),
+        ({"input": "Where is Lund?", "output": "By the lake."}, LUND),
+        (
+            {
+                "system_prompt": "Be brief.",
+                "question": "Where is Lund?",
+                "response": "By the lake.",
+            },
+            (GUIDE, *LUND),
+        ),
+        ({"system": "Be brief.", "prompt": "Where is Lund?", "completion": GOOD}, (GUIDE, *LUND)),
+        ({"system": "Be brief.", "messages": [ASK, GOOD]}, (GUIDE, *LUND)),
+        ({"system": " ", "messages": [ASK, GOOD], "tools": [], "images": None}, LUND),
+        (
+            {"instruction": "Where is", "context": "Lund?", "response": "By the lake."},
+            (Message("user", "Where is\n\nLund?"),),
+        ),
+        (
+            {
+                "instruction": "Where is Lund?",
+                "output": "By the lake.",
+                "system": "Be brief.",
+                "history": [["Hi?", "Yes."]],
+            },
+            (GUIDE, *HI, *YES, *LUND),
+        ),
+        (
+            {"prompt": "Where is Lund?", "completion": "By the lake.", "history": [USER, BOT]},
+            (*HI, *YES, *LUND),
+        ),
+    ],
+)
+def test_columns_that_change_what_is_asked_are_read(write, row, prompt):
+    row, notes = read_one(write, Demonstration, row)
+    assert row == Demonstration(prompt, LAKE) and not notes
+
+
+def test_a_question_is_the_prompt_of_a_pair(write):
+    row = {"system": "Be brief.", "question": "Where is Lund?"}
+    row |= {"chosen": "Lund is by the lake.", "rejected": "Lund is lost."}
+    answers = ((Message("assistant", text),) for text in (row["chosen"], row["rejected"]))
+    expected = Comparison((GUIDE, *LUND), tuple(answers), (0, 1))
+    assert read_one(write, Comparison, row) == (expected, {})
+    turn = {"conversations": [{"from": "human", "value": "Where is Lund?"}]}
+    turn |= {side: {"from": "gpt", "value": row[side]} for side in ("chosen", "rejected")}
+    assert read_one(write, Comparison, turn)[0] == expected._replace(prompt=LUND)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"tools": [{"name": "f"}]}, "tools is not learnt"),
+        ({"images": ["a.png"]}, "images is not learnt"),
+        ({"documents": ["d"]}, "documents is not learnt"),
+        ({"context": "c"}, "found both prompt and context"),
+        ({"input": "i"}, "found both prompt and input"),
+        ({"question": "another"}, "found both prompt and question"),
+        ({"history": "earlier"}, "history: expected pairs"),
+        ({"history": [["one"]]}, "history: expected pairs"),
+        ({"system": "a", "system_prompt": "b"}, "two different system messages"),
+        ({"system": ["a"]}, "system is a list with a string"),
+        ({"output": "another"}, "found both completion and output"),
+        ({"prompt": [SYSTEM, USER], "system": "a"}, "two different system messages"),
+        ({"prompt": [USER, BOT, USER], "history": [["a", "b"]]}, "history and a prompt of several"),
+    ],
+)
+def test_columns_that_would_be_lost_are_refused(write, more, message):
+    row = {"prompt": "p", "completion": "c"} | more
+    with pytest.raises(InputError, match=rf"rows.jsonl, line 1: .*{message}"):
+        read_demonstrations(write(row))
+
+
+@pytest.mark.parametrize("more", [{"history": "post"}, {"context": "c"}, {"input": "i"}])
+def test_columns_beside_a_conversation_are_refused(write, more):
+    with pytest.raises(InputError, match=rf"line 1: found {next(iter(more))} without a prompt"):
+        read_demonstrations(write({"messages": [USER, BOT]} | more))
+
+
+def test_other_columns_are_said_once(write, caplog):
+    rows = [{"prompt": "p", "id": n, "score_chosen": 1, "hint": "h"} for n in range(3)]
+    assert len(read_prompts(write(*rows, {"prompt": "p", "hint": None}))) == 4
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "3 rows: column hint is not read"
+    ]
+
+
+# --- kinds: empty answers, pairs that teach nothing -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, row, why",
+    [
+        (Text, {"text": " \n"}, "blank text"),
+        (Prompt, {"prompt": ""}, "blank prompt"),
+        (Prompt, {"instruction": "", "input": ""}, "blank prompt"),
+        (Prompt, {"prompt": " "}, "blank prompt"),
+        (Demonstration, {"prompt": "", "completion": "c"}, "blank prompt"),
+        (Demonstration, {"prompt": "p", "completion": ""}, "empty answer"),
+        (Demonstration, {"instruction": "p", "input": "", "output": " \n"}, "empty answer"),
+        (Demonstration, {"messages": [USER, BOT | {"content": ""}]}, "empty answer"),
+        (Demonstration, {"prompt": "p", "completion": "c", "label": False}, "label false"),
+        (Comparison, {"prompt": "p", "chosen": "c", "rejected": "c"}, "chosen equals rejected"),
+        (Comparison, {"prompt": "p", "chosen": "c", "rejected": ""}, "empty answer"),
+        (
+            Comparison,
+            {"prompt": [USER], "chosen": BOT, "rejected": [BOT]},
+            "chosen equals rejected",
+        ),
+        (
+            Comparison,
+            {"prompt": "p", "responses": ["a", "a", "b"], "ranks": [0, 1, 1], "x_id": 1},
+            None,
+        ),
+        (
+            Comparison,
+            {"prompt": "p", "responses": ["a", "a", "a"], "ranks": [0, 1, 1]},
+            "chosen equals rejected",
+        ),
+        (
+            Comparison,
+            {"prompt": "p", "responses": ["a", "", "b"], "ranks": [0, 1, 0]},
+            "all responses tied",
+        ),
+        (
+            Comparison,
+            {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]},
+            "all responses tied",
+        ),
+    ],
+)
+def test_rows_that_teach_nothing_are_left_out(write, kind, row, why):
+    good = {"text": "t", "prompt": "p", "completion": "c", "chosen": "c", "rejected": "d"}
+    account, path = Account(), write(good, row, good)
+    rows = list(iterate(path, kind, account))
+    assert [each.origin.line for each in rows] == ([1, 2, 3] if why is None else [1, 3])
+    assert account.left_out == ([] if why is None else [LeftOut(Origin(str(path), 2), why)])
+    if why is not None:
+        with pytest.raises(InputError, match=rf"rows.jsonl has no .* rows: 1 left out, {why}"):
+            list(iterate(write(row), kind, Account()))
+
+
+def test_an_empty_answer_among_several(write):
+    row = {"prompt": "p", "responses": ["a", " ", "b", "c"], "ranks": [3, 0, 1, 1]}
+    made, notes = read_one(write, Comparison, row)
+    assert made == Comparison("p", ("a", "b", "c"), (1, 0, 0))
+    assert notes == {"an empty answer among several is left out": 1}
+    # What a policy sampled is judged as it is: its end of text alone is an answer too.
+    sampled = row | {"response_tokens": [[1], [0], [2], [3]]}
+    assert read_one(write, Comparison, sampled)[0].responses == ("a", " ", "b", "c")
+
+
+def test_equal_answers_ranked_apart_are_said(write):
+    row = {"prompt": "p", "responses": ["a", "a", "b"], "ranks": [0, 1, 2]}
+    assert read_one(write, Comparison, row)[1] == {
+        "equal answers have different ranks, beside others": 1
+    }
+
+
+# --- kinds: documents, formats, files -------------------------------------------------------------
+
+
+def test_documents_are_divided_inside_a_line_too(write):
+    account = Account()
+    path = write("a\nb<|endoftext|>c", "<|endoftext|><|endoftext|>", "d<|endoftext|>", name="a.txt")
+    rows = [(row.text, row.origin.line) for row in iterate(path, Text, account)]
+    assert rows == [("a\nb", 1), ("c", 2), ("d", 4)]
+    assert account.notes == {"<|endoftext|> inside a text divides it into documents": 1}
+    path = write({"text": "a<|endoftext|>b"}, {"text": "c"})
+    assert [(row.text, row.origin.line) for row in read_texts(path)] == [
+        ("a", 1),
+        ("b", 1),
+        ("c", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Yes."}],
+        [{"role": "human", "content": "Hi?"}, {"role": "model", "content": "Yes."}],
+        [USER | {"content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i?"}]}, BOT],
+    ],
+)
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_conversations_by_other_names(write, messages, name):
+    assert read_one(write, Demonstration, {name: messages})[0] == Demonstration(HI, YES)
+    system = [{"role": "developer", "content": "Be kind."}, *messages]
+    asked = read_one(write, Demonstration, {name: system})[0].prompt
+    assert asked == (Message("system", "Be kind."), *HI)
+
+
+@pytest.mark.parametrize(
+    "message, expected",
+    [
+        ({"from": "tool", "value": "x"}, "from is 'tool', expected system, user or assistant"),
+        ({"from": "function_call", "value": "x"}, "from is 'function_call'"),
+        (USER | {"tool_calls": [{}]}, "a message has tool_calls, which is not learnt"),
+        (USER | {"content": [{"type": "image", "url": "u"}]}, "part of type 'image'"),
+        (USER | {"content": ["Hi?"]}, "content is a list with a string"),
+        (USER | {"content": None}, "content is null"),
+        ({"speaker": "user", "text": "x"}, "role and content, or from and value"),
+    ],
+)
+def test_messages_that_are_more_than_text_are_refused(write, message, expected):
+    with pytest.raises(InputError, match=rf"rows.jsonl, line 1: .*{expected}"):
+        read_demonstrations(write({"messages": [message, BOT]}))
+
+
+def test_earlier_answers_are_context_and_that_is_said(write):
+    _, notes = read_one(write, Demonstration, {"messages": [USER, BOT, USER, BOT]})
+    assert list(notes) == [
+        "earlier answers of a conversation are its prompt: only the last is learnt"
+    ]
+
+
+def test_lists_under_a_key_and_lines_in_json(write):
+    rows = [{"text": "a"}, {"text": "b"}]
+    for path in (
+        write({"version": "1.1", "data": rows}, name="d.json"),
+        write(*rows, name="l.json"),
+        write(json.dumps(rows[0]), "", json.dumps(rows[1]), name="e.json"),
+    ):
+        assert read_texts(path) == [
+            Text("a", Origin(str(path), 1)),
+            Text("b", Origin(str(path), 2)),
+        ]
+    with pytest.raises(InputError, match=r"t.json holds an object with the keys train, expected a"):
+        read_texts(write({"train": rows}, name="t.json"))
+    with pytest.raises(InputError, match=r"n.json, row 2: broken JSON at column 2"):
+        read_texts(write(rows[0], "{nope}", name="n.json"))
+
+
+def test_a_folder_with_held_out_files_is_refused(write, tmp_path):
+    for name in ("dev.jsonl", "rows_test.jsonl", "held-out.jsonl", "val-00000-of-00001.jsonl"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        write({"text": "held"}, name=f"{folder.name}/{name}")
+        assert bare(read_texts(folder)) == [Text("held")]
+        write({"text": "a"}, name=f"{folder.name}/contest.jsonl")
+        message = rf"has contest.jsonl and {name}, which by its name is not to be trained on"
+        with pytest.raises(InputError, match=message):
+            read_texts(folder)
+        with pytest.raises(InputError, match=message):
+            read_texts(folder / "*.jsonl")
+
+
+def test_hidden_files_of_a_folder_are_no_data(write, tmp_path):
+    write({"text": "a"}, name="a.jsonl")
+    write("no", name=".a.jsonl.123.tmp")
+    write("no", name="._a.jsonl")
+    assert len(read_texts(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["state.json", "dataset_info.json", "data-0.arrow"], r"save_to_disk: write it .*to_json"),
+        (["dataset_dict.json"], r"save_to_disk: .*\['train'\]\.to_json"),
+        (
+            ["a.parquet"],
+            r"no .txt, .jsonl or .json files, but a.parquet; convert it with .*to_json",
+        ),
+        (["a/b.jsonl"], r"no .txt, .jsonl or .json files, but folders such as a"),
+    ],
+)
+def test_folders_of_other_kinds_are_refused_with_advice(write, tmp_path, names, message):
+    folder = tmp_path / "data"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=message):
+        read_texts(folder)
+
+
+def test_files_of_other_kinds_are_refused_with_advice(write):
+    with pytest.raises(InputError, match=r"a.csv: expected a name .*from_csv\('a.csv'\).to_json"):
+        read_texts(write("a,b", name="a.csv"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1"
+    for name in ("a.jsonl", "a.txt", "a.json"):
+        with pytest.raises(InputError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+            read_texts(write(pointer, name=name))

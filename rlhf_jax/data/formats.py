@@ -95,14 +95,15 @@ def _rows(file: Path, kind: type, account: Account) -> Iterator[tuple]:
     """The rows of one file that are learnt from."""
     rows, left_out = [], []
     for origin, row in read_rows(file):
+        notes = Counter(f"column {name} is not read" for name in unknown_columns(row))
         try:
-            made = READERS[kind](row, account.notes)
+            made = READERS[kind](row, notes)
             rows.append(made._replace(origin=origin))
         except RowError as error:
             raise InputError(f"{origin}: {error}") from None
         except NotLearnt as error:
             left_out.append(LeftOut(origin, str(error)))
-        account.notes.update(f"column {name} is not read" for name in unknown_columns(row))
+        account.notes.update(notes.keys())
     for row in PASSES[kind](rows, account.notes):
         why = _why_not(row)
         if why is None:
@@ -133,11 +134,14 @@ def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text
             yield row
             continue
         notes[f"{SEPARATOR} inside a text divides it into documents"] += 1
-        line = row.origin.line
+        lines = row.origin.file.endswith(".txt")  # elsewhere a row is on one line
+        start = 0
         for piece in row.text.split(SEPARATOR):
-            if piece.strip():
-                yield Text(piece.strip("\n"), row.origin._replace(line=line))
-            line += piece.count("\n") if row.origin.file.endswith(".txt") else 0
+            text = piece.strip("\n")
+            if text.strip():
+                before = row.text[: row.text.index(text, start)].count("\n") if lines else 0
+                yield Text(text, row.origin._replace(line=row.origin.line + before))
+            start += len(piece) + len(SEPARATOR)
 
 
 def _answers(row: Demonstration | Comparison) -> tuple[str | Conversation, ...]:
