@@ -48,6 +48,8 @@ def write(
     without="",
     tokens=TOKENS,
     eos=1,
+    kinds=(3, 3),
+    vocabulary=None,
     **fields,
 ):
     writer = gguf.GGUFWriter(path, architecture)
@@ -65,7 +67,10 @@ def write(
     writer.add_tokenizer_model(tokenizer)
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, *[1] * (ROWS - 2)])
+    writer.add_token_types([*kinds, *[1] * (ROWS - len(kinds))])
+    for name, value in (vocabulary or {}).items():
+        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add(f"tokenizer.ggml.{name}", value)
     writer.add_token_merges(["a b", "ab c"])
     writer.add_eos_token_id(eos)
     writer.kv_data[0].pop(without, None)
@@ -161,9 +166,23 @@ def test_fields_with_a_default_may_be_missing(params, tmp_path):
     assert load_gguf(tmp_path / "m.gguf")[0].vocab_size == ROWS
 
 
+def test_begin_further_end_and_added_tokens_come_along(params, tmp_path):
+    """Id 2, "!", is a begin of text here, 3 ends turns, and 4 is whole in every text."""
+    named = dict(bos_token_id=2, add_bos_token=True, eot_token_id=3)
+    tokens = [*TOKENS[:4], "<tool>", *TOKENS[5:]]
+    write(tmp_path / "m.gguf", params, kinds=(3, 3, 3, 3, 4), tokens=tokens, vocabulary=named)
+    tokenizer = load_trained(tmp_path / "m.gguf", flag="init").tokenizer
+    assert tokenizer.bos_id == 2 and tokenizer.end_ids == (1, 3)
+    assert tokenizer.encode("a<tool>b") == [TOKENS.index("a"), 4, TOKENS.index("b")]
+    write(tmp_path / "m.gguf", params, vocabulary=dict(bos_token_id=0))
+    assert load_trained(tmp_path / "m.gguf", flag="init").tokenizer.bos_id is None
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        (dict(vocabulary=dict(add_bos_token=True)), "add_bos_token is true, but"),
+        (dict(vocabulary=dict(eot_token_id=ROWS)), f"eot_token_id is {ROWS}, but there are {ROWS}"),
         (dict(eos=ROWS), f"eos_token_id is {ROWS}, but there are {ROWS} tokens"),
         (dict(tokens=TOKENS[:-1]), f"found {ROWS - 1} of {ROWS - 1} and {ROWS}"),
         (dict(tokens=[*TOKENS[:-1], "ab"]), f"found {ROWS - 1} of {ROWS} and {ROWS}"),

@@ -22,7 +22,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, processors
 
-from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer, byte_level, with_tokens
+from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer, begin_with, byte_level, with_tokens
 from rlhf_jax.errors import InputError, check_fetched
 
 SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
@@ -175,12 +175,9 @@ def _put_bos_first(
         return
     begins = len(backend.encode("", add_special_tokens=True).ids) > 0
     if first and not begins:
-        i = backend.token_to_id(bos)
-        if i is None:
+        if backend.token_to_id(bos) is None:
             raise InputError(f"{folder}: the begin of text, {bos!r}, is no token of the vocabulary")
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, i)]
-        )
+        begin_with(backend, bos)
     elif begins and not first:
         backend.post_processor = processors.ByteLevel(trim_offsets=True)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from rlhf_jax.data.chat import (
     FILLED,
@@ -504,19 +504,41 @@ def bpe_from_vocabulary(
     eos: str,
     pre: str,
     chat_template: str | None,
+    added: Sequence[str] = (),
+    ends: Sequence[int] = (),
+    bos: str | None = None,
+    begins: bool = False,
 ) -> Tokenizer:
     """A byte-level BPE from its vocabulary; ``pre`` says what else splits a text before BPE.
 
-    Raises InputError for a ``pre`` that is not known.
+    ``added`` tokens are whole wherever a text has them; ``begins``: every text begins with ``bos``.
+    Raises InputError for a ``pre`` that is not known, and for a merge that is no pair of tokens.
     """
     splits = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
     if pre not in splits:
         raise InputError(f"pre-tokenizer {pre!r} is not supported, only {[*splits]}")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    backend = byte_level(models.BPE(vocab=vocabulary, merges=pairs), *splits[pre])
+    try:
+        model = models.BPE(vocab=vocabulary, merges=pairs)
+    except Exception as error:  # the package raises bare Exception
+        raise InputError(f"the merges do not fit the tokens: {error}") from error
+    backend = byte_level(model, *splits[pre])
     backend.add_special_tokens(list(special))
-    return Tokenizer(backend, eos=eos, pad=PAD, chat_template=chat_template)
+    backend.add_tokens([AddedToken(text, normalized=False) for text in added])
+    if begins:
+        begin_with(backend, bos)
+    names = {} if bos is None else {"bos_token": bos}
+    return Tokenizer(backend, eos=eos, pad=PAD, names=names, ends=ends, chat_template=chat_template)
+
+
+def begin_with(backend: tokenizers.Tokenizer, bos: str) -> None:
+    """Have every text begin with ``bos``, a token of ``backend``."""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B",
+        special_tokens=[(bos, backend.token_to_id(bos))],
+    )
 
 
 def byte_level(

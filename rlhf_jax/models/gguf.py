@@ -50,6 +50,7 @@ REQUIRED = {
     "context_length": int,
     "attention.layer_norm_rms_epsilon": float,
 }
+EOS = "tokenizer.ggml.eos_token_id"
 GUESSED = (
     ": old files lack it, and llama.cpp guesses; convert the original again with today's "
     "convert_hf_to_gguf.py, or give its folder instead"
@@ -66,7 +67,14 @@ class Vocabulary(NamedTuple):
     tokens: list[str]
     merges: list[str]
     special: list[str]
+    added: list[str]
+    """Whole in every text too, but no special tokens: llama.cpp's "user defined"."""
     eos: str
+    ends: list[int]
+    """What else ends an answer."""
+    bos: str | None
+    begins: bool
+    """Whether every text begins with ``bos``."""
     chat_template: str | None
 
 
@@ -187,20 +195,38 @@ def _vocabulary(header: Header) -> Vocabulary:
         f"{header.file}: expected as many different tokens as types of tokens, found "
         f"{len(set(tokens))} of {len(tokens)} and {len(kinds)}",
     )
-    eos = header.need("tokenizer.ggml.eos_token_id", int, advice=GUESSED)
+    eos = _token_id(header, "eos", len(tokens))
+    check(eos is not None, f"{header.file}: the field {EOS!r} is missing{GUESSED}")
+    bos, turn = (_token_id(header, name, len(tokens)) for name in ("bos", "eot"))
+    begins = bool(header.fields.get("tokenizer.ggml.add_bos_token", False))
     check(
-        eos < len(tokens),
-        f"{header.file}: tokenizer.ggml.eos_token_id is {eos}, but there are {len(tokens)} tokens",
+        bos is not None or not begins,
+        f"{header.file}: add_bos_token is true, but tokenizer.ggml.bos_token_id is missing",
     )
-    control = 3
+    of_kind = lambda kind: [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
+    control, user_defined = 3, 4
     return Vocabulary(
         pre=header.need("tokenizer.ggml.pre", str, advice=GUESSED),
         tokens=tokens,
         merges=header.need("tokenizer.ggml.merges", list),
-        special=[token for token, kind in zip(tokens, kinds, strict=True) if kind == control],
+        special=of_kind(control),
+        added=of_kind(user_defined),
         eos=tokens[eos],
+        ends=[turn] if turn not in (None, eos) else [],
+        bos=None if bos is None else tokens[bos],
+        begins=begins,
         chat_template=header.fields.get("tokenizer.chat_template"),
     )
+
+
+def _token_id(header: Header, name: str, count: int) -> int | None:
+    """The id of a special token, if the file names it. Raises InputError for one of no token."""
+    field = f"tokenizer.ggml.{name}_token_id"
+    if header.fields.get(field) is None:
+        return None
+    found = header.need(field, int)
+    check(found < count, f"{header.file}: {field} is {found}, but there are {count} tokens")
+    return found
 
 
 def _open(path: str | os.PathLike):
