@@ -136,6 +136,8 @@ def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text
         notes[f"{SEPARATOR} inside a text divides it into documents"] += 1
         lines = row.origin.file.endswith(".txt")  # elsewhere a row is on one line
         start = 0
+        if not row.text.replace(SEPARATOR, "").strip():
+            yield row._replace(text="")
         for piece in row.text.split(SEPARATOR):
             text = piece.strip("\n")
             if text.strip():
