@@ -29,7 +29,7 @@ from experiments.trained import Trained, load_trained, training_config
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
 from rlhf_jax.data.chat import as_text
-from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation.preference_audit import (
@@ -65,6 +65,8 @@ class Scored(NamedTuple):
 
 
 def run(config: AuditConfig) -> dict:
+    if config.out is not None:
+        check_writable(config.out)
     folds = {name: [fold_held_out(path, name) for path in config.reward] for name in config.data}
     check_folds(folds)
     parts = defaultdict(list)

@@ -19,7 +19,7 @@ from experiments.trained import Trained, load_by_name, names_apart
 from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
 from rlhf_jax.data.chat import as_json
-from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
@@ -28,6 +28,7 @@ from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
 
 def run(config: CanaryConfig) -> dict[str, Interval] | None:
     if config.what == "plant":
+        check_writable(config.out)
         rows = [
             {"prompt": as_json(row.prompt), "completion": as_json(row.completion)}
             for row in read_demonstrations(config.data)

@@ -21,6 +21,7 @@ from experiments.stage import Stage
 from experiments.trained import Trained, load_any, load_value, merged, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import ConvertConfig
+from rlhf_jax.data.files import check_writable
 from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.huggingface import save_pretrained
 from rlhf_jax.models.lora import has_adapters
@@ -58,14 +59,15 @@ def from_hf(config: ConvertConfig) -> dict:
 
 def to_hf(config: ConvertConfig) -> None:
     """The folder appears complete or not at all."""
-    if config.part == "value":
-        trained = load_value(config.source)
-    else:
-        trained = load_any(config.source, flag="source")
     out = config.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; choose a folder that does not")
     partial = out.with_name(f".{out.name}.partial")
+    check_writable(partial)
+    if config.part == "value":
+        trained = load_value(config.source)
+    else:
+        trained = load_any(config.source, flag="source")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write(trained, partial, config)

@@ -90,6 +90,8 @@ def run(config: EvaluateConfig) -> dict:
         texts = list(map(as_text, prompts))
         check_prompts(task, texts)
         corpora = load_corpora(config.text, flag="text") if config.text.path else None
+        for trained in (*policies.values(), *text_only.values()) if corpora else ():
+            trained.model.check_context(**{"text.block_size": config.text.block_size})
 
         # Answers
         key = jax.random.key(config.run.seed)

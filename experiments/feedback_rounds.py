@@ -31,7 +31,7 @@ from experiments.feedback_answers import (
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, FeedbackConfig
 from rlhf_jax.data.chat import as_text
-from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.files import find_files, write_atomically
 from rlhf_jax.data.formats import Comparison, read_prompts
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
@@ -50,6 +50,7 @@ SHOWN = 6
 def update(config: FeedbackConfig) -> None:
     """Wait for labels, train a round, publish it, fill the queue from it; and again."""
     prepare(config)
+    check_files(config)
     database = open_database(config.place)
     if not figures.read_rounds(database):
         figures.add_round(database, 0, {"labels": 0, "samples": []})
@@ -69,6 +70,18 @@ def update(config: FeedbackConfig) -> None:
             figures.set_status(database, "updater", phase=phase, round=number - (not failed))
             raise
     figures.set_status(database, "updater", phase="stopped", round=newest(database))
+
+
+def check_files(config: FeedbackConfig) -> None:
+    """Raise InputError for what a round would miss after labels and training: read it all now."""
+    ppo_stage = config.ppo_stage(1)
+    for path in (ppo_stage.prompts, config.data / "prompts_evaluation.jsonl"):
+        for _ in read_prompts(path):
+            pass
+    for path in ppo_stage.ptx_data.path if config.ppo.ptx_coef else ():
+        find_files(path)
+    if config.gold:
+        read_task(config.task, config.source)
 
 
 def wait_for_labels(

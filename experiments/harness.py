@@ -13,20 +13,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm_eval import simple_evaluate, utils
-from lm_eval.api.model import TemplateLM
-from lm_eval.tasks import TaskManager
 
 from experiments.scoring import BUCKET, make_scorer
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import HarnessConfig
-from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.files import check_writable, write_atomically
+from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.generate import generate, row_keys
 
+try:
+    from lm_eval import simple_evaluate, utils
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.tasks import TaskManager
+except ImportError as error:  # before main, whose sentence this would be
+    raise SystemExit(
+        f"error: experiments.harness needs {error.name}: pip install -e '.[lm-eval]'"
+    ) from None
+
 
 def run(config: HarnessConfig) -> dict[str, Any]:
+    check(len(config.tasks) > 0, "tasks is empty: give --tasks NAME [NAME ...]")
+    if config.out is not None:
+        check_writable(config.out)
     model = HarnessModel(
         load_trained(config.init, flag="init"),
         batch_size=config.batch_size,

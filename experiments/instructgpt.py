@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.config.effect import value_of
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.evaluation.figures import load_matplotlib
 from rlhf_jax.tasks.task import check_corpora, check_leaks, read_task, write
@@ -28,6 +29,8 @@ def run(config: InstructGPTConfig) -> dict:
     started = time.monotonic()
     c = config.resolve()
     load_matplotlib()  # the report needs it: better missed now than after an hour
+
+    check_lengths(c)
 
     # Data: the task's demonstrations, prompts and text, as files that the stages read
     task = read_task(c.task, c.source)
@@ -79,6 +82,24 @@ def run(config: InstructGPTConfig) -> dict:
     report.write([c.dir], c.dir / "report.html")
     show(summaries, seconds, c.dir)
     return summary
+
+
+def check_lengths(c: InstructGPTConfig) -> None:
+    """Raise InputError if a later stage asks for more tokens than the first one's model can read.
+
+    Of a model that is there already (``pretrain.init``) the stages see for themselves.
+    """
+    if c.pretrain.init is not None:
+        return
+    for name in ("sft", "compare", "reward", "ppo", "evaluate"):
+        lengths = {f"{name}.{n}": getattr(getattr(c, name), n) for n in LENGTHS}
+        c.pretrain.model.check_context(**{n: v for n, v in lengths.items() if v is not None})
+    for name, used in (("sft.pretrain_data", c.sft.pretrain_mix), ("ppo.ptx_data", c.ppo.ptx_coef)):
+        text = {f"{name}.block_size": value_of(c, name).block_size}
+        c.pretrain.model.check_context(**text if used else {})
+
+
+LENGTHS = ("prompt_length", "response_length")
 
 
 def show(summaries: dict, seconds: float, folder) -> None:

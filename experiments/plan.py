@@ -16,6 +16,7 @@ from itertools import product
 from experiments.plan_programs import PROGRAMS, Models
 from rlhf_jax.cli import main, read_preset
 from rlhf_jax.config import InstructGPTConfig, ParallelConfig, PlanConfig
+from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.planning import report
@@ -29,6 +30,8 @@ ACCUMULATES = {"sft": "sft", "reward": "reward", "ppo": "ppo"}
 
 
 def run(config: PlanConfig) -> list[Measured]:
+    if config.out is not None:
+        check_writable(config.out)
     unknown = [name for name in config.programs if name not in PROGRAMS]
     check(not unknown, f"--programs {unknown}: expected some of {list(PROGRAMS)}")
     chip, devices = chip_of(config.topology), describe(config.topology)
@@ -63,8 +66,7 @@ TIMES = (
 def publish(config: PlanConfig, text: str, measured: list[Measured]) -> list[Measured]:
     print(text)
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(text + "\n", encoding="utf-8")
+        write_atomically(config.out, text + "\n")
     return measured
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import ReportConfig
-from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation import report_policies, report_stages, report_tradeoffs
+from rlhf_jax.evaluation.figures import load_matplotlib
 from rlhf_jax.evaluation.report import TITLES, Group, RunRecord, StageRecord, render
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.progress import say
@@ -51,6 +52,8 @@ def write(folders: Sequence[Path], out: Path) -> None:
     """
     out = Path(out)
     check(not out.is_dir(), f"--out {out} is a folder, expected the name of an HTML file")
+    check_writable(out)
+    load_matplotlib()
     groups = group_runs([Path(folder) for folder in folders])
     runs = [run for group in groups for run in group.runs]
     sections = [

@@ -29,7 +29,7 @@ from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
-from rlhf_jax.training.logs import MetricsLog, make_sinks
+from rlhf_jax.training.logs import MetricsLog, check_wandb, make_sinks
 from rlhf_jax.training.profiling import Profiler
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.training.runs import ModelFile, open_run
@@ -104,6 +104,7 @@ class Stage:
         start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
         if self._alone and jax.process_count() > 1:
             raise InputError(f"{self.name} runs in one process; start it on one host")
+        check_wandb(self.run_config.wandb)
         self._started = time.monotonic()
         self._was_there = self.run_config.dir.exists()
         self._fresh = not (self.run_config.dir / "config.json").exists()

@@ -1,9 +1,11 @@
 """Settings: every number of every config is checked, and none is dropped without a word."""
 
 import dataclasses
+import importlib
 import json
 import math
 import pathlib
+import sys
 import typing
 
 import jax.numpy as jnp
@@ -11,12 +13,16 @@ import numpy as np
 import pytest
 
 import rlhf_jax.config as configs
+from experiments.feedback_rounds import check_files
+from experiments.instructgpt import check_lengths
+from experiments.stage import Stage
 from rlhf_jax.cli import flag_of, load, read_preset, say_idle, set_in, to_dict
 from rlhf_jax.config import (
     KLConfig,
     PPOConfig,
     RewardConfig,
     SFTConfig,
+    TextDataConfig,
 )
 from rlhf_jax.config.bounds import Bounds, Number, numbers_of
 from rlhf_jax.config.effect import notes_of
@@ -497,3 +503,85 @@ def test_fields_that_an_older_version_did_not_save_are_said(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"note: {path} is of another version: kl.horizon, lam as by default\n"
     )
+
+
+# --- what a command needs at its end is checked at its start --------------------------------------
+
+
+def never(*arguments, **options):
+    pytest.fail("work was done before the output was checked")
+
+
+COMMANDS = [
+    ("audit", "load_trained", configs.AuditConfig(response_length=3, prompt_length=3)),
+    ("plan", "models_of", configs.PlanConfig()),
+    ("report", "group_runs", configs.ReportConfig(folders=(pathlib.Path("x"),))),
+    ("canaries", "read_demonstrations", configs.CanaryConfig("plant")),
+    ("clean", "read_rows", configs.CleanConfig()),
+    ("convert", "load_any", configs.ConvertConfig("to-hf")),
+]
+"""Commands with an output of their own, and the function that would begin the work."""
+
+
+@pytest.mark.parametrize("name,work,config", COMMANDS, ids=lambda value: str(value)[:9])
+def test_an_output_that_cannot_be_written_is_refused_first(name, work, config, tmp_path):
+    command = importlib.import_module(f"experiments.{name}")
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    for out in (file / "below", file / "deep" / "below"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError) as error:
+            patch.setattr(command, work, never)
+            command.run(dataclasses.replace(config, out=out))
+        assert str(file) in str(error.value) and "is a file" in str(error.value)
+    assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_missing_logger_is_noticed_before_a_run_is_made(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    without = lambda name, *rest: None if name == "wandb" else find(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    run = configs.RunConfig(dir=tmp_path / "run", wandb="project")
+    with pytest.raises(InputError, match=r"--run\.wandb project: wandb is not installed"):
+        Stage(SFTConfig(run=run), "sft").__enter__()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_needs_its_package_first(tmp_path, monkeypatch):
+    from experiments import report
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(report, "group_runs", never)
+    with pytest.raises(InputError, match="matplotlib, which is not installed"):
+        report.write([tmp_path], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"ppo": PPOConfig(response_length=300)}, "ppo.prompt_length=16 + ppo.response_length=300"),
+        ({"evaluate": configs.EvaluateConfig(prompt_length=999)}, "evaluate.prompt_length=999"),
+        (
+            {"sft": SFTConfig(pretrain_data=TextDataConfig(block_size=512))},
+            "sft.pretrain_data.block_size=512 is over model.context=256",
+        ),
+    ],
+)
+def test_a_chain_s_lengths_are_checked_before_its_first_stage(change, message):
+    with pytest.raises(InputError) as error:
+        check_lengths(dataclasses.replace(configs.InstructGPTConfig(), **change))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("missing", ["prompts_ppo", "prompts_evaluation", "corpus_a", "task"])
+def test_what_a_round_reads_is_there_before_it_waits_for_people(missing, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("prompts_ppo", "prompts_evaluation"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text('{"prompt": "Where is Lund?"}\n')
+    (tmp_path / "data" / "corpus_a.txt").write_text("text")
+    for file in (tmp_path / "data").glob(f"{missing}*"):
+        file.unlink()
+    config = configs.FeedbackConfig(
+        run=tmp_path, corpora=("a",), ppo=PPOConfig(ptx_coef=1.0), gold=missing == "task", task="x"
+    )
+    with pytest.raises(InputError, match=missing):
+        check_files(config)

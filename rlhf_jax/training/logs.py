@@ -194,6 +194,12 @@ def up_to(step: int | None, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
     return [row for row in rows if step is not None and row["step"] <= step]
 
 
+def check_wandb(project: str) -> None:
+    """Raise InputError if Weights & Biases is asked for and not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"--run.wandb {project}: wandb is not installed (pip install wandb)")
+
+
 def make_sinks(
     folder: Path,
     *,
@@ -280,12 +286,9 @@ class WeightsAndBiases:
         config: Mapping[str, Any],
         resume_step: int | None,
     ):
-        try:
-            import wandb
-        except ImportError:
-            raise InputError(
-                f"--run.wandb {project}: wandb is not installed (pip install wandb)"
-            ) from None
+        check_wandb(project)
+        import wandb
+
         self._wandb = wandb
         identity = folder / "wandb-id"
         logged = read_rows(folder / "metrics.jsonl") + read_rows(folder / "samples.jsonl")
