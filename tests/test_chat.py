@@ -1,6 +1,9 @@
 """Conversations rendered by a model's own template."""
 
+import datetime
+
 import pytest
+from tokenizers import AddedToken
 
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.encoding import encode_comparisons, encode_demonstrations, encode_prompts
@@ -107,6 +110,227 @@ def test_prompts_of_every_stage_may_be_conversations(tokenizer, tmp_path):
         assert comparisons.queries[row][comparisons.query_mask[row]].tolist() == ids
         assert demonstrations.tokens[row, : len(ids)].tolist() == ids
         assert demonstrations.loss_mask[row].argmax() == len(ids)
+
+
+def bot(content):
+    return (Message("assistant", content),)
+
+
+def spelled(tokenizer, ids):
+    """Text of ids with their special tokens, as transformers decodes them."""
+    return tokenizer._backend.decode(ids, skip_special_tokens=False)
+
+
+def turns(before, after, opening, *, system=""):
+    """A template of one kind of turn: ``before`` role ``after`` content, and what asks for one."""
+    return (
+        f"{system}{{% for m in messages %}}{before}{{{{ m.role }}}}{after}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{opening}{{% endif %}}"
+    )
+
+
+START, END = SPECIAL
+TRIMMED = turns(START, "\n\n{{ m.content | trim }}<|im_end|>", "<|im_start|>assistant\n\n")
+NO_END = turns("", ": {{ m.content }}\n", "assistant:")
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}"
+    "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+    "<think></think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WITHOUT_TOOLS = turns(
+    START, "{% if tools is none %}: {% endif %}{{ m.content }}<|im_end|>", "<|im_start|>assistant: "
+)
+
+
+@pytest.mark.parametrize(
+    "template, prompt, answer",
+    [
+        (CHATML, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Yes.<|im_end|>"),
+        (TRIMMED, "<|im_start|>user\n\nHi<|im_end|><|im_start|>assistant\n\n", "Yes.<|im_end|>"),
+        (MARKED, "<|im_start|>user\nHi<|im_end|><|im_start|>assistant\n", "Yes.<|im_end|>"),
+        (NO_END, "user: Hi\nassistant:", " Yes.\n<|im_end|>"),
+        (
+            THINKING,
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+            "<think></think>Yes.<|im_end|>",
+        ),
+        (WITHOUT_TOOLS, "<|im_start|>user: Hi<|im_end|><|im_start|>assistant: ", "Yes.<|im_end|>"),
+    ],
+    ids=["chatml", "trimmed", "generation block", "no end", "thinking", "without tools"],
+)
+@pytest.mark.parametrize("given", [bot("Yes."), "Yes.", " Yes.", "Yes.<|im_end|>"])
+def test_an_answer_is_what_the_template_writes_after_its_prompt(
+    tokenizer, template, prompt, answer, given
+):
+    """Without the space that joins plain strings, up to the template's own end, and no further."""
+    tokenizer = with_template(tokenizer, template)
+    (query,) = tokenizer.encode_prompts([user("Hi")])
+    (response,) = tokenizer.encode_answers([user("Hi")], [given])
+    assert (spelled(tokenizer, query), spelled(tokenizer, response)) == (prompt, answer)
+    assert response[-1] in tokenizer.end_ids and response.count(response[-1]) == 1
+
+
+def test_the_first_word_has_the_ids_that_it_has_in_a_history(tokenizer):
+    tokenizer = with_template(tokenizer, CHATML)
+    (answer,) = tokenizer.encode_answers([user("Hi")], [bot("capital of France")])
+    assert answer == [*tokenizer.encode("capital of France"), tokenizer.eos_id]
+    history = tokenizer.encode_chat(user("Hi") + bot("capital of France") + user("So?"))
+    start = len(tokenizer.encode_chat(user("Hi")))
+    assert history[start : start + len(answer)] == answer
+    # A space of the message's own stays.
+    (spaced,) = tokenizer.encode_answers([user("Hi")], [bot(" capital")])
+    assert spaced[:-1] == tokenizer.encode(" capital")
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMED, MARKED, NO_END])
+@pytest.mark.parametrize(
+    "begun, rest", [("The capital", " is"), ("user", "<|im_end|>s"), ("a ", "b")]
+)
+def test_an_answer_that_was_begun_is_continued(tokenizer, template, begun, rest):
+    """As transformers' ``continue_final_message``; the message may look like the template."""
+    tokenizer = with_template(tokenizer, template)
+    prompt = user("Hi") + bot(begun)
+    (query,) = tokenizer.encode_prompts([prompt])
+    (response,) = tokenizer.encode_answers([prompt], [bot(rest)])
+    asked = spelled(tokenizer, tokenizer.encode_chat(user("Hi")))
+    kept = begun.strip() if template == TRIMMED else begun
+    space = " " if template == NO_END else ""
+    assert spelled(tokenizer, query) == asked + space + kept
+    end = "\n<|im_end|>" if template == NO_END else "<|im_end|>"
+    assert spelled(tokenizer, query + response) == asked + space + begun + rest + end
+    assert tokenizer.encode_prompts([user("Hi") + bot("")]) == tokenizer.encode_prompts(
+        [user("Hi")]
+    )
+
+
+def test_a_template_that_asks_in_other_words_than_it_answers_is_refused(tokenizer):
+    opened = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+    tokenizer = with_template(tokenizer, opened)
+    assert spelled(tokenizer, tokenizer.encode_chat(user("Hi"))).endswith("assistant\n<think>")
+    with pytest.raises(InputError, match="'<think>', the same with its answer with 'Yes"):
+        tokenizer.encode_answers([user("Hi")], [bot("Yes.")])
+    with pytest.raises(InputError, match="one message, found those of assistant, user"):
+        with_template(tokenizer, CHATML).encode_answers([user("a")], [bot("b") + user("c")])
+
+
+def test_turns_in_a_message_are_its_text(tokenizer):
+    tokenizer = with_template(tokenizer, CHATML)
+    text = "Title this:\n\nHuman: hi\n\nAssistant: hello"
+    (ids,) = tokenizer.encode_prompts([user(text)])
+    wanted = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert spelled(tokenizer, ids) == wanted
+    system = (Message("system", "Be brief."),)
+    (ids,) = tokenizer.encode_prompts([user("a") + bot("b") + system + user("c")])
+    assert "b<|im_end|>\n<|im_start|>system\nBe brief.<|im_end|>" in spelled(tokenizer, ids)
+
+
+def as_the_package_reads(tokenizer, text):
+    """Ids of rendered text with its special tokens, as transformers asks the package for them."""
+    backend = type(tokenizer._backend).from_str(tokenizer._backend.to_str())
+    backend.encode_special_tokens = False
+    return backend.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    "template, prompt, answer",
+    [
+        (CHATML, "<|im_start|>user\n Hi <|im_end|>\n<|im_start|>assistant\n", " Yes. <|im_end|>"),
+        (TRIMMED, "<|im_start|>user\n\nHi<|im_end|><|im_start|>assistant\n\n", "Yes.<|im_end|>"),
+    ],
+)
+@pytest.mark.parametrize(
+    "start, end",
+    [({}, {}), ({"rstrip": True}, {"lstrip": True}), ({}, {"rstrip": True, "lstrip": True})],
+)
+def test_white_space_that_a_special_token_strips_has_no_id(
+    tokenizer, template, prompt, answer, start, end
+):
+    backend = type(tokenizer._backend).from_str(tokenizer._backend.to_str())
+    flags = dict(special=True, normalized=False)
+    backend.add_tokens([AddedToken(START, **flags, **start), AddedToken(END, **flags, **end)])
+    strips = type(tokenizer)(
+        backend, eos=END, pad="<pad>", chat_template=template, chat_prompts=True
+    )
+    (query,) = strips.encode_prompts([user(" Hi ")])
+    (response,) = strips.encode_answers([user(" Hi ")], [bot(" Yes. ")])
+    assert query == as_the_package_reads(strips, prompt)
+    assert query + response == as_the_package_reads(strips, prompt + answer)
+
+
+def test_a_template_token_before_an_answer_strips_its_white_space(tokenizer):
+    backend = type(tokenizer._backend).from_str(tokenizer._backend.to_str())
+    backend.add_tokens([AddedToken("<|go|>", rstrip=True, special=True, normalized=False)])
+    strips = type(tokenizer)(
+        backend,
+        eos=END,
+        pad="<pad>",
+        chat_template=turns(
+            START, "<|go|>\n{{ m.content }}<|im_end|>", "<|im_start|>bot<|go|>\n"
+        ).replace("{{ m.role }}", "{{ 'bot' if m.role == 'assistant' else 'user' }}"),
+        chat_prompts=True,
+    )
+    (query,) = strips.encode_prompts([user("Hi")])
+    assert spelled(strips, query) == "<|im_start|>user<|go|>Hi<|im_end|><|im_start|>bot<|go|>"
+    (response,) = strips.encode_answers([user("Hi")], [bot(" Yes.")])
+    assert spelled(strips, response) == "Yes.<|im_end|>"
+
+
+def test_the_day_in_a_template_stays_that_of_the_beginning(tokenizer, tmp_path):
+    dated = turns(
+        START, " {{ m.content }}<|im_end|>", START, system="{{ strftime_now('%d %b %Y') }}"
+    )
+    monday, friday = datetime.datetime(2024, 7, 1, 23, 59), datetime.datetime(2024, 7, 5)
+    tokenizer = with_template(tokenizer, dated, now=monday)
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    ids = tokenizer.encode_prompts([user("Hi")])
+    assert again.encode_prompts([user("Hi")]) == ids
+    assert again.example.startswith("01 Jul 2024<|im_start|>")
+    later = with_template(tokenizer, dated, now=friday)
+    assert later.encode_prompts([user("Hi")]) != ids
+    assert later.at_time_of(again).encode_prompts([user("Hi")]) == ids
+    assert later.digest == tokenizer.digest  # ids mean the same
+
+
+WRITTEN = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("chat_prompts", [False, True])
+@pytest.mark.parametrize("answer", ["Yes.<|im_end|>", "Yes.<|im_end|>\n", "Yes."])
+def test_rows_in_the_templates_markup_are_read_as_that(tokenizer, chat_prompts, answer):
+    tokenizer = tokenizer._with(chat_prompts=chat_prompts)
+    rendered = tokenizer.encode_chat(user("Hi"))
+    assert tokenizer.encode_prompts([WRITTEN]) == [rendered]
+    (response,) = tokenizer.encode_answers([WRITTEN], [answer])
+    assert response == [*tokenizer.encode("Yes."), 1]
+    assert tokenizer.stray_special(WRITTEN, answer) is None
+
+
+@pytest.mark.parametrize(
+    "prompt, answer, found",
+    [
+        ("<|im_start|>user\nHi", "Yes.", START),
+        ("Hi", "Yes.<|im_end|>\n<|im_start|>user\nMore", END),
+        (WRITTEN, "Yes.<|im_end|>\n<|im_start|>user\nMore", END),
+        (user("Hi"), bot("Yes.<|im_end|> and so on"), END),
+        (user("What is <|im_end|>?"), bot("An end."), None),
+        ("Hi", "Yes.<|im_end|>", None),
+        ("Hi <|im_end", "Yes.", None),
+    ],
+)
+def test_special_tokens_that_would_be_learnt_as_letters_are_found(tokenizer, prompt, answer, found):
+    assert tokenizer.stray_special(prompt, answer) == found
+
+
+def test_an_end_that_is_spelled_is_the_end(tokenizer):
+    ids = tokenizer.encode_answers(["Hi", "Hi"], [" Yes.<|im_end|>", " Yes."])
+    assert ids[0] == ids[1] == [*tokenizer.encode(" Yes."), 1]
 
 
 def test_without_a_template_there_is_no_conversation():
