@@ -12,6 +12,7 @@ from scipy import stats
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.objectives.ends import has_ended
 from rlhf_jax.objectives.kl import exact_kl
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
@@ -110,6 +111,23 @@ def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, sc
         np.testing.assert_array_equal(found.responses, expected.responses)
         np.testing.assert_array_equal(found.mask, expected.mask)
         np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_ends_at_the_first_of_several_ends(params, batch):
+    keys = lambda: row_keys(jax.random.key(3), B)
+    one = sample(params, batch, keys())
+    other = int(one.responses[2, 1])
+    assert other not in (EOS, PAD)
+    several = sample(params, batch, keys(), end_ids=(EOS, other))
+    rows = map(np.asarray, (one.responses, several.responses, several.mask))
+    for expected, found, mask in zip(*rows, strict=True):
+        ends = np.flatnonzero(np.isin(expected, (EOS, other)))
+        length = ends[0] + 1 if len(ends) else R
+        assert found[:length].tolist() == expected[:length].tolist()
+        assert (found[length:] == PAD).all() and mask.tolist() == [t < length for t in range(R)]
+    ended = np.asarray(has_ended(several.responses, several.mask, (EOS, other)))
+    assert ended.tolist() == np.isin(several.responses, (EOS, other)).any(axis=1).tolist()
+    assert 0 < several.mask.sum() < one.mask.sum()
 
 
 def test_rows_stay_where_they_are_on_several_devices():

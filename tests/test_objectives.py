@@ -168,6 +168,8 @@ def test_missing_eos_is_replaced_not_added():
     scores = np.array([2.0, 2.0, 2.0], np.float32)
     got = rewards.penalise_missing_eos(scores, responses, mask, end_ids=(9,), penalty=-1.0)
     assert got.tolist() == [2.0, -1.0, -1.0]
+    got = rewards.penalise_missing_eos(scores, responses, mask, end_ids=(9, 5), penalty=-1.0)
+    assert got.tolist() == [2.0, 2.0, -1.0]
 
 
 def test_two_rewards_as_one():

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, processors
 
 from rlhf_jax.data.tokenizer_files import load_tokenizer
-from rlhf_jax.data.tokenizers import EOS, PAD, train_bpe
+from rlhf_jax.data.tokenizers import BYTE_OF, EOS, PAD, train_bpe
 from rlhf_jax.errors import InputError
 
 DATA = Path(__file__).parent.parent / "data"
@@ -156,3 +157,263 @@ def test_broken_files(trained, tmp_path):
     config.unlink()
     with pytest.raises(InputError, match=r"names no end of text"):
         load_tokenizer(tmp_path)
+
+
+# --- what the hub holds ---------------------------------------------------------------------------
+
+BYTES = sorted(BYTE_OF)
+BEGIN, TURN_END = "<|begin|>", "<|turn_end|>"
+CHAT = "{% for m in messages %}{{ m.content }}<|turn_end|>{% endfor %}"
+
+
+def write(folder, *, without=(), special=(), added=(), bos=None, tokenizer=True, **files):
+    """A checkpoint's tokenizer: an alphabet of bytes on ids 0 ... 255, then special tokens.
+
+    ``files`` are JSON files by their names.
+    """
+    folder.mkdir(exist_ok=True)
+    vocabulary = {token: i for i, token in enumerate([*BYTES, *special]) if i not in without}
+    backend = trained_on(vocabulary)
+    backend.add_special_tokens(list(special))
+    backend.add_tokens(list(added))
+    if bos is not None:
+        pair = (bos, backend.token_to_id(bos))
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[pair]
+        )
+    if tokenizer:
+        backend.save(str(folder / "tokenizer.json"))
+    else:
+        files["vocab"] = vocabulary
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def trained_on(vocabulary):
+    """The package's own BPE of a vocabulary, without merges."""
+    made = json.loads(train_bpe(["ab"], vocab_size=258)._backend.to_str())
+    made["model"] |= {"vocab": vocabulary, "merges": []}
+    made["added_tokens"] = []
+    return type(train_bpe(["ab"], vocab_size=258)._backend).from_str(json.dumps(made))
+
+
+SETTINGS = {"eos_token": EOS}
+
+
+def test_the_begin_of_text_stands_once_before_every_text(tmp_path):
+    folder = write(tmp_path, special=(EOS, BEGIN), bos=BEGIN, tokenizer_config=SETTINGS)
+    tokenizer = load_tokenizer(folder)
+    a = BYTES.index("a")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (257, 256)
+    assert tokenizer.encode_prompts(["a", "aa"]) == [[257, a], [257, a, a]]
+    assert tokenizer.encode_answers(["a"], ["a"]) == [[a, 256]]
+    assert tokenizer.encode_documents(["a", ""]) == [[257, a, 256], [257, 256]]
+    assert tokenizer.encode_beginning("a") == [257, a] and tokenizer.encode("a") == [a]
+    assert 257 not in tokenizer.encode(BEGIN)
+    tokenizer.save(tmp_path / "saved", rows=258)
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.encode_prompts(["a"]) == [[257, a]] and again.digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("first", [None, True, False])
+@pytest.mark.parametrize("processor", [None, BEGIN])
+def test_add_bos_token_counts_more_than_the_post_processor(tmp_path, first, processor):
+    settings = SETTINGS | {"bos_token": BEGIN}
+    settings |= {} if first is None else {"add_bos_token": first}
+    write(tmp_path, special=(EOS, BEGIN), bos=processor, tokenizer_config=settings)
+    tokenizer = load_tokenizer(tmp_path)
+    begins = processor is not None if first is None else first
+    assert tokenizer.bos_id == (257 if begins else None)
+    assert tokenizer.named_bos_id == 257
+    tokenizer.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
+    assert saved["bos_token"] == BEGIN
+    assert load_tokenizer(tmp_path / "saved").bos_id == tokenizer.bos_id
+
+
+ENDS = {
+    "generation_config": ({"generation_config": {"eos_token_id": [256, 258]}}, (256, 258)),
+    "one": ({"generation_config": {"eos_token_id": 258}}, (256, 258)),
+    "config": ({"config": {"eos_token_id": [258, 256]}}, (256, 258)),
+    "generation before config": (
+        {"generation_config": {"eos_token_id": [258]}, "config": {"eos_token_id": [257]}},
+        (256, 258),
+    ),
+    "none": ({}, (256,)),
+}
+
+
+@pytest.mark.parametrize("files, ends", ENDS.values(), ids=ENDS)
+def test_all_ends_of_a_model_are_read_and_saved(tmp_path, files, ends):
+    write(tmp_path, special=(EOS, BEGIN, TURN_END), tokenizer_config=SETTINGS, **files)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.end_ids) == (256, ends)
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").end_ids == ends
+
+
+def test_the_end_that_a_template_writes_ends_answers_too(tmp_path):
+    settings = SETTINGS | {"chat_template": CHAT}
+    tokenizer = load_tokenizer(write(tmp_path, special=(EOS, TURN_END), tokenizer_config=settings))
+    assert tokenizer.end_ids == (256, 257)
+    assert tokenizer.encode_answers(["a"], ["a"])[0][-1] == 256
+    chat = tokenizer.with_chat_prompts()
+    assert chat.encode_answers(["a"], ["a"])[0][-1] == 257
+    broken = settings | {"chat_template": "{{ raise_exception('no') }}"}
+    write(tmp_path, special=(EOS, TURN_END), tokenizer_config=broken)
+    assert load_tokenizer(tmp_path).end_ids == (256,)
+
+
+@pytest.mark.parametrize("without", [(), (3,), (3, 200, 255)])
+@pytest.mark.parametrize("special", [(), (EOS,)])
+def test_padding_takes_a_free_id_in_a_vocabulary_with_holes(tmp_path, without, special):
+    """The package counts tokens, which with holes gives the id of another one."""
+    eos = special[0] if special else BYTES[254]
+    write(tmp_path, without=without, special=special, tokenizer_config={"eos_token": eos})
+    tokenizer = load_tokenizer(tmp_path)
+    taken = {BYTES.index(char) for char in BYTES if BYTES.index(char) not in without}
+    assert tokenizer.pad_id not in taken | {tokenizer.eos_id}
+    assert tokenizer.vocab_size == tokenizer.pad_id + 1 > tokenizer.eos_id
+    assert tokenizer.decode([BYTES.index("a"), tokenizer.pad_id, *without]) == "a"
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.pad_id, again.vocab_size) == (tokenizer.pad_id, tokenizer.vocab_size)
+    tokenizer.save(tmp_path / "export", rows=tokenizer.pad_id)
+    assert PAD not in (tmp_path / "export/tokenizer.json").read_text()
+
+
+def test_added_tokens_keep_their_ids_in_a_vocabulary_with_holes(tmp_path):
+    write(tmp_path, without=(3, 4), special=(EOS,), tokenizer_config=SETTINGS)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = content["added_tokens"][0]
+    content["added_tokens"].append(flags | {"id": 300, "content": TURN_END, "rstrip": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer._backend.token_to_id(TURN_END) == 300 and tokenizer.pad_id == 301
+    assert tokenizer._added_by_text[TURN_END].rstrip
+
+
+OWN = "<|own|>"
+PADDING = {
+    "missing": ({}, PAD),
+    "end of text": ({"pad_token": EOS}, PAD),
+    "unknown": ({"pad_token": BEGIN, "unk_token": BEGIN}, PAD),
+    "begin of text": ({"pad_token": {"content": BEGIN}, "bos_token": BEGIN}, PAD),
+    "another end": ({"pad_token": TURN_END, "end_token_ids": [256, 258]}, PAD),
+    "the template's end": ({"pad_token": TURN_END, "chat_template": CHAT}, PAD),
+    "a letter": ({"pad_token": "!"}, PAD),
+    "its own": ({"pad_token": OWN}, OWN),
+    "new": ({"pad_token": "<pad>"}, "<pad>"),
+}
+
+
+@pytest.mark.parametrize("settings, pad", PADDING.values(), ids=PADDING)
+def test_padding_stands_for_nothing_else(tmp_path, settings, pad):
+    special = (EOS, BEGIN, TURN_END, OWN)
+    write(tmp_path, special=special, tokenizer_config=SETTINGS | settings)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.pad_id == (259 if pad == OWN else 260)
+    assert tokenizer._backend.id_to_token(tokenizer.pad_id) == pad
+    assert tokenizer.pad_id not in tokenizer.end_ids
+    assert tokenizer.decode(tokenizer.encode("a!")) == "a!"
+
+
+NAMED = {
+    "tokenizer_config": {"tokenizer_config": SETTINGS},
+    "as an object": {"tokenizer_config": {"eos_token": {"content": EOS, "lstrip": False}}},
+    "special_tokens_map": {"special_tokens_map": SETTINGS},
+    "generation_config": {"generation_config": {"eos_token_id": 256}},
+    "config": {"config": {"eos_token_id": 256}, "tokenizer_config": {"model_max_length": 8}},
+}
+
+
+@pytest.mark.parametrize("files", NAMED.values(), ids=NAMED)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_end_of_text_is_found_where_a_folder_says_it(tmp_path, files, whole):
+    tokenizer = load_tokenizer(write(tmp_path, special=(EOS,), tokenizer=whole, **files))
+    assert (tokenizer.eos_id, tokenizer.end_ids, tokenizer.pad_id) == (256, (256,), 257)
+    tokenizer.save(tmp_path / "saved", rows=257)
+    assert load_tokenizer(tmp_path / "saved").eos_id == 256
+
+
+def test_merges_beside_the_vocabulary(tmp_path):
+    ab = {token: i for i, token in enumerate([*BYTES, EOS, "ab"])}
+    write(tmp_path, special=(EOS,), tokenizer=False)
+    (tmp_path / "vocab.json").write_text(json.dumps(ab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    tokenizer = load_tokenizer(tmp_path)  # GPT-2's class needs no other file
+    assert tokenizer.encode("ab") == [257] and tokenizer.eos_id == 256
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    assert load_tokenizer(tmp_path).decode(load_tokenizer(tmp_path).encode("ab")) == " ab"
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(InputError, match=r"vocab.json: Qwen2Tokenizer splits texts"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "merges.txt").write_text("q zz\n")
+    with pytest.raises(InputError, match=r"merges.txt does not fit vocab.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_tokens_that_other_files_add_keep_their_ids(tmp_path):
+    decoder = {
+        "260": {"content": TURN_END, "special": True, "rstrip": True, "normalized": False},
+        "257": {"content": "tool", "special": False, "normalized": False},
+    }
+    settings = SETTINGS | {"added_tokens_decoder": decoder}
+    write(tmp_path, special=(EOS,), tokenizer_config=settings, added_tokens={"spoon": 259})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("tool") == [257] and tokenizer.encode("spoon") == [259]
+    assert 260 not in tokenizer.encode(TURN_END)
+    assert tokenizer._added_by_text[TURN_END].rstrip
+    assert (tokenizer.pad_id, tokenizer.vocab_size) == (261, 262)
+    assert tokenizer.decode([257, 258, 259, 260]) == "toolspoon"
+
+
+def test_a_token_that_becomes_the_end_of_text_keeps_what_is_said_of_it(tmp_path):
+    token = AddedToken(TURN_END, special=True, normalized=False, rstrip=True)
+    write(tmp_path, special=(EOS,), added=[token], tokenizer_config={"eos_token": TURN_END})
+    assert load_tokenizer(tmp_path)._added_by_text[TURN_END].rstrip
+
+
+def test_templates_by_name(tmp_path):
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHAT}]
+    settings = SETTINGS | {"chat_template": named}
+    write(tmp_path, special=(EOS, TURN_END), tokenizer_config=settings)
+    assert load_tokenizer(tmp_path).chat_template == CHAT
+    (tmp_path / "chat_template.jinja").write_text("newer")
+    assert load_tokenizer(tmp_path).chat_template == "newer"
+
+
+def test_tokens_beyond_the_embedding_are_named(tmp_path):
+    write(tmp_path, special=(EOS, BEGIN, TURN_END), tokenizer_config=SETTINGS)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.beyond(257) == [BEGIN, TURN_END]
+    assert tokenizer.beyond(259) == []  # padding needs no row
+
+
+@pytest.mark.parametrize(
+    "files, match",
+    [
+        ({"tokenizer_config": {"eos_token": "</s>"}}, r"the end of text, '</s>', is no token"),
+        ({"generation_config": {"eos_token_id": ["2"]}}, r"eos_token_id is \['2'\], expected ids"),
+        ({"generation_config": {"eos_token_id": [999]}}, r"names no end of text"),
+        ({"tokenizer_config": []}, r"tokenizer_config.json is not a JSON object"),
+        (
+            {"tokenizer_config": SETTINGS | {"bos_token": "<s>", "add_bos_token": True}},
+            r"the begin of text, '<s>', is no token",
+        ),
+    ],
+)
+def test_special_tokens_that_are_not_there(tmp_path, files, match):
+    with pytest.raises(InputError, match=match):
+        load_tokenizer(write(tmp_path, special=(EOS,), **files))
+
+
+def test_tokens_with_other_letters_are_their_own_text(tmp_path):
+    write(tmp_path, special=(EOS,), tokenizer_config=SETTINGS)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["\u2581the"] = 257
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path).decode([257, BYTES.index("a")]) == "\u2581thea"

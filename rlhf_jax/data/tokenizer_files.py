@@ -22,7 +22,15 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, processors
 
-from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer, begin_with, byte_level, with_tokens
+from rlhf_jax.data.tokenizers import (
+    EOS,
+    PAD,
+    Tokenizer,
+    backend_of,
+    begin_with,
+    byte_level,
+    with_tokens,
+)
 from rlhf_jax.errors import InputError, check_fetched
 
 SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
@@ -84,7 +92,7 @@ def _backend(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer 
     whole = folder / "tokenizer.json"
     if whole.is_file():
         try:
-            return tokenizers.Tokenizer.from_str(_read(whole))
+            return backend_of(_read(whole))
         except InputError:
             raise
         except Exception as error:  # the package raises bare Exception for a malformed file

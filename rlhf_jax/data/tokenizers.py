@@ -450,21 +450,30 @@ def with_special_tokens(
 def with_tokens(
     backend: tokenizers.Tokenizer, tokens: Sequence[tuple[AddedToken, int]]
 ) -> tokenizers.Tokenizer:
-    """``backend`` with these tokens as its own, each with its id.
-
-    The package numbers a new token by counting the others, which in a vocabulary with holes is an
-    id that is taken: then it is written into the vocabulary itself.
-    """
+    """``backend`` with these tokens as its own, each with its id."""
     backend.add_tokens([token for token, _ in tokens])
     ids = {token.content: i for token, i in tokens}
-    wrong = {text: i for text, i in ids.items() if backend.token_to_id(text) != i}
-    if not wrong:
+    if all(backend.token_to_id(text) == i for text, i in ids.items()):
         return backend
-    parsed = json.loads(_without_tokens(backend.to_str(), wrong))
-    parsed["model"]["vocab"] |= wrong
-    backend = tokenizers.Tokenizer.from_str(json.dumps(parsed))
-    backend.add_tokens([token for token, _ in tokens])
-    return backend
+    parsed = json.loads(backend.to_str())
+    for token in parsed["added_tokens"]:
+        token["id"] = ids.get(token["content"], token["id"])
+    return backend_of(json.dumps(parsed))
+
+
+def backend_of(content: str) -> tokenizers.Tokenizer:
+    """The package's tokenizer of a ``tokenizer.json``, added tokens on the ids that it gives them.
+
+    The package numbers added tokens by counting the others, which in a vocabulary with holes is an
+    id that is taken: then they are written into the vocabulary itself.
+    """
+    backend = tokenizers.Tokenizer.from_str(content)
+    parsed = json.loads(content)
+    ids = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
+    if all(backend.token_to_id(text) == i for text, i in ids.items()):
+        return backend
+    parsed["model"]["vocab"] |= ids
+    return tokenizers.Tokenizer.from_str(json.dumps(parsed))
 
 
 def _without_tokens(content: str, texts: Container[str]) -> str:

@@ -1,0 +1,87 @@
+"""Conversations have the ids that transformers gives them, begin and ends of text too."""
+
+import os
+
+import pytest
+from tokenizers import AddedToken, processors
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+pytest.importorskip("torch", reason="needs PyTorch: make test-torch")
+import transformers as hf
+
+from rlhf_jax.data.chat import Message
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
+
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
+BEGIN, HEAD, TURN_END = "<|begin|>", "<|head|>", "<|turn_end|>"
+LINES = (
+    "{% for m in messages %}<|head|>{{ m.role }}\n{{ m.content }}<|turn_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant\n{% endif %}"
+)
+TRIMMED = LINES.replace("m.content }}", "m.content | trim }}").replace(">\n{% endfor", ">{% endfor")
+BEGUN = "{{ bos_token }}" + LINES
+MARKED = LINES.replace("{{ m.content }}<|turn_end|>", "{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|turn_end|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|turn_end|>{% endif %}")  # fmt: skip
+TOOLS = "{% if tools is none and documents is none %}no tools{% endif %}" + LINES
+HEADED = [
+    Message("system", "Be brief."),
+    Message("user", "Is Lund nice? "),
+    Message("assistant", " Very."),
+]
+
+
+@pytest.fixture(params=[{}, {"rstrip": True}, {"lstrip": True, "rstrip": True}])
+def folder(request, tmp_path):
+    """A tokenizer with begin of text and turns, as ``Tokenizer.save`` writes it."""
+    backend = train_bpe(["Is Lund nice? Very. user assistant"] * 3, vocab_size=300)._backend
+    names = (BEGIN, HEAD, TURN_END)
+    backend.add_tokens(
+        [AddedToken(name, special=True, normalized=False, **request.param) for name in names]
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A",
+        pair=f"{BEGIN} $A {BEGIN} $B",
+        special_tokens=[(BEGIN, backend.token_to_id(BEGIN))],
+    )
+    tokenizer = Tokenizer(
+        backend, eos=TURN_END, pad="<|padding|>", names={"bos_token": BEGIN}, chat_template=LINES
+    )
+    tokenizer.save(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("template", [LINES, TRIMMED, BEGUN, MARKED, TOOLS])
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_conversation_and_its_answer(folder, template, length):
+    """The prompt is the rendering with the generation prompt, or with the final message open."""
+    (folder / "chat_template.jinja").write_text(template)
+    theirs = hf.AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(folder).with_chat_prompts()
+    conversation = tuple(HEADED[:length])
+    messages = [message._asdict() for message in conversation]
+    opened = {"add_generation_prompt": True} if length == 2 else {"continue_final_message": True}
+    ids = lambda messages, **options: (
+        theirs(
+            theirs.apply_chat_template(messages, tokenize=False, **options),
+            add_special_tokens=False,
+        ).input_ids
+    )
+    query, answer = ours.encode_prompts([conversation])[0], "Near the lake."
+    assert query == ids(messages, **opened)
+    (response,) = ours.encode_answers([conversation], [(Message("assistant", answer),)])
+    before = messages[2]["content"] if length == 3 else ""
+    whole = [*messages[:2], {"role": "assistant", "content": before + answer}]
+    assert ids(whole)[: len(query + response)] == query + response
+    assert ids(whole)[len(query + response) :] in (
+        [],
+        theirs("\n", add_special_tokens=False).input_ids,
+    )
+
+
+def test_a_plain_text_begins_as_transformers_begins_it(folder):
+    theirs, ours = hf.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert ours.encode_beginning("Is Lund nice?") == theirs("Is Lund nice?").input_ids
+    assert (ours.named_bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
