@@ -53,6 +53,7 @@ BATCHES, BUGS = "tests/test_batches.py::test_", "tests/test_classical_bugs.py::t
 OBJECTIVES, UPDATE = "tests/test_objectives.py::test_", "tests/test_updates.py::test_"
 TRANSFORMER, SAMPLING = "tests/test_transformer.py::test_", "tests/test_generate.py::test_"
 OPTIMIZER, PRETRAINED = "tests/test_optimizers.py::test_", "tests/test_pretrained.py::test_"
+CHAT, TOKENIZERS = "tests/test_chat.py::test_", "rlhf_jax/data/tokenizers.py"
 
 PLANTS = (
     Plant(
@@ -66,7 +67,7 @@ PLANTS = (
     Plant(
         2,
         "no end of text after completions",
-        "rlhf_jax/data/tokenizers.py",
+        TOKENIZERS,
         "made.append([*ids, end])",
         "made.append(ids)",
         f"{BATCHES}only_the_completion_and_its_end_carry_the_loss",
@@ -435,6 +436,38 @@ PLANTS = (
         '    return Restored(info["step"], state._replace(opt_state=fresh), *map(info.get, '
         '("data", "extra")))',
         "tests/test_checkpoints.py::test_resume_is_exact_to_the_bit",
+    ),
+    Plant(
+        61,
+        "an answer in a chat template begins with the space that joins plain strings",
+        TOKENIZERS,
+        'text = text.removeprefix(" ")  # it joins plain strings',
+        "pass",
+        f"{CHAT}an_answer_is_what_the_template_writes_after_its_prompt",
+    ),
+    Plant(
+        62,
+        "sampling stops at the first of several end tokens only",
+        "rlhf_jax/objectives/ends.py",
+        "for i in end_ids[1:]:",
+        "for i in end_ids[1:1]:",
+        f"{SAMPLING}a_row_ends_at_the_first_of_several_ends",
+    ),
+    Plant(
+        63,
+        "padding takes the id of another token in a vocabulary with holes",
+        TOKENIZERS,
+        "count(max(vocabulary.values(), default=-1) + 1)",
+        "count(len(vocabulary))",
+        "tests/test_tokenizers.py::test_padding_takes_a_free_id_in_a_vocabulary_with_holes",
+    ),
+    Plant(
+        64,
+        "a resumed run's template writes the day of today",
+        "experiments/trained.py",
+        "return trained._replace(tokenizer=trained.tokenizer.at_time_of(begun))",
+        "return trained",
+        "tests/test_convert.py::test_a_run_keeps_the_day_on_which_it_began",
     ),
     Plant(
         71,

@@ -1,5 +1,6 @@
 """Checkpoints of others through the command line: converted, trained on, spoken to."""
 
+import datetime
 import errno
 import json
 import shutil
@@ -9,12 +10,15 @@ import jax
 import numpy as np
 import pytest
 from test_pretrained import SHAPES, random_params
+from test_tokenizers import BEGIN, TURN_END
+from test_tokenizers import write as write_tokenizer
 
 from experiments import convert, ppo, reward, sample, sft
-from experiments.trained import load_trained
+from experiments.trained import at_the_time_of, load_trained
 from rlhf_jax.cli import load
 from rlhf_jax.config import ConvertConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import EOS
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.models.huggingface import save_pretrained
 
@@ -65,6 +69,63 @@ def test_rows_that_no_token_has_are_suppressed_in_exports(gpt2, tmp_path):
     to_convert("to-hf", tmp_path / "run", "--out", tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert settings["suppress_tokens"] == list(range(50258, 50304))
+
+
+DATED = (
+    "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "<|turn_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def chat_folder(folder, *, rows):
+    """A small checkpoint of bytes, end of text (256), begin of text (257), end of turn (258)."""
+    special = (EOS, BEGIN, TURN_END)
+    settings = {"eos_token": EOS, "bos_token": BEGIN, "chat_template": DATED}
+    write_tokenizer(folder, special=special, bos=BEGIN, tokenizer_config=settings)
+    params = random_params(SHAPES["llama"], vocab_size=rows)
+    options = dict(kind="lm", dtype="float32", bos_id=257, end_ids=(256, 258), pad_id=None)
+    save_pretrained(folder, SHAPES["llama"], params, **options)
+    return folder
+
+
+def test_begin_and_ends_of_text_survive_the_way_in_and_out(tmp_path):
+    source = chat_folder(tmp_path / "hf", rows=259)
+    to_convert("from-hf", source, "--out", tmp_path / "run", "--chat-prompts", "True")
+    to_convert("to-hf", tmp_path / "run", "--out", tmp_path / "out")
+    found = {
+        name: json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        for name in ("config", "generation_config", "tokenizer_config")
+    }
+    assert (found["config"]["bos_token_id"], found["config"]["eos_token_id"]) == (257, 256)
+    assert found["generation_config"]["eos_token_id"] == [256, 258]
+    assert (found["tokenizer_config"]["bos_token"], found["tokenizer_config"]["eos_token"]) == (
+        BEGIN,
+        EOS,
+    )
+    for folder in ("run", "out"):
+        tokenizer = load_trained(tmp_path / folder, flag="init").tokenizer
+        assert (tokenizer.bos_id, tokenizer.end_ids) == (257, (256, 258))
+        assert tokenizer.chat_prompts
+
+
+def test_tokens_without_a_row_of_embedding_are_refused_by_name(tmp_path):
+    source = chat_folder(tmp_path / "hf", rows=257)
+    expected = (
+        r"ids that the 257 rows of the embedding do not have: those of '<\|begin\|>', '<\|turn"
+    )
+    with pytest.raises(InputError, match=expected):
+        to_convert("from-hf", source, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_day_on_which_it_began(tmp_path):
+    trained = load_trained(chat_folder(tmp_path / "hf", rows=259), flag="init")
+    assert at_the_time_of(trained, tmp_path / "run") == trained  # nothing has begun
+    begun = trained.tokenizer._with(now=datetime.datetime(2024, 7, 1))
+    begun.save(tmp_path / "run" / "tokenizer")
+    resumed = at_the_time_of(trained, tmp_path / "run").tokenizer
+    assert resumed.example == begun.example != trained.tokenizer.example
+    assert begun.example.startswith("01 Jul 2024")
 
 
 def test_from_hf_may_choose_how_to_compute(gpt2, tmp_path):
