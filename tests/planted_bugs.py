@@ -485,6 +485,30 @@ PLANTS = (
         'default="gelu"',
         f"{PRETRAINED}what_a_config_leaves_out_is_as_in_its_family",
     ),
+    Plant(
+        51,
+        "texts keep the prompt that every answer of a file repeats",
+        "rlhf_jax/data/formats.py",
+        "yield row if lead is None else _with_answers(row, lead)",
+        "yield row",
+        "tests/test_formats.py::test_texts_lose_their_prompts_only_where_all_of_a_file_repeat_them",
+    ),
+    Plant(
+        52,
+        "the earlier turns of the column history are dropped",
+        "rlhf_jax/data/columns.py",
+        'return (*_turns(row["history"]), *asked)',
+        "return asked",
+        "tests/test_formats.py::test_columns_that_change_what_is_asked_are_read",
+    ),
+    Plant(
+        53,
+        "empty answers are demonstrations",
+        "rlhf_jax/data/formats.py",
+        "isinstance(row, Demonstration) and not as_text(row.completion).strip()",
+        "isinstance(row, Demonstration) and row.completion is None",
+        "tests/test_formats.py::test_rows_that_teach_nothing_are_left_out",
+    ),
 )
 
 NOT_HERE = {
