@@ -16,23 +16,27 @@ JAX.
 """
 
 import importlib
-import json
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from experiments import feedback_verdict
 from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
-from rlhf_jax.data.files import Origin, check_writable, find_files, read_rows, write_atomically
+from rlhf_jax.data.files import check_writable, write_atomically
+from rlhf_jax.data.rows import Comparison
 from rlhf_jax.errors import InputError, RunError, check
-from rlhf_jax.feedback import accounts, figures, formats, queue, submissions
+from rlhf_jax.feedback import figures, formats, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.texts import map_text
 
 PATIENCE = 30.0
 """Seconds that a process of ``run`` gets to end by itself."""
@@ -126,13 +130,16 @@ def export(config: FeedbackConfig) -> None:
     database = existing_store(config)
     if config.file is not None:
         check_writable(config.file)
-    rows = formats.WRITERS[config.format](read_labels(database))
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    labels = read_labels(database)
+    rows = formats.WRITERS[config.format](labels)
     if config.file is None:
-        sys.stdout.write(text)
+        sys.stdout.buffer.write(formats.to_lines(rows).encode())
     else:
-        write_atomically(config.file, text)
-        print(f"{len(rows)} rows in {config.file}", file=sys.stderr)
+        write_atomically(config.file, formats.to_lines(rows))
+        tell(f"{len(rows)} rows in {config.file}")
+    repaired = sum(label.repaired for label in labels)
+    if repaired:
+        tell(f"{repaired} labels held half a character, which is U+FFFD in the rows")
 
 
 def existing_store(config: FeedbackConfig) -> Database:
@@ -148,36 +155,25 @@ def import_rankings(config: FeedbackConfig) -> None:
     check(config.file is not None, "import needs --file FILE.jsonl")
     if not config.store:
         check_run(config)
-    found = [
-        ranking
-        for file in find_files(config.file)
-        for where, row in read_rows(file)
-        for ranking in read_ranking(where, row)
-    ]
-    database = open_database(config.place)
-    for ranking in found:
-        store(database, ranking, scrub if config.serve.scrub else str)
-    print(f"{len(found)} rankings from {config.file}", file=sys.stderr)
+    found, account = read_rankings(config.file)
+    clean = scrub if config.serve.scrub else str
+    ranked = [(x.labeler, imported_task(x.row, clean), x.row.ranks) for x in found]
+    new = submissions.add_ranked(open_database(config.place), ranked)
+    before = f", {len(found) - new} of them imported before" if new < len(found) else ""
+    tell(f"{len(found)} rankings from {config.file}{before}")
+    for why, count in Counter(each.why for each in account.left_out).items():
+        tell(f"{count} left out: {why}")
+    for note, count in account.notes.items():
+        tell(f"{count} rows: {note}")
 
 
-def read_ranking(where: Origin, row: dict) -> list[formats.Imported]:
-    try:
-        return formats.read_ranking(row)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask:
+    responses = [queue.Response(each, "import") for each in row.responses]
+    return queue.NewTask(map_text(clean, row.prompt), responses)
 
 
-def store(database: Database, ranking: formats.Imported, clean) -> None:
-    """One ranking as a task with its label. What was imported before is not imported again."""
-    name = f"{accounts.IMPORTED}{ranking.labeler}"[: accounts.NAME_LIMIT]
-    submissions.add_ranked(
-        database,
-        accounts.named(database, name),
-        queue.NewTask(
-            clean(ranking.prompt), [queue.Response(r, "import") for r in ranking.responses]
-        ),
-        ranking.ranks,
-    )
+def tell(text: str) -> None:
+    print(f"feedback: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from experiments.reward_scores import disagreement, make_scorer
 from experiments.sampling import make_sampler
 from experiments.trained import Trained, load_trained
 from rlhf_jax.config import FeedbackConfig
-from rlhf_jax.data.chat import as_text
+from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.formats import Comparison, read_prompts
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
 from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.texts import map_text
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
@@ -103,13 +104,16 @@ def new_tasks(
             )
 
 
-def next_prompts(config: FeedbackConfig, database: Database, count: int) -> list[str]:
+def next_prompts(
+    config: FeedbackConfig, database: Database, count: int
+) -> list[str | Conversation]:
     """Prompts that were not asked yet, in the file's order; from its beginning when all were."""
     path = config.prompts or config.data / "prompts_comparisons.jsonl"
     clean = scrub if config.serve.scrub else str
-    prompts = list(dict.fromkeys(clean(as_text(row.prompt)) for row in read_prompts(path)))
-    asked = set(queue.prompts_asked(database))
-    new = [prompt for prompt in prompts if prompt not in asked]
+    prompts = list(dict.fromkeys(map_text(clean, row.prompt) for row in read_prompts(path)))
+    # As texts: older stores have the conversations that they asked as one string.
+    asked = set(map(as_text, queue.prompts_asked(database)))
+    new = [prompt for prompt in prompts if as_text(prompt) not in asked]
     return (new + prompts)[:count]
 
 

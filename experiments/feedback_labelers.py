@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import RunError, check
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
@@ -70,9 +71,9 @@ def make_labelers(
     tasks.
     """
     count, tie = config.simulated, config.labeler.tie_width
-    responses = [[each.text for each in task.responses] for task in tasks]
+    responses = [[as_text(each.text) for each in task.responses] for task in tasks]
     scores = [
-        gold([task.prompt] * len(texts), texts)
+        gold([as_text(task.prompt)] * len(texts), texts)
         for task, texts in zip(tasks, responses, strict=True)
     ]
     tau = calibrate_tau(

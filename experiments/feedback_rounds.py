@@ -32,11 +32,12 @@ from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, FeedbackConfig
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import find_files, write_atomically
-from rlhf_jax.data.formats import Comparison, read_prompts
+from rlhf_jax.data.formats import read_prompts
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
-from rlhf_jax.feedback.formats import ranking_row
+from rlhf_jax.feedback.formats import ranking_row, to_lines
+from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_labels
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
@@ -173,10 +174,12 @@ def write_snapshot(folder: Path, labels: Sequence[Label]) -> dict[str, int]:
     done = folder / "labels.json"
     if not done.exists():
         ranked = rankings(labels)
+        repaired = sum(label.repaired for label in labels)
+        if repaired:
+            say(f"feedback: {repaired} labels held half a character, which is U+FFFD in the rows")
         for name, out in (("heldout", True), ("train", False)):
             rows = [ranking_row(r) for r in ranked if is_heldout(r.prompt) == out]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            write_atomically(folder / f"{name}.jsonl", text)
+            write_atomically(folder / f"{name}.jsonl", to_lines(rows))
         counted = sum(label.kind != "skip" for label in labels)
         last = max(label.number for label in labels)
         write_atomically(done, json.dumps({"labels": counted, "last_label": last}))
@@ -215,7 +218,7 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
     return described(answers) | {
         "accuracy": heldout["eval/accuracy"],
         "labelers": by_labeler(config, number),
-        "samples": [{"prompt": p, "before": b, "after": a[0]} for p, b, a in samples],
+        "samples": [{"prompt": as_text(p), "before": b, "after": a[0]} for p, b, a in samples],
     }
 
 
@@ -232,25 +235,15 @@ def described(answers: Answers) -> dict[str, Any]:
 
 def by_labeler(config: FeedbackConfig, number: int) -> dict[str, dict[str, float]]:
     """Share of each labeler's own held-out pairs that the reward model orders as they did."""
-    lines = (config.round_dir(number) / "heldout.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    compared = [
-        Comparison(row["prompt"], tuple(row["responses"]), tuple(row["ranks"]), tokens(row))
-        for row in rows
-    ]
-    scores = scores_of(config, config.reward_model(number, 0), compared)
+    compared, _ = read_rankings(config.round_dir(number) / "heldout.jsonl")
+    scores = scores_of(config, config.reward_model(number, 0), [each.row for each in compared])
     ranks = np.full(scores.shape, -1)
-    for n, row in enumerate(rows):
-        ranks[n, : len(row["ranks"])] = row["ranks"]
+    for n, each in enumerate(compared):
+        ranks[n, : len(each.row.ranks)] = each.row.ranks
     made = {}
-    for labeler in sorted({row["labeler"] for row in rows}):
-        own = np.array([row["labeler"] == labeler for row in rows])
+    for labeler in sorted({each.labeler for each in compared}):
+        own = np.array([each.labeler == labeler for each in compared])
         accuracy = pair_accuracy(scores[own], ranks[own])
         if accuracy.pairs:
             made[labeler] = {"accuracy": accuracy.overall, "pairs": accuracy.pairs}
     return made
-
-
-def tokens(row: dict) -> tuple[tuple[int, ...], ...] | None:
-    given = row.get("response_tokens")
-    return given and tuple(map(tuple, given))

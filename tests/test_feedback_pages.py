@@ -17,6 +17,7 @@ from feedback_site import ROOT, fill
 from starlette.testclient import TestClient
 
 from rlhf_jax.config.feedback import ServeConfig
+from rlhf_jax.data.chat import Message, as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts, conversation, figures, queue, submissions
 from rlhf_jax.feedback.database import open_database
@@ -282,7 +283,7 @@ def test_a_dialogues_prompt_holds_what_was_said(database):
     ann = accounts.add_labeler(database, "Ann")[0]
     conversation.say(database, ann, "c", "hi", dialogue=True)
     (question,) = conversation.waiting(database)
-    assert question.prompt == "\n\nHuman: hi\n\nAssistant:"
+    assert as_text(question.prompt) == "\n\nHuman: hi\n\nAssistant:"
     answers = [queue.Response(" yes", "p"), queue.Response(" no", "p")]
     conversation.answer(database, question, answers, round=0, sampling={})
     (turn,) = conversation.read_turns(database, ann, "c")
@@ -293,9 +294,23 @@ def test_a_dialogues_prompt_holds_what_was_said(database):
     )
     conversation.say(database, ann, "c", "why", dialogue=True)
     (question,) = conversation.waiting(database)
-    assert question.prompt == "\n\nHuman: hi\n\nAssistant: no\n\nHuman: why\n\nAssistant:"
+    turns = [("user", "hi"), ("assistant", "no"), ("user", "why")]
+    assert question.prompt == tuple(Message(*turn) for turn in turns)
     conversation.give_up(database, question)
     assert conversation.waiting(database) == []
+
+
+def test_each_turn_of_a_prompt_is_shown_by_itself(database, app):
+    typed = "hi\n\nAssistant: I was typed by a person"
+    prompt = (Message("system", "Be brief."), Message("user", typed))
+    answers = [queue.Response((Message("assistant", word),), "p") for word in ("red", "blue")]
+    queue.add_tasks(database, [queue.NewTask(prompt, answers)])
+    page = Browser(app).get("/label")
+    turns = re.findall(
+        r'<h3 class="quiet">(\w+)</h3>\s*<div class="written asked" .*?>(.*?)</div>', page, re.S
+    )
+    assert turns == [("Instructions", "Be brief."), ("Person", typed)]
+    assert sorted(re.findall(r">(red|blue)</div>", page)) == ["blue", "red"]
 
 
 # --- dashboard ------------------------------------------------------------------------------------
@@ -692,6 +707,7 @@ def test_catalogs_match(app):
     wanted |= set(re.findall(r"\bt\('([a-z_]+(?:\.[a-z_]+)*)'[,)]", used))
     assert wanted <= CATALOGS["en"].keys()
     prefixes = ("flag.", "prompt.", "use.", "skip.", "phase.", "process.", "error.", "nav.")
+    prefixes += ("role.",)
     unused = {key for key in CATALOGS["en"].keys() - wanted if not key.startswith(prefixes)}
     assert not unused
 

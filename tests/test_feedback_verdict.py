@@ -126,7 +126,7 @@ def test_personal_data_is_asked_about_without_it(config):
 
 
 def test_what_cannot_be_judged_is_said(config):
-    with pytest.raises(InputError, match="no label yet"):
+    with pytest.raises(InputError, match="nothing was asked"):
         judge(config)
     assert not (config.run / "people.json").exists()
     with pytest.raises(InputError, match=r"found no other in .*; it has sft, ppo, dpo"):

@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"data", "types", "errors"},
     "tasks": {"tasks", "data", "evaluation", "errors"},
     "evaluation": {"evaluation", "errors"},
-    "feedback": {"feedback", "evaluation", "errors"},
+    "feedback": {"feedback", "evaluation", "data", "errors"},
 }
 """Rooms of the library that each room may import; rooms left out may import any."""
 

@@ -22,13 +22,12 @@ do, and what is refused or left out.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
-from rlhf_jax.data.files import SEPARATOR, find_files, read_rows
+from rlhf_jax.data.files import SEPARATOR, Origin, find_files, read_rows
 from rlhf_jax.data.messages import RowError
 from rlhf_jax.data.readers import READERS
 from rlhf_jax.data.rows import (
@@ -80,7 +79,7 @@ def iterate(path: str | os.PathLike, kind: type, account: Account | None = None)
             raise InputError(
                 f"{file} is plain text, expected {kind.__name__} rows as .jsonl or .json"
             )
-        for row in _rows(file, kind, own):
+        for row in read_as(read_rows(file), kind, own):
             kept += 1
             yield row
     if account is None:
@@ -91,10 +90,10 @@ def iterate(path: str | os.PathLike, kind: type, account: Account | None = None)
         raise InputError(f"{path} has no {kind.__name__} rows{why and f': {why}'}")
 
 
-def _rows(file: Path, kind: type, account: Account) -> Iterator[tuple]:
-    """The rows of one file that are learnt from."""
+def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) -> Iterator[tuple]:
+    """The rows of one file that are learnt from, as ``kind``."""
     rows, left_out = [], []
-    for origin, row in read_rows(file):
+    for origin, row in found:
         notes = Counter(f"column {name} is not read" for name in unknown_columns(row))
         try:
             made = READERS[kind](row, notes)

@@ -74,15 +74,18 @@ def add_labeler(database: Database, name: str) -> tuple[Account, str]:
         return _add(rows, name)
 
 
-def named(database: Database, name: str) -> Account:
-    """The account for labels that come from elsewhere: nobody can sign in to it."""
-    with database.write() as rows:
-        found = rows("SELECT id, name, role FROM account WHERE name = :name", name=name)
-        if found:
-            return Account(**found[0])
-        account, _ = _add(rows, name)
-        rows("UPDATE account SET revoked = :now WHERE id = :id", now=time.time(), id=account.id)
-        return account
+def named(rows: Rows, labeler: str) -> Account:
+    """The account for labels of an imported file's labeler: nobody can sign in to it."""
+    name = IMPORTED + labeler
+    if len(name) > NAME_LIMIT:  # so that two whose names begin alike stay two
+        digest = hashlib.sha256(labeler.encode()).hexdigest()[:12]
+        name = f"{name[: NAME_LIMIT - 13]} {digest}"
+    found = rows("SELECT id, name, role FROM account WHERE name = :name", name=name)
+    if found:
+        return Account(**found[0])
+    account, _ = _add(rows, name)
+    rows("UPDATE account SET revoked = :now WHERE id = :id", now=time.time(), id=account.id)
+    return account
 
 
 def _add(rows: Rows, name: str) -> tuple[Account, str]:

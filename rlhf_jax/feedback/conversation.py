@@ -10,9 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.chat import Conversation, Message, as_json, as_text
 from rlhf_jax.feedback.accounts import Account
 from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.queue import NewTask, Response, Task, insert_task, parse_task
+from rlhf_jax.feedback.texts import from_json, parse_body
 
 MOST_WAITING = 3
 """Messages of one person that may wait for an answer."""
@@ -34,7 +36,7 @@ class Question(NamedTuple):
 
     turn: str
     account: str
-    prompt: str
+    prompt: str | Conversation
 
 
 def say(
@@ -42,17 +44,14 @@ def say(
 ) -> str | None:
     """Store a message; None if too many of this person's wait already.
 
-    Its prompt is the message alone, or with ``dialogue`` the conversation in the form of the
-    preference data: \\n\\nHuman: ... \\n\\nAssistant: with the answer liked best so far.
+    Its prompt is the message alone, or with ``dialogue`` the conversation, with the answers liked
+    best so far.
     """
-    prompt = message
+    prompt: str | Conversation = message
     if dialogue:
-        said = [
-            f"\n\nHuman: {turn.message}\n\nAssistant: {preferred(turn).strip()}"
-            for turn in read_turns(database, account, conversation)
-            if turn.task
-        ]
-        prompt = "".join(said) + f"\n\nHuman: {message}\n\nAssistant:"
+        turns = [turn for turn in read_turns(database, account, conversation) if turn.task]
+        said = [each for turn in turns for each in _said(turn)]
+        prompt = (*said, Message("user", message))
     with database.write() as rows:
         waiting = "SELECT COUNT(*) AS n FROM turn WHERE account = :a AND state = 'waiting'"
         if rows(waiting, a=account.id)[0]["n"] >= MOST_WAITING:
@@ -65,16 +64,24 @@ def say(
             conversation=conversation,
             account=account.id,
             now=time.time(),
-            body=json.dumps({"message": message, "prompt": prompt}),
+            body=json.dumps({"message": message, "prompt": as_json(prompt)}),
         )
     return turn
+
+
+def _said(turn: Turn) -> Conversation:
+    answer = as_text(preferred(turn)).strip()
+    return Message("user", turn.message), Message("assistant", answer)
 
 
 def waiting(database: Database) -> list[Question]:
     """Messages that no policy has answered, oldest first."""
     with database.read() as rows:
         found = rows("SELECT id, account, body FROM turn WHERE state = 'waiting' ORDER BY number")
-    return [Question(r["id"], r["account"], json.loads(r["body"])["prompt"]) for r in found]
+    return [
+        Question(row["id"], row["account"], from_json(parse_body(row["body"])["prompt"]))
+        for row in found
+    ]
 
 
 def answer(
@@ -124,12 +131,12 @@ def read_turns(database: Database, account: Account, conversation: str) -> list[
                 "SELECT kind, body FROM live_label WHERE task = :task ORDER BY number",
                 task=turn["task"],
             )
-            labels[turn["id"]] = [(each["kind"], json.loads(each["body"])) for each in given]
+            labels[turn["id"]] = [(each["kind"], parse_body(each["body"])) for each in given]
     return [
         Turn(
             turn["id"],
             turn["conversation"],
-            json.loads(turn["body"])["message"],
+            parse_body(turn["body"])["message"],
             turn["state"],
             tasks.get(turn["id"]),
             [{"kind": kind, "body": body} for kind, body in labels.get(turn["id"], ())],
@@ -138,7 +145,7 @@ def read_turns(database: Database, account: Account, conversation: str) -> list[
     ]
 
 
-def preferred(turn: Turn) -> str:
+def preferred(turn: Turn) -> str | Conversation:
     """The answer that a conversation goes on from: the newest correction, else the one ranked
     best, else the first."""
     best = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.errors import InputError
+from rlhf_jax.feedback.texts import check_whole
 
 QUALITY = range(1, 8)
 """Overall quality of an answer: Likert, 7 is best."""
@@ -94,6 +95,7 @@ def check_text(name: str, value: Any, limit: int) -> str:
     if not isinstance(value, str) or len(value) > limit:
         found = f"{len(value)} characters" if isinstance(value, str) else repr(value)
         raise InputError(f"{name}: found {found}, expected text of at most {limit} characters")
+    check_whole(name, value)
     return value.replace("\r\n", "\n").strip("\n")
 
 

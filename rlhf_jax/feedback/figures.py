@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label
+from rlhf_jax.feedback.texts import parse_body
 
 PAPER_AGREEMENT = (0.726, 0.015)
 """InstructGPT's training labelers (Ouyang et al. 2022, §3.4): share and its half-width."""
@@ -113,7 +114,7 @@ def set_status(database: Database, name: str, **body: Any) -> None:
     now = time.time()
     with database.write() as rows:
         before = rows("SELECT body FROM status WHERE name = :name", name=name)
-        before = json.loads(before[0]["body"]) if before else {}
+        before = parse_body(before[0]["body"]) if before else {}
         same = all(before.get(key) == body.get(key) for key in ("phase", "round"))
         rows(
             """INSERT INTO status VALUES (:name, :now, :body)
@@ -147,7 +148,7 @@ def alive(database: Database, name: str, *, every: float) -> Iterator[None]:
 def read_status(database: Database) -> dict[str, dict[str, Any]]:
     with database.read() as rows:
         found = rows("SELECT * FROM status")
-    return {row["name"]: json.loads(row["body"]) | {"updated": row["updated"]} for row in found}
+    return {row["name"]: parse_body(row["body"]) | {"updated": row["updated"]} for row in found}
 
 
 def add_round(database: Database, number: int, body: Mapping[str, Any]) -> None:
@@ -165,4 +166,4 @@ def add_round(database: Database, number: int, body: Mapping[str, Any]) -> None:
 def read_rounds(database: Database) -> list[dict[str, Any]]:
     with database.read() as rows:
         found = rows("SELECT * FROM round ORDER BY number")
-    return [json.loads(row["body"]) | {"round": row["number"]} for row in found]
+    return [parse_body(row["body"]) | {"round": row["number"]} for row in found]

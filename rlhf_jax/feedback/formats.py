@@ -1,31 +1,30 @@
-"""Labels out of and into the store: native rankings, TRL, Label Studio and Argilla, as plain JSON.
+"""Labels out of the store: native rankings, TRL, Label Studio and Argilla, as plain JSON.
 
 Labelers go by their pseudonyms. The native rows and TRL's are what ``sft``, ``reward`` and DPO
-read; the other two are what those tools export, written and read without them.
+read; the other two are what those tools export, written without them. Conversations are lists of
+messages.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
-from rlhf_jax.errors import InputError
-from rlhf_jax.feedback.fields import MOST_RESPONSES
+from rlhf_jax.data.answers import joined
+from rlhf_jax.data.chat import Conversation, as_json, as_text
 from rlhf_jax.feedback.labels import Label, Ranking, Written, rankings, written
 
 Row = dict[str, Any]
 
 
-class Imported(NamedTuple):
-    """A ranking from elsewhere."""
-
-    prompt: str
-    responses: tuple[str, ...]
-    ranks: tuple[int, ...]
-    labeler: str
-    """As the file calls them; "" if it does not say."""
+def to_lines(rows: Iterable[Row]) -> str:
+    """Lines of JSON."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-# --- out ------------------------------------------------------------------------------------------
+def answer_json(prompt: str | Conversation, answer: str | Conversation) -> str | list[Row]:
+    """An answer beside its prompt: the assistant's message after a conversation, else its text."""
+    return as_json(joined(answer, prompt) if isinstance(answer, str) else answer)
 
 
 def native(labels: Sequence[Label]) -> list[Row]:
@@ -43,8 +42,8 @@ def native(labels: Sequence[Label]) -> list[Row]:
 def ranking_row(ranking: Ranking) -> Row:
     """A ranking as ``rlhf_jax.data.formats`` reads it, with sampled ids where all are known."""
     row = {
-        "prompt": ranking.prompt,
-        "responses": [each.text for each in ranking.responses],
+        "prompt": as_json(ranking.prompt),
+        "responses": [as_json(each.text) for each in ranking.responses],
         "ranks": list(ranking.ranks),
         "labeler": ranking.labeler,
         "task_id": ranking.task,
@@ -59,17 +58,22 @@ def ranking_row(ranking: Ranking) -> Row:
 def trl_preference(labels: Sequence[Label]) -> list[Row]:
     """Each pair that a labeler ordered; ties order none."""
     return [
-        {
-            "prompt": ranking.prompt,
-            "chosen": ranking.responses[min(pair, key=ranking.ranks.__getitem__)].text,
-            "rejected": ranking.responses[max(pair, key=ranking.ranks.__getitem__)].text,
-            "margin": abs(ranking.ranks[pair[0]] - ranking.ranks[pair[1]]),
-            "labeler": ranking.labeler,
-        }
+        pair_row(ranking, *sorted(pair, key=ranking.ranks.__getitem__))
         for ranking in rankings(labels)
         for pair in combinations(range(len(ranking.ranks)), 2)
         if ranking.ranks[pair[0]] != ranking.ranks[pair[1]]
     ]
+
+
+def pair_row(ranking: Ranking, better: int, worse: int) -> Row:
+    answer = lambda n: answer_json(ranking.prompt, ranking.responses[n].text)
+    return {
+        "prompt": as_json(ranking.prompt),
+        "chosen": answer(better),
+        "rejected": answer(worse),
+        "margin": ranking.ranks[worse] - ranking.ranks[better],
+        "labeler": ranking.labeler,
+    }
 
 
 def demonstrations(labels: Sequence[Label]) -> list[Row]:
@@ -78,15 +82,18 @@ def demonstrations(labels: Sequence[Label]) -> list[Row]:
 
 
 def written_row(row: Written) -> Row:
-    return row._asdict()
+    completion = answer_json(row.prompt, row.completion)
+    return row._asdict() | {"prompt": as_json(row.prompt), "completion": completion}
 
 
 def trl_unpaired(labels: Sequence[Label]) -> list[Row]:
     """Thumbs: prompt, completion and whether it was liked."""
     return [
         {
-            "prompt": label.task.prompt,
-            "completion": label.task.responses[label.body["response"]].text,
+            "prompt": as_json(label.task.prompt),
+            "completion": answer_json(
+                label.task.prompt, label.task.responses[label.body["response"]].text
+            ),
             "label": label.body["up"],
             "labeler": label.labeler,
         }
@@ -99,11 +106,11 @@ def label_studio(labels: Sequence[Label]) -> list[Row]:
     """Tasks with annotations of a ``<Ranker>`` whose buckets are the ranks (so ties stay)."""
     tasks: dict[tuple, Row] = {}
     for ranking in rankings(labels):
-        texts = tuple(each.text for each in ranking.responses)
+        texts = tuple(as_text(each.text) for each in ranking.responses)
         items = [
             {"id": str(n), "title": chr(ord("A") + n), "body": text} for n, text in enumerate(texts)
         ]
-        data = {"prompt": ranking.prompt, "items": items, "task_id": ranking.task}
+        data = {"prompt": as_json(ranking.prompt), "items": items, "task_id": ranking.task}
         task = tasks.setdefault((ranking.task, texts), {"data": data, "annotations": []})
         buckets: dict[str, list[str]] = {}
         for rank in sorted(set(ranking.ranks)):
@@ -126,11 +133,11 @@ def argilla(labels: Sequence[Label]) -> list[Row]:
     """
     records: dict[tuple, Row] = {}
     for ranking in rankings(labels):
-        texts = tuple(each.text for each in ranking.responses)
+        texts = tuple(as_text(each.text) for each in ranking.responses)
         record = records.setdefault(
             (ranking.task, texts),
             {
-                "prompt": ranking.prompt,
+                "prompt": as_json(ranking.prompt),
                 **{f"response-{n}": text for n, text in enumerate(texts, 1)},
                 "ranking.responses": [],
                 "ranking.responses.users": [],
@@ -153,77 +160,3 @@ WRITERS: dict[str, Callable[[Sequence[Label]], list[Row]]] = {
     "label-studio": label_studio,
     "argilla": argilla,
 }
-
-# --- in -------------------------------------------------------------------------------------------
-
-
-def read_ranking(row: Mapping[str, Any]) -> list[Imported]:
-    """The rankings of one row, recognised by its keys. Raises InputError saying what is wrong."""
-    try:
-        if "responses" in row and "ranks" in row:
-            made = [_imported(row, row["responses"], row["ranks"], row.get("labeler", ""))]
-        elif "chosen" in row and "rejected" in row:
-            pair = (row["chosen"], row["rejected"])
-            made = [_imported(row, pair, (0, 1), row.get("labeler", ""))]
-        elif "data" in row:
-            made = list(_from_label_studio(row))
-        elif "ranking.responses" in row:
-            made = list(_from_argilla(row))
-        else:
-            raise InputError(
-                f"found the keys {', '.join(row)}, expected responses and ranks, chosen and "
-                "rejected, data (Label Studio), or ranking.responses (Argilla)"
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"not a row of the format its keys name ({error!r})") from None
-    return made
-
-
-def _imported(row: Mapping, responses: Iterable, ranks: Iterable, labeler: Any) -> Imported:
-    prompt, texts, ranks = row["prompt"], tuple(responses), tuple(ranks)
-    if not all(isinstance(text, str) for text in (prompt, *texts)):
-        raise InputError("found a prompt or answer that is not text")
-    if not 2 <= len(texts) <= MOST_RESPONSES or len(ranks) != len(texts):
-        raise InputError(
-            f"found {len(texts)} answers and {len(ranks)} ranks, expected 2 to {MOST_RESPONSES}"
-        )
-    if not all(isinstance(rank, int) and rank >= 0 for rank in ranks):
-        raise InputError(f"found ranks {list(ranks)}, expected whole numbers from 0 on")
-    return Imported(prompt, texts, ranks, str(labeler))
-
-
-def _from_label_studio(row: Mapping[str, Any]) -> Iterable[Imported]:
-    data, ids = row["data"], [str(item["id"]) for item in row["data"]["items"]]
-    texts = [item["body"] for item in data["items"]]
-    for annotation in row.get("annotations", ()):
-        for result in annotation["result"]:
-            if result.get("type") != "ranker":
-                continue
-            given = result["value"]["ranker"]
-            buckets = given.values() if isinstance(given, dict) else [[each] for each in given]
-            rank_of = {str(name): rank for rank, names in enumerate(buckets) for name in names}
-            ranks = [rank_of[name] for name in ids]
-            yield _imported(data, texts, ranks, annotation.get("completed_by", ""))
-
-
-def _from_argilla(row: Mapping[str, Any]) -> Iterable[Imported]:
-    names = sorted(
-        (name for name in row if name.startswith("response-") and name[9:].isdigit()),
-        key=lambda name: int(name[9:]),
-    )
-    given = row["ranking.responses"]
-    users = row.get("ranking.responses.users") or [""] * len(given)
-    status = row.get("ranking.responses.status") or ["submitted"] * len(given)
-    for ranking, user, state in zip(given, users, status, strict=True):
-        if state != "submitted":
-            continue
-        # A list of names is an order; with ranks there may be ties.
-        ranked = {
-            each["value"] if isinstance(each, dict) else each: (
-                each["rank"] - 1 if isinstance(each, dict) else place
-            )
-            for place, each in enumerate(ranking)
-        }
-        yield _imported(row, [row[name] for name in names], [ranked[name] for name in names], user)

@@ -1,14 +1,15 @@
 """All labels at one moment, as training rows: what ``update``, the dashboard and exports read."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.feedback.accounts import pseudonym, site_secret
 from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.fields import dense_ranks
 from rlhf_jax.feedback.queue import Response, Task, parse_task
+from rlhf_jax.feedback.texts import has_half, parse_body
 
 HELDOUT = 0.15
 """Share of the prompts whose rankings no reward model learns from."""
@@ -23,13 +24,15 @@ class Label(NamedTuple):
     kind: str
     created: float
     body: dict[str, Any]
+    repaired: bool
+    """Whether it or its task held half a character, now U+FFFD."""
 
 
 class Ranking(NamedTuple):
     """One labeler's order of K answers."""
 
     task: str
-    prompt: str
+    prompt: str | Conversation
     responses: tuple[Response, ...]
     ranks: tuple[int, ...]
     labeler: str
@@ -41,7 +44,7 @@ class Ranking(NamedTuple):
 class Written(NamedTuple):
     """An answer that a person wrote."""
 
-    prompt: str
+    prompt: str | Conversation
     completion: str
     labeler: str
 
@@ -50,20 +53,19 @@ def read_labels(database: Database) -> list[Label]:
     """Live labels in the order they came, from one snapshot, with their tasks."""
     secret = site_secret(database)
     with database.read() as rows:
-        tasks = {
-            row["id"]: parse_task(row)
-            for row in rows("SELECT * FROM task WHERE id IN (SELECT task FROM label)")
-        }
+        sql = "SELECT * FROM task WHERE id IN (SELECT task FROM label)"
+        tasks = {row["id"]: (parse_task(row), has_half(row["body"])) for row in rows(sql)}
         found = rows("SELECT * FROM live_label ORDER BY number")
     return [
         Label(
             row["number"],
-            tasks[row["task"]],
+            tasks[row["task"]][0],
             pseudonym(secret, row["account"]),
             row["account"],
             row["kind"],
             row["created"],
-            json.loads(row["body"]),
+            parse_body(row["body"]),
+            tasks[row["task"]][1] or has_half(row["body"]),
         )
         for row in found
     ]
@@ -132,13 +134,14 @@ def written(labels: Sequence[Label]) -> list[Written]:
     return made
 
 
-def spaced(prompt: str, text: str) -> str:
+def spaced(prompt: str | Conversation, text: str) -> str:
     """``text`` with the space between prompt and response that sampled answers begin with."""
-    apart = not prompt or prompt[-1].isspace() or text[:1].isspace()
+    before = as_text(prompt)
+    apart = not before or before[-1].isspace() or text[:1].isspace()
     return text if apart else f" {text}"
 
 
-def is_heldout(prompt: str) -> bool:
+def is_heldout(prompt: str | Conversation) -> bool:
     """Whether rankings of this prompt are kept from training: a property of the prompt alone."""
-    digest = hashlib.sha256(b"held out " + prompt.encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(b"held out " + as_text(prompt).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48 < HELDOUT

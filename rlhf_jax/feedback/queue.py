@@ -11,14 +11,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.chat import Conversation, as_json, as_text
+from rlhf_jax.errors import check
 from rlhf_jax.feedback.accounts import Account
 from rlhf_jax.feedback.database import Database, Rows
+from rlhf_jax.feedback.texts import from_json, has_half, parse_body
 
 LEASE_SECONDS = 1800.0
 
 
 class Response(NamedTuple):
-    text: str
+    text: str | Conversation
     policy: str
     """Run folder of the policy, or "person". Never shown to labelers."""
     tokens: tuple[int, ...] | None = None
@@ -29,7 +32,7 @@ class Response(NamedTuple):
 
 class Task(NamedTuple):
     id: str
-    prompt: str
+    prompt: str | Conversation
     responses: tuple[Response, ...]
     round: int
 
@@ -40,7 +43,7 @@ class Task(NamedTuple):
 
 
 class NewTask(NamedTuple):
-    prompt: str
+    prompt: str | Conversation
     responses: Sequence[Response]
     round: int = 0
     priority: float = 0.0
@@ -57,7 +60,10 @@ def add_tasks(database: Database, tasks: Iterable[NewTask]) -> list[str]:
 
 def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> str:
     name = secrets.token_hex(8)
-    body = {"prompt": task.prompt, "responses": [each._asdict() for each in task.responses]}
+    responses = [each._asdict() | {"text": as_json(each.text)} for each in task.responses]
+    prompt, sampling = as_json(task.prompt), dict(task.sampling or {})
+    body = json.dumps({"prompt": prompt, "responses": responses, "sampling": sampling})
+    check(not has_half(body), f"task: {as_text(task.prompt)[:40]!r}: holds half a surrogate pair")
     rows(
         """INSERT INTO task VALUES (:id, (SELECT COALESCE(MAX(number), 0) + 1 FROM task), :kind,
             :owner, :round, :priority, :wanted, 0, :now, :body)""",
@@ -68,18 +74,24 @@ def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> s
         priority=task.priority,
         wanted=task.wanted,
         now=time.time(),
-        body=json.dumps(body | {"sampling": dict(task.sampling or {})}),
+        body=body,
     )
     return name
 
 
 def parse_task(row: Mapping[str, Any]) -> Task:
-    body = json.loads(row["body"])
-    responses = tuple(
-        Response(**(each | {"tokens": each["tokens"] and tuple(each["tokens"])}))
-        for each in body["responses"]
+    body = parse_body(row["body"])
+    return Task(
+        row["id"],
+        from_json(body["prompt"]),
+        tuple(map(_parse_response, body["responses"])),
+        row["round"],
     )
-    return Task(row["id"], body["prompt"], responses, row["round"])
+
+
+def _parse_response(response: dict[str, Any]) -> Response:
+    tokens = response["tokens"] and tuple(response["tokens"])
+    return Response(**response | {"text": from_json(response["text"]), "tokens": tokens})
 
 
 DECIDED = """EXISTS (SELECT 1 FROM live_label l WHERE l.task = t.id AND l.account = :account
@@ -143,11 +155,11 @@ def count_open(database: Database) -> int:
         return rows(sql)[0]["n"]
 
 
-def prompts_asked(database: Database) -> list[str]:
+def prompts_asked(database: Database) -> list[str | Conversation]:
     """The prompt of every task of the queue, in order."""
     with database.read() as rows:
         found = rows("SELECT body FROM task WHERE kind = 'rank' ORDER BY number")
-    return [json.loads(row["body"])["prompt"] for row in found]
+    return [from_json(parse_body(row["body"])["prompt"]) for row in found]
 
 
 def open_tasks(database: Database, *, most: int) -> list[Task]:

@@ -7,11 +7,12 @@ retry after a crash and a second try of a lost connection are all one label.
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.data.chat import as_json
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback.accounts import Account
+from rlhf_jax.feedback.accounts import Account, named
 from rlhf_jax.feedback.database import Database, Rows
 from rlhf_jax.feedback.fields import TEXT_LIMIT, check_ranking, check_skip, check_text
 from rlhf_jax.feedback.queue import (
@@ -24,6 +25,7 @@ from rlhf_jax.feedback.queue import (
     parse_task,
     visible_task,
 )
+from rlhf_jax.feedback.texts import parse_body
 
 DECISIONS = ("ranking", "skip")
 """Kinds of label of which a labeler gives one per task."""
@@ -117,19 +119,27 @@ def _check(task: Task, account: Account, kind: str, body: Mapping[str, Any]) -> 
     raise InputError(f"kind: found {kind!r}, expected ranking, skip, thumb or demonstration")
 
 
-def add_ranked(database: Database, account: Account, task: NewTask, ranks: Sequence[int]) -> bool:
-    """A task with its label, from elsewhere. False if the same was added before."""
-    texts = [each.text for each in task.responses]
-    content = json.dumps([account.id, task.prompt, texts, list(ranks)])
-    submission = hashlib.sha256(content.encode()).hexdigest()
+def add_ranked(database: Database, ranked: Iterable[tuple[str, NewTask, Sequence[int]]]) -> int:
+    """Tasks with a label each, from elsewhere: (labeler's name, task, ranks). All, or none.
+
+    Returns how many are new: what was added before is not added again.
+    """
     with database.write() as rows:
-        if rows("SELECT 1 FROM label WHERE submission = :s", s=submission):
-            return False
-        name = insert_task(rows, task, kind="rank", owner=None)
-        body = check_ranking({"ranks": list(ranks)}, len(texts))
-        _insert_label(
-            rows, submission, name, account, "ranking", body | {"shown": [*range(len(texts))]}
-        )
+        return sum(_add_ranked(rows, *each) for each in ranked)
+
+
+def _add_ranked(rows: Rows, labeler: str, task: NewTask, ranks: Sequence[int]) -> bool:
+    account = named(rows, labeler)
+    texts = [as_json(each.text) for each in task.responses]
+    content = json.dumps([account.id, as_json(task.prompt), texts, list(ranks)])
+    submission = hashlib.sha256(content.encode()).hexdigest()
+    if rows("SELECT 1 FROM label WHERE submission = :s", s=submission):
+        return False
+    name = insert_task(rows, task, kind="rank", owner=None)
+    body = check_ranking({"ranks": list(ranks)}, len(texts))
+    _insert_label(
+        rows, submission, name, account, "ranking", body | {"shown": [*range(len(texts))]}
+    )
     return True
 
 
@@ -153,7 +163,7 @@ def undo(database: Database, account: Account) -> tuple[Task, str, dict] | None:
         if row["decision"] == "ranking":
             rows("UPDATE task SET labels = labels - 1 WHERE id = :id", id=row["id"])
         lease(rows, row["id"], account, now + LEASE_SECONDS)
-    task, entered = parse_task(row), json.loads(row["label"])
+    task, entered = parse_task(row), parse_body(row["label"])
     for name in ("ranks", "quality", "flags", "notes"):
         if name in entered:
             entered[name] = [entered[name][n] for n in entered["shown"]]

@@ -4,7 +4,8 @@
     POST /api/label   {"submission", "task", "kind", ...} -> {"stored": true}
     GET  /api/status  -> {"open", "labels", "wanted"}: tasks, labels, labels until the next round
 
-Ranks and the like are in the order in which /api/task gave the answers.
+Ranks and the like are in the order in which /api/task gave the answers. A conversation is given as
+one string, each turn after Human: or Assistant:.
 """
 
 import json
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
@@ -51,8 +53,8 @@ def task(site: Site, account, given: dict) -> dict:
     taken = queue.take_task(site.database, account, seconds=site.lease_seconds)
     if taken is None:
         return {"task": None}
-    responses = [taken.responses[n].text for n in taken.order(account)]
-    return {"task": taken.id, "prompt": taken.prompt, "responses": responses}
+    responses = [as_text(taken.responses[n].text) for n in taken.order(account)]
+    return {"task": taken.id, "prompt": as_text(taken.prompt), "responses": responses}
 
 
 @endpoint

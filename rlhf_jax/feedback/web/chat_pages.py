@@ -5,6 +5,7 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import conversation as talk
 from rlhf_jax.feedback import queue, submissions
@@ -62,7 +63,7 @@ def shown(visit: Visit, turn: talk.Turn) -> dict:
         {
             "letter": letter,
             "place": place,
-            "text": turn.task.responses[n].text.strip(),
+            "text": as_text(turn.task.responses[n].text).strip(),
             "thumb": thumbs.get(n),
             "correction": corrections.get(n, ""),
             "best": ranks is not None and ranks[n] == 0,

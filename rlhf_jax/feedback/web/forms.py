@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from starlette.datastructures import FormData
 
+from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS
 from rlhf_jax.feedback.queue import Response
@@ -106,7 +107,20 @@ def blank(texts: Sequence[str]) -> Entered:
 
 def shown(responses: Sequence[Response], order: Sequence[int]) -> list[str]:
     """Texts of the answers in a labeler's order, without the space they begin with."""
-    return [responses[n].text.strip() for n in order]
+    return [as_text(responses[n].text).strip() for n in order]
+
+
+class Asked(NamedTuple):
+    """A message of the prompt as the page shows it."""
+
+    role: str
+    """system, user or assistant; "" for a prompt that is a text."""
+    text: str
+
+
+def asked(prompt: str | Conversation) -> list[Asked]:
+    """Each turn by itself: what a person wrote inside one looks like no other."""
+    return [Asked("", prompt)] if isinstance(prompt, str) else [Asked(*each) for each in prompt]
 
 
 def goes_on(prompt: str, response: str) -> bool:

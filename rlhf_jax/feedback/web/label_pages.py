@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
@@ -27,11 +28,13 @@ def show(visit: Visit, task: queue.Task, **options) -> Response:
     """The form for a task; ``entered`` fills it, ``error`` says why it was not stored."""
     order = task.order(visit.account)
     texts = forms.shown(task.responses, order)
-    joined = [forms.goes_on(task.prompt, task.responses[n].text) for n in order]
+    answers = [as_text(task.responses[n].text) for n in order]
+    joined = [forms.goes_on(as_text(task.prompt), answer) for answer in answers]
     options = {"entered": forms.blank(texts), "error": "", "status": 200} | options
     return visit.page(
         "label.html",
         task=task,
+        asked=forms.asked(task.prompt),
         joined=joined,
         submission=options.pop("submission", secrets.token_hex(16)),
         started=f"{time.time():.1f}",

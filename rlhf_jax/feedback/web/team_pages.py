@@ -1,13 +1,12 @@
 """For the administrator: invites, revocation, deletion, exports."""
 
-import json
 from http import HTTPStatus
 
 from starlette.responses import Response
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts
-from rlhf_jax.feedback.formats import WRITERS
+from rlhf_jax.feedback.formats import WRITERS, to_lines
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.queue import count_open
 from rlhf_jax.feedback.web.site import Visit
@@ -48,10 +47,9 @@ def export(visit: Visit) -> Response:
     name = visit.request.query_params.get("format", "")
     if name not in WRITERS:
         raise InputError(f"format: found {name!r}, expected one of {', '.join(WRITERS)}")
-    rows = WRITERS[name](read_labels(visit.database))
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    lines = to_lines(WRITERS[name](read_labels(visit.database)))
     return Response(
-        lines.encode("utf-8", "surrogatepass"),
+        lines.encode(),
         HTTPStatus.OK,
         {"content-disposition": f'attachment; filename="{name}.jsonl"'},
         "application/jsonl; charset=utf-8",

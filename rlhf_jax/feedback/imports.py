@@ -1,0 +1,94 @@
+"""Rankings of other people's files: all rows are read before the first one is stored.
+
+Rows of Label Studio and Argilla are brought to the rows that the stages read, and those are read as
+``reward`` reads them: ranks from any number on, conversations, and the same reasons to leave a row
+out.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_jax.data.files import Origin, find_files, read_rows
+from rlhf_jax.data.formats import read_as
+from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.rows import Account, Comparison, LeftOut
+from rlhf_jax.errors import InputError
+from rlhf_jax.feedback.argilla import argilla_rows, is_argilla
+from rlhf_jax.feedback.fields import MOST_RESPONSES
+from rlhf_jax.feedback.label_studio import label_studio_rows
+from rlhf_jax.feedback.texts import check_whole
+
+
+class Imported(NamedTuple):
+    """A ranking from elsewhere."""
+
+    row: Comparison
+    """As a stage learns from it."""
+    labeler: str
+    """As the file calls them; "" if it does not say."""
+
+
+class Ranked(Origin):
+    """Where a ranking stands, and whose it is."""
+
+    labeler: str
+
+    @classmethod
+    def by(cls, labeler: str, origin: Origin) -> "Ranked":
+        made = cls(*origin)
+        made.labeler = labeler
+        return made
+
+
+def read_rankings(path: str | PathLike) -> tuple[list[Imported], Account]:
+    """The rankings of a file, folder or pattern, and what was left out of them and why.
+
+    Raises InputError, naming file and row, for a row that is none; and for a file without any.
+    """
+    account = Account()
+    found = [ranking for file in find_files(path) for ranking in _rankings(file, account)]
+    if not found:
+        counts = Counter(each.why for each in account.left_out)
+        why = ", ".join(f"{count} left out, {reason}" for reason, count in counts.items())
+        raise InputError(f"{path} has no rankings{why and f': {why}'}")
+    return found, account
+
+
+def _rankings(file: Path, account: Account) -> Iterator[Imported]:
+    rows = [
+        (Ranked.by(labeler, origin), ranking)
+        for origin, row in read_rows(file)
+        for labeler, ranking in _stage_rows(origin, row, account)
+    ]
+    for row in read_as(rows, Comparison, account):
+        if len(row.responses) > MOST_RESPONSES:
+            raise InputError(
+                f"{row.origin}: found {len(row.responses)} answers, expected at most "
+                f"{MOST_RESPONSES}"
+            )
+        yield Imported(row, row.origin.labeler)
+
+
+def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, dict[str, Any]]]:
+    """(labeler, row as the stages read it): each ranking of a row, recognised by its keys."""
+    leave_out = lambda why: account.left_out.append(LeftOut(origin, why))
+    try:
+        if isinstance(row.get("data"), dict):
+            made = label_studio_rows(row, leave_out)
+        elif is_argilla(row):
+            made = argilla_rows(row, leave_out)
+        elif isinstance(row.get("fields"), dict):
+            raise RowError("a record of Argilla has no states unless flattened: flatten=True")
+        else:
+            labeler = row.get("labeler")
+            made = [("" if labeler is None else str(labeler), row)]
+        for labeler, _ in made:
+            check_whole("labeler", labeler)
+    except (RowError, InputError) as error:
+        raise InputError(f"{origin}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{origin}: not a row of the format its keys name ({error!r})") from None
+    return made
