@@ -19,8 +19,10 @@ from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.effect import value_of
 from rlhf_jax.data.files import write_atomically
+from rlhf_jax.errors import check
 from rlhf_jax.evaluation.figures import load_matplotlib
 from rlhf_jax.tasks.task import check_corpora, check_leaks, read_task, write
+from rlhf_jax.training.hosts import several
 from rlhf_jax.training.progress import peak_memory
 from rlhf_jax.training.runs import config_digest, environment
 
@@ -28,6 +30,13 @@ from rlhf_jax.training.runs import config_digest, environment
 def run(config: InstructGPTConfig) -> dict:
     started = time.monotonic()
     c = config.resolve()
+    every = (c.pretrain, c.sft, c.compare, c.reward, c.ppo, c.evaluate)
+    check(
+        not any(several(stage.parallel) for stage in every),
+        "the chain runs in one process, as comparisons and evaluation do: start its stages one by "
+        "one, training on all hosts, those two on one (--STAGE.parallel.hosts off of every stage "
+        "keeps a chain on its own host)",
+    )
     load_matplotlib()  # the report needs it: better missed now than after an hour
 
     check_lengths(c)

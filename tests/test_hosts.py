@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hosts_worker
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import quickstart
+from experiments import instructgpt
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoints import load_params
@@ -41,6 +44,13 @@ def test_processes_need_a_coordinator():
 def test_alone_nothing_is_joined(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     connect(ParallelConfig(hosts="off"))
+
+
+def test_the_chain_says_before_any_work_that_it_is_one_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(InputError, match="the chain runs in one process"):
+        instructgpt.run(replace(quickstart.get_config(), dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bool", "int32", "float64"])

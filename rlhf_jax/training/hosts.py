@@ -36,6 +36,11 @@ def cluster(environment: Mapping[str, str]) -> str | None:
     return "TPU pod" if "," in hosts and "WARNING" not in hosts else None
 
 
+def several(config: ParallelConfig) -> bool:
+    """Whether flags or the cluster's environment say that there are several processes."""
+    return bool(config.coordinator) or (config.hosts != "off" and cluster(os.environ) is not None)
+
+
 def connect(config: ParallelConfig) -> None:
     """Join the other processes, if flags or the cluster's environment say that there are any.
 
@@ -50,7 +55,7 @@ def connect(config: ParallelConfig) -> None:
             "num_processes": config.processes,
             "process_id": config.process_id,
         }
-    elif config.hosts == "off" or cluster(os.environ) is None:
+    if not several(config):
         return
     try:
         jax.distributed.initialize(**where, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
