@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.data.answers import REMOVED, REPEATED
+from rlhf_jax.data.answers import EARLIER, REMOVED, REPEATED
 from rlhf_jax.data.chat import Message, as_conversation, as_text, flatten, written_prompt
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import (
@@ -474,6 +474,24 @@ def test_a_conversation_that_answers_something_else_is_refused(write, row, messa
         read_comparisons(write(row))
 
 
+def test_turns_that_answers_share_are_the_prompts(write):
+    """Of a pair of dialogues whose prompt column is the first question."""
+    more = [GOOD, USER]
+    row = {
+        "prompt": "Where is Lund?",
+        "chosen": [ASK, *more, BOT],
+        "rejected": [ASK, *more, BAD_BOT],
+    }
+    expected = Comparison((*LUND, *LAKE, *HI), (YES, NO), (0, 1))
+    made, notes = read_one(write, Comparison, row)
+    assert made == expected and set(notes) == {REMOVED, EARLIER}
+    made, notes = read_one(write, Demonstration, {"prompt": [ASK], "completion": [*more, BOT]})
+    assert made == Demonstration(expected.prompt, YES) and notes == {EARLIER: 1}
+    # They part before: each answer is all that follows.
+    made, _ = read_one(write, Comparison, row | {"rejected": [ASK, POOR, USER, BAD_BOT]})
+    assert made == Comparison("Where is Lund?", ((*LAKE, *HI, *YES), (*IDEA, *HI, *NO)), (0, 1))
+
+
 # --- kinds: messages stay messages ----------------------------------------------------------------
 
 
@@ -481,7 +499,8 @@ def test_turns_in_a_persons_text_are_text(write):
     text = "Title this:\n\nHuman: hi\n\nAssistant: hello"
     row, _ = read_one(write, Demonstration, {"messages": [ASK | {"content": text}, GOOD]})
     assert row.prompt == (Message("user", text),) == as_conversation(row.prompt)
-    row, _ = read_one(write, Prompt, {"prompt": text})
+    row, notes = read_one(write, Prompt, {"prompt": text})
+    assert notes == {"turns written in a prompt that is text are words of it": 1}
     assert row.prompt == text and as_conversation(text) == (Message("user", text),)
 
 
@@ -521,6 +540,7 @@ GUIDE = Message("system", "Be brief.")
         ({"system": "Be brief.", "prompt": "Where is Lund?", "completion": GOOD}, (GUIDE, *LUND)),
         ({"system": "Be brief.", "messages": [ASK, GOOD]}, (GUIDE, *LUND)),
         ({"system": " ", "messages": [ASK, GOOD], "tools": [], "images": None}, LUND),
+        ({"system": "", "prompt": [ASK], "completion": GOOD, "tools": "[]", "history": []}, LUND),
         (
             {"instruction": "Where is", "context": "Lund?", "response": "By the lake."},
             (Message("user", "Where is\n\nLund?"),),
@@ -609,6 +629,11 @@ def test_other_columns_are_said_once(write, caplog):
         (Demonstration, {"instruction": "p", "input": "", "output": " \n"}, "empty answer"),
         (Demonstration, {"messages": [USER, BOT | {"content": ""}]}, "empty answer"),
         (Demonstration, {"prompt": "p", "completion": "c", "label": False}, "label false"),
+        (
+            Demonstration,
+            {"messages": [USER, BOT | {"weight": 0}]},
+            "the last message has no weight",
+        ),
         (Comparison, {"prompt": "p", "chosen": "c", "rejected": "c"}, "chosen equals rejected"),
         (Comparison, {"prompt": "p", "chosen": "c", "rejected": ""}, "empty answer"),
         (
@@ -716,11 +741,31 @@ def test_messages_that_are_more_than_text_are_refused(write, message, expected):
         read_demonstrations(write({"messages": [message, BOT]}))
 
 
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"messages": '[{"role": "user"}]'}, "messages is a string without messages"),
+        ({"conversations": [["Hi?", "Yes."]]}, "conversations is a list without messages"),
+        ('{"prompt": "p", "completion": "c", "prompt": "q"}', "the key 'prompt' stands twice"),
+        ("[1]", "expected an object with named keys .a list of them belongs in a .json file"),
+    ],
+)
+def test_rows_that_would_be_misread_are_refused(write, row, message):
+    with pytest.raises(InputError, match=rf"rows.jsonl, line 1: .*{message}"):
+        read_demonstrations(write(row))
+
+
+def test_what_a_text_is_without_is_said(write):
+    row = {"text": "Hi? Yes.", "label": "pos", "instruction": "Hi?", "input": "", "output": "Yes."}
+    assert read_one(write, Text, row)[1] == {
+        "column instruction is not read": 1,
+        "column output is not read": 1,
+    }
+
+
 def test_earlier_answers_are_context_and_that_is_said(write):
     _, notes = read_one(write, Demonstration, {"messages": [USER, BOT, USER, BOT]})
-    assert list(notes) == [
-        "earlier answers of a conversation are its prompt: only the last is learnt"
-    ]
+    assert notes == {EARLIER: 1}
 
 
 def test_lists_under_a_key_and_lines_in_json(write):
@@ -752,6 +797,15 @@ def test_a_folder_with_held_out_files_is_refused(write, tmp_path):
             read_texts(folder)
         with pytest.raises(InputError, match=message):
             read_texts(folder / "*.jsonl")
+
+
+def test_held_out_folders_of_a_pattern_are_refused(write, tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        write({"text": name}, name=f"{name}/a.jsonl")
+    with pytest.raises(InputError, match=r"has train/a.jsonl and test/a.jsonl, which by its name"):
+        read_texts(tmp_path / "*" / "*.jsonl")
+    assert bare(read_texts(tmp_path / "test" / "*.jsonl")) == [Text("test")]
 
 
 def test_hidden_files_of_a_folder_are_no_data(write, tmp_path):

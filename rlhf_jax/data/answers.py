@@ -12,6 +12,7 @@ from rlhf_jax.data.chat import Conversation, Message, as_text
 from rlhf_jax.data.messages import RowError, is_messages, read_messages, read_text
 
 REMOVED = "prompt removed from the answer"
+EARLIER = "earlier answers of a conversation are its prompt: only the last is learnt"
 REPEATED = "an answer begins with its prompt, and is kept so: not all rows of the file do that"
 
 
@@ -82,6 +83,29 @@ def _checked(rest: Conversation, same: bool, key: str) -> Conversation:
 
 def _alike(a: Message, b: Message) -> bool:
     return a.role == b.role and a.content.strip() == b.content.strip()
+
+
+def last_answers(
+    prompt: str | Conversation, answers: Sequence[str | Conversation], notes: Counter[str]
+) -> tuple[str | Conversation, tuple[str | Conversation, ...]]:
+    """Prompt and answers, the turns that all of several messages begin with being the prompt's."""
+    if any(isinstance(answer, str) for answer in answers):
+        return prompt, tuple(answers)
+    shared = next(
+        (
+            n
+            for n, turns in enumerate(zip(*(a[:-1] for a in answers), strict=False))
+            if set(turns[1:]) - {turns[0]}
+        ),
+        min(len(answer) for answer in answers) - 1,
+    )
+    while shared and any(answer[shared].role != "assistant" for answer in answers):
+        shared -= 1
+    if not shared:
+        return prompt, tuple(answers)
+    notes[EARLIER] += 1
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    return (*turns, *answers[0][:shared]), tuple(answer[shared:] for answer in answers)
 
 
 # --- texts that begin with their prompts ----------------------------------------------------------

@@ -26,6 +26,8 @@ OTHERS_READ = (
     *("responses", "ranks", "response_tokens"),
 )
 READ = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *CONVERSATIONS, *REFUSED, *OTHERS_READ))
+CHANGING = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *REFUSED, "history"))
+"""What a plain text beside them is without."""
 HARMLESS = frozenset(
     (
         *("id", "idx", "index", "uuid", "hash", "url", "link", "source", "origin", "dataset"),
@@ -62,7 +64,7 @@ def read_prompt(row: dict) -> str | Conversation | None:
     Raises RowError for columns that contradict each other, or that would be lost.
     """
     for name in REFUSED:
-        if is_filled(row.get(name)):
+        if is_filled(row.get(name)) and row[name] not in ("[]", "{}", "null"):
             raise RowError(
                 f"{name} is not learnt, but the answer may depend on it: expected rows without it"
             )

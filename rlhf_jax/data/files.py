@@ -18,7 +18,7 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json")
 HELD_OUT = frozenset(
     (
         *("test", "tests", "testing", "valid", "validation", "val", "dev", "eval", "evaluation"),
-        *("heldout", "holdout", "held"),
+        *("heldout", "holdout", "held", "testset", "devset", "valset", "evalset"),
     )
 )
 """Words in the name of a file that is not to be trained on."""
@@ -107,18 +107,20 @@ def _refuse_saved_dataset(folder: Path) -> None:
 
 def _refuse_mixture(path: Path, files: Sequence[Path]) -> None:
     """Raise InputError if some of several files are named as held-out data, others not."""
-    held_out = [file for file in files if is_held_out(file)]
-    others = [file for file in files if not is_held_out(file)]
+    root = os.path.commonpath([file.parent for file in files])
+    names = [str(file.relative_to(root)) for file in files]
+    held_out = [name for name in names if is_held_out(name)]
+    others = [name for name in names if not is_held_out(name)]
     if held_out and others:
         raise InputError(
-            f"{path} has {others[0].name} and {held_out[0].name}, which by its name is not to be "
-            f"trained on: name one file, such as {others[0]}"
+            f"{path} has {others[0]} and {held_out[0]}, which by its name is not to be trained on: "
+            f"name one file, such as {Path(root) / others[0]}"
         )
 
 
-def is_held_out(file: Path) -> bool:
-    """Whether a file's name says that it is for tests, validation or evaluation."""
-    return bool(HELD_OUT & set(re.split(r"[^a-z]+", file.name.lower())))
+def is_held_out(name: str) -> bool:
+    """Whether the name of a file, or of its folder, says that it is for tests or evaluation."""
+    return bool(HELD_OUT & set(re.split(r"[^a-z]+", name.lower())))
 
 
 def read_rows(file: Path) -> Iterator[tuple[Origin, dict]]:
@@ -213,7 +215,9 @@ def _documents(file: Path, lines: list[str]) -> Iterator[tuple[Origin, dict]]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_distinct)
+    except KeyError as error:
+        raise InputError(f"{where}: the key {error} stands twice in one object") from None
     except json.JSONDecodeError as error:
         at = f"{where}, line {error.lineno}" if "\n" in text else where
         message = f"{at}: broken JSON at column {error.colno}: {error.msg}"
@@ -222,9 +226,19 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(f"{where}: JSON is nested too deeply") from error
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys, none of which overwrites another."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise KeyError(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
+    return made
+
+
 def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:
     if not isinstance(row, dict):
-        raise InputError(f"{origin}: found {type_name(row)}, expected an object with named keys")
+        advice = " (a list of them belongs in a .json file)" if isinstance(row, list) else ""
+        expected = f"expected an object with named keys{advice}"
+        raise InputError(f"{origin}: found {type_name(row)}, {expected}")
     return origin, row
 
 

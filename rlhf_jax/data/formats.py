@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
-from rlhf_jax.data.chat import Conversation, as_text
+from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
 from rlhf_jax.data.files import SEPARATOR, Origin, find_files, read_rows
 from rlhf_jax.data.messages import RowError
@@ -98,6 +98,8 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
         try:
             made = READERS[kind](row, notes)
             rows.append(made._replace(origin=origin))
+            if _has_written_turns(made):
+                notes["turns written in a prompt that is text are words of it"] += 1
         except RowError as error:
             raise InputError(f"{origin}: {error}") from None
         except NotLearnt as error:
@@ -110,6 +112,11 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
         else:
             left_out.append(LeftOut(row.origin, why))
     account.left_out += sorted(left_out, key=lambda each: each.origin.line)
+
+
+def _has_written_turns(row: tuple) -> bool:
+    """Whether a text prompt holds a turn, but is no conversation from beginning to end."""
+    return not isinstance(row, Text) and isinstance(row.prompt, str) and ASSISTANT in row.prompt
 
 
 def _why_not(row: tuple) -> str | None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlhf_jax.data.answers import joined, read_answer
+from rlhf_jax.data.answers import EARLIER, joined, last_answers, read_answer
 from rlhf_jax.data.chat import (
     ASSISTANT,
     Conversation,
@@ -13,7 +13,14 @@ from rlhf_jax.data.chat import (
     written_prompt,
     written_turns,
 )
-from rlhf_jax.data.columns import ANSWERING, CONVERSATIONS, SYSTEM, read_prompt, with_system
+from rlhf_jax.data.columns import (
+    ANSWERING,
+    CHANGING,
+    CONVERSATIONS,
+    SYSTEM,
+    read_prompt,
+    with_system,
+)
 from rlhf_jax.data.files import type_name
 from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_messages, read_text
 from rlhf_jax.data.rows import (
@@ -57,9 +64,13 @@ def _askable(prompt: str | Conversation) -> str | Conversation:
 
 def _conversation(row: dict) -> Conversation | None:
     """The messages of a row, after the system message of another column."""
-    name = next((name for name in CONVERSATIONS if is_messages(row.get(name))), None)
-    if name is None:
+    name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list | str)), None)
+    if name is None or not row[name]:
         return None
+    if not is_messages(row[name]):
+        raise RowError(
+            f"{name} is {type_name(row[name])} without messages, expected a list of them"
+        )
     system = next((row[key] for key in SYSTEM if is_filled(row.get(key))), None)
     system = None if system is None else read_text(system, "system")
     return with_system(read_messages(row[name]), system)
@@ -136,6 +147,8 @@ def _missing(row: dict, expected: str) -> RowError:
 
 def _text(row: dict, notes: Counter[str]) -> Text:
     if "text" in row:
+        others = [name for name in row if name in CHANGING and is_filled(row[name])]
+        notes.update(f"column {name} is not read" for name in others)
         return Text(read_text(row["text"], "text"))
     messages = _conversation(row)
     if messages is not None:
@@ -147,10 +160,9 @@ def _demonstration(row: dict, notes: Counter[str]) -> Demonstration:
     answers = [name for name in ANSWERING if name in row]
     messages = _conversation(row)
     prompt = read_prompt(row)
-    if prompt is None and messages is not None:
-        return _last_answer(messages, notes)
     if prompt is None or not answers:
         if messages is not None:
+            _check_weight(row)
             return _last_answer(messages, notes)
         expected = "prompt and completion, instruction and output, question and answer, or messages"
         raise _missing(row, expected)
@@ -161,8 +173,9 @@ def _demonstration(row: dict, notes: Counter[str]) -> Demonstration:
         raise RowError(f"found both {filled[0]} and {filled[1]}, expected one answer")
     key = (filled or answers)[0]
     prompt = _askable(prompt)
-    exact = _is_exact(row, prompt)
-    return Demonstration(prompt, read_answer(row[key], key, prompt, notes, exact=exact))
+    answer = read_answer(row[key], key, prompt, notes, exact=_is_exact(row, prompt))
+    prompt, (answer,) = last_answers(prompt, [answer], notes)
+    return Demonstration(prompt, answer)
 
 
 def _last_answer(messages: Conversation, notes: Counter[str]) -> Demonstration:
@@ -170,8 +183,15 @@ def _last_answer(messages: Conversation, notes: Counter[str]) -> Demonstration:
     if len(before) != len(messages) - 1 or not before:
         raise RowError("messages do not end with the assistant's answer to something")
     if any(message.role == "assistant" for message in before):
-        notes["earlier answers of a conversation are its prompt: only the last is learnt"] += 1
+        notes[EARLIER] += 1
     return Demonstration(_askable(before), messages[-1:])
+
+
+def _check_weight(row: dict) -> None:
+    """Leave out a conversation whose last message is marked as not to be learnt."""
+    last = next(row[name][-1] for name in CONVERSATIONS if is_messages(row.get(name)))
+    if any(last.get(mark) in (0, False) for mark in ("weight", "train", "loss") if mark in last):
+        raise NotLearnt("the last message has no weight")
 
 
 def _label(row: dict) -> bool:
@@ -214,7 +234,8 @@ def _preference(row: dict, notes: Counter[str]) -> Comparison:
         ]
         for key in ("chosen", "rejected")
     )
-    return Comparison(prompt, (*better, *worse), (0,) * len(better) + (1,) * len(worse))
+    ranks = (0,) * len(better) + (1,) * len(worse)
+    return Comparison(*last_answers(prompt, [*better, *worse], notes), ranks)
 
 
 def _several(value: Any, key: str) -> list[tuple[str, Any]]:
