@@ -15,24 +15,26 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, reduce
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
 
+from experiments.identity import LENGTHS, STARTS_FROM, data_of, inputs, why_not_longer
 from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
+from rlhf_jax.training.checkpoint_files import list_steps, remove_step
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.training.logs import MetricsLog, check_wandb, make_sinks
 from rlhf_jax.training.profiling import Profiler
 from rlhf_jax.training.progress import Progress, Throughput, peak_memory, say
-from rlhf_jax.training.runs import ModelFile, open_run
+from rlhf_jax.training.run_inputs import InputFile
+from rlhf_jax.training.runs import open_run
 from rlhf_jax.training.signals import StopRequest
 from rlhf_jax.training.startup import start
 from rlhf_jax.types import Metrics, Params, TrainState
@@ -59,11 +61,6 @@ AFTER_NAN = tuple(
     for name in ("lr", "adam_lr", "warmup_steps", "warmup_init", "final_lr", "clip_norm")
 )
 """Config fields that may change after a NaN, which then are part of what was computed."""
-STARTS_FROM = (
-    *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
-    *("policies", "text_only"),
-)
-"""Fields that name a model, or several: their folders may be moved, but hold the same weights."""
 
 
 class Stage:
@@ -129,7 +126,8 @@ class Stage:
                     late=self._late,
                     tunable=AFTER_NAN,
                     defaults=to_dict(type(self.config)()),
-                    models=self._starts_from(),
+                    **self._started_from(),
+                    lengths=dict.fromkeys(self._lengths(), why_not_longer(self.config)),
                 )
             )
             sync("run folder")
@@ -177,19 +175,15 @@ class Stage:
         after = "from what it has kept" if step is None else f"after step {step}"
         return f"; the same command goes on {after}"
 
-    def _starts_from(self) -> dict[str, ModelFile]:
-        """The models that are there, which one process compares for all."""
-        found = {}
-        for name in STARTS_FROM if jax.process_index() == 0 else ():
-            value = reduce(lambda of, part: getattr(of, part, None), name.split("."), self.config)
-            paths = {name: value}
-            if isinstance(value, tuple):
-                paths = {f"{name}[{n}]": path for n, path in enumerate(value)}
-            for label, path in paths.items():
-                digest = model_digest(path) if isinstance(path, Path) else None
-                if digest is not None:
-                    found[label] = ModelFile(str(path), digest)
-        return found
+    def _started_from(self) -> dict[str, dict[str, InputFile]]:
+        """The models and data that are there, which one process compares for all."""
+        if jax.process_index() != 0:
+            return {}
+        models = inputs(self.config, STARTS_FROM, model_digest)
+        return {"models": models, "data": data_of(self.config)}
+
+    def _lengths(self) -> list[str]:
+        return [name for name in LENGTHS if hasattr(self.config, name)]
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -317,7 +311,9 @@ class Stage:
         }
         if params is not None:
             folder = self.run_config.dir / "final"
-            frame = dict(keep_latest=1, keep_best=0, best_metric=None, best_mode="max")
+            # Of a run that is made longer the old model stays until DONE tells of the new one.
+            keep = 1 + len(list_steps(folder))
+            frame = dict(keep_latest=keep, keep_best=0, best_metric=None, best_mode="max")
             frame["otherwise"] = f"all steps are kept{self._goes_on()}"
             with Checkpoints(folder, **frame) as final:
                 state = TrainState(np.asarray(self.done, np.int32), params, (), None)
@@ -326,6 +322,9 @@ class Stage:
             summary["params_sha256"] = params_sha256(params)
         self._checkpoints.wait()
         self._run.finish(summary)
+        if params is not None and jax.process_index() == 0:
+            for step in list_steps(folder)[:-1]:
+                remove_step(folder / str(step))
         sync("finished")
         if self._stop.requested:  # too late for a step, but not for the stages to come
             say(f"{self.name}: finished before it could be stopped")

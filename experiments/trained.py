@@ -31,6 +31,7 @@ from rlhf_jax.models.lora import (
 from rlhf_jax.models.peft import is_adapter, load_adapter, read_adapter
 from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.training.checkpoint_files import list_steps
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.parallel import place
 from rlhf_jax.training.progress import say
@@ -262,7 +263,11 @@ def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
         )
     card = _read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
-    params = load_params(folder / "final", shardings=shardings)
+    done = read_done(folder) or {}
+    step = done.get("steps")  # of two models a run that is being made longer has the shorter one's
+    final = folder / "final"
+    known = step if step in list_steps(final) else "latest"
+    params = load_params(final, step=known, shardings=shardings)
     params |= {"trunk": as_layout(params["trunk"], model)}
     tokenizer = load_tokenizer(folder / "tokenizer")
     return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])

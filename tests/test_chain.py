@@ -251,7 +251,7 @@ def test_sampling_is_profiled_as_training_is(chain, tmp_path):
 def test_another_config_or_stage_is_refused(chain):
     c, _ = chain
     r = c.resolve()
-    with pytest.raises(InputError, match="steps was 8, now 9"):
+    with pytest.raises(InputError, match="steps=8, now 9, but cannot be made longer"):
         pretrain.run(replace(r.pretrain, steps=9))
     with pytest.raises(InputError, match="belongs to stage 'pretrain'"):
         sft.run(replace(r.sft, run=r.pretrain.run))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from experiments.stage import MAY_CHANGE, STARTS_FROM
+from experiments.identity import STARTS_FROM
+from experiments.stage import MAY_CHANGE
 from experiments.trained import load_trained
 from rlhf_jax import config
 from rlhf_jax.cli import load, to_dict

@@ -155,7 +155,7 @@ def test_a_finished_run_is_of_the_model_that_it_started_from(sft, tmp_path):
     assert reward.run(replace(made, init=tmp_path / "moved")) == done
     convert.run(ConvertConfig("to-hf", other, out=tmp_path / "exported"))
     for init in (other, tmp_path / "exported"):
-        with pytest.raises(InputError, match=f"another model: init was .*now .*{init.name}"):
+        with pytest.raises(InputError, match=f"another model: --init was .*now .*{init.name}"):
             reward.run(replace(made, init=init))
     assert reward.run(replace(made, init=first)) == done
 

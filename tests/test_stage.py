@@ -1,11 +1,16 @@
 """The life of a run: what a stage resumes, refuses, logs and leaves, without training anything."""
 
+import json
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.stage import Stage
-from rlhf_jax.config import RunConfig, SFTConfig
+from rlhf_jax.config import OptimConfig, PrivacyConfig, RunConfig, SFTConfig, TextDataConfig
+from rlhf_jax.errors import InputError
+from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.types import TrainState
 
@@ -13,7 +18,8 @@ from rlhf_jax.types import TrainState
 def make_config(folder, *, epochs=2, optim=None, **run):
     frame = dict(dir=folder, log_every=1, tensorboard=False, compile_cache=None, tune_malloc=False)
     more = {} if optim is None else {"optim": optim}
-    return SFTConfig(run=RunConfig(**frame | run), epochs=epochs, **more)
+    files = {name: run.pop(name) for name in ("data", "pretrain_data") if name in run}
+    return SFTConfig(run=RunConfig(**frame | run), epochs=epochs, **more, **files)
 
 
 def train(config, *, total, kill_at=None):
@@ -48,3 +54,143 @@ def test_every_row_once_after_a_kill(tmp_path, save_every, kept):
         assert logged(tmp_path)[-1] >= 4
     train(config, total=6)
     assert logged(tmp_path) == logged(tmp_path, "samples") == [1, 2, 3, 4, 5, 6]
+
+
+# --- the data that a run was started from ---------------------------------------------------------
+
+
+def write(path, *texts):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps({"prompt": t, "completion": t}) + "\n" for t in texts))
+    return path
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_data_that_changed_are_refused_by_name(tmp_path, finished):
+    """Rows added, or edited at the same size; moved or gone they are no others."""
+    file, folder = write(tmp_path / "demos.jsonl", "a", "b"), tmp_path / "run"
+    config = make_config(folder, data=file, save_every=1)
+    if finished:
+        first = train(config, total=2)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, total=2, kill_at=2)
+    before = (folder / "config.json").read_bytes()
+    for texts in (("a", "b", "c"), ("a", "c")):
+        write(file, *texts)
+        with pytest.raises(InputError, match=rf"--data {file} has changed since"):
+            train(config, total=2)
+        assert (folder / "config.json").read_bytes() == before
+    write(file, "a", "b")
+    moved = shutil.move(file, tmp_path / "elsewhere.jsonl")
+    other = write(tmp_path / "other.jsonl", "b", "a")
+    with pytest.raises(InputError, match=rf"--data was {file} .*, now {other} "):
+        train(make_config(folder, data=other, save_every=1), total=2)
+    again = train(make_config(folder, data=moved, save_every=1), total=2)
+    if finished:
+        assert again == first
+    moved.unlink()
+    assert train(make_config(folder, data=moved), total=2) == again
+
+
+def test_lists_of_files_and_folders_of_them(tmp_path):
+    corpora = tmp_path / "corpora"
+    for name in ("a", "b"):
+        write(corpora / f"{name}.jsonl", name)
+    text = lambda *paths: TextDataConfig(path=paths)
+    one = make_config(tmp_path / "run", pretrain_data=text(corpora))
+    train(one, total=1)
+    write(corpora / "c.jsonl", "c")
+    with pytest.raises(InputError, match=rf"--pretrain-data.path {corpora} has changed since"):
+        train(one, total=1)
+    (corpora / "c.jsonl").unlink()
+    (corpora / "notes.md").write_text("no data")
+    train(one, total=1)
+    write(corpora / "a.jsonl", "b")
+    write(corpora / "b.jsonl", "a")
+    with pytest.raises(InputError, match="has changed since"):
+        train(one, total=1)
+    write(corpora / "a.jsonl", "a")
+    write(corpora / "b.jsonl", "b")
+    several = text(corpora / "a.jsonl", corpora / "b.jsonl")
+    with pytest.raises(InputError, match=rf"--pretrain-data.path was {corpora} "):
+        train(make_config(tmp_path / "run", pretrain_data=several), total=1)
+
+
+def test_an_older_run_takes_the_data_as_they_are(tmp_path, capsys):
+    file, folder = write(tmp_path / "demos.jsonl", "a"), tmp_path / "run"
+    config = make_config(folder, data=file)
+    train(config, total=1)
+    record = json.loads((folder / "config.json").read_text())
+    del record["data"]
+    (folder / "config.json").write_text(json.dumps(record))
+    train(config, total=1)
+    assert f"{folder} did not record what its data were; taken as they are now: {file}" in (
+        capsys.readouterr().err
+    )
+    write(file, "b")
+    with pytest.raises(InputError, match="has changed since"):
+        train(config, total=1)
+
+
+# --- its length -----------------------------------------------------------------------------------
+
+CONSTANT = OptimConfig(schedule="constant")
+
+
+def weights(folder):
+    return np.asarray(load_params(folder / "final")["w"])
+
+
+def test_a_finished_run_is_made_longer(tmp_path, capsys):
+    """Until the longer one is finished, the folder is the shorter run's."""
+    folder = tmp_path / "run"
+    config = lambda epochs, **run: make_config(folder, epochs=epochs, optim=CONSTANT, **run)
+    short = train(config(2), total=4)
+    first = weights(folder)
+    with pytest.raises(SystemExit):
+        train(config(3, stop_after=1), total=6)
+    assert "is made longer: epochs was 2, now 3" in capsys.readouterr().err
+    assert train(config(2), total=4) == short and np.array_equal(weights(folder), first)
+    long = train(config(3), total=6)
+    assert long["steps"] == 6 and train(config(3), total=6) == long
+    whole = make_config(tmp_path / "whole", epochs=3, optim=CONSTANT)
+    assert train(whole, total=6)["params_sha256"] == long["params_sha256"]
+    assert [path.name for path in (folder / "final").iterdir()] == ["6"]
+    assert logged(folder) == logged(tmp_path / "whole")
+    with pytest.raises(InputError, match=r"epochs=3, now 2: a run is not made shorter"):
+        train(config(2), total=4)
+
+
+def test_killed_while_the_longer_run_takes_over(tmp_path, monkeypatch):
+    """Between the new model and the word that it is there, the old one is what counts."""
+    folder = tmp_path / "run"
+    config = lambda epochs: make_config(folder, epochs=epochs, optim=CONSTANT)
+    short = train(config(2), total=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "rlhf_jax.training.runs.Run.finish", lambda *_: (_ for _ in ()).throw(KeyError)
+        )
+        with pytest.raises(KeyError):
+            train(config(3), total=6)
+    assert sorted(path.name for path in (folder / "final").iterdir()) == ["4", "6"]
+    assert train(config(2), total=4) == short
+    assert train(config(3), total=6)["steps"] == 6
+    assert [path.name for path in (folder / "final").iterdir()] == ["6"]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"optim": OptimConfig(schedule="cosine")}, "optim.schedule=cosine depend on its length"),
+        ({"privacy": PrivacyConfig(epsilon=8.0)}, "the noise of privacy.epsilon=8.0 depends"),
+    ],
+)
+def test_a_run_that_cannot_be_made_longer_says_why(tmp_path, change, reason):
+    made = lambda epochs: SFTConfig(
+        **{"optim": CONSTANT, "run": make_config(tmp_path).run, "pretrain_mix": 0.0} | change,
+        epochs=epochs,
+    )
+    train(made(1), total=2)
+    with pytest.raises(InputError, match=f"epochs=1, now 2, but cannot be made longer: .*{reason}"):
+        train(made(2), total=4)

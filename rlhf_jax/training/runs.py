@@ -23,20 +23,14 @@ import jax
 
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
+from rlhf_jax.training.progress import say
+from rlhf_jax.training.run_inputs import InputFile, check_same_inputs, compared
 
 SCHEMA = 1
 LIBRARIES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
     *("grain", "tensorflow-datasets", "tokenizers"),
 )
-
-
-class ModelFile(NamedTuple):
-    """A model that a run starts from, or compares."""
-
-    path: str
-    digest: str
-    """Of its weights."""
 
 
 class SavedRun(NamedTuple):
@@ -46,8 +40,10 @@ class SavedRun(NamedTuple):
     stage: str
     config_class: str
     config: dict[str, Any]
-    models: dict[str, ModelFile]
-    """What it started from, by the config's field."""
+    models: dict[str, InputFile]
+    """What it started from, or compares, by the config's field."""
+    data: dict[str, InputFile] | None
+    """What it read, likewise; None of a run from before this was recorded."""
     done: dict[str, Any] | None
     """The final summary, or None when the run has not finished."""
     retuned: list[dict[str, Any]]
@@ -61,11 +57,20 @@ class SavedRun(NamedTuple):
 class Run:
     """A run folder held by this process. Leaving the block on an error writes ``FAILED``."""
 
-    def __init__(self, folder: Path, *, done: dict[str, Any] | None, lock: Any):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        done: dict[str, Any] | None,
+        lock: Any,
+        longer: dict[str, Any] | None = None,
+    ):
         self.folder = folder
         self.done = done
         """Summary of a run that had finished before, or None."""
         self._lock = lock
+        self._longer = longer
+        """Record of this run where it lengthens a finished one, which stays until ``finish``."""
 
     @property
     def checkpoints(self) -> Path:
@@ -87,6 +92,9 @@ class Run:
         """Mark the run as finished; the last thing a stage does."""
         if self._lock is not None:
             write_atomically(self.folder / "DONE", json.dumps(summary, indent=2) + "\n")
+            if self._longer is not None:
+                write_record(self.folder, self._longer)
+                self._longer = None
         self.done = dict(summary)
 
     def fail(self, reason: str) -> None:
@@ -109,48 +117,75 @@ def open_run(
     late: Collection[str] = (),
     tunable: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
-    models: Mapping[str, ModelFile] | None = None,
+    models: Mapping[str, InputFile] | None = None,
+    data: Mapping[str, InputFile] | None = None,
+    lengths: Mapping[str, str] | None = None,
 ) -> Run:
     """Take a run folder for this process: start it when new, resume it when it is the same run.
 
     ``ignore`` names dotted fields (or groups of them) that may change between start and resume,
     ``late`` those that may until the run is finished, ``tunable`` those that may after it diverged,
-    which is recorded: the newest are what is saved. A field that a
-    run of an older version does not have counts as its value in ``defaults``. ``models`` are what
-    the run starts from: a folder may be moved, but not hold another model. Only process 0 checks
-    and writes; ``config`` and ``defaults`` are JSON-able.
+    which is recorded: the newest are what is saved. A field that a run of an older version does not
+    have counts as its value in ``defaults``. ``models`` and ``data`` are what the run starts from:
+    they may be moved, but not be others. ``lengths`` are fields that may grow, each with the reason
+    why it may not, if there is one; a finished run stays what it is until the longer one is
+    finished. Only process 0 checks and writes; ``config`` and ``defaults`` are JSON-able.
 
-    Raises InputError when the folder is of another stage, config or model, holds other files, or is
-    in use by another process.
+    Raises InputError when the folder is of another stage, config, model or data, holds other files,
+    or is in use by another process.
     """
     folder = Path(folder)
+    saved_path = folder / "config.json"
     if jax.process_index() != 0:
-        return Run(folder, done=read_done(folder), lock=None)
-    check_free(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(folder)
-    except OSError as error:
-        reason = describe_os_error(error)
-        raise InputError(f"run folder {folder} cannot be written: {reason}") from None
-    try:
-        saved_path = folder / "config.json"
         saved = read_run(folder, stage=None) if saved_path.exists() else None
+        grows = saved is not None and grown(saved.config, config, lengths or {})
+        return Run(folder, done=None if grows else read_done(folder), lock=None)
+    lock = make_folder(folder)
+    try:
+        saved = read_run(folder, stage=None) if saved_path.exists() else None
+        grows = []
         if saved is not None:
+            check_stage(saved, stage)
+            moved = check_inputs(saved, models or {}, data or {})
+            grows = check_lengths(saved, config, lengths or {})
+            ignore = [*ignore, *moved, *grows]
             allowed = [*ignore, *(() if saved.done else late)]
             allowed += tunable if diverged(folder) else ()
-            check_same(saved, stage, config, allowed, defaults or {})
-            check_same_models(saved, models or {})
-        if saved is None or diff_config(saved.config, config, ignore=ignore):
-            record = describe_run(stage, config, config_class)
-            record["models"] = saved.models if saved else dict(models or {})
+            check_same(saved, config, allowed, defaults or {})
+        known = known_inputs(saved, models or {}, data or {})
+        longer = None
+        if saved is None or grows or is_news(saved, config, known, ignore):
+            record = describe_run(stage, config, config_class) | known
             record["retuned"] = retuned(saved, config, [*ignore, *late]) if saved else []
-            write_atomically(saved_path, json.dumps(record, indent=2) + "\n")
+            if grows and saved.done:
+                longer = record
+            else:
+                write_record(folder, record)
         (folder / "FAILED").unlink(missing_ok=True)
-        return Run(folder, done=read_done(folder), lock=lock)
+        return Run(folder, done=None if longer else read_done(folder), lock=lock, longer=longer)
     except BaseException:
         lock.close()
         raise
+
+
+def make_folder(folder: Path) -> Any:
+    """A folder for a run, if there is none yet, and its lock. Raises InputError if it cannot be."""
+    check_free(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return take_lock(folder)
+    except OSError as error:
+        reason = describe_os_error(error)
+        raise InputError(f"run folder {folder} cannot be written: {reason}") from None
+
+
+def known_inputs(
+    saved: SavedRun | None, models: Mapping[str, InputFile], data: Mapping[str, InputFile]
+) -> dict[str, dict[str, InputFile]]:
+    """What was recorded, and what there was no record of."""
+    if saved is None:
+        return {"models": dict(models), "data": dict(data)}
+    return {"models": {**models, **saved.models}, "data": {**data, **(saved.data or {})}}
 
 
 def diverged(folder: Path) -> str:
@@ -184,7 +219,8 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
             saved["stage"],
             saved["config_class"],
             saved["config"],
-            {name: ModelFile(*model) for name, model in saved.get("models", {}).items()},
+            read_inputs(saved.get("models", {})),
+            read_inputs(saved["data"]) if "data" in saved else None,
             read_done(folder),
             saved.get("retuned", []),
         )
@@ -193,6 +229,22 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
     if stage is not None and run.stage != stage:
         raise InputError(f"{folder} belongs to stage {run.stage!r}, expected a run of {stage!r}")
     return run
+
+
+def read_inputs(saved: Mapping[str, Any]) -> dict[str, InputFile]:
+    return {name: InputFile(*found) for name, found in saved.items()}
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def is_news(
+    saved: SavedRun, config: Mapping[str, Any], known: Mapping[str, Any], ignore: Collection[str]
+) -> bool:
+    """Whether there are other values of fields that count, or inputs that were not recorded."""
+    changed = diff_config(saved.config, config, ignore=ignore)
+    return bool(changed) or known != {"models": saved.models, "data": saved.data}
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
@@ -212,17 +264,19 @@ def check_free(folder: Path) -> None:
             raise InputError(f"{folder} is not a run folder and not empty (it holds {others[0]})")
 
 
-def check_same(
-    saved: SavedRun,
-    stage: str,
-    config: Mapping[str, Any],
-    ignore: Collection[str],
-    defaults: Mapping[str, Any],
-) -> None:
+def check_stage(saved: SavedRun, stage: str) -> None:
     if saved.stage != stage:
         raise InputError(
             f"{saved.folder} belongs to stage {saved.stage!r}, not {stage!r}: choose another folder"
         )
+
+
+def check_same(
+    saved: SavedRun,
+    config: Mapping[str, Any],
+    ignore: Collection[str],
+    defaults: Mapping[str, Any],
+) -> None:
     as_default = [(name, "absent", json.dumps(value)) for name, value in flatten(defaults).items()]
     changes = [
         change
@@ -237,19 +291,49 @@ def check_same(
         )
 
 
-def check_same_models(saved: SavedRun, models: Mapping[str, ModelFile]) -> None:
-    """Raise InputError where a model is another than at the start, whatever its folder is called.
+def check_inputs(
+    saved: SavedRun, models: Mapping[str, InputFile], data: Mapping[str, InputFile]
+) -> set[str]:
+    """Raise InputError unless models and data are those of the start; the fields that this holds.
 
-    A model that is no longer there is not compared: a finished run needs it no more.
+    Of a run that did not record its data, today's is taken for it.
     """
-    for name, now in models.items():
-        was = saved.models.get(name, now)
-        if was.digest != now.digest:
+    if saved.data is None and data:
+        named = ", ".join(found.path for found in data.values())
+        say(f"{saved.folder} did not record what its data were; taken as they are now: {named}")
+    check_same_inputs(saved.folder, saved.models, models, kind="another model")
+    check_same_inputs(saved.folder, saved.data or {}, data, kind="other data")
+    return compared(saved.models, models) | compared(saved.data or {}, data)
+
+
+def grown(
+    saved: Mapping[str, Any], config: Mapping[str, Any], lengths: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """The fields of ``lengths`` that are larger than they were, with both values."""
+    both = {name: (saved[name], config[name]) for name in lengths if name in saved}
+    return {name: (was, now) for name, (was, now) in both.items() if now > was}
+
+
+def check_lengths(
+    saved: SavedRun, config: Mapping[str, Any], lengths: Mapping[str, str]
+) -> list[str]:
+    """The fields by which this run is longer than the saved one. Raises InputError if it cannot."""
+    longer = grown(saved.config, config, lengths)
+    for name, (was, now) in longer.items():
+        if lengths[name]:
             raise InputError(
-                f"{saved.folder} was started from another model: {name} was {was.path} "
-                f"({was.digest[:12]}), now {now.path} ({now.digest[:12]}) "
-                "(resume from the same, or choose another folder)"
+                f"{saved.folder} was started with {name}={was}, now {now}, but cannot be made "
+                f"longer: {lengths[name]} (choose another folder)"
             )
+        say(f"{saved.folder} is made longer: {name} was {was}, now {now}")
+    for name in lengths:
+        was, now = saved.config.get(name, 0), config[name]
+        if now < was:
+            raise InputError(
+                f"{saved.folder} was started with {name}={was}, now {now}: a run is not made "
+                f"shorter (a step that it kept is a model: {saved.folder}@STEP)"
+            )
+    return list(longer)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

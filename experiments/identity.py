@@ -1,0 +1,70 @@
+"""What a run is of, besides its config: models and files by their contents, and its length."""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.tasks.preferences import is_name
+from rlhf_jax.training.run_inputs import InputFile, contents_digest
+
+STARTS_FROM = (
+    *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
+    *("policies", "text_only"),
+)
+"""Fields that name a model, or several: their folders may be moved, but hold the same weights."""
+READS = (
+    *("data", "heldout", "demonstrations", "prompts", "task", "tokenizer.path"),
+    *("data.path", "data.heldout", "pretrain_data.path", "pretrain_data.heldout"),
+    *("ptx_data.path", "ptx_data.heldout", "text.path", "text.heldout"),
+)
+"""Fields that name data, or several files of it: they may be moved, but hold the same bytes."""
+LENGTHS = ("steps", "epochs", "iterations")
+"""Fields that say how long a run trains."""
+
+
+def inputs(
+    config: Any, fields: Sequence[str], digest: Callable[[Path], str | None]
+) -> dict[str, InputFile]:
+    """What the fields name and what is there, by the field; of several by ``field[n]``."""
+    found = {}
+    for name in fields:
+        value = reduce(lambda of, part: getattr(of, part, None), name.split("."), config)
+        paths = {name: value}
+        if isinstance(value, tuple):
+            paths = {f"{name}[{n}]": path for n, path in enumerate(value)}
+        for label, given in paths.items():
+            path = _place(config, name, given)
+            known = digest(path) if path is not None else None
+            if known is not None:
+                found[label] = InputFile(str(given), known)
+    return found
+
+
+def data_of(config: Any) -> dict[str, InputFile]:
+    return inputs(config, READS, contents_digest)
+
+
+def why_not_longer(config: Any) -> str:
+    """Why a run of this config cannot be made longer afterwards; empty if it can.
+
+    The longer run must take the steps that it would have taken from the start.
+    """
+    for name in ("optim", "value_optim"):
+        optim = getattr(config, name, None)
+        if optim is not None and optim.schedule != "constant":
+            return f"the learning rates of {name}.schedule={optim.schedule} depend on its length"
+    privacy = getattr(config, "privacy", None)
+    if privacy is not None and privacy.epsilon:
+        return f"the noise of privacy.epsilon={privacy.epsilon} depends on its length"
+    return ""
+
+
+def _place(config: Any, field: str, value: Any) -> Path | None:
+    """Where the data lie: a file or folder, a named set below ``source``, or a task's own file."""
+    if field == "task":
+        return Path(value) if isinstance(value, str) and value.endswith(".py") else None
+    if not isinstance(value, Path):
+        return None
+    named = field == "data" and hasattr(config, "source") and is_name(value)
+    return config.source / value if named else value
