@@ -143,20 +143,20 @@ def open_run(
     lock = make_folder(folder)
     try:
         saved = read_run(folder, stage=None) if saved_path.exists() else None
-        grows = []
+        moved, grows = (), ()
         if saved is not None:
             check_stage(saved, stage)
             moved = check_inputs(saved, models or {}, data or {})
             grows = check_lengths(saved, config, lengths or {})
-            ignore = [*ignore, *moved, *grows]
-            allowed = [*ignore, *(() if saved.done else late)]
+            allowed = [*ignore, *moved, *grows, *(() if saved.done else late)]
             allowed += tunable if diverged(folder) else ()
             check_same(saved, config, allowed, defaults or {})
         known = known_inputs(saved, models or {}, data or {})
         longer = None
         if saved is None or grows or is_news(saved, config, known, ignore):
             record = describe_run(stage, config, config_class) | known
-            record["retuned"] = retuned(saved, config, [*ignore, *late]) if saved else []
+            others = [*ignore, *late, *moved, *grows]
+            record["retuned"] = retuned(saved, config, others) if saved else []
             if grows and saved.done:
                 longer = record
             else:
