@@ -9,11 +9,14 @@ code 2 if a test row, scrubbed in the same way, is in what is left.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import CleanConfig
 from rlhf_jax.data.files import check_writable, find_files, read_rows, write_atomically
+from rlhf_jax.data.messages import HALF
+from rlhf_jax.errors import InputError
 from rlhf_jax.privacy.scrub import find, scrub
 from rlhf_jax.tasks.duplicates import (
     check_no_leak,
@@ -24,13 +27,13 @@ from rlhf_jax.tasks.duplicates import (
 
 def run(config: CleanConfig) -> dict[str, int]:
     check_writable(config.out)
-    rows = [row for file in find_files(config.data) for _, row in read_rows(file)]
+    rows = whole_rows(config.data)
     personal = sum(len(find(text)) for row in rows for text in strings(row))
     scrubbed = [scrubbed_value(row) for row in rows]
     distinct = without_duplicates(scrubbed, text_of)
     kept = without_shared_prefixes(distinct, text_of, words=config.prefix_words, most=config.most)
     if config.test is not None:
-        test = [row for file in find_files(config.test) for _, row in read_rows(file)]
+        test = whole_rows(config.test)
         # What is compared with scrubbed text is scrubbed too.
         check_no_leak(
             [text_of(row) for row in kept], [text_of(scrubbed_value(row)) for row in test]
@@ -47,6 +50,16 @@ def run(config: CleanConfig) -> dict[str, int]:
     for name, count in counts.items():
         print(f"{name}: {count:,}")
     return counts
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file or folder. Raises InputError for one that UTF-8 cannot write."""
+    rows = []
+    for origin, row in (each for file in find_files(path) for each in read_rows(file)):
+        if HALF.search(json.dumps(row, ensure_ascii=False)):
+            raise InputError(f"{origin}: holds half a surrogate pair, expected whole characters")
+        rows.append(row)
+    return rows
 
 
 def strings(value: Any) -> list[str]:

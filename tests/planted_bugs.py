@@ -509,6 +509,30 @@ PLANTS = (
         "isinstance(row, Demonstration) and row.completion is None",
         "tests/test_formats.py::test_rows_that_teach_nothing_are_left_out",
     ),
+    Plant(
+        91,
+        "a ranker without buckets ties everything",
+        "rlhf_jax/feedback/label_studio.py",
+        'list(given) == [result.get("from_name")]',
+        'result.get("from_name") is None',
+        "tests/test_feedback_formats.py::test_label_studios_ranker",
+    ),
+    Plant(
+        92,
+        "behind a proxy a form's origin is compared with the host that the proxy wrote",
+        "rlhf_jax/feedback/web/security.py",
+        "if origin is not None and url:",
+        "if origin is not None and url is None:",
+        "tests/test_feedback_pages.py::test_forms_pass_a_proxy_that_names_the_upstream_as_host",
+    ),
+    Plant(
+        93,
+        "half a character of an older store goes into every round",
+        "rlhf_jax/feedback/texts.py",
+        "return whole(parsed) if HALF_ESCAPED in body else parsed",
+        "return parsed",
+        "tests/test_feedback_formats.py::test_half_a_character_of_an_older_store_blocks_nothing",
+    ),
 )
 
 NOT_HERE = {

@@ -165,6 +165,12 @@ def test_the_command(tmp_path, capsys):
     ]
     assert counts["personal data replaced"] == 3 and counts["duplicates dropped"] == 1
     assert "kept: 2" in capsys.readouterr().out
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"text": "whole"}\n{"text": {"deep": ["cut \\ud83d"]}}\n')
+    with pytest.raises(InputError, match=r"half.jsonl, line 2: holds half a surrogate pair"):
+        clean.run(CleanConfig(data=half, out=tmp_path / "other.jsonl"))
+    with pytest.raises(InputError, match=r"below cannot be written: .*clean.jsonl is a file"):
+        clean.run(CleanConfig(data=data, out=config.out / "below"))
     test = tmp_path / "test.jsonl"
     test.write_text(json.dumps({"prompt": "mail <email>", "completion": "done"}) + "\n")
     leaking = CleanConfig(data=data, out=tmp_path / "other.jsonl", test=test)

@@ -1,5 +1,6 @@
 """Messages as files write them: ``role`` and ``content``, or ``from`` and ``value``."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,10 @@ NOT_LEARNT = (
     "audio",
 )
 """Parts of a message that its text would be without."""
+
+
+HALF = re.compile("[\ud800-\udfff]")
+"""A surrogate: half a character, as a cut emoji leaves it, which UTF-8 cannot write."""
 
 
 class RowError(ValueError):
@@ -67,7 +72,7 @@ def read_text(value: Any, key: str) -> str:
         return "".join(_part(part, key) for part in value)
     if not isinstance(value, str):
         raise RowError(f"{key} is {type_name(value)}, expected a string")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+    if HALF.search(value):
         raise RowError(f"{key} holds half a surrogate pair, expected whole characters")
     return value
 

@@ -6,14 +6,13 @@ refused where texts come in, and replaced where an older store holds one.
 """
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message
+from rlhf_jax.data.messages import HALF
 from rlhf_jax.errors import InputError
 
-HALF = re.compile("[\ud800-\udfff]")
 HALF_ESCAPED = "\\ud"
 """How the JSON of the store, which is ASCII, begins to write a surrogate."""
 
