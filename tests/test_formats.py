@@ -14,6 +14,7 @@ from rlhf_jax.data.formats import (
     Comparison,
     Demonstration,
     LeftOut,
+    OtherKind,
     Prompt,
     Text,
     iterate,
@@ -352,6 +353,22 @@ def test_a_conversation_as_text():
     assert as_text((*YES, *HI, *NO)) == " Yes.\n\nHuman: Hi?\n\nAssistant: No."
     # A system message between turns is not glued to the answer before it.
     assert flatten((*YES, later, *HI)) == "\n\nAssistant: Yes.\n\nBe brief.\n\nHuman: Hi?"
+
+
+def test_rows_of_another_kind_are_told_from_wrong_ones(write):
+    """Who guesses what a file holds tries the next kind only for the former."""
+    for row in ({"prompt": "p"}, {"text": "t"}):
+        with pytest.raises(OtherKind):
+            read_demonstrations(write(row))
+    with pytest.raises(OtherKind):
+        read_prompts(write("x", name="a.txt"))
+    for row in ({"prompt": "p", "completion": 1}, {"messages": [USER]}):
+        with pytest.raises(InputError) as refused:
+            read_demonstrations(write(row))
+        assert not isinstance(refused.value, OtherKind)
+    with pytest.raises(InputError, match="expected ranks, or a rank in every response") as refused:
+        read_comparisons(write({"prompt": "p", "responses": ["a", "b"]}))
+    assert not isinstance(refused.value, OtherKind)
 
 
 def test_bytes_that_are_not_utf8_are_located(tmp_path):

@@ -28,7 +28,7 @@ from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
 from rlhf_jax.data.files import SEPARATOR, Origin, find_files, read_rows
-from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.messages import OtherKeys, RowError
 from rlhf_jax.data.readers import READERS
 from rlhf_jax.data.rows import (
     Account,
@@ -36,6 +36,7 @@ from rlhf_jax.data.rows import (
     Demonstration,
     LeftOut,
     NotLearnt,
+    OtherKind,
     Prompt,
     Text,
     without_gaps,
@@ -76,7 +77,7 @@ def iterate(path: str | os.PathLike, kind: type, account: Account | None = None)
     kept = 0
     for file in find_files(path):
         if kind is not Text and file.suffix == ".txt":
-            raise InputError(
+            raise OtherKind(
                 f"{file} is plain text, expected {kind.__name__} rows as .jsonl or .json"
             )
         for row in read_as(read_rows(file), kind, own):
@@ -100,6 +101,8 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
             rows.append(made._replace(origin=origin))
             if _has_written_turns(made):
                 notes["turns written in a prompt that is text are words of it"] += 1
+        except OtherKeys as error:
+            raise OtherKind(f"{origin}: {error}") from None
         except RowError as error:
             raise InputError(f"{origin}: {error}") from None
         except NotLearnt as error:

@@ -39,6 +39,10 @@ class RowError(ValueError):
     """What is wrong with one row; the reader of the file adds where it stands."""
 
 
+class OtherKeys(RowError):
+    """The row has none of the keys that rows of this kind have."""
+
+
 def is_messages(value: Any) -> bool:
     """Whether this is a list of messages, or a single one."""
     if isinstance(value, dict):

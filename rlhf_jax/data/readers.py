@@ -22,7 +22,14 @@ from rlhf_jax.data.columns import (
     with_system,
 )
 from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_messages, read_text
+from rlhf_jax.data.messages import (
+    OtherKeys,
+    RowError,
+    is_filled,
+    is_messages,
+    read_messages,
+    read_text,
+)
 from rlhf_jax.data.rows import (
     Comparison,
     Demonstration,
@@ -138,8 +145,8 @@ def _common(a: Sequence, b: Sequence) -> int:
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _missing(row: dict, expected: str) -> RowError:
-    return RowError(f"found the keys {', '.join(row) or '(none)'}, expected {expected}")
+def _missing(row: dict, expected: str) -> OtherKeys:
+    return OtherKeys(f"found the keys {', '.join(row) or '(none)'}, expected {expected}")
 
 
 # --- texts and demonstrations ---------------------------------------------------------------------
@@ -262,7 +269,7 @@ def _ranking(row: dict, notes: Counter[str]) -> Comparison:
     else:
         ranks = [each.get("rank") for each in responses if isinstance(each, dict)]
         if len(ranks) != len(responses) or None in ranks:
-            raise _missing(row, "ranks, or a rank in every response")
+            raise RowError(str(_missing(row, "ranks, or a rank in every response")))
     tokens = _token_ids(row, len(responses))
     prompt = _prompt_of(row, notes)
     exact = tokens is not None or _is_exact(row, prompt)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.files import Origin
+from rlhf_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,10 @@ class Account:
             log.warning("%s: %d of %d rows left out, %s", path, count, total, why)
         for note, count in self.notes.items():
             log.warning("%s: %d rows: %s", path, count, note)
+
+
+class OtherKind(InputError):
+    """The rows are of another kind than the one that they are read as."""
 
 
 class NotLearnt(Exception):
