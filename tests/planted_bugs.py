@@ -486,6 +486,14 @@ PLANTS = (
         f"{PRETRAINED}what_a_config_leaves_out_is_as_in_its_family",
     ),
     Plant(
+        73,
+        "a preemption before a resumed run's first step is waited for at a step long past",
+        "experiments/stage.py",
+        "asked_to_stop(self.done - self._from, ",
+        "asked_to_stop(self.done, ",
+        "tests/test_stage.py::test_steps_that_processes_agree_on_are_counted_from_each_start",
+    ),
+    Plant(
         51,
         "texts keep the prompt that every answer of a file repeats",
         "rlhf_jax/data/formats.py",

@@ -194,3 +194,13 @@ def test_a_run_that_cannot_be_made_longer_says_why(tmp_path, change, reason):
     train(made(1), total=2)
     with pytest.raises(InputError, match=f"epochs=1, now 2, but cannot be made longer: .*{reason}"):
         train(made(2), total=4)
+
+
+def test_steps_that_processes_agree_on_are_counted_from_each_start(tmp_path, monkeypatch):
+    """A notice before a resumed run's first step means one more than the steps of any: step 1."""
+    with pytest.raises(SystemExit):
+        train(make_config(tmp_path, stop_after=3), total=6)
+    seen = []
+    monkeypatch.setattr("experiments.stage.asked_to_stop", lambda step, alone: seen.append(step))
+    train(make_config(tmp_path), total=6)
+    assert seen == [1, 2, 3] and logged(tmp_path) == [1, 2, 3, 4, 5, 6]
