@@ -17,7 +17,7 @@ import tiny
 
 from configs import quickstart
 from experiments import dpo, ppo, pretrain, reward, sft
-from rlhf_jax.config import DPOConfig, ParallelConfig
+from rlhf_jax.config import DPOConfig, LoRAConfig, ParallelConfig
 
 RUN = {
     "pretrain": pretrain.run,
@@ -66,7 +66,13 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
             optim=adam,
             steps=steps,
         ),
-        "dpo": DPOConfig(**common(c.reward, "dpo"), **pairs, **lengths, cache=c.reward.cache),
+        "dpo": DPOConfig(
+            **common(c.reward, "dpo"),
+            **pairs,
+            **lengths,
+            cache=c.reward.cache,
+            lora=LoRAConfig(rank=2, alpha=4.0),
+        ),
         "sft": replace(c.sft, **common(c.sft, "sft"), optim=adam, epochs=steps),
         "reward": replace(c.reward, **common(c.reward, "reward"), **pairs),
         "ppo": replace(

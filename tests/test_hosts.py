@@ -103,7 +103,7 @@ def launch(folder, stages, runs, steps, mesh, *, processes, devices, mode="mesh"
     return started
 
 
-def finish(started, seconds=400):
+def finish(started, seconds=900):
     try:
         return [process.wait(timeout=seconds) for process in started]
     finally:
