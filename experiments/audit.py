@@ -69,16 +69,17 @@ def run(config: AuditConfig) -> dict:
         check_writable(config.out)
     folds = {name: [fold_held_out(path, name) for path in config.reward] for name in config.data}
     check_folds(folds)
+    # All that is asked for is found before the first model is loaded
+    lengths = [with_lengths(config, path) for path in config.reward]
+    sets = {name: [find(name, fold, config) for fold in held] for name, held in folds.items()}
     parts = defaultdict(list)
-    for n, path in enumerate(config.reward):
+    for n, (path, given) in enumerate(zip(config.reward, lengths, strict=True)):
         reward = load_trained(path, flag="reward", kind="scalar")
-        given = with_lengths(config, path)
         reward.model.check_context(
             prompt_length=given.prompt_length, response_length=given.response_length
         )
         for name in config.data:
-            found = find(name, folds[name][n], config)
-            parts[name].append(scored(reward, found, given, gain_of(path)))
+            parts[name].append(scored(reward, sets[name][n], given, gain_of(path)))
     results = {name: summary(pooled(parts[name])) for name in config.data}
     show(results)
     if config.out is not None:

@@ -25,7 +25,7 @@ from rlhf_jax.data.files import check_writable
 from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.huggingface import save_pretrained
 from rlhf_jax.models.lora import has_adapters
-from rlhf_jax.models.peft import save_adapter
+from rlhf_jax.models.peft import is_adapter, save_adapter
 from rlhf_jax.models.transformer import as_layout
 
 
@@ -41,6 +41,10 @@ def from_hf(config: ConvertConfig) -> dict:
     with Stage(config, "convert") as stage:
         if stage.summary is not None:
             return stage.summary
+        check(
+            config.base is None or is_adapter(config.source),
+            f"--base {config.base} is the model below an adapter, but {config.source} is none",
+        )
         source = load_any(config.source, flag="source", base=config.base)
         model = replace(
             source.model,

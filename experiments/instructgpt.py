@@ -10,6 +10,7 @@ PPO-ptx → evaluation → report. Every stage can be killed; the same command g
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +40,7 @@ def run(config: InstructGPTConfig) -> dict:
     )
     load_matplotlib()  # the report needs it: better missed now than after an hour
 
+    check_models(c)
     check_lengths(c)
 
     # Data: the task's demonstrations, prompts and text, as files that the stages read
@@ -91,6 +93,22 @@ def run(config: InstructGPTConfig) -> dict:
     report.write([c.dir], c.dir / "report.html")
     show(summaries, seconds, c.dir)
     return summary
+
+
+def check_models(c: InstructGPTConfig) -> None:
+    """Raise InputError if a model that a stage is to start from, or to use, is not there."""
+    for flag in OTHER_MODELS:
+        path = value_of(c, flag)
+        name = flag.replace("_", "-")
+        there = path is None or path.exists() or Path(str(path).partition("@")[0]).exists()
+        check(there, f"--{name} {path}: there is no such file or folder")
+
+
+OTHER_MODELS = (
+    *("pretrain.init", "reward_init", "ppo.reference", "ppo.value_init"),
+    *("ppo.second_reward.model", "evaluate.second_reward"),
+)
+"""Fields of a chain that name models besides its own."""
 
 
 def check_lengths(c: InstructGPTConfig) -> None:

@@ -20,6 +20,7 @@ from experiments.stage import Stage
 from experiments.trained import (
     at_the_time_of,
     load_trained,
+    same_shape,
     same_tokenizer,
     save_model_card,
     with_adapters,
@@ -74,6 +75,7 @@ def run(config: PPOConfig) -> dict:
         if config.value_init is not None:
             value = load(config.value_init, flag="value-init", kind="scalar", share=sft)
         same_tokenizer(sft, reference, ("init", "reference"))
+        same_shape(sft, reference, ("init", "reference"))
         same_tokenizer(sft, reward, ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
         second = None

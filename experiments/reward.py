@@ -77,6 +77,7 @@ def run(config: RewardConfig) -> dict:
         length_coef = 0.0
         if config.length_control:
             length_coef = length_coefficient(batches.data.mask.sum(axis=2), batches.data.ranks)
+        demonstrated = () if private else demonstrations(config)
 
         # Model and state
         model = make_scalar_model(model_config, sft.vocab_size)
@@ -145,7 +146,9 @@ def run(config: RewardConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         figures, sure = evaluate(params)
-        bias, gain = (0.0, 1.0) if private else normalisation(config, params, score, rows)
+        bias, gain = (
+            (0.0, 1.0) if private else normalisation(config, params, score, rows, demonstrated)
+        )
         return stage.finish(
             normalise_head(params, bias=bias, gain=gain),
             heldout=figures,
@@ -175,20 +178,25 @@ def load_rows(config: RewardConfig):
     )
 
 
-def normalisation(config, params, score, rows) -> tuple[float, float]:
+def demonstrations(config: RewardConfig) -> tuple[Comparison, ...]:
+    """Those that shall score 0, as comparisons of a single response; none if none are given."""
+    if config.demonstrations is None:
+        return ()
+    rows = load_demonstrations(config.demonstrations, data_dir=config.cache)
+    return tuple(Comparison(row.prompt, (row.completion,), (0,)) for row in rows)
+
+
+def normalisation(config, params, score, rows, demonstrated) -> tuple[float, float]:
     """Bias that brings demonstrations to 0 (InstructGPT §3.5), gain to unit spread within prompts.
 
-    Demonstrations are scored as comparisons of a single response. Both are measured on
-    about ``normalise_rows`` rows spread evenly over the data.
+    Both are measured on about ``normalise_rows`` rows spread evenly over the data.
     """
     some = lambda rows: rows[:: max(len(rows) // (config.normalise_rows or len(rows)), 1)]
     scores = score(params, some(rows)).scores
     spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
     centre = float(np.nanmean(scores))
-    if config.demonstrations is not None:
-        shown = load_demonstrations(config.demonstrations, data_dir=config.cache)
-        answers = [Comparison(row.prompt, (row.completion,), (0,)) for row in some(shown)]
-        centre = float(np.nanmean(score(params, answers).scores))
+    if demonstrated:
+        centre = float(np.nanmean(score(params, some(demonstrated)).scores))
     return -centre, 1 / spread if config.unit_std else 1.0
 
 

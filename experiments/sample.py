@@ -20,6 +20,7 @@ from rlhf_jax.config import SampleConfig
 from rlhf_jax.data.chat import Message
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
+from rlhf_jax.training.progress import say
 from rlhf_jax.training.startup import start
 
 
@@ -30,6 +31,8 @@ def run(config: SampleConfig) -> None:
     tokenizer = trained.tokenizer
     chat = config.chat and tokenizer.chat_template is not None
     opening = (Message("system", config.system),) if config.system else ()
+    if opening and not chat:
+        say(f"note: --system has no effect: {config.init} is spoken to without a chat template")
     key = jax.random.key(config.seed)
     interactive = sys.stdin.isatty()
     if interactive:

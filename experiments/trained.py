@@ -228,7 +228,7 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     )
     below = getattr(config, field)
     was = saved.models.get(field)
-    if was is not None and (not below.exists() or model_digest(below) != was.digest):
+    if was is not None and model_digest(below) != was.digest:
         raise InputError(
             f"{path}: the {network} network's adapters stand on {below} "
             f"({was.digest[:12]}), which is not there or holds another model now"
@@ -247,6 +247,12 @@ def at_the_time_of(trained: Trained, run_dir: Path) -> Trained:
         return trained
     begun = load_tokenizer(run_dir / "tokenizer")
     return trained._replace(tokenizer=trained.tokenizer.at_time_of(begun))
+
+
+def same_shape(first: Trained, second: Trained, flags: Sequence[str]) -> None:
+    """Raise InputError unless both models have the same parameters, whatever their values."""
+    shapes = [jax.tree.map(np.shape, trained.params) for trained in (first, second)]
+    check(shapes[0] == shapes[1], f"--{flags[0]} and --{flags[1]} are models of different shapes")
 
 
 def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import rlhf_jax.config as configs
+from experiments import audit, convert
 from experiments.feedback_rounds import check_files
-from experiments.instructgpt import check_lengths
+from experiments.instructgpt import check_lengths, check_models
+from experiments.reward import demonstrations
 from experiments.stage import Stage
 from rlhf_jax.cli import flag_of, load, read_preset, say_idle, set_in, to_dict
 from rlhf_jax.config import (
@@ -585,3 +587,48 @@ def test_what_a_round_reads_is_there_before_it_waits_for_people(missing, tmp_pat
     )
     with pytest.raises(InputError, match=missing):
         check_files(config)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--reward-init", "--ppo.value-init", "--ppo.second-reward.model", "--evaluate.second-reward"],
+)
+def test_other_models_of_a_chain_are_looked_for_before_its_first_stage(flag, tmp_path):
+    for path in (tmp_path / "none", tmp_path / "none@best"):
+        config = load(configs.InstructGPTConfig, [flag, str(path)])
+        with pytest.raises(InputError, match=rf"{flag} .*none.*: there is no such file or folder"):
+            check_models(config)
+    check_models(load(configs.InstructGPTConfig, [flag, f"{tmp_path}@best"]))
+
+
+def test_demonstrations_are_read_before_a_reward_model_is_trained(tmp_path):
+    """Not when they are scored, after it."""
+    config = RewardConfig(demonstrations=tmp_path / "none.jsonl", cache=tmp_path)
+    with pytest.raises(InputError, match=r"none\.jsonl does not exist"):
+        demonstrations(config)
+
+
+def test_all_sets_of_an_audit_are_found_before_it_scores(tmp_path, monkeypatch):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    monkeypatch.setattr(audit, "load_trained", never)
+    config = configs.AuditConfig(
+        data=(str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")),
+        **dict(prompt_length=8, response_length=8),
+    )
+    with pytest.raises(InputError, match=r"two\.jsonl does not exist"):
+        audit.run(config)
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", ":1234", "here:port", "here:"])
+def test_a_coordinator_without_a_port_is_refused(coordinator):
+    with pytest.raises(InputError, match="expected HOST:PORT"):
+        configs.ParallelConfig(coordinator=coordinator, processes=2)
+
+
+def test_a_base_without_an_adapter_is_refused(tmp_path):
+    wrong = configs.ConvertConfig("from-hf", tmp_path, out=tmp_path / "out", base=tmp_path)
+    with pytest.raises(InputError, match=r"is the model below an adapter, but .* is none"):
+        convert.run(wrong)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="base has no effect on to-hf"):
+        dataclasses.replace(wrong, direction="to-hf")

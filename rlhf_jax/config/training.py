@@ -1,5 +1,6 @@
 """What every training stage has: an optimizer, devices, a run folder."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,6 +100,10 @@ class ParallelConfig:
         check(
             self.coordinator != "" or self.processes == 1,
             f"parallel.processes={self.processes} needs parallel.coordinator HOST:PORT",
+        )
+        check(
+            self.coordinator == "" or re.fullmatch(r".+:[0-9]+", self.coordinator) is not None,
+            f"parallel.coordinator={self.coordinator!r}: expected HOST:PORT, as 10.0.0.1:1234",
         )
         check(
             self.mode == "mesh" or self.fsdp * self.tensor == 1,
