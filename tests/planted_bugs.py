@@ -519,10 +519,10 @@ PLANTS = (
     ),
     Plant(
         91,
-        "a ranker without buckets ties everything",
+        "what a labeler left unplaced counts as their best bucket",
         "rlhf_jax/feedback/label_studio.py",
-        'list(given) == [result.get("from_name")]',
-        'result.get("from_name") is None',
+        "for bucket, names in given.items() if bucket != UNPLACED",
+        "for names in given.values()",
         "tests/test_feedback_formats.py::test_label_studios_ranker",
     ),
     Plant(

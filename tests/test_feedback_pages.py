@@ -222,6 +222,8 @@ def test_api(database, app):
         (json.dumps(label | {"submission": "b" * 32}).encode(), 409),
         (json.dumps(label | {"submission": {}}).encode(), 422),
         (json.dumps(label | {"submission": "c" * 32, "task": "' OR 1=1 --"}).encode(), 422),
+        (json.dumps(label | {"submission": "d" * 32, "task": "\ud83d"}).encode(), 422),
+        (json.dumps(label | {"submission": "e" * 32, "notes": ["\ud83d"] * 4}).encode(), 422),
     ]:
         assert http.post("/api/label", headers=bearer, content=body).status_code == status
     for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {token}"}):

@@ -6,6 +6,7 @@ In the data fields are ids; their names in English and Chinese are in ``locales/
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.data.rows import without_gaps
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.texts import check_whole
 
@@ -49,12 +50,6 @@ MOST_RESPONSES = 9
 """K of InstructGPT: 4 to 9. Digits 1 to 9 rank them."""
 
 
-def dense_ranks(ranks: Sequence[int]) -> list[int]:
-    """The same order with ranks 0, 1, ... without gaps; equal ranks stay ties."""
-    order = sorted(set(ranks))
-    return [order.index(rank) for rank in ranks]
-
-
 def check_ranking(body: Mapping[str, Any], count: int) -> dict[str, Any]:
     """A ranking of ``count`` answers as it is stored. Raises InputError naming the field.
 
@@ -73,7 +68,7 @@ def check_ranking(body: Mapping[str, Any], count: int) -> dict[str, Any]:
     if use_case is not None and use_case not in USE_CASES:
         raise InputError(f"use_case: found {use_case!r}, expected one of {', '.join(USE_CASES)}")
     return {
-        "ranks": dense_ranks(ranks),
+        "ranks": list(without_gaps(ranks)),
         "quality": quality,
         "flags": [_flags("flags", each, RESPONSE_FLAGS) for each in flags],
         "notes": [check_text("notes", note, NOTE_LIMIT) for note in notes],

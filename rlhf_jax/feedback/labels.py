@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.chat import Conversation, as_text
+from rlhf_jax.data.rows import without_gaps
 from rlhf_jax.feedback.accounts import pseudonym, site_secret
 from rlhf_jax.feedback.database import Database
-from rlhf_jax.feedback.fields import dense_ranks
 from rlhf_jax.feedback.queue import Response, Task, parse_task
 from rlhf_jax.feedback.texts import has_half, parse_body
 
@@ -116,7 +116,7 @@ def _ranking(label: Label, responses, ranks, source: str) -> Ranking:
         label.task.id,
         label.task.prompt,
         tuple(responses),
-        tuple(dense_ranks(ranks)),
+        without_gaps(ranks),
         label.labeler,
         label.task.round,
         source,

@@ -19,6 +19,7 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
 from rlhf_jax.feedback.figures import read_status
+from rlhf_jax.feedback.texts import check_whole
 from rlhf_jax.feedback.web.security import Refused
 from rlhf_jax.feedback.web.site import Site, bearer, describe
 
@@ -45,6 +46,7 @@ def _parse(body: bytes) -> dict:
         raise InputError(f"body: expected JSON ({error})") from None
     if not isinstance(given, dict):
         raise InputError("body: expected a JSON object")
+    check_whole("body", json.dumps(given, ensure_ascii=False))
     return given
 
 
