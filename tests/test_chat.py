@@ -219,6 +219,25 @@ def test_a_template_that_asks_in_other_words_than_it_answers_is_refused(tokenize
         with_template(tokenizer, CHATML).encode_answers([user("a")], [bot("b") + user("c")])
 
 
+SYSTEM_LAST = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content + ' ' %}"
+    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}"
+    "{% if m.role == 'user' %}<|im_start|>{% if loop.last and system is defined %}{{ system }}"
+    "{% endif %}{{ m.content }}<|im_start|>{% else %} {{ m.content | trim }}<|im_end|>{% endif %}"
+    "{% endfor %}"
+)
+
+
+def test_a_template_may_write_its_system_message_into_the_last_question(tokenizer):
+    """As some do, which leave it out once the question is answered."""
+    tokenizer = with_template(tokenizer, SYSTEM_LAST)
+    prompt = (Message("system", "Be brief."), *user("Hi"))
+    (query,) = tokenizer.encode_prompts([prompt])
+    (response,) = tokenizer.encode_answers([prompt], [bot("Yes. ")])
+    assert spelled(tokenizer, query) == "<|im_start|>Be brief. Hi<|im_start|>"
+    assert spelled(tokenizer, response) == " Yes.<|im_end|>"
+
+
 def test_turns_in_a_message_are_its_text(tokenizer):
     tokenizer = with_template(tokenizer, CHATML)
     text = "Title this:\n\nHuman: hi\n\nAssistant: hello"

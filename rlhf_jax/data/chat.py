@@ -153,13 +153,18 @@ def render_answer(template: ChatTemplate, conversation: Conversation, answer: st
     Raises InputError if it refuses, and if it does not render an answer after its prompt: then
     what is taught would not be what is sampled.
     """
-    prompt = render_prompt(template, conversation)
-    before = ""
+    before, asked = "", conversation
     if conversation[-1].role == "assistant":
-        before, conversation = conversation[-1].content, conversation[:-1]
-    answered = (*conversation, Message("assistant", before + answer))
+        before, asked = conversation[-1].content, conversation[:-1]
+    answered = (*asked, Message("assistant", before + answer))
+    prompt = render_prompt(template, conversation)
     whole = _render(template, answered, open_answer=False)
-    if not (whole.text.startswith(prompt.text) and whole.outline.startswith(prompt.outline)):
+    if not _begins(whole, prompt) and asked is conversation:
+        # Some templates write a system message elsewhere once there is an answer. What counts is
+        # what they write after the last message.
+        prompt = _behind(_filled(template, conversation, len(asked) - 1, open_answer=True))
+        whole = _behind(_filled(template, answered, len(asked) - 1, open_answer=False))
+    if not _begins(whole, prompt):
         same = _common(whole.text, prompt.text)
         raise InputError(
             "the chat template does not put an answer where it asks for one: the prompt goes on "
@@ -168,6 +173,25 @@ def render_answer(template: ChatTemplate, conversation: Conversation, answer: st
         )
     start = len(prompt.text)
     return Rendered(whole.text[start:], whole.outline[start:])
+
+
+def _begins(whole: Rendered, beginning: Rendered) -> bool:
+    return all(map(str.startswith, whole, beginning))
+
+
+def _filled(
+    template: ChatTemplate, conversation: Conversation, n: int, *, open_answer: bool
+) -> Rendered:
+    """Rendered with other letters in message ``n``: its own may be the template's too."""
+    message = Message(conversation[n].role, FILLED * len(conversation[n].content))
+    conversation = (*conversation[:n], message, *conversation[n + 1 :])
+    return _render(template, conversation, open_answer=open_answer)
+
+
+def _behind(rendered: Rendered) -> Rendered:
+    """What comes after the letters that fill a message."""
+    end = rendered.text.rfind(FILLED) + 1
+    return Rendered(rendered.text[end:], rendered.outline[end:])
 
 
 def pieces_of(rendered: Rendered, specials: Sequence[str]) -> list[Piece]:
@@ -192,15 +216,11 @@ def special_pattern(specials: tuple[str, ...]) -> re.Pattern:
 
 def _left_open(template: ChatTemplate, conversation: Conversation) -> Rendered:
     """Rendered up to the end of the last message, as ``continue_final_message`` does."""
-    *before, last = conversation
+    content = conversation[-1].content
     whole = _render(template, conversation, open_answer=False)
-    # The message's place is sought with other letters in it: its own may be the template's too.
-    filled = (*before, Message(last.role, FILLED * len(last.content)))
-    found = _render(template, filled, open_answer=False).text
+    found = _filled(template, conversation, len(conversation) - 1, open_answer=False).text
     start = found.find(FILLED)
-    kept = next(
-        (x for x in (last.content, last.content.strip()) if whole.text.startswith(x, start)), None
-    )
+    kept = next((x for x in (content, content.strip()) if whole.text.startswith(x, start)), None)
     if start < 0 or kept is None or whole.text[:start] != found[:start]:
         raise InputError("the chat template changes the last message, which is to be continued")
     end = start + len(kept)
