@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, processors
 
+from rlhf_jax.data.fates import of_prompts
+from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import BYTE_OF, EOS, PAD, train_bpe
 from rlhf_jax.errors import InputError
@@ -282,6 +284,20 @@ def test_padding_takes_a_free_id_in_a_vocabulary_with_holes(tmp_path, without, s
     assert (again.pad_id, again.vocab_size) == (tokenizer.pad_id, tokenizer.vocab_size)
     tokenizer.save(tmp_path / "export", rows=tokenizer.pad_id)
     assert PAD not in (tmp_path / "export/tokenizer.json").read_text()
+
+
+def test_characters_without_bytes_in_the_vocabulary_are_not_lost_silently(tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path, special=(EOS,), tokenizer_config=SETTINGS))
+    assert not tokenizer.lacks("abc \u2581") and tokenizer.decode(tokenizer.encode("abc")) == "abc"
+    holes = [BYTES.index("b"), BYTES.index("\xe9")]
+    write(tmp_path, without=holes, special=(EOS,), tokenizer_config=SETTINGS)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("abc")) == "ac"
+    assert tokenizer.lacks("abc") and not tokenizer.lacks("ac")
+    assert tokenizer.lacks("\u9000")  # e9 80 80
+    prompts = [Prompt("ac"), Prompt("abc")]
+    fates = of_prompts(prompts, tokenizer, prompt_length=8)
+    assert [fate.why for fate in fates] == [None, "characters that the tokenizer lacks"]
 
 
 def test_added_tokens_keep_their_ids_in_a_vocabulary_with_holes(tmp_path):

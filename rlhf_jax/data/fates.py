@@ -20,6 +20,8 @@ ROWS_AT_ONCE = 1024
 TOO_LONG = "answer over response_length"
 """Why a demonstration is left out: half an answer would teach to stop in the middle."""
 EMPTY = "empty answer"
+LACKS = "characters that the tokenizer lacks"
+"""Why a row is left out of which a part would be lost."""
 EQUAL = "answers of equal tokens"
 """Why a comparison is left out: the gradient of two equal scores is zero."""
 
@@ -205,7 +207,9 @@ def _sampled(ids: Sequence[int], row: Comparison, tokenizer: Tokenizer) -> Ids:
 def _spelled(
     prompt: str | Conversation, answers: Sequence[str | Conversation], tokenizer: Tokenizer
 ) -> str | None:
-    """Why a row whose text spells a special token is left out: it would be learnt as letters."""
+    """Why a row is left out whose text would be learnt as another one, or None."""
+    if any(map(tokenizer.lacks, (prompt, *answers))):
+        return LACKS
     for answer in answers or ("",):
         token = tokenizer.stray_special(prompt, answer)
         if token is not None:

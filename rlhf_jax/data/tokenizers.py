@@ -222,6 +222,16 @@ class Tokenizer:
         found = found or self._special_pattern.search(text)
         return found[0] if found else None
 
+    def lacks(self, text: str | Conversation) -> bool:
+        """Whether characters of a text would be lost: the vocabulary has not all of their bytes."""
+        return bool(self._missing) and not self._missing.isdisjoint(as_text(text).encode())
+
+    @cached_property
+    def _missing(self) -> frozenset[int]:
+        """Bytes without a token, in vocabularies that were trained on few texts or have holes."""
+        known = self._backend.get_vocab(with_added_tokens=False)
+        return frozenset(byte for char, byte in BYTE_OF.items() if char not in known)
+
     def _behind_end(self, answer: str) -> str | None:
         """The end token after which an answer in markup goes on, or None."""
         pieces = pieces_of(Rendered(answer, answer), self._special_texts)
