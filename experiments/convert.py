@@ -22,7 +22,7 @@ from experiments.trained import Trained, load_any, load_value, merged, save_mode
 from rlhf_jax.cli import main
 from rlhf_jax.config import ConvertConfig
 from rlhf_jax.data.files import check_writable
-from rlhf_jax.errors import InputError, RunError, check
+from rlhf_jax.errors import InputError, RunError, check, describe_os_error
 from rlhf_jax.models.huggingface import save_pretrained
 from rlhf_jax.models.lora import has_adapters
 from rlhf_jax.models.peft import is_adapter, save_adapter
@@ -77,7 +77,8 @@ def to_hf(config: ConvertConfig) -> None:
         write(trained, partial, config)
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write --out {out}: {error}") from error
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        raise RunError(f"cannot write --out {out}: {reason}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"{config.source} -> {out}")

@@ -18,10 +18,10 @@ import tiny
 from configs import quickstart
 from experiments import instructgpt
 from rlhf_jax.config import ParallelConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.fingerprints import share
-from rlhf_jax.training.hosts import cluster, connect
+from rlhf_jax.training.hosts import cluster, connect, leave
 
 WORKER = Path(__file__).with_name("hosts_worker.py")
 
@@ -44,6 +44,25 @@ def test_processes_need_a_coordinator():
 def test_alone_nothing_is_joined(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     connect(ParallelConfig(hosts="off"))
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (InputError("--data x does not exist"), 2, "process 0 of 1: --data x does not exist"),
+        (RunError("loss is NaN"), 1, "process 0 of 1: loss is NaN"),
+        (OSError(28, "No space left on device", "runs/x"), 1, "start all of them again"),
+        (KeyboardInterrupt(), 130, "by Ctrl-C, without saving; start all of them again"),
+        (ValueError("odd"), 1, "failed, and so ends all of them; start all of them again"),
+    ],
+)
+def test_a_process_that_leaves_says_why_in_one_line(error, code, said, monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    leave(error)
+    lines = capsys.readouterr().err.splitlines()
+    assert codes == [code] and lines[-1].startswith("stopped: process") and said in lines[-1]
+    assert len(lines) == 1 or isinstance(error, ValueError)
 
 
 def test_the_chain_says_before_any_work_that_it_is_one_process(monkeypatch, tmp_path):

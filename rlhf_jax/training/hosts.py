@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from rlhf_jax.config import ParallelConfig
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import InputError, RunError, describe_os_error
 
 CLUSTERS = {
     "SLURM_NTASKS": "Slurm",
@@ -91,6 +91,8 @@ def leave(error: BaseException) -> None:
     mine = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, InputError | RunError):
         code, message = 2 if isinstance(error, InputError) else 1, f"{mine}: {error}"
+    elif isinstance(error, OSError):
+        code, message = 1, f"{mine}: {describe_os_error(error)}; {AGAIN}"
     elif isinstance(error, KeyboardInterrupt):
         code, message = 130, f"{mine} by Ctrl-C, without saving; {AGAIN}"
     elif lost := lost_peer(error):
