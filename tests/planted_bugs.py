@@ -456,7 +456,7 @@ PLANTS = (
     Plant(
         63,
         "padding takes the id of another token in a vocabulary with holes",
-        TOKENIZERS,
+        "rlhf_jax/data/byte_level.py",
         "count(max(vocabulary.values(), default=-1) + 1)",
         "count(len(vocabulary))",
         "tests/test_tokenizers.py::test_padding_takes_a_free_id_in_a_vocabulary_with_holes",

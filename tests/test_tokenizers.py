@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, processors
 
+from rlhf_jax.data.byte_level import BYTE_OF
 from rlhf_jax.data.fates import of_prompts
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
-from rlhf_jax.data.tokenizers import BYTE_OF, EOS, PAD, train_bpe
+from rlhf_jax.data.tokenizers import EOS, PAD, train_bpe
 from rlhf_jax.errors import InputError
 
 DATA = Path(__file__).parent.parent / "data"

@@ -22,15 +22,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, processors
 
-from rlhf_jax.data.tokenizers import (
-    EOS,
-    PAD,
-    Tokenizer,
-    backend_of,
-    begin_with,
-    byte_level,
-    with_tokens,
-)
+from rlhf_jax.data.byte_level import backend_of, begin_with, byte_level, with_tokens
+from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer
 from rlhf_jax.errors import InputError, check_fetched
 
 SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")

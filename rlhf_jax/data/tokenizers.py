@@ -1,8 +1,9 @@
-"""Byte-level BPE (Radford et al. 2019, section 2.2): trained here, or GPT-2's own vocabulary.
+"""Byte-level BPE (Radford et al. 2019, section 2.2): texts, prompts and answers as ids, and back.
 
-Text that people type never becomes a special token: ``<|endoftext|>`` in a document is encoded as
-the characters it is made of, and only the program appends the end-of-text id. Padding has an id of
-its own, so that the end of a text can be learnt.
+Text that people type never becomes a special token: ``<|endoftext|>`` in a text is encoded as the
+characters it is made of, and only the program, or a model's chat template, makes special tokens.
+Rows where they were meant are found by ``stray_special``. Padding has an id of its own, so that the
+end of a text can be learnt.
 """
 
 import datetime
@@ -10,17 +11,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from rlhf_jax.data.byte_level import (
+    BYTE_OF,
+    begin_with,
+    byte_level,
+    bytes_of,
+    with_special_tokens,
+    without_tokens,
+)
 from rlhf_jax.data.chat import (
     FILLED,
     ChatTemplate,
@@ -379,7 +387,7 @@ class Tokenizer:
                 table.append(b"" if token.special else token.content.encode())
             else:
                 # Some vocabularies have holes: an id without a token has no text.
-                table.append(_bytes_of(self._backend.id_to_token(i) or ""))
+                table.append(bytes_of(self._backend.id_to_token(i) or ""))
         return table
 
     def save(self, folder: str | os.PathLike, *, rows: int | None = None) -> None:
@@ -400,7 +408,7 @@ class Tokenizer:
         content = self._backend.to_str()
         if rows is not None and self.pad_id >= rows:
             del settings["pad_token"]
-            content = _without_tokens(content, {self._specials["pad_token"]})
+            content = without_tokens(content, {self._specials["pad_token"]})
         if self.chat_template is not None:
             write_atomically(folder / "chat_template.jinja", self.chat_template)
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
@@ -433,66 +441,6 @@ class Tokenizer:
             now=self._now,
         )
         return Tokenizer(self._backend, **(as_it_is | changes))
-
-
-def with_special_tokens(
-    backend: tokenizers.Tokenizer, texts: Iterable[str]
-) -> tokenizers.Tokenizer:
-    """``backend`` in which ``texts`` are special tokens; new ones get ids over all others.
-
-    Those that are special already keep what else is said of them.
-    """
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    added = backend.get_added_tokens_decoder().values()
-    special = {token.content for token in added if token.special}
-    free = count(max(vocabulary.values(), default=-1) + 1)
-    made = [
-        (
-            AddedToken(text, special=True, normalized=False),
-            vocabulary[text] if text in vocabulary else next(free),
-        )
-        for text in texts
-        if text not in special
-    ]
-    return with_tokens(backend, made)
-
-
-def with_tokens(
-    backend: tokenizers.Tokenizer, tokens: Sequence[tuple[AddedToken, int]]
-) -> tokenizers.Tokenizer:
-    """``backend`` with these tokens as its own, each with its id."""
-    backend.add_tokens([token for token, _ in tokens])
-    ids = {token.content: i for token, i in tokens}
-    if all(backend.token_to_id(text) == i for text, i in ids.items()):
-        return backend
-    parsed = json.loads(backend.to_str())
-    for token in parsed["added_tokens"]:
-        token["id"] = ids.get(token["content"], token["id"])
-    return backend_of(json.dumps(parsed))
-
-
-def backend_of(content: str) -> tokenizers.Tokenizer:
-    """The package's tokenizer of a ``tokenizer.json``, added tokens on the ids that it gives them.
-
-    The package numbers added tokens by counting the others, which in a vocabulary with holes is an
-    id that is taken: then they are written into the vocabulary itself.
-    """
-    backend = tokenizers.Tokenizer.from_str(content)
-    parsed = json.loads(content)
-    ids = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
-    if all(backend.token_to_id(text) == i for text, i in ids.items()):
-        return backend
-    parsed["model"]["vocab"] |= ids
-    return tokenizers.Tokenizer.from_str(json.dumps(parsed))
-
-
-def _without_tokens(content: str, texts: Container[str]) -> str:
-    """A ``tokenizer.json`` without some of its added tokens."""
-    parsed = json.loads(content)
-    parsed["added_tokens"] = [t for t in parsed["added_tokens"] if t["content"] not in texts]
-    vocabulary = parsed["model"]["vocab"]
-    parsed["model"]["vocab"] = {t: i for t, i in vocabulary.items() if t not in texts}
-    return json.dumps(parsed, ensure_ascii=False)
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -549,44 +497,6 @@ def bpe_from_vocabulary(
         begin_with(backend, bos)
     names = {} if bos is None else {"bos_token": bos}
     return Tokenizer(backend, eos=eos, pad=PAD, names=names, ends=ends, chat_template=chat_template)
-
-
-def begin_with(backend: tokenizers.Tokenizer, bos: str) -> None:
-    """Have every text begin with ``bos``, a token of ``backend``."""
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A",
-        pair=f"{bos} $A {bos} $B",
-        special_tokens=[(bos, backend.token_to_id(bos))],
-    )
-
-
-def byte_level(
-    model: models.BPE, *splits: Any, add_prefix_space: bool = False
-) -> tokenizers.Tokenizer:
-    """A byte-level tokenizer around ``model``, with GPT-2's splitting after other ``splits``."""
-    backend = tokenizers.Tokenizer(model)
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_]) if splits else bytes_
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in of each byte: itself if visible, else from U+0100 on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    chars = {chr(byte): byte for byte in visible}
-    return chars | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
-
-
-BYTE_OF = _byte_alphabet()
-
-
-def _bytes_of(token: str) -> bytes:
-    """What a token of the vocabulary stands for; one with other letters is its own text."""
-    if all(char in BYTE_OF for char in token):
-        return bytes(BYTE_OF[char] for char in token)
-    return token.encode()
 
 
 def _strips_behind(pieces: Sequence[Piece], special: Mapping[str, AddedToken]) -> bool:
