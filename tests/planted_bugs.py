@@ -326,8 +326,8 @@ PLANTS = (
         32,
         "the reward model is centred on comparisons instead of demonstrations",
         "experiments/reward.py",
-        "centre = float(np.nanmean(score(params, answers).scores))",
-        "score(params, answers)",
+        "centre = float(np.nanmean(score(params, some(demonstrated)).scores))",
+        "score(params, some(demonstrated))",
         f"{BUGS}demonstrations_score_zero",
     ),
     Plant(
