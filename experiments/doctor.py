@@ -22,6 +22,7 @@ from rich.table import Table
 from experiments import pretrain
 from experiments.doctor_checks import Patient, examine
 from experiments.inputs import load_corpora
+from experiments.kept import kept_step, run_of
 from experiments.trained import Trained, load_trained, merged, same_tokenizer, with_adapters
 from rlhf_jax import cli
 from rlhf_jax.config import (
@@ -110,13 +111,14 @@ def chain_models(
 
 
 def is_finished(folder: Path) -> bool:
-    return (folder / "model.json").is_file() and (folder / "final").is_dir()
+    final = (folder / "model.json").is_file() and (folder / "final").is_dir()
+    return final or kept_step(folder) is not None
 
 
 def record(folder: Path, config_class: type):
     """The config that a run folder was made with; None if it keeps none that can be read."""
     with suppress(InputError, FileNotFoundError):  # the rows that need it will say "not run"
-        saved = cli.read_json(folder / "config.json")
+        saved = cli.read_json(run_of(folder) / "config.json")
         return saved if isinstance(saved, config_class) else None
 
 

@@ -143,7 +143,7 @@ def run(config: DPOConfig) -> dict:
                 show=("loss", "accuracy"),
             )
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(combine(frozen, state.params)))
+                stage.log_evaluation(evaluate(combine(frozen, averaged_params(state))))
             stage.checkpoint(state)
 
         # Save

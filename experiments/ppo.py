@@ -6,9 +6,7 @@
 maximise E[r(x, y) − β log π(y|x)/π_SFT(y|x)] + γ E_pretrain[log π(x)]   (Ouyang et al. 2022, eq. 2)
 """
 
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ import numpy as np
 from jax.random import fold_in, split
 
 from experiments.inputs import load_corpora, text_stream
+from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
     at_the_time_of,
@@ -247,9 +246,7 @@ def run(config: PPOConfig) -> dict:
 
 def check_reward_model(config: PPOConfig) -> None:
     """Raise RunError if the reward model is under the gate: PPO optimises whatever it is given."""
-    done = Path(config.reward) / "DONE"
-    summary = json.loads(done.read_text()) if done.is_file() else {}
-    accuracy = summary.get("heldout", {}).get("eval/accuracy")
+    accuracy = figures_of(config.reward).get("eval/accuracy")
     if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
         return
     found = "has no measured accuracy"

@@ -86,7 +86,7 @@ def run(config: PretrainConfig) -> dict:
             state, metrics = update(state, batch, fold_in(k_train, step))
             stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(combine(frozen, state.params)))
+                stage.log_evaluation(evaluate(combine(frozen, averaged_params(state))))
             stage.checkpoint(state)
 
         # Save

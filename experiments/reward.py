@@ -140,7 +140,7 @@ def run(config: RewardConfig) -> dict:
                 show=("loss",),
             )
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(combine(frozen, state.params))[0])
+                stage.log_evaluation(evaluate(combine(frozen, averaged_params(state)))[0])
             stage.checkpoint(state)
 
         # Save

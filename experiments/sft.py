@@ -157,7 +157,7 @@ def run(config: SFTConfig) -> dict:
             state, metrics = update(state, batch, fold_in(key, step))
             stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
-                stage.log_evaluation(evaluate(combine(frozen, state.params)))
+                stage.log_evaluation(evaluate(combine(frozen, averaged_params(state))))
             stage.checkpoint(state)
 
         # Save

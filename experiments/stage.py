@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from experiments.identity import LENGTHS, STARTS_FROM, data_of, inputs, why_not_longer
+from experiments.kept import measured_after
 from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
@@ -140,6 +141,7 @@ class Stage:
                     keep_best=self.run_config.keep_best if self._best[0] else 0,
                     best_metric=self._best[0] or None,
                     best_mode=self._best[1],
+                    measured=self._shorter(),
                 )
             )
             folder = self.run_config.dir / "profile"
@@ -181,6 +183,10 @@ class Stage:
             return {}
         models = inputs(self.config, STARTS_FROM, model_digest)
         return {"models": models, "data": data_of(self.config)}
+
+    def _shorter(self) -> dict[int, dict[str, float]]:
+        """Figures of the last steps of the finished runs that this one is longer than."""
+        return measured_after(self.run_config.dir) if self._run.done is None else {}
 
     def _lengths(self) -> list[str]:
         return [name for name in LENGTHS if hasattr(self.config, name)]
@@ -277,9 +283,13 @@ class Stage:
         self._log.samples(self.done, rows)
 
     def checkpoint(self, state: TrainState, **extra: float) -> None:
-        """Save if it is time, if this was the last step, or if asked to stop (then exit)."""
+        """Save if it is time, if this was the last step, or if asked to stop (then exit).
+
+        A step that is measured as one of the best is saved, whenever it is.
+        """
         stopping = self._stopping or self.done == self._stop_after
-        if not (stopping or self._last or self.done % self.run_config.save_every == 0):
+        due = self._last or self.done % self.run_config.save_every == 0
+        if not (stopping or due or self._checkpoints.is_best(self._evaluation)):
             return
         self._log.flush()  # raises before a state after a NaN can be saved
         check_finite(state.params, self.done)
@@ -308,6 +318,7 @@ class Stage:
             "peak_memory_mib": round(peak_memory()),
             **self._notes,
             **results,
+            **({"shorter": shorter} if (shorter := self._shorter()) else {}),
         }
         if params is not None:
             folder = self.run_config.dir / "final"

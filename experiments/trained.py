@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from rlhf_jax.cli import from_dict, to_dict
-from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig
+from experiments.kept import Kept, is_run, kept_digest, kept_step, load_kept, run_of
+from rlhf_jax.cli import from_dict, read_json, to_dict
+from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
@@ -87,6 +88,7 @@ def load_trained(
 ) -> Trained:
     """The model in a finished stage's run folder, a Hugging Face checkpoint, or a .gguf file.
 
+    Or a step that a run has kept (experiments/kept.py), of PPO the network of this ``kind``.
     A language model's adapters are merged into its weights: the next stage adds its own. Those of
     a reward model stay apart, so that it can share the weights below them: what it has in common
     with ``share`` will be the same arrays.
@@ -94,7 +96,11 @@ def load_trained(
     With ``shardings`` each process reads from a run only the parts that lie on its devices.
     Raises InputError naming ``flag`` if there is none, or one of another kind.
     """
-    trained = load_any(path, flag=flag, shardings=shardings)
+    kept = kept_step(path)
+    if kept is not None and kind == "scalar" and "value" in _read_card(kept.run, flag):
+        trained = load_value(path)
+    else:
+        trained = load_any(path, flag=flag, shardings=shardings)
     if trained.kind != kind:
         names = {"lm": "a language model", "scalar": "a reward or value model"}
         raise InputError(f"--{flag} {path} is {names[trained.kind]}, expected {names[kind]}")
@@ -105,16 +111,19 @@ def load_trained(
 
 def training_config(path: Path) -> dict:
     """The config that a run folder's model was trained with; empty for a model from elsewhere."""
-    is_run = all((path / name).is_file() for name in ("config.json", "model.json"))
-    return read_run(path, stage=None).config if is_run else {}
+    run = run_of(path)
+    return read_run(run, stage=None).config if is_run(run) else {}
 
 
 def model_digest(path: Path) -> str | None:
     """What tells one model from another, wherever its folder is: a digest of its weights.
 
-    A finished run's is that of its parameters, a checkpoint's that of its files of weights. None
-    where there is neither.
+    That of a finished run, or of a step that it has kept, is of the parameters, a checkpoint's that
+    of its files of weights. None where there is none of them.
     """
+    kept = kept_step(path)
+    if kept is not None:
+        return kept_digest(kept)
     done = read_done(path)
     if done is not None:
         return done.get("params_sha256")
@@ -196,15 +205,20 @@ def load_any(
         return _load_gguf(path)
     if is_checkpoint(path):
         return _load_checkpoint(path, shardings)
+    kept = kept_step(path)
+    if kept is not None:
+        return _load_step(kept, flag, shardings)
     return _load_run(path, flag, shardings)
 
 
 def load_value(path: Path) -> Trained:
-    """The value network in the newest checkpoint of a PPO run."""
+    """The value network in a checkpoint of a PPO run, the newest unless ``path`` names another."""
+    kept = kept_step(path) or Kept(path, "latest")
+    path = kept.run
     card = _read_card(path, "source")
     if "value" not in card:
         raise InputError(f"{path} has no value network, expected a run folder of PPO")
-    params = load_params(path / "checkpoints")
+    params = load_kept(kept)
     tokenizer = load_tokenizer(path / "tokenizer")
     network = "value" if "value" in params else "policy"  # a shared trunk: its head is in there
     params = params[network]
@@ -216,16 +230,31 @@ def load_value(path: Path) -> Trained:
     return Trained(model, card["vocab_size"], tokenizer, params, "scalar")
 
 
-def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
-    """The weights below the adapters of a PPO run, of which its checkpoints hold the rest.
+def _load_step(kept: Kept, flag: str, shardings: Shardings | None) -> Trained:
+    """What a stage would have handed on after a step; of a reward model without normalisation."""
+    card = _read_card(kept.run, flag)
+    model = from_dict(ModelConfig, card["model"], str(kept.run / "model.json"))
+    params = load_kept(kept, shardings=shardings)
+    params = params["policy"] if "value" in card else params
+    if has_adapters(params):
+        params = combine(frozen_below(kept.run, "policy"), params)
+    if card["kind"] == "scalar":
+        say(f"{kept.run}@{kept.step}: its scores are not normalised, as a finished run's are")
+    params |= {"trunk": as_layout(params["trunk"], model)}
+    tokenizer = load_tokenizer(kept.run / "tokenizer")
+    return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])
 
-    Raises InputError if the model that they are of is gone, or is another now.
+
+def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
+    """The weights below the adapters of a run, of which its checkpoints hold the rest.
+
+    ``network`` is of PPO; of another stage it is "policy". Raises InputError if the model that the
+    weights are of is gone, or is another now.
     """
-    saved = read_run(path, stage="ppo")
-    config = from_dict(PPOConfig, saved.config, str(path / "config.json"))
-    field = (
-        "init" if network == "policy" else "reward" if config.value_init is None else "value_init"
-    )
+    saved, config = read_run(path, stage=None), read_json(path / "config.json")
+    field = "init"
+    if network == "value":
+        field = "reward" if config.value_init is None else "value_init"
     below = getattr(config, field)
     was = saved.models.get(field)
     if was is not None and model_digest(below) != was.digest:
@@ -238,7 +267,8 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     else:
         trained = load_trained(below, flag=field.replace("_", "-"), kind="scalar")
     trained = with_adapters(trained, config.lora, seed=config.run.seed, what=f"{network} network")
-    return partition(trained.params)[1]
+    frozen = partition(trained.params)[1]
+    return {"trunk": frozen["trunk"]} if saved.stage == "reward" else frozen
 
 
 def at_the_time_of(trained: Trained, run_dir: Path) -> Trained:
@@ -265,7 +295,7 @@ def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
     if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
         raise InputError(
             f"--{flag} {folder}: expected the run folder of a finished stage, a Hugging Face "
-            "checkpoint (config.json and safetensors) or a .gguf file"
+            f"checkpoint (config.json and safetensors) or a .gguf file{steps_of(folder)}"
         )
     card = _read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
@@ -277,6 +307,13 @@ def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
     params |= {"trunk": as_layout(params["trunk"], model)}
     tokenizer = load_tokenizer(folder / "tokenizer")
     return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])
+
+
+def steps_of(folder: Path) -> str:
+    """What a run that is not finished can be read as, for the end of a sentence."""
+    steps = list_steps(folder / "checkpoints")
+    words = " or ".join(f"{folder}@{step}" for step in ("latest", *steps))
+    return f"; steps that this run has kept are given as {words}" if steps else ""
 
 
 def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ from rlhf_jax.training.progress import say
 from rlhf_jax.types import Params, TrainState
 
 SCHEMA = 1
+NOTHING: Mapping[int, Mapping[str, float]] = MappingProxyType({})
 
 
 class Restored(NamedTuple):
@@ -57,6 +59,7 @@ class Checkpoints:
         keep_latest: How many of the newest steps to keep.
         keep_best: How many steps to keep besides, by ``best_metric``.
         best_metric: A name in ``save``'s metrics; steps without a finite value are never best.
+        measured: Figures of steps that were measured after they were saved.
         otherwise: What a failed save leaves when no step was saved here before.
 
     Raises RunError when a save fails (disk full), from the next ``save``, ``wait`` or the end of
@@ -71,6 +74,7 @@ class Checkpoints:
         keep_best: int,
         best_metric: str | None,
         best_mode: Literal["max", "min"],
+        measured: Mapping[int, Mapping[str, float]] = NOTHING,
         otherwise: str = "there is no earlier checkpoint",
     ):
         if keep_latest < 1:
@@ -78,7 +82,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._keep_latest, self._keep_best = keep_latest, keep_best
         self._best_metric, self._best_mode = best_metric, best_mode
-        self._otherwise = otherwise
+        self._measured, self._otherwise = measured, otherwise
         self._scores: dict[int, float] = {}
         self._pending: tuple[int, Callable[[], Any]] | None = None
 
@@ -93,7 +97,9 @@ class Checkpoints:
             remove_temporary(self.folder)
         for step in list_steps(self.folder):
             try:
-                self._scores[step] = score(read_info(self.folder / str(step)))
+                info = read_info(self.folder / str(step))
+                info["metrics"] = {**self._measured.get(step, {}), **info["metrics"]}
+                self._scores[step] = score(info)
             except Damaged:  # restore_latest reports it, if it comes to it
                 self._scores[step] = -math.inf
         return self
@@ -190,6 +196,13 @@ class Checkpoints:
                 f"every checkpoint in {self.folder} is damaged; remove the folder to start anew"
             )
         return None
+
+    def is_best(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether a step with these figures is among the best that are kept."""
+        best = [self._best_metric, self._best_mode]
+        mine = score({"best": best, "metrics": metrics})
+        better = sum(other >= mine for other in self._scores.values())
+        return math.isfinite(mine) and better < self._keep_best
 
     def _kept_steps(self) -> set[int]:
         steps = list_steps(self.folder)
@@ -312,10 +325,24 @@ def score(info: dict[str, Any]) -> float:
     return -math.inf if value is None else value if mode == "max" else -value
 
 
-def best_step(folder: Path, steps: list[int]) -> int:
-    best, step = max((score(read_info(folder / str(step))), step) for step in steps)
+def best_step(
+    folder: Path, steps: list[int], *, measured: Mapping[int, Mapping[str, float]] = NOTHING
+) -> int:
+    """The best of ``steps`` by the metric that they were saved with.
+
+    ``measured``: figures of steps that were measured after they were saved.
+    """
+    scores = []
+    for step in steps:
+        info = read_info(folder / str(step))
+        info["metrics"] = {**measured.get(step, {}), **info["metrics"]}
+        scores.append((score(info), step))
+    best, step = max(scores)
     if best == -math.inf:
-        raise InputError(f"{folder}: no checkpoint was saved with the metric that decides on best")
+        raise InputError(
+            f"{folder}: of the steps {', '.join(map(str, steps))} none has a held-out figure that "
+            "would decide which is best"
+        )
     return step
 
 

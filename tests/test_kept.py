@@ -1,0 +1,159 @@
+"""Steps that a run has kept are models for every command: RUN@STEP, RUN@latest, RUN@best."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from experiments import convert
+from experiments.kept import figures_of
+from experiments.stage import Stage
+from experiments.trained import (
+    load_trained,
+    load_value,
+    model_digest,
+    save_model_card,
+    training_config,
+    with_adapters,
+)
+from rlhf_jax.config import ConvertConfig, LoRAConfig, OptimConfig, PPOConfig, RunConfig, SFTConfig
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.lora import combine, merge_adapters, partition
+from rlhf_jax.training.checkpoints import params_sha256
+from rlhf_jax.types import TrainState
+
+BYTES = train_bpe([""], vocab_size=258)
+LOSS = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("kept") / "init", BYTES)
+
+
+def at(params, step):
+    return jax.tree.map(lambda x: x + step, params)
+
+
+def train(config, trained, name="sft", *, params=None, value=None, ema=False, until=None):
+    """Parameters at step n are those of the start plus n; returns what trains and what does not."""
+    start, frozen = partition(trained.params if params is None else params)
+    with Stage(config, name, best=("eval/loss", "min")) as stage:
+        card = dict(kind="lm", value=value)
+        save_model_card(config.run.dir, trained.model, trained.vocab_size, BYTES, **card)
+        average = start if ema else None
+        state = stage.restore(TrainState(jnp.int32(0), start, (), average))
+        for step in stage.steps(4):
+            average = at(start, -step - 1) if ema else None
+            state = TrainState(jnp.int32(step + 1), at(start, step + 1), (), average)
+            stage.log({"loss": 1.0}, tokens=1, show=())
+            if stage.due(config.run.eval_every):
+                stage.log_evaluation({"eval/loss": LOSS[step + 1]})
+            if until == step + 1:
+                raise KeyError("the run fails here")
+            stage.checkpoint(state)
+        final = combine(frozen, average if ema else state.params)
+        stage.finish(final, heldout={"eval/loss": LOSS[4]})
+    return start, frozen
+
+
+def frame(folder, **changes):
+    plain = dict(save_every=2, keep_latest=1, eval_every=1, log_every=1, tensorboard=False)
+    return RunConfig(dir=folder, compile_cache=None, tune_malloc=False, **plain | changes)
+
+
+def same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_steps_of_a_finished_run(init, tmp_path, ema):
+    config = SFTConfig(run=frame(tmp_path / "run", keep_latest=2), init=init)
+    trained = load_trained(init, flag="init")
+    start, _ = train(config, trained, ema=ema)
+    sign = -1 if ema else 1  # what a stage hands on is the average, where there is one
+    run = tmp_path / "run"
+    for name, step in {"run@2": 2, "run@latest": 4, "run@best": 2, "run/checkpoints/2": 2}.items():
+        found = load_trained(tmp_path / name, flag="init")
+        same(found.params, at(start, sign * step))
+        assert model_digest(tmp_path / name) == params_sha256(found.params)
+    assert model_digest(tmp_path / "run@latest") == model_digest(run)
+    assert figures_of(tmp_path / "run@2") == {"eval/loss": 1.0}
+    assert figures_of(tmp_path / "run@4") == figures_of(run) == {"eval/loss": 4.0}
+    assert training_config(tmp_path / "run@2") == training_config(run)
+    for wrong in ("run@3", "run@worst"):
+        with pytest.raises(InputError, match=f"{wrong}: expected one of 2, 4, latest, best"):
+            load_trained(tmp_path / wrong, flag="init")
+        assert model_digest(tmp_path / wrong) is None
+
+
+def test_the_last_step_is_best_though_it_is_measured_after_its_save(init, tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSS, 4, 0.5)
+    config = SFTConfig(run=frame(tmp_path / "run"), init=init)
+    start, _ = train(config, load_trained(init, flag="init"))
+    same(load_trained(tmp_path / "run@best", flag="init").params, at(start, 4))
+
+
+def test_best_of_every_measured_step_saved_for_it(init, tmp_path):
+    """Evaluations fall between the saves; a failed run's steps are models too."""
+    config = SFTConfig(run=frame(tmp_path / "run", save_every=3, keep_latest=1), init=init)
+    with pytest.raises(KeyError):
+        train(config, load_trained(init, flag="init"), until=4)
+    assert (tmp_path / "run" / "FAILED").exists()
+    steps = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps == ["2", "3"]
+    best = load_trained(tmp_path / "run@best", flag="init")
+    assert model_digest(tmp_path / "run@2") == params_sha256(best.params)
+    with pytest.raises(InputError, match=r"finished stage.* given as .*run@latest or .*run@2"):
+        load_trained(tmp_path / "run", flag="init")
+    out = tmp_path / "exported"
+    convert.run(ConvertConfig("to-hf", tmp_path / "run" / "checkpoints" / "2", out=out))
+    same(load_trained(out, flag="init").params, best.params)
+
+
+def test_no_figures_no_best(init, tmp_path):
+    config = SFTConfig(run=frame(tmp_path / "run", eval_every=9), init=init)
+    with pytest.raises(KeyError):
+        train(config, load_trained(init, flag="init"), until=4)
+    with pytest.raises(InputError, match="of the steps 2 none has a held-out figure"):
+        load_trained(tmp_path / "run@best", flag="init")
+
+
+def test_a_step_of_adapters_stands_on_the_model_below(init, tmp_path):
+    lora = LoRAConfig(rank=2, alpha=4.0)
+    optim = OptimConfig(schedule="constant")
+    config = SFTConfig(run=frame(tmp_path / "run"), init=init, lora=lora, optim=optim)
+    trained = with_adapters(load_trained(init, flag="init"), lora, seed=config.run.seed)
+    start, frozen = train(config, trained)
+    whole = merge_adapters(combine(frozen, at(start, 2)), 2.0)
+    same(load_trained(tmp_path / "run@2", flag="init").params, whole)
+    assert model_digest(tmp_path / "run@2") != model_digest(tmp_path / "run@4")
+
+
+def test_ppo_keeps_both_networks(init, tmp_path):
+    policy = load_trained(init, flag="init")
+    reward = tiny.save_model(tmp_path / "reward", BYTES, kind="scalar")
+    critic = load_trained(reward, flag="reward", kind="scalar")
+    config = PPOConfig(run=frame(tmp_path / "run"), init=init, reward=reward)
+    both = {"policy": policy.params, "value": critic.params}
+    with pytest.raises(KeyError):
+        train(config, policy, "ppo", params=both, value=critic.model, until=3)
+    step = tmp_path / "run@2"
+    same(load_trained(step, flag="init").params, at(policy.params, 2))
+    found = load_trained(step, flag="value-init", kind="scalar")
+    same(found.params, at(critic.params, 2))
+    same(load_value(step).params, found.params)
+
+
+def test_a_folder_may_have_such_a_name(init, tmp_path):
+    folder = tmp_path / "run@2"
+    tiny.save_model(folder, BYTES)
+    assert load_trained(folder, flag="init").kind == "lm"
+    assert model_digest(Path(tmp_path / "nothing@2")) is None
+    with pytest.raises(InputError, match="nothing@2: expected the run folder"):
+        load_trained(tmp_path / "nothing@2", flag="init")
