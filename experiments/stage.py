@@ -310,7 +310,7 @@ class Stage:
 
     def finish(self, params: Params | None, **results: Any) -> dict[str, Any]:
         """Save the final parameters for the stages to come, write the summary, mark as done."""
-        seconds = time.monotonic() - self._started
+        seconds, shorter = time.monotonic() - self._started, self._shorter()
         summary = {
             "steps": self.done,
             "seconds": round(seconds, 1),
@@ -318,7 +318,7 @@ class Stage:
             "peak_memory_mib": round(peak_memory()),
             **self._notes,
             **results,
-            **({"shorter": shorter} if (shorter := self._shorter()) else {}),
+            **({"shorter": {str(n): f for n, f in shorter.items()}} if shorter else {}),
         }
         if params is not None:
             folder = self.run_config.dir / "final"
