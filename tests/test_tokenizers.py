@@ -7,6 +7,7 @@ import pytest
 from tokenizers import AddedToken, processors
 
 from rlhf_jax.data.byte_level import BYTE_OF
+from rlhf_jax.data.chat import Message
 from rlhf_jax.data.fates import of_prompts
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
@@ -341,6 +342,7 @@ NAMED = {
     "tokenizer_config": {"tokenizer_config": SETTINGS},
     "as an object": {"tokenizer_config": {"eos_token": {"content": EOS, "lstrip": False}}},
     "special_tokens_map": {"special_tokens_map": SETTINGS},
+    "null": {"special_tokens_map": SETTINGS, "tokenizer_config": {"eos_token": None}},
     "generation_config": {"generation_config": {"eos_token_id": 256}},
     "config": {"config": {"eos_token_id": 256}, "tokenizer_config": {"model_max_length": 8}},
 }
@@ -386,6 +388,29 @@ def test_tokens_that_other_files_add_keep_their_ids(tmp_path):
     assert tokenizer._added_by_text[TURN_END].rstrip
     assert (tokenizer.pad_id, tokenizer.vocab_size) == (261, 262)
     assert tokenizer.decode([257, 258, 259, 260]) == "toolspoon"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"additional_special_tokens": [BEGIN, {"content": TURN_END}]},
+        {"extra_special_tokens": {"begin": BEGIN, "end": TURN_END}},
+        {"bos_token": BEGIN, "sep_token": TURN_END, "mask_token": "<not there>"},
+    ],
+)
+def test_tokens_that_only_the_settings_call_special_are(tmp_path, settings):
+    """In ``vocab.json`` they stand among all others; a template's are ids, a person's are text."""
+    settings = (
+        SETTINGS
+        | settings
+        | {"chat_template": "<|begin|>{{ messages[0].content }}", "unk_token": "!"}
+    )
+    write(tmp_path, special=(EOS, BEGIN, TURN_END), tokenizer=False, tokenizer_config=settings)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode_chat((Message("user", "!<|turn_end|>"),))[:2] == [257, BYTES.index("!")]
+    assert not {257, 258} & set(tokenizer.encode(BEGIN + TURN_END))
+    assert tokenizer.decode([257, *tokenizer.encode("a!"), 258]) == "a!"
+    assert tokenizer.vocab_size == 260 and tokenizer.stray_special("a", "b<|begin|>") == BEGIN
 
 
 def test_a_token_that_becomes_the_end_of_text_keeps_what_is_said_of_it(tmp_path):

@@ -22,12 +22,19 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, processors
 
-from rlhf_jax.data.byte_level import backend_of, begin_with, byte_level, with_tokens
+from rlhf_jax.data.byte_level import (
+    backend_of,
+    begin_with,
+    byte_level,
+    with_special_tokens,
+    with_tokens,
+)
 from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer
 from rlhf_jax.errors import InputError, check_fetched
 
 SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
 """Classes of transformers whose ``vocab.json`` and ``merges.txt`` say all about them."""
+LISTS = ("additional_special_tokens", "extra_special_tokens")
 NAMES = ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -47,6 +54,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
             "encoder.json and vocab.bpe"
         )
     backend = with_tokens(backend, _added_tokens(folder, settings, backend))
+    backend.encode_special_tokens = True
+    backend = with_special_tokens(backend, _special(folder, settings, backend))
     named = _named(folder, settings)
     ends = _end_ids(folder, settings)
     eos = named.pop("eos_token", None) or next(filter(None, map(backend.id_to_token, ends)), None)
@@ -140,10 +149,28 @@ def _added_tokens(
 
 def _named(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Special tokens by name."""
-    found = _json_of(folder / "special_tokens_map.json") | dict(settings)
+    mapped = _json_of(folder / "special_tokens_map.json")
     names = ("eos_token", "pad_token", *NAMES)
-    named = {name: _content(found.get(name)) for name in names}
+    named = {name: _content(settings.get(name)) or _content(mapped.get(name)) for name in names}
     return {name: token for name, token in named.items() if token}
+
+
+def _special(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str]:
+    """Special tokens that the vocabulary may hold like others: all of the lists, and named ones."""
+    listed = []
+    for found in (settings, _json_of(folder / "special_tokens_map.json")):
+        for name in LISTS:
+            tokens = found.get(name) or ()
+            listed += tokens.values() if isinstance(tokens, dict) else tokens
+    more = [token for name, token in _named(folder, settings).items() if name in NAMES]
+    known = [token for token in more if backend.token_to_id(token) is not None]
+    texts = dict.fromkeys([*map(_content, listed), *known])
+    # A piece that a text is made of cannot be special: texts would lose it.
+    return [
+        text
+        for text in texts
+        if backend.encode(text, add_special_tokens=False).ids != [backend.token_to_id(text)]
+    ]
 
 
 def _end_ids(folder: Path, settings: Mapping[str, Any]) -> list[int]:
