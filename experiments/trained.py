@@ -348,7 +348,11 @@ def _load_adapter(folder: Path, flag: str, base: Path | None) -> Trained:
 
 def _load_gguf(path: Path) -> Trained:
     imported, vocabulary = load_gguf(path)
-    return _imported(path, imported, bpe_from_vocabulary(**vocabulary._asdict()))
+    try:
+        tokenizer = bpe_from_vocabulary(**vocabulary._asdict())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return _imported(path, imported, tokenizer)
 
 
 def _imported(path: Path, imported: Imported, tokenizer: Tokenizer) -> Trained:

@@ -47,6 +47,7 @@ def write(
     tokenizer="gpt2",
     without="",
     tokens=TOKENS,
+    pre="gpt-2",
     eos=1,
     kinds=(3, 3),
     vocabulary=None,
@@ -65,7 +66,7 @@ def write(
     for name, value in fields.items():
         writer.add_uint32(f"llama.{name}", value)
     writer.add_tokenizer_model(tokenizer)
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([*kinds, *[1] * (ROWS - len(kinds))])
     for name, value in (vocabulary or {}).items():
@@ -135,6 +136,7 @@ def test_quantised_blocks_are_rounded_to_a_255th(params, tmp_path):
         (dict(architecture="mamba"), "architecture 'mamba' is not supported"),
         (dict(tokenizer="llama"), "tokenizer 'llama' is no byte-level BPE"),
         (dict(expert_count=8), "expert_count=8"),
+        (dict(pre="llama-bpe"), r"m\.gguf: pre-tokenizer 'llama-bpe' is not supported"),
     ],
 )
 def test_what_is_not_supported_is_named(params, tmp_path, options, message):

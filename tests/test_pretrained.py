@@ -312,6 +312,10 @@ WRONG = {
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "holds its weights as pytorch_model.bin; only safetensors are read",
     ),
+    "GGUF": (
+        lambda f: (f / "model.safetensors").rename(f / "model.gguf"),
+        "holds its weights as model.gguf: give that file",
+    ),
     "unfinished download": (
         lambda f: (f / "model.safetensors").rename(f / "model.safetensors.incomplete"),
         "the download of model.safetensors.incomplete has not finished",
@@ -522,6 +526,7 @@ def read_fields(shape, **changes):
         ("llama", dict(attention_bias=True), "attention_bias=True is not supported"),
         ("llama", dict(logits_scaling=8.0, embedding_multiplier=12.0), "embedding_multiplier=12.0"),
         ("llama", dict(final_logit_softcapping=30.0), "final_logit_softcapping"),
+        ("llama", dict(rms_norm_eps=float("nan")), "rms_norm_eps=nan, expected a number"),
         ("llama", dict(num_hidden_layers=0), "num_hidden_layers=0, expected a whole number over 0"),
         ("gpt2", dict(add_cross_attention=True), "add_cross_attention=True is not supported"),
         ("gpt2", dict(layer_norm_epsilon="tiny"), "layer_norm_epsilon='tiny', expected a number"),

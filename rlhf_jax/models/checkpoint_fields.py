@@ -1,5 +1,6 @@
 """Strict reading of a ``config.json``: a field that changes the outputs is never passed over."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class Fields:
         kind = kind if default is None else type(default)
         kinds = (int, float) if kind is float else kind
         fits = isinstance(value, kinds) and (isinstance(value, bool) == (kind is bool))
+        fits &= not isinstance(value, float) or math.isfinite(value)
         if not fits or (default is None and value <= 0):
             over = " over 0" if default is None else ""
             raise InputError(f"{self.file}: {name}={value!r}, expected {KINDS[kind]}{over}")

@@ -118,6 +118,8 @@ def _why_not(folder: Path, present: list[Path]) -> str:
         )
     if unfinished := matching(UNFINISHED):
         return f"{folder}: the download of {unfinished[0]} has not finished"
+    if files := matching(("*.gguf",)):
+        return f"{folder} holds its weights as {files[0]}: give that file instead of its folder"
     if others := matching(OTHER_FORMATS):
         return (
             f"{folder} holds its weights as {others[0]}; only safetensors are read (other files "
