@@ -54,6 +54,7 @@ OBJECTIVES, UPDATE = "tests/test_objectives.py::test_", "tests/test_updates.py::
 TRANSFORMER, SAMPLING = "tests/test_transformer.py::test_", "tests/test_generate.py::test_"
 OPTIMIZER, PRETRAINED = "tests/test_optimizers.py::test_", "tests/test_pretrained.py::test_"
 CHAT, TOKENIZERS = "tests/test_chat.py::test_", "rlhf_jax/data/tokenizers.py"
+SETTINGS = "tests/test_settings.py::test_"
 
 PLANTS = (
     Plant(
@@ -516,6 +517,22 @@ PLANTS = (
         "isinstance(row, Demonstration) and not as_text(row.completion).strip()",
         "isinstance(row, Demonstration) and row.completion is None",
         "tests/test_formats.py::test_rows_that_teach_nothing_are_left_out",
+    ),
+    Plant(
+        81,
+        "a horizon under a fifth of the batch makes the KL coefficient negative",
+        "rlhf_jax/config/stages.py",
+        "self.kl.target == 0 or self.kl.horizon > self.batch_size / 5",
+        "self.kl.target == 0 or self.kl.horizon > 0",
+        f"{SETTINGS}the_kl_coefficient_stays_over_zero[128]",
+    ),
+    Plant(
+        82,
+        "a number that is 0 is not checked",
+        "rlhf_jax/config/bounds.py",
+        'problem = "" if each is None else number.problem(each)',
+        'problem = "" if not each else number.problem(each)',
+        f"{SETTINGS}a_number_is_sane_or_refused_by_name[RunConfig-save_every-int]",
     ),
     Plant(
         91,

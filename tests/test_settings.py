@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import pathlib
+import re
 import sys
 import typing
 
@@ -103,6 +104,15 @@ MAY_BE = {
 """Which of ``TRIED`` each field takes; a field that is not here takes none."""
 
 
+def refusal(action) -> str:
+    """What InputError says of it; empty if it is taken."""
+    try:
+        action()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def with_numbers(hint) -> bool:
     """Whether an annotation has a number in it, bounded or not."""
     inside = [part for part in typing.get_args(hint) if not isinstance(part, str)]
@@ -144,8 +154,8 @@ def test_a_number_is_sane_or_refused_by_name(name, field, kind):
         if tried in MAY_BE.get(name, {}).get(field, "").split():
             assert getattr(dataclasses.replace(config, **{field: value}), field) == value
         else:
-            with pytest.raises(InputError, match=rf"\b{field}=.*: expected a"):
-                dataclasses.replace(config, **{field: value})
+            said = refusal(lambda value=value: dataclasses.replace(config, **{field: value}))
+            assert re.search(rf"\b{field}=.*: expected a", said)
 
 
 def test_a_preset_cannot_hide_another_type():
@@ -217,8 +227,8 @@ def test_the_kl_coefficient_stays_over_zero(batch_size):
         num_minibatches=1,
     )
     assert update(config, kl=0.0) > 0
-    with pytest.raises(InputError, match=r"kl\.horizon"):
-        dataclasses.replace(config, kl=KLConfig(coef=0.1, target=3.0, horizon=batch_size / 5))
+    shortest = KLConfig(coef=0.1, target=3.0, horizon=batch_size / 5)
+    assert "kl.horizon" in refusal(lambda: dataclasses.replace(config, kl=shortest))
 
 
 def update(config: PPOConfig, *, kl: float) -> float:
