@@ -93,6 +93,7 @@ MAY_BE = {
     "RunConfig": {
         **{"seed": "0", "data_seed": "0", "keep_best": "0"},
         **{"eval_every": "0", "stop_after": "0", "profile": "0"},
+        "preempted_exit_code": "0",
     },
     "SFTConfig": {"heldout_fraction": "0", "pretrain_mix": "0", "dropout": "0"},
     "SampleConfig": {"seed": "0"},
