@@ -33,7 +33,7 @@ SAMPLING = SamplingConfig(temperature=1.0)
 
 def adam(lr: float, **changes) -> OptimConfig:
     """Adam with β₂ = 0.95, no weight decay, cosine to 10 % without warm-up."""
-    return OptimConfig(lr=lr, b2=0.95, weight_decay=0.0, **changes)
+    return OptimConfig(lr=lr, b2=0.95, weight_decay=0.0, **{"warmup_steps": 0} | changes)
 
 
 def get_config() -> InstructGPTConfig:

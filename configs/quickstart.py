@@ -64,6 +64,8 @@ def get_config() -> InstructGPTConfig:
         ),
         sft=SFTConfig(
             **LENGTHS,
+            block_size=64,
+            allow_cut=True,  # 15 % of the demonstrations are longer than an answer may be
             pretrain_data=text,
             optim=muon(5e-3, adam_lr=1e-3, warmup_steps=10),
             batch_size=20,

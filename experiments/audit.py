@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.reward_scores import fold_held_out, make_scorer
-from experiments.trained import Trained, load_trained, training_config
+from experiments.trained import Trained, load_trained, trained_lengths
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
 from rlhf_jax.data.chat import as_text
@@ -108,7 +108,7 @@ def gain_of(path: Path) -> float:
 def with_lengths(config: AuditConfig, path: Path) -> AuditConfig:
     """``config`` with the lengths that the reward model was trained with where none are given."""
     missing = [n for n in ("prompt_length", "response_length") if getattr(config, n) is None]
-    trained = training_config(path)
+    trained = trained_lengths(path)
     if missing and not trained.keys() >= set(missing):
         raise InputError(
             f"{path} does not say with what lengths it was trained: "

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.fit import check_cut, fit_prompts
 from experiments.sampling import make_sampler, prompt_report
 from experiments.stage import Stage
 from experiments.trained import load_trained
@@ -20,7 +21,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
 from rlhf_jax.data.chat import as_json, as_text
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.data.formats import read_prompts
+from rlhf_jax.data.formats import Prompt, read_prompts
 from rlhf_jax.errors import check
 from rlhf_jax.feedback.labelers import (
     SimulatedLabeler,
@@ -42,22 +43,27 @@ def run(config: CompareConfig) -> dict:
         # Data and model
         parallel = make_parallel(config.parallel)
         policy = load_trained(config.init, flag="init")
-        policy.model.check_context(
-            prompt_length=config.prompt_length, response_length=config.response_length
-        )
         total = config.num_prompts + config.heldout_prompts
         prompts = [row.prompt for row in read_prompts(config.prompts)][:total]
         check_enough(len(prompts), config, str(config.prompts))
         task = read_task(config.task, config.source)
         check_prompts(task, list(map(as_text, prompts)))
-        stage.note_rows(prompts=prompt_report(prompts, policy.tokenizer, config.prompt_length))
+        context = policy.model.context
+        rows = map(Prompt, prompts)
+        trained = dict(trained=(config.init,), context=context)
+        config = fit_prompts(config, rows, policy.tokenizer, **trained, stage="compare")
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        policy.model.check_context(**lengths)
+        report = prompt_report(prompts, policy.tokenizer, config.prompt_length)
+        check_cut(report, config, context=context, stage="compare")
+        stage.note_rows(prompts=report)
+        stage.note(lengths=lengths)
         sampler = make_sampler(
             make_language_model(policy.model, policy.vocab_size),
             policy.tokenizer,
             parallel,
             config.sampling,
-            prompt_length=config.prompt_length,
-            response_length=config.response_length,
+            **lengths,
             prompts_per_batch=config.prompts_per_batch,
             responses_per_prompt=config.responses_per_prompt,
         )

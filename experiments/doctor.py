@@ -21,6 +21,7 @@ from rich.table import Table
 
 from experiments import pretrain
 from experiments.doctor_checks import Patient, examine
+from experiments.fit import fit_prompts
 from experiments.inputs import load_corpora
 from experiments.kept import kept_step, run_of
 from experiments.trained import Trained, load_trained, merged, same_tokenizer, with_adapters
@@ -33,6 +34,7 @@ from rlhf_jax.config import (
     SFTConfig,
     TextDataConfig,
 )
+from rlhf_jax.data.formats import Prompt, iterate
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.evaluation.invariants import Finding
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
@@ -81,6 +83,14 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
         value = load_trained(ppo.value_init, flag="value-init", kind="scalar")
     same_tokenizer(policy, reward, ("init", "reward"))
     same_tokenizer(policy, value, ("init", "value-init"))
+    ppo = fit_prompts(
+        ppo,
+        iterate(ppo.prompts, Prompt),
+        policy.tokenizer,
+        trained=(ppo.init, ppo.reward),
+        context=min(policy.model.context, reward.model.context, value.model.context),
+        stage="doctor",
+    )
     actor, critic = (with_adapters(m, ppo.lora, seed=ppo.run.seed) for m in (policy, value))
     return Patient(ppo, policy, reward, actor, critic, fresh, sft, comparisons)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.sft import fit
 from experiments.trained import Trained
 from rlhf_jax.config import (
     ParallelConfig,
@@ -214,16 +215,17 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
         reason = f"{p.sft.data} is not there" if p.sft else f"{p.ppo.init} names no demonstrations"
         return [not_run("demonstrations", reason), untrained if "policy" in p.fresh else sampled]
     rows = list(islice(iterate(p.sft.data, Demonstration), ROWS))
+    c = fit(p.sft, rows, p.policy.tokenizer, context=p.policy.model.context)
     batch, report = encode_demonstrations(
         rows,
         p.policy.tokenizer,
-        block_size=p.sft.block_size,
-        prompt_length=p.sft.prompt_length,
-        response_length=p.sft.response_length,
+        block_size=c.block_size,
+        prompt_length=c.prompt_length,
+        response_length=c.response_length,
         target="response",
     )
     targets = dict(end_ids=p.policy.tokenizer.end_ids, demonstrations=report.kept)
-    limit = dict(length=p.sft.response_length, bound=0.25)
+    limit = dict(length=c.response_length, bound=0.25)
     findings = [
         of_data.ends_are_targets(batch.tokens, batch.loss_mask, **targets),
         of_data.demonstrations_fit(sum(report.left_out.values()), len(rows), **limit),

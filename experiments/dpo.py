@@ -10,12 +10,14 @@ implicit reward. What PPO has to beat.
 """
 
 from functools import partial
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
+from experiments.fit import check_cut, check_pace, fit_pairs
 from experiments.stage import Stage
 from experiments.trained import at_the_time_of, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
@@ -57,15 +59,20 @@ def run(config: DPOConfig) -> dict:
         sft = at_the_time_of(sft, config.run.dir)
         policy = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer, model = policy.tokenizer, policy.model
-        model.check_context(
-            prompt_length=config.prompt_length, response_length=config.response_length
-        )
-        save_model_card(config.run.dir, model, policy.vocab_size, tokenizer, kind="lm")
         rows = load_comparisons(config.data, data_dir=config.cache)
         if config.heldout is not None:
             heldout = load_comparisons(config.heldout, data_dir=config.cache)
         else:
             rows, heldout = split(rows, heldout_fraction=config.heldout_fraction)
+
+        config = fit_pairs(
+            config, chain(rows, heldout), tokenizer, context=model.context, stage="dpo"
+        )
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        model.check_context(**lengths)
+        stage.note(lengths=lengths)
+        card = dict(kind="lm", lengths=lengths)
+        save_model_card(config.run.dir, model, policy.vocab_size, tokenizer, **card)
 
         def comparisons(rows, batch_size, seed, mine=None):
             return comparison_batches(
@@ -81,11 +88,19 @@ def run(config: DPOConfig) -> dict:
         batches = comparisons(
             rows, config.batch_size, config.run.data_seed, parallel.rows(config.batch_size)
         )
-        stage.note_rows(comparisons=batches.report)
+        check_cut(batches.report, config, context=model.context, stage="dpo")
+        heldout_batches = []
+        if len(heldout):
+            stream = comparisons(heldout, config.batch_size, None)
+            stage.note_rows(heldout_comparisons=stream.report)
+            heldout_batches = list(stream)
+        stage.note_rows(comparisons=batches.report.with_left_out(rows.left_out))
 
         # Model and states
         lm = make_language_model(model, policy.vocab_size)
         total = config.epochs * batches.steps_per_epoch
+        pace = dict(rows=batches.rows, batch_size=config.batch_size)
+        check_pace("dpo", total, **pace, optim=config.optim)
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         params, frozen = partition(policy.params)
@@ -121,10 +136,10 @@ def run(config: DPOConfig) -> dict:
 
         def evaluate(params):
             """Whether the implicit reward orders held-out pairs as people did."""
-            stream = comparisons(heldout, config.batch_size, None)
+            if not heldout_batches:
+                return {}
             found = []
-            for _ in range(stream.steps_per_epoch):
-                rows = next(stream)
+            for rows in heldout_batches:
                 batch = parallel.shard_whole(rows)
                 ratio = logprobs_fn(params, batch) - logprobs_fn(ref_params, batch)
                 found.append((parallel.fetch(config.beta * ratio), rows.ranks))

@@ -13,6 +13,7 @@ its samples by reward model.
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ import numpy as np
 
 from experiments import safety
 from experiments.answers import with_cache
-from experiments.inputs import Corpora, load_corpora, make_text_evaluation
+from experiments.fit import fit_prompts
+from experiments.inputs import Corpora, load_corpora, make_text_evaluation, with_block
 from experiments.sampling import make_sampler, prompt_report
 from experiments.stage import Stage
 from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
@@ -30,7 +32,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, ModelConfig
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.data.formats import read_prompts
+from rlhf_jax.data.formats import Prompt, read_prompts
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
 from rlhf_jax.evaluation.significance import paired_bootstrap, wins_and_ties
@@ -79,12 +81,19 @@ def run(config: EvaluateConfig) -> dict:
         others += zip(("reward", "second-reward"), rewards, strict=False)
         for flag, other in others:
             same_tokenizer(policies[baseline], other, (f"policies {baseline}", flag))
-        for trained in (*policies.values(), *rewards):
-            trained.model.check_context(
-                prompt_length=config.prompt_length, response_length=config.response_length
-            )
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         tokenizer = policies[baseline].tokenizer
+        models = [trained.model for trained in (*policies.values(), *rewards)]
+        context = min(model.context for model in models)
+        trained = dict(trained=(*config.policies, config.reward), context=context)
+        config = fit_prompts(config, map(Prompt, prompts), tokenizer, **trained, stage="evaluate")
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        for model in models:
+            model.check_context(**lengths)
+        readers = (*policies.values(), *text_only.values())
+        block = min(trained.model.context for trained in readers)
+        config = replace(config, text=with_block(config.text, block))
+        stage.note(lengths=lengths)
         stage.note_rows(prompts=prompt_report(prompts, tokenizer, config.prompt_length))
         task = read_task(config.task, config.source)
         texts = list(map(as_text, prompts))

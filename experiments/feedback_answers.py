@@ -10,12 +10,13 @@ from contextlib import suppress
 import jax
 import numpy as np
 
+from experiments.fit import fit_answers, fit_prompts
 from experiments.reward_scores import disagreement, make_scorer
 from experiments.sampling import make_sampler
-from experiments.trained import Trained, load_trained
+from experiments.trained import Trained, load_trained, trained_lengths
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.chat import Conversation, as_text
-from rlhf_jax.data.formats import Comparison, read_prompts
+from rlhf_jax.data.formats import Comparison, Prompt, read_prompts
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
@@ -58,13 +59,21 @@ def fill(
     prompts = next_prompts(config, database, count)
     K = config.responses_per_prompt
     parallel = make_parallel(config.ppo.parallel)
+    lengths = fit_prompts(
+        config.ppo,
+        map(Prompt, prompts),
+        policy.tokenizer,
+        trained=(config.policy(number), config.sft),
+        context=policy.model.context,
+        stage="feedback",
+    )
     sampler = make_sampler(
         make_language_model(policy.model, policy.vocab_size),
         policy.tokenizer,
         parallel,
         config.sampling,
-        prompt_length=config.ppo.prompt_length,
-        response_length=config.ppo.response_length,
+        prompt_length=lengths.prompt_length,
+        response_length=lengths.response_length,
         prompts_per_batch=PROMPTS_AT_ONCE,
         responses_per_prompt=K,
     )
@@ -136,6 +145,8 @@ def ensemble_scores(config: FeedbackConfig, number: int, prompts, groups) -> np.
 def scores_of(config: FeedbackConfig, folder, rows: Sequence[Comparison]) -> np.ndarray:
     model = load_trained(folder, flag="reward", kind="scalar")
     lengths = {n: getattr(config.reward, n) for n in ("prompt_length", "response_length")}
+    if None in lengths.values():
+        lengths = trained_lengths(folder)
     scalar = make_scalar_model(model.model, model.vocab_size)
     parallel = make_parallel(config.reward.parallel)
     score = make_scorer(scalar, model.tokenizer, parallel, **lengths)
@@ -201,13 +212,14 @@ def answer_all(database: Database, reply: Callable) -> None:
 
 def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable:
     """``(database, question)``: store ``chat_answers`` answers of the policy to a message."""
+    response_length = fit_answers(config.ppo, config.policy(number), config.sft).response_length
     sampler = make_sampler(
         make_language_model(policy.model, policy.vocab_size),
         policy.tokenizer,
         make_parallel(config.ppo.parallel),
         config.sampling,
-        prompt_length=policy.model.context - config.ppo.response_length,
-        response_length=config.ppo.response_length,
+        prompt_length=policy.model.context - response_length,
+        response_length=response_length,
         prompts_per_batch=1,
         responses_per_prompt=config.chat_answers,
     )

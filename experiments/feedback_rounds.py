@@ -28,11 +28,12 @@ from experiments.feedback_answers import (
     scores_of,
     somebody_answers,
 )
+from experiments.fit import fit_prompts
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, FeedbackConfig
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import find_files, write_atomically
-from rlhf_jax.data.formats import read_prompts
+from rlhf_jax.data.formats import Prompt, read_prompts
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
@@ -205,6 +206,14 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
         batch_size=min(128, config.evaluation_prompts),
     )
     sft = load_trained(config.sft, flag="run")
+    settings = fit_prompts(
+        settings,
+        map(Prompt, prompts),
+        sft.tokenizer,
+        trained=(config.sft,),
+        context=min(sft.model.context, model.model.context),
+        stage="feedback",
+    )
     answer = make_answer(settings, make_parallel(config.ppo.parallel), sft, [model], gold)
     key = jax.random.key(config.seed)
     if number == 1:

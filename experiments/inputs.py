@@ -1,6 +1,7 @@
 """Corpora of raw text: for pretraining, PPO-ptx and the alignment tax."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -40,6 +41,11 @@ def load_corpora(config: TextDataConfig, *, flag: str) -> Corpora:
         pairs = [split(rows, heldout_fraction=config.heldout_fraction) for rows in train]
         train, heldout = zip(*pairs, strict=True)
     return Corpora(names, tuple(train), tuple(heldout))
+
+
+def with_block(config: TextDataConfig, tokens: int) -> TextDataConfig:
+    """``config`` with rows of ``tokens`` where it does not say how long they are."""
+    return replace(config, block_size=config.block_size or tokens)
 
 
 def text_stream(

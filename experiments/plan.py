@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
+from experiments.fit import fit_context
+from experiments.inputs import with_block
 from experiments.plan_programs import PROGRAMS, Models
 from rlhf_jax.cli import main, read_preset
 from rlhf_jax.config import InstructGPTConfig, ParallelConfig, PlanConfig
@@ -37,6 +39,7 @@ def run(config: PlanConfig) -> list[Measured]:
     chip, devices = chip_of(config.topology), describe(config.topology)
     chips = len(devices) // chip.devices
     models = models_of(config)
+    config = replace(config, chain=with_lengths(config.chain, models.policy.context))
     if config.search:
         text = search(config, devices, chip, models)
         return publish(config, text, [])
@@ -86,6 +89,14 @@ def models_of(config: PlanConfig) -> Models:
         ids = load_tokenizer(tokenizer.path).vocab_size
     rows = tokenizer.padded(ids)
     return Models(replace(policy, unused_rows=rows - ids), scalar, rows)
+
+
+def with_lengths(chain: InstructGPTConfig, context: int) -> InstructGPTConfig:
+    """Lengths that only the data would tell are those that fill the context."""
+    sft, reward, ppo = (fit_context(c, context) for c in (chain.sft, chain.reward, chain.ppo))
+    sft = replace(sft, block_size=sft.block_size or sft.prompt_length + sft.response_length)
+    text = with_block(ppo.ptx_data, ppo.prompt_length + ppo.response_length)
+    return replace(chain, sft=sft, reward=reward, ppo=replace(ppo, ptx_data=text))
 
 
 def compiled(

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in, split
 
-from experiments.inputs import load_corpora, text_stream
+from experiments.fit import check_cut, check_pace, fit_prompts
+from experiments.inputs import load_corpora, text_stream, with_block
 from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
@@ -84,13 +85,17 @@ def run(config: PPOConfig) -> dict:
         actor = with_adapters(sft, config.lora, seed=config.run.seed)
         critic = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
         tokenizer, model = actor.tokenizer, actor.model
-        save_model_card(
-            config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model
-        )
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
-        for network in (model, critic.model, reward.model, *([second.model] if second else [])):
-            network.check_context(**lengths)
+        networks = (model, critic.model, reward.model, *([second.model] if second else []))
+        context = min(network.context for network in networks)
         prompts = load_prompts(config.prompts, data_dir=config.cache)
+        trained = dict(trained=(config.init, config.reward), context=context)
+        config = fit_prompts(config, prompts, tokenizer, **trained, stage="ppo")
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        for network in networks:
+            network.check_context(**lengths)
+        stage.note(lengths=lengths)
+        card = dict(kind="lm", value=critic.model, lengths=lengths)
+        save_model_card(config.run.dir, model, actor.vocab_size, tokenizer, **card)
         queries = query_batches(
             prompts,
             tokenizer,
@@ -99,17 +104,21 @@ def run(config: PPOConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
-        stage.note_rows(prompts=queries.report)
+        check_cut(queries.report, config, context=context, stage="ppo")
+        stage.note_rows(prompts=queries.report.with_left_out(prompts.left_out))
+        optims = dict(optim=config.optim, value_optim=config.value_optim)
+        check_pace("ppo", config.iterations, **optims)
         iterators = {"queries": queries}
         updates = config.ppo_epochs * config.num_minibatches
         if config.ptx_coef:
-            model.check_context(**{"ptx_data.block_size": config.ptx_data.block_size})
+            text = with_block(config.ptx_data, sum(lengths.values()))
+            model.check_context(**{"ptx_data.block_size": text.block_size})
             parallel.check_batch("ptx_batch_size", config.ptx_batch_size)
-            corpora = load_corpora(config.ptx_data, flag="ptx-data")
+            corpora = load_corpora(text, flag="ptx-data")
             iterators["ptx"] = text_stream(
                 corpora,
                 tokenizer,
-                config.ptx_data,
+                text,
                 batch_size=config.ptx_batch_size,
                 seed=config.run.data_seed + 1,
                 mine=parallel.rows(config.ptx_batch_size),

@@ -10,7 +10,14 @@ from functools import partial
 import jax
 from jax.random import fold_in
 
-from experiments.inputs import Corpora, load_corpora, make_text_evaluation, text_stream
+from experiments.fit import check_pace
+from experiments.inputs import (
+    Corpora,
+    load_corpora,
+    make_text_evaluation,
+    text_stream,
+    with_block,
+)
 from experiments.stage import Stage
 from experiments.trained import Trained, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
@@ -38,6 +45,8 @@ def run(config: PretrainConfig) -> dict:
         corpora = load_corpora(config.data, flag="data")
         start = starting_point(config, corpora, parallel)
         tokenizer = start.tokenizer
+        config = replace(config, data=with_block(config.data, start.model.context))
+        stage.note(lengths={"data.block_size": config.data.block_size})
         save_model_card(config.run.dir, start.model, start.vocab_size, tokenizer, kind="lm")
         batches = text_stream(
             corpora,
@@ -47,9 +56,11 @@ def run(config: PretrainConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
+        stage.note_rows(text=batches.report)
 
         # Model and state
         lm = make_language_model(start.model, start.vocab_size)
+        check_pace("pretrain", config.steps, optim=config.optim)
         schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
         k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
@@ -108,7 +119,7 @@ def starting_point(config: PretrainConfig, corpora: Corpora, parallel: Parallel)
             logit_rows=c.logit_rows,
             dtype=c.dtype,
         )
-        model.check_context(**{"data.block_size": config.data.block_size})
+        model.check_context(**{"data.block_size": config.data.block_size or model.context})
         params = start.params | {"trunk": as_layout(start.params["trunk"], model)}
         start = start._replace(model=model, params=params)
         return with_adapters(start, config.lora, seed=config.run.seed)

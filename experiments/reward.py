@@ -11,12 +11,14 @@ demonstrations score 0 on average, and optionally divided by its spread within p
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
+from experiments.fit import check_cut, check_pace, fit_pairs
 from experiments.private import guarantee, private_batches, private_update
 from experiments.reward_scores import make_scorer
 from experiments.stage import Stage
@@ -25,6 +27,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
+from rlhf_jax.data.fates import count, of_comparisons
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.errors import DivergedError, check
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
@@ -52,11 +55,14 @@ def run(config: RewardConfig) -> dict:
         sft = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer = sft.tokenizer
         model_config = replace(sft.model, dropout=config.dropout)
-        model_config.check_context(
-            prompt_length=config.prompt_length, response_length=config.response_length
-        )
-        save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar")
         rows, heldout = load_rows(config)
+        context = model_config.context
+        config = fit_pairs(config, chain(rows, heldout), tokenizer, context=context, stage="reward")
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        model_config.check_context(**lengths)
+        stage.note(lengths=lengths)
+        card = dict(kind="scalar", lengths=lengths)
+        save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, **card)
 
         shown = as_pairs(rows) if config.pairing == "shuffled" else rows
         batches = comparison_batches(
@@ -68,7 +74,12 @@ def run(config: RewardConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
-        stage.note_rows(comparisons=batches.report)
+        check_cut(batches.report, config, context=context, stage="reward")
+        measured = list(of_comparisons(heldout, tokenizer, **lengths))
+        stage.note_rows(heldout_comparisons=count(measured))
+        heldout = [fate.row for fate in measured if fate.why is None]
+        check(not measured or len(heldout) > 0, f"held-out comparisons: {count(measured).lost()}")
+        stage.note_rows(comparisons=batches.report.with_left_out(getattr(rows, "left_out", ())))
         private = config.privacy.epsilon > 0
         if private:
             batches = private_batches(
@@ -82,6 +93,8 @@ def run(config: RewardConfig) -> dict:
         # Model and state
         model = make_scalar_model(model_config, sft.vocab_size)
         total = config.epochs * batches.steps_per_epoch
+        pace = dict(rows=batches.rows, batch_size=config.batch_size)
+        check_pace("reward", total, **pace, optim=config.optim)
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
@@ -115,11 +128,12 @@ def run(config: RewardConfig) -> dict:
                 ),
                 frozen=frozen,
             )
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
         score = make_scorer(model, tokenizer, parallel, **lengths)
 
         def evaluate(params):
             """Figures of the held-out part, and how sure the model was of its pairs."""
+            if not heldout:
+                return {}, None
             scores, _, ranks, _ = score(params, heldout)
             if not np.isfinite(scores[ranks >= 0]).all():
                 raise DivergedError(
@@ -155,7 +169,7 @@ def run(config: RewardConfig) -> dict:
             bias=bias,
             gain=gain,
             length_coef=length_coef,
-            calibration=calibration_rows(sure),
+            calibration=calibration_rows(sure) if sure else [],
         )
 
 

@@ -9,6 +9,7 @@ prompt, before and after RLHF (the policies given). ``--reward`` is a reward mod
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.answers import with_cache
+from experiments.fit import fit_answers
 from experiments.reward_scores import fold_held_out
 from experiments.sampling import make_sampler, prompt_report
 from experiments.scoring import continuation_logprobs, make_scorer
@@ -58,7 +60,12 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
         f"--reward {config.reward} learnt from dialogues that the suite asks: it is a fold of a "
         f"cross-validation; train one on {DIALOGUES}'s own split",
     )
+    networks = [trained.model for trained in (*policies.values(), reward)]
+    config = fit_answers(config, *config.policies, config.reward)
+    left = min(network.context for network in networks) - config.response_length
+    config = replace(config, prompt_length=config.prompt_length or max(left, 1))
     lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+    stage.note(lengths=lengths)
     for trained in (*policies.values(), reward):
         trained.model.check_context(**lengths)
     for name, policy in policies.items():

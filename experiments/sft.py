@@ -7,18 +7,18 @@ A share of every batch is pretraining text (InstructGPT, appendix C.4: 10 %), so
 forgets less of it; this run is also the reference of PPO's KL term.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
-from experiments.inputs import (
-    load_corpora,
-    text_stream,
-)
+from experiments.fit import check_cut, check_pace, fit_lengths, lengths_of
+from experiments.inputs import load_corpora, text_stream, with_block
 from experiments.private import guarantee, private_batches, private_update
 from experiments.stage import Stage
 from experiments.trained import at_the_time_of, load_trained, save_model_card, with_adapters
@@ -26,6 +26,9 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import SFTConfig
 from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
+from rlhf_jax.data.fates import of_demonstrations
+from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
@@ -48,10 +51,6 @@ def run(config: SFTConfig) -> dict:
         pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)
-        model.check_context(
-            prompt_length=config.prompt_length, response_length=config.response_length
-        )
-        save_model_card(config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm")
         text_rows = round(config.pretrain_mix * config.batch_size)
         check(
             config.pretrain_mix == 0 or text_rows > 0,
@@ -63,6 +62,12 @@ def run(config: SFTConfig) -> dict:
             heldout_fraction=config.heldout_fraction,
             independent=private,
         )
+        config = fit(config, chain(rows, heldout), tokenizer, context=model.context)
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        model.check_context(**lengths)
+        stage.note(lengths=lengths_of(config))
+        card = dict(kind="lm", lengths=lengths)
+        save_model_card(config.run.dir, model, pretrained.vocab_size, tokenizer, **card)
 
         def demonstrations(rows, batch_size, seed, mine=None):
             return demonstration_batches(
@@ -70,8 +75,7 @@ def run(config: SFTConfig) -> dict:
                 tokenizer,
                 block_size=config.block_size,
                 batch_size=batch_size,
-                prompt_length=config.prompt_length,
-                response_length=config.response_length,
+                **lengths,
                 target=config.target,
                 seed=seed,
                 apart=private,
@@ -85,11 +89,23 @@ def run(config: SFTConfig) -> dict:
             batches = private_batches(
                 batches, batch_size=config.batch_size, seed=config.run.data_seed
             )
-        stage.note_rows(demonstrations=batches.report)
+        check_cut(batches.report, config, context=model.context, stage="sft")
+        heldout_batches = []
+        if len(heldout):
+            stream = demonstrations(heldout, config.batch_size, None)
+            stage.note_rows(heldout_demonstrations=stream.report)
+            heldout_batches = list(stream)
+        stage.note_rows(demonstrations=batches.report.with_left_out(rows.left_out))
         iterators = {"train": batches}
         corpora = None
         if config.pretrain_data.path:
-            model.check_context(**{"pretrain_data.block_size": config.pretrain_data.block_size})
+            block = config.pretrain_data.block_size
+            model.check_context(**{"pretrain_data.block_size": block})
+            check(
+                text_rows == 0 or block == config.block_size,
+                f"pretrain_data.block_size={block} is not block_size={config.block_size}, "
+                "and both are rows of one batch",
+            )
             corpora = load_corpora(config.pretrain_data, flag="pretrain-data")
             if text_rows:
                 iterators["text"] = text_stream(
@@ -108,6 +124,7 @@ def run(config: SFTConfig) -> dict:
         # Model and state
         lm = make_language_model(model, pretrained.vocab_size)
         total = config.epochs * batches.steps_per_epoch
+        check_pace("sft", total, rows=batches.rows, batch_size=shown, optim=config.optim)
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
@@ -138,14 +155,15 @@ def run(config: SFTConfig) -> dict:
                 ),
                 frozen=frozen,
             )
-        heldout_batches = list(demonstrations(heldout, config.batch_size, None))
         heldout_loss = parallel.function(
             lambda p, b: (loss_without_dropout(p, b, key, 1.0)[0], count_targets(b))
         )
 
         def evaluate(params):
-            batches = map(parallel.shard_whole, heldout_batches)
-            sums = parallel.fetch([heldout_loss(params, batch) for batch in batches])
+            if not heldout_batches:
+                return {}
+            shown = map(parallel.shard_whole, heldout_batches)
+            sums = parallel.fetch([heldout_loss(params, batch) for batch in shown])
             nats, tokens = (sum(map(float, column)) for column in zip(*sums, strict=True))
             return {"eval/loss": nats / tokens}
 
@@ -163,6 +181,16 @@ def run(config: SFTConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
+
+
+def fit(
+    config: SFTConfig, rows: Iterable[Demonstration], tokenizer: Tokenizer, *, context: int
+) -> SFTConfig:
+    """``config`` with lengths, and with the same rows for the text beside the demonstrations."""
+    uncut = of_demonstrations(rows, tokenizer, prompt_length=None, response_length=None)
+    config = fit_lengths(config, uncut, context=config.block_size or context, stage="sft")
+    block = config.block_size or config.prompt_length + config.response_length
+    return replace(config, block_size=block, pretrain_data=with_block(config.pretrain_data, block))
 
 
 if __name__ == "__main__":

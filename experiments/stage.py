@@ -276,8 +276,10 @@ class Stage:
         return True
 
     def log_evaluation(self, figures: Mapping[str, float]) -> None:
+        """Of the held-out part; none where nothing is held out."""
         self._evaluation = dict(figures)
-        self._log.scalars(self.done, figures)
+        if figures:
+            self._log.scalars(self.done, figures)
 
     def log_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._log.samples(self.done, rows)

@@ -18,7 +18,7 @@ from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.gguf import is_gguf, load_gguf
-from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained
+from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained, read_shape
 from rlhf_jax.models.lora import (
     adapter_rank,
     adapter_shapes,
@@ -67,14 +67,20 @@ def save_model_card(
     *,
     kind: Kind,
     value: ModelConfig | None = None,
+    lengths: Mapping[str, int] | None = None,
 ) -> None:
-    """The model's shape and its tokenizer, which later stages read; ``value`` is the critic's."""
+    """The model's shape and its tokenizer, which later stages read; ``value`` is the critic's.
+
+    ``lengths`` are those of the prompts and answers that it learns from.
+    """
     if jax.process_index() != 0:
         return
     tokenizer.save(folder / "tokenizer")
     card = {"model": to_dict(model), "vocab_size": vocab_size, "kind": kind}
     if value is not None:
         card["value"] = to_dict(value)
+    if lengths is not None:
+        card["lengths"] = dict(lengths)
     (folder / "model.json").write_text(json.dumps(card, indent=1))
 
 
@@ -113,6 +119,31 @@ def training_config(path: Path) -> dict:
     """The config that a run folder's model was trained with; empty for a model from elsewhere."""
     run = run_of(path)
     return read_run(run, stage=None).config if is_run(run) else {}
+
+
+def load_reader(path: Path, *, flag: str) -> Trained:
+    """What ``load_any`` would load, without parameters where the rest can be read without them."""
+    path = Path(path)
+    if is_adapter(path) or is_gguf(path):
+        return load_any(path, flag=flag)
+    if is_checkpoint(path):
+        model, rows = read_shape(path)
+        tokenizer = load_tokenizer(path)
+        return _with_tokenizer(path, Trained(model, rows, tokenizer, None, "lm"), tokenizer)
+    card = _read_card(path, flag)
+    model = from_dict(ModelConfig, card["model"], str(path / "model.json"))
+    tokenizer = load_tokenizer(path / "tokenizer")
+    return Trained(model, card["vocab_size"], tokenizer, None, card["kind"])
+
+
+def trained_lengths(path: Path) -> dict[str, int]:
+    """prompt_length and response_length of a run folder's model; empty where none are known."""
+    card = path / "model.json"
+    known = json.loads(card.read_text()).get("lengths") if card.is_file() else None
+    known = known or training_config(path)
+    names = ("prompt_length", "response_length")
+    found = {name: known[name] for name in names if known.get(name) is not None}
+    return found if len(found) == len(names) else {}
 
 
 def model_digest(path: Path) -> str | None:

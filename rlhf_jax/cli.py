@@ -203,7 +203,7 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def flag_of(dotted: str) -> str:
     """A field as it is spelled on the command line, without the --."""
-    return dotted.replace("_", "-")
+    return dotted.replace("_", "-").rstrip("-")  # as_, for --as, which Python has taken
 
 
 def flag_names(config: Any) -> list[str]:

@@ -60,10 +60,12 @@ def equal(a, b):
 
 
 def test_encode_texts_ends_each_document_in_one_end_of_text(tokenizer):
-    encoded = encode_texts([Text("ab<|endoftext|>"), Text("")], tokenizer)
+    encoded = encode_texts([Text("ab"), Text("")], tokenizer)
     assert [ids.tolist().count(tokenizer.eos_id) for ids in encoded] == [1, 1]
     assert all(ids[-1] == tokenizer.eos_id and ids.dtype == np.int32 for ids in encoded)
-    assert tokenizer.decode(encoded[0]) == "ab<|endoftext|>"
+    assert tokenizer.decode(encoded[0]) == "ab"
+    with pytest.raises(InputError, match=r"spells the special token <\|endoftext\|>"):
+        encode_texts([Text("ab<|endoftext|>c")], tokenizer)
 
 
 def test_packed_documents_are_whole_with_own_segments_and_positions():
@@ -419,6 +421,8 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(tokenizer):
     it = compare(rows, tokenizer)
     assert it.report.kept == 2 and it.report.left_out == {EQUAL: 2, EMPTY: 1}
     assert compare(rows, tokenizer, everything=True).rows == 5
+    with pytest.raises(InputError, match=r"none of 3 rows .*: 2 left out \(answers of equal"):
+        compare(rows[:3], tokenizer)
     assert compare(rows[1:2] + rows[3:], tokenizer, response_length=7).report.left_out == {}
 
 

@@ -162,7 +162,7 @@ SIZES = (
     *("reward.normalise_rows", "ppo.iterations", "ppo.ptx_batch_size"),
     *("evaluate.num_prompts", "evaluate.text_batches"),
 )
-ENDINGS = ("block_size", "batch_size", "prompt_length", "response_length", "cache")
+ENDINGS = ("block_size", "batch_size", "prompt_length", "response_length", "cache", "allow_cut")
 RUN = ("save_every", "log_every", "eval_every", "tensorboard")
 
 

@@ -71,7 +71,8 @@ MAY_BE = {
     "OptimConfig": {
         # A learning rate that is too large stops the run at its first NaN, with a sentence.
         **{"lr": "huge", "adam_lr": "0 huge", "weight_decay": "0 huge", "clip_norm": "0 huge"},
-        **{"warmup_steps": "0", "warmup_init": "0", "final_lr": "0", "ema_decay": "0"},
+        **{"warmup_steps": "0", "warmup_share": "0", "warmup_init": "0", "final_lr": "0"},
+        "ema_decay": "0",
         **{"b1": "0", "b2": "0"},
     },
     "PPOConfig": {
@@ -81,6 +82,7 @@ MAY_BE = {
     },
     "ParallelConfig": {"devices": "0", "data": "0", "process_id": "0"},
     "PlanConfig": {"vocab_size": "0", "effort": "0 -1"},
+    "PreviewConfig": {"rows": "0"},
     "PrivacyConfig": {"epsilon": "0 huge", "clip_norm": "huge"},
     "RewardConfig": {
         **{"folds": "0", "fold": "0", "heldout_fraction": "0"},

@@ -107,11 +107,13 @@ def shrink(
 ) -> InstructGPTConfig:
     """``preset`` with two layers and two steps per stage; its ``reward_init`` lies beside it.
 
-    Not a size but changed all the same: PPO is forced, as a model of two steps passes no gate.
+    Not sizes but changed all the same: PPO is forced, as a model of two steps passes no gate, and
+    rows may be cut, as a small vocabulary makes them long.
     """
     p, rows, minibatch = preset, TEXT_ROWS, 2
     cache = folder.parent / "cache"
     lengths = dict(prompt_length=PROMPT, response_length=RESPONSE)
+    cut = lengths | dict(allow_cut=True)
     # Sampled rows are as many in comparing as in evaluating, so that one program does for both.
     K = p.compare.responses_per_prompt
     sampled = math.lcm(K, *p.evaluate.best_of)
@@ -149,16 +151,16 @@ def shrink(
             block_size=CONTEXT,
             batch_size=20,
             heldout_fraction=0.9,
-            **lengths,
+            **cut,
         ),
         compare=stage(
             p.compare,
             num_prompts=8,
             heldout_prompts=8,
             prompts_per_batch=sampled // K,
-            **lengths,
+            **cut,
         ),
-        reward=stage(p.reward, cache=cache, batch_size=4, normalise_rows=8, **lengths),
+        reward=stage(p.reward, cache=cache, batch_size=4, normalise_rows=8, **cut),
         ppo=stage(
             p.ppo,
             cache=cache,
@@ -167,7 +169,7 @@ def shrink(
             ptx_batch_size=minibatch,
             ptx_data=text(p.ppo.ptx_data),
             force=True,
-            **lengths,
+            **cut,
         ),
         evaluate=stage(
             p.evaluate,

@@ -8,6 +8,9 @@ from rlhf_jax.config.bounds import Bounds, Count, PositiveOrZero, ShareBelowOne,
 from rlhf_jax.config.effect import only
 from rlhf_jax.errors import check
 
+ANSWER_LENGTH = 32
+"""Tokens of an answer where neither a flag nor the run that the policy comes from says it."""
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -36,8 +39,9 @@ class TextDataConfig:
     heldout: tuple[Path, ...] = ()
     """One held-out file per corpus; empty holds out ``heldout_fraction`` of the documents."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=())] = 0.02
-    block_size: Annotated[int, Bounds(2)] = 64
-    """Tokens per packed row."""
+    block_size: Annotated[int, Bounds(2)] | None = None
+    """Tokens per packed row. None: the model's context; beside demonstrations or episodes, as many
+    as their rows have."""
     cache: Path = Path(".cache/datasets")
     """Where prepared data sets live."""
 

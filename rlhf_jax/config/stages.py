@@ -49,7 +49,7 @@ class PretrainConfig:
     )
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.05)
+        default_factory=lambda: OptimConfig(lr=4e-3, warmup_share=0.05, weight_decay=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch_size: Count = 16
@@ -60,7 +60,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         check_bounds(self)
-        if self.init is None:
+        if self.init is None and self.data.block_size is not None:
             self.model.check_context(**{"data.block_size": self.data.block_size})
         check_microbatches("batch_size", self.batch_size, self.optim)
 
@@ -75,11 +75,15 @@ class SFTConfig:
     data: Path = Path("demonstrations.jsonl")
     heldout_fraction: ShareBelowOne = 0.05
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count = 16
-    """Longer prompts keep their end."""
-    response_length: Count = 32
-    block_size: Annotated[int, Bounds(2)] = 64
-    """Demonstrations are packed into rows of this many tokens."""
+    prompt_length: Count | None = None
+    """Longer prompts keep their end. None: what the data need within the model's context."""
+    response_length: Count | None = None
+    """With its end of text; demonstrations of longer ones are left out. None: as prompt_length."""
+    block_size: Annotated[int, Bounds(2)] | None = None
+    """Demonstrations are packed into rows of this many tokens. None: prompt_length +
+    response_length."""
+    allow_cut: bool = False
+    """Go on although more than 2 % of the rows are cut, or left out for their length."""
     target: Literal["response", "all"] = "response"
     """Tokens that carry the loss."""
     pretrain_mix: ShareBelowOne = 0.1
@@ -99,8 +103,9 @@ class SFTConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        lengths = self.prompt_length, self.response_length, self.block_size
         check(
-            self.prompt_length + self.response_length <= self.block_size,
+            None in lengths or self.prompt_length + self.response_length <= self.block_size,
             f"prompt_length={self.prompt_length} + response_length={self.response_length} is over "
             f"block_size={self.block_size}",
         )
@@ -171,8 +176,12 @@ class CompareConfig:
     responses_per_prompt: Annotated[int, Bounds(2)] = 6
     """K of InstructGPT's K-wise loss (4 to 9 there)."""
     prompts_per_batch: Count = 32
-    prompt_length: Count = 16
-    response_length: Count = 32
+    prompt_length: Count | None = None
+    """None: what the prompts need within the model's context."""
+    response_length: Count | None = None
+    """None: as ``init`` was trained, if it says so."""
+    allow_cut: bool = False
+    """Go on although more than 2 % of the prompts are cut."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self):
@@ -212,15 +221,19 @@ class RewardConfig:
     normalise_rows: Annotated[CountOrZero, only(privacy__epsilon=0)] = 0
     """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count = 16
-    response_length: Count = 32
+    prompt_length: Count | None = None
+    """Longer prompts keep their end. None: what the data need within the model's context."""
+    response_length: Count | None = None
+    """Longer answers keep their beginning. None: as prompt_length."""
+    allow_cut: bool = False
+    """Go on although more than 2 % of the rows are cut."""
     dropout: ShareBelowOne = 0.0
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Of the comparisons, an example being a prompt with its responses; the score is then not
     normalised, as its mean and spread would tell of them."""
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=20)
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_share=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch_size: Count = 4
@@ -257,15 +270,19 @@ class DPOConfig:
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count = 16
-    response_length: Count = 32
+    prompt_length: Count | None = None
+    """Longer prompts keep their end. None: what the data need within the model's context."""
+    response_length: Count | None = None
+    """Longer answers keep their beginning. None: as prompt_length."""
+    allow_cut: bool = False
+    """Go on although more than 2 % of the rows are cut."""
     beta: Positive = 0.1
     """β: how dearly leaving the reference is paid for."""
     label_smoothing: Annotated[float, Bounds(0, 0.5, below=True)] = 0.0
     """Share of labels taken to be wrong (conservative DPO)."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_steps=20)
+        default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_share=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch_size: Count = 4
@@ -337,8 +354,12 @@ class PPOConfig:
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Path = Path("prompts.jsonl")
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count = 16
-    response_length: Count = 32
+    prompt_length: Count | None = None
+    """Longer prompts keep their end. None: what the prompts need within the model's context."""
+    response_length: Count | None = None
+    """None: as ``init`` or ``reward`` was trained, if they say so."""
+    allow_cut: bool = False
+    """Go on although more than 2 % of the prompts are cut."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     value_trunk: Literal["separate", "shared"] = "separate"
     """A value network of its own from the reward model (InstructGPT), or a head on the policy."""
@@ -370,14 +391,14 @@ class PPOConfig:
     reference and the reward model where these are the same."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
-            lr=3e-4, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5
+            lr=3e-4, schedule="linear", warmup_share=0.125, final_lr=0.2, weight_decay=0.0, eps=1e-5
         )
     )
     value_optim: Annotated[
         OptimConfig, idle(value_trunk="shared"), never("accumulate", "ema_decay")
     ] = field(
         default_factory=lambda: OptimConfig(
-            lr=1e-3, schedule="linear", warmup_steps=3, final_lr=0.2, weight_decay=0.0, eps=1e-5
+            lr=1e-3, schedule="linear", warmup_share=0.125, final_lr=0.2, weight_decay=0.0, eps=1e-5
         )
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -48,9 +48,11 @@ class EvaluateConfig:
         16,
     )
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    prompt_length: Count = 16
-    """In tokens; a longer prompt loses its beginning. As the policies were trained."""
-    response_length: Count = 32
+    prompt_length: Count | None = None
+    """In tokens; a longer prompt loses its beginning. None: what the prompts need within the
+    models' context."""
+    response_length: Count | None = None
+    """None: as the first policy that says so was trained."""
     batch_size: Count = 256
     """Responses sampled at a time."""
     text_batches: Annotated[Count, only(suite="task"), idle(text__path=())] = 32
@@ -99,6 +101,33 @@ class AuditConfig:
         check_bounds(self)
         check(len(self.reward) > 0, "reward is empty: give --reward FOLDER")
         check(len(self.data) > 0, "data is empty: give --data NAME or FILE")
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """What would be learnt from a file."""
+
+    init: Path = Path("runs/pretrain")
+    """Run folder, Hugging Face checkpoint or .gguf file, whose tokenizer and context are taken."""
+    data: Path = Path("demonstrations.jsonl")
+    """File, folder or pattern."""
+    as_: Annotated[
+        Literal["demonstrations", "comparisons", "prompts", "text"] | None, tyro.conf.arg(name="as")
+    ] = None
+    """What a stage would read the rows as; None: what the first row is."""
+    rows: CountOrZero = 8
+    """How many are shown, from the first on (of text: documents of each file); 0: all. The counts
+    are of all rows."""
+    prompt_length: Count | None = None
+    """As of the stages."""
+    response_length: Count | None = None
+    allow_cut: bool = False
+    """As of the stages: do not say that they would refuse."""
+    json: bool = False
+    """One object a row, and the counts last, for programs."""
+
+    def __post_init__(self):
+        check_bounds(self)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,11 @@ class OptimConfig:
     adam_lr: Annotated[PositiveOrZero, only(optimizer="muon")] = 0.0
     """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: CountOrZero = 0
-    """Steps from ``warmup_init`` x lr up to lr. In PPO a step is an iteration, not a minibatch."""
+    warmup_steps: CountOrZero | None = None
+    """Steps from ``warmup_init`` x lr up to lr; None: ``warmup_share`` of the run. In PPO a step is
+    an iteration, not a minibatch."""
+    warmup_share: Annotated[ShareBelowOne, only(warmup_steps=None)] = 0.0
+    """Share of the run's steps that is warm-up, rounded down: a run of few steps has none."""
     warmup_init: Annotated[Share, idle(warmup_steps=0)] = 0.0
     """First learning rate of the warm-up, as a share of lr (InstructGPT's PPO: 0.1)."""
     final_lr: Annotated[Share, idle(schedule="constant")] = 0.1

@@ -15,7 +15,7 @@ from rlhf_jax.data import fates
 from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch
 
 TEXTS_AT_ONCE = 1024
@@ -30,10 +30,21 @@ class Piece(NamedTuple):
 
 
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:
-    """Ids of each document, ending in exactly one end of text."""
-    texts, encoded = (text.text for text in texts), []
+    """Ids of each document, ending in exactly one end of text.
+
+    Raises InputError for a document that spells a special token, which would be learnt as letters.
+    """
+    texts, encoded = iter(texts), []
     while some := list(islice(texts, TEXTS_AT_ONCE)):
-        encoded += [np.asarray(ids, np.int32) for ids in tokenizer.encode_documents(some)]
+        for row in some:
+            token = tokenizer.stray_special(row.text)
+            check(
+                token is None,
+                f"{row.origin}: the text spells the special token {token}, which would be learnt "
+                "as letters: divide documents by <|endoftext|>, and take other tokens out",
+            )
+        ids = tokenizer.encode_documents([row.text for row in some])
+        encoded += [np.asarray(each, np.int32) for each in ids]
     return encoded
 
 
@@ -108,10 +119,14 @@ def encode_documents(
     pieces = [piece for ids in used for piece in split_document(ids, block_size=block_size)]
     if not pieces:
         raise InputError(f"none of {len(documents)} documents has any text")
-    empty = len(documents) - len(used)
+    return pack(pieces, block_size=block_size, pad_id=pad_id), document_report(documents)
+
+
+def document_report(documents: Sequence[Int[np.ndarray, "_"]]) -> EncodingReport:
+    """How many documents have a token that is learnt."""
+    empty = sum(len(ids) < 2 for ids in documents)
     left_out = {"empty document": empty} if empty else {}
-    report = EncodingReport(len(used), left_out, cut={}, over=0, longest={})
-    return pack(pieces, block_size=block_size, pad_id=pad_id), report
+    return EncodingReport(len(documents) - empty, left_out, cut={}, over=0, longest={})
 
 
 def encode_demonstrations(
@@ -201,7 +216,12 @@ def encode_comparisons(
 def _kept(rows: Iterable[Fate], everything: bool) -> tuple[dict[int, Fate], EncodingReport]:
     """Rows that are kept by their numbers, and the counts of all."""
     found = [fate._replace(why=None) if everything else fate for fate in rows]
-    return {n: fate for n, fate in enumerate(found) if fate.why is None}, fates.count(found)
+    report = fates.count(found)
+    check(
+        report.kept > 0 or not found,
+        f"none of {len(found)} rows can be learnt from: {report.lost()}",
+    )
+    return {n: fate for n, fate in enumerate(found) if fate.why is None}, report
 
 
 def _left_padded(rows: Collection[Fate], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

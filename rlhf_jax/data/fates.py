@@ -10,7 +10,7 @@ from itertools import combinations, islice
 from typing import NamedTuple
 
 from rlhf_jax.data.chat import Conversation, as_text
-from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
+from rlhf_jax.data.rows import Comparison, Demonstration, LeftOut, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 
@@ -43,8 +43,10 @@ class Fate(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether all of it is learnt, as far as its length goes."""
-        return not self.cut and self.why != TOO_LONG
+        """Whether its length takes nothing away from what is learnt."""
+        if self.why == TOO_LONG:
+            return False
+        return not self.cut or self.why not in (None, EQUAL)
 
 
 class EncodingReport(NamedTuple):
@@ -59,6 +61,11 @@ class EncodingReport(NamedTuple):
     """Rows that are cut, or left out for their length."""
     longest: dict[str, int]
     """Tokens of the longest prompt and of the longest answer with its end, before any cut."""
+
+    def with_left_out(self, rows: Iterable[LeftOut]) -> "EncodingReport":
+        """And ``rows`` of the files, which reading has left out."""
+        counted = Counter(each.why for each in rows)
+        return self._replace(left_out=dict(Counter(self.left_out) + counted))
 
     def counts(self) -> dict[str, int]:
         """Rows by reason, "kept" first."""

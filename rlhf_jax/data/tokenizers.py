@@ -362,6 +362,15 @@ class Tokenizer:
 
     # --- And back ---------------------------------------------------------------------------------
 
+    def special_text(self, i: int) -> str | None:
+        """How a special token is written; None for any other id."""
+        return self._special_by_id.get(i)
+
+    @cached_property
+    def _special_by_id(self) -> dict[int, str]:
+        added = self._backend.get_added_tokens_decoder()
+        return {i: token.content for i, token in added.items() if token.special}
+
     def decode_bytes(self, ids: Iterable[int] | Int[np.ndarray, "_"]) -> bytes:
         """Bytes of ``ids``, special ids left out; may end in the middle of a character.
 

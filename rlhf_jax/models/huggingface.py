@@ -20,6 +20,7 @@ from rlhf_jax.models.pretrained import (
     check_finite,
     import_model,
     on_default_device,
+    shape_of,
 )
 from rlhf_jax.models.tensor_layout import Tensors, at, tensors_of
 from rlhf_jax.models.transformer import unstack_blocks
@@ -39,6 +40,12 @@ def is_checkpoint(folder: str | os.PathLike) -> bool:
 
 
 # --- Reading ----------------------------------------------------------------------------------
+
+
+def read_shape(folder: str | os.PathLike) -> tuple[ModelConfig, int]:
+    """(shape, rows of embedding) of the model in ``folder``, without its weights."""
+    _, shape, vocab_size = shape_of(read_json(Path(folder) / "config.json"), str(folder))
+    return shape, vocab_size
 
 
 def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device) -> Imported:

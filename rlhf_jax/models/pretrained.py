@@ -61,11 +61,7 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     Raises InputError for an unknown architecture or config field, and for a tensor that is missing,
     extra, of another shape, or that has values which are no finite numbers.
     """
-    family = family_of_checkpoint(source.config, source.file)
-    fields = Fields(source.config, source.file)
-    vocab_size = fields.take("vocab_size")
-    config = family.read(fields)
-    fields.done()
+    family, config, vocab_size = shape_of(source.config, source.file)
     kind = _kind(source, family)
     bare = not any(name.startswith(f"{family.base}.") for name in source.names)
     shapes = parameter_shapes(config, vocab_size, kind)
@@ -84,6 +80,16 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     if kind == "scalar":
         params["head"]["bias"] = jnp.full(1, source.head_bias, jnp.float32)
     return Imported(config, vocab_size, params | {"trunk": as_layout(params["trunk"], config)})
+
+
+def shape_of(config: Mapping[str, Any], file: str) -> tuple[Family, ModelConfig, int]:
+    """(family, shape, rows of embedding) by a ``config.json``, each field of which is known."""
+    family = family_of_checkpoint(config, file)
+    fields = Fields(config, file)
+    vocab_size = fields.take("vocab_size")
+    shape = family.read(fields)
+    fields.done()
+    return family, shape, vocab_size
 
 
 def check_finite(name: str, value: np.ndarray) -> None:

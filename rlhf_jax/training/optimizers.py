@@ -1,5 +1,6 @@
 """AdamW, its schedules, what decays, and the average of the weights."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,11 +9,35 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import OptimConfig
+from rlhf_jax.errors import check
 from rlhf_jax.objectives.logprobs import at_least_float32
 from rlhf_jax.training.muon import scale_by_muon
 from rlhf_jax.types import Params, TrainState
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+
+
+def warmup_steps(config: OptimConfig, total_steps: int) -> int:
+    """Steps of warm-up in a run of ``total_steps``."""
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    return math.floor(config.warmup_share * total_steps)
+
+
+def check_warmup(config: OptimConfig, total_steps: int, *, flag: str) -> str:
+    """What is to be said of a run that ends inside its warm-up; empty of any other.
+
+    Raises InputError if every update would be at a learning rate of 0.
+    """
+    warmup = warmup_steps(config, total_steps)
+    if total_steps > warmup:
+        return ""
+    found = f"{flag}.warmup_steps={warmup}, but the run has {total_steps}"
+    check(
+        total_steps > 1 or config.warmup_init > 0,
+        f"{found}: its only update is at a learning rate of 0; give --{flag}.warmup-steps 0",
+    )
+    return f"{found}: its learning rate never gets to {flag}.lr={config.lr:g}"
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
@@ -21,7 +46,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     Warm-up: lr · (w + (1 − w) t / warmup_steps), w = ``warmup_init``. Then from lr to
     ``final_lr`` · lr at ``total_steps``, along a half cosine or a line; constant stays at lr.
     """
-    after = max(total_steps - config.warmup_steps, 1)
+    warmup = warmup_steps(config, total_steps)
+    after = max(total_steps - warmup, 1)
     shape = {
         "cosine": lambda x: 0.5 * (1 + jnp.cos(jnp.pi * x)),
         "linear": lambda x: 1 - x,
@@ -29,11 +55,11 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     }[config.schedule]
 
     def schedule(step):
-        progress = jnp.clip((step - config.warmup_steps) / after, 0.0, 1.0)
+        progress = jnp.clip((step - warmup) / after, 0.0, 1.0)
         decayed = config.final_lr + (1 - config.final_lr) * shape(progress)
-        warm = jnp.minimum(step / max(config.warmup_steps, 1), 1.0)
+        warm = jnp.minimum(step / max(warmup, 1), 1.0)
         warmed = config.warmup_init + (1 - config.warmup_init) * warm
-        return config.lr * jnp.where(step < config.warmup_steps, warmed, decayed)
+        return config.lr * jnp.where(step < warmup, warmed, decayed)
 
     return schedule
 

@@ -103,6 +103,7 @@ def run(config: PPOConfig) -> dict:
             config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model
         )
         lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        check(None not in lengths.values(), "give --prompt-length and --response-length")
         for network in (model, critic.model, reward.model, *([second.model] if second else [])):
             network.check_context(**lengths)
         prompts = load_prompts(config.prompts, data_dir=config.cache)

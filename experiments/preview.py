@@ -1,0 +1,296 @@
+"""What a stage would learn from each row of a file: tokens, which carry the loss, what is lost.
+
+    python -m experiments.preview --init runs/pretrain --data demonstrations.jsonl
+    python -m experiments.preview --init path/to/model --data pairs.jsonl --rows 0 --json True
+
+Rows are read, encoded and cut by the stages' own functions, with the stages' own defaults; nothing
+is trained, and no weights are read. ``--json True`` writes an object for each row, then the counts.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.text import Text as Styled
+
+from experiments.fit import check_cut, fit_answers, fit_lengths
+from experiments.trained import Trained, load_reader
+from rlhf_jax.cli import main
+from rlhf_jax.config import PreviewConfig
+from rlhf_jax.data import fates
+from rlhf_jax.data.chat import as_text
+from rlhf_jax.data.encoding import document_report, encode_texts
+from rlhf_jax.data.fates import EncodingReport, Fate
+from rlhf_jax.data.files import Origin
+from rlhf_jax.data.formats import iterate
+from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, Prompt, Text
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import InputError
+
+KINDS = {
+    "comparisons": Comparison,
+    "demonstrations": Demonstration,
+    "prompts": Prompt,
+    "text": Text,
+}
+"""In the order in which they are tried: a row of comparisons has a prompt, too."""
+
+
+class Found(NamedTuple):
+    """The rows of a file, in its order, and the counts of all."""
+
+    rows: list[Fate | LeftOut]
+    report: EncodingReport
+
+
+class Document(NamedTuple):
+    """What pretraining would learn from one file."""
+
+    file: str
+    documents: int
+    ids: list[list[int]]
+    """Of the first documents."""
+
+
+def run(config: PreviewConfig) -> None:
+    reader = load_reader(config.init, flag="init")
+    kind = config.as_ or kind_of(config.data)
+    if config.as_ is None:
+        print(f"preview: the rows of {config.data} are {kind} (--as)", file=sys.stderr)
+    rows, account, problem = read(config.data, KINDS[kind])
+    if kind == "text":
+        show_text(config, reader.tokenizer, rows, account)
+    else:
+        found = encoded(config, kind, reader, rows, account)
+        show_rows(config, reader.tokenizer, found)
+    if problem is not None:
+        raise problem
+
+
+# --- what the stages would do ---------------------------------------------------------------------
+
+
+def kind_of(path: Path) -> str:
+    """What the first row is. Raises InputError if it is none of all."""
+    for name, kind in KINDS.items():
+        account = Account()
+        try:
+            next(iterate(path, kind, account))
+            return name
+        except InputError as error:
+            if account.left_out:
+                return name
+            problem = error
+    raise problem
+
+
+def read(path: Path, kind: type) -> tuple[list, Account, InputError | None]:
+    """(rows, account, error): rows that are all left out are shown before a stage's error is."""
+    account, rows = Account(), []
+    try:
+        for row in iterate(path, kind, account):
+            rows.append(row)
+    except InputError as error:
+        if rows or not account.left_out:
+            raise
+        return rows, account, error
+    return rows, account, None
+
+
+def encoded(
+    config: PreviewConfig, kind: str, reader: Trained, rows: Sequence, account: Account
+) -> Found:
+    """The fate of every row, cut as a stage of this kind cuts it."""
+    function = {
+        "comparisons": fates.of_comparisons,
+        "demonstrations": fates.of_demonstrations,
+        "prompts": fates.of_prompts,
+    }[kind]
+
+    def fates_of(config, *names):
+        lengths = {name: getattr(config, name) if config else None for name in names}
+        return function(rows, reader.tokenizer, **lengths)
+
+    names = ("prompt_length", "response_length")[: 1 if kind == "prompts" else 2]
+    context = reader.model.context
+    if kind == "prompts":
+        config = fit_answers(config, config.init)
+    config = fit_lengths(config, fates_of(None, *names), context=context, stage="preview")
+    found = list(fates_of(config, *names))
+    report = fates.count(found)
+    try:
+        check_cut(report, config, context=context, stage="STAGE")
+    except InputError as error:
+        print(f"preview: a stage would refuse this: {error}", file=sys.stderr)
+    both = sorted([*found, *account.left_out], key=origin_of)
+    return Found(both, report.with_left_out(account.left_out))
+
+
+def origin_of(row: Fate | LeftOut) -> Origin:
+    return row.origin if isinstance(row, LeftOut) else row.row.origin
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def as_json(row: Fate | LeftOut) -> dict[str, Any]:
+    """One line of ``--json``."""
+    file, line = origin_of(row)
+    made = {"file": file, "line": line, "kept": row.why is None, "why": row.why}
+    names = ("prompt", "responses", "ranks", "query_ids", "response_ids", "loss_mask", "cut")
+    if isinstance(row, LeftOut):
+        return made | dict.fromkeys(names)
+    answers = answers_of(row)
+    values = (
+        as_text(row.row.prompt),
+        [as_text(answer) for answer in answers],
+        list(getattr(row.row, "ranks", [0] * len(answers))),
+        list(row.query),
+        [list(ids) for ids in row.responses],
+        [[True] * len(ids) for ids in row.responses],
+        dict(row.cut),
+    )
+    return made | dict(zip(names, values, strict=True))
+
+
+def answers_of(fate: Fate) -> tuple:
+    if isinstance(fate.row, Demonstration):
+        return (fate.row.completion,)
+    return getattr(fate.row, "responses", ())
+
+
+def write_json(row: dict[str, Any]) -> None:
+    print(json.dumps(row, ensure_ascii=False))
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def documents_of(rows: Sequence[Text], tokenizer: Tokenizer, first: int) -> Iterator[Document]:
+    """What is learnt from each file."""
+    for file, part in groupby(rows, key=lambda row: row.origin.file):
+        ids = [each.tolist() for each in encode_texts(part, tokenizer) if len(each) > 1]
+        yield Document(file, len(ids), ids[:first] if first else ids)
+
+
+def show_text(
+    config: PreviewConfig, tokenizer: Tokenizer, rows: Sequence[Text], account: Account
+) -> None:
+    report = document_report(encode_texts(rows, tokenizer)).with_left_out(account.left_out)
+    found = documents_of(rows, tokenizer, config.rows)
+    if config.json:
+        for document in found:
+            write_json(document._asdict())
+        write_json({"summary": report.counts()})
+        return
+    console = Console(highlight=False)
+    for document in found:
+        title = Styled(f"{document.file}: {document.documents} documents", "bold")
+        console.print(title, soft_wrap=True)
+        for ids in document.ids:
+            console.print(labelled("learnt", ids, tokenizer, LEARNT), soft_wrap=True)
+    show_counts(console, report)
+
+
+# --- the terminal ---------------------------------------------------------------------------------
+
+GIVEN, LEARNT, SPECIAL, LOST = ("cyan", "blue"), ("green", "yellow"), "reverse", "dim red"
+"""Colours of tokens that are read, of those that carry the loss (two in turn, so that one sees
+where a token ends), of special tokens, and of what is lost."""
+
+
+def show_rows(config: PreviewConfig, tokenizer: Tokenizer, found: Found) -> None:
+    shown = found.rows[: config.rows] if config.rows else found.rows
+    if config.json:
+        for row in shown:
+            write_json(as_json(row))
+        write_json({"summary": found.report.counts()})
+        return
+    console = Console(highlight=False)
+    for row in shown:
+        for line in described(row, tokenizer):
+            console.print(line, soft_wrap=True)
+        console.print()
+    if len(shown) < len(found.rows):
+        console.print(f"{len(shown)} of {len(found.rows)} rows (--rows 0 shows all)")
+    show_counts(console, found.report)
+
+
+def described(row: Fate | LeftOut, tokenizer: Tokenizer) -> Iterator[Styled]:
+    """A row in lines that need no colour to be read."""
+    fate = f"left out: {row.why}" if row.why else "kept"
+    yield Styled.assemble((f"{origin_of(row)}: ", "bold"), (fate, LOST if row.why else "bold"))
+    if isinstance(row, LeftOut):
+        return
+    lost = row.cut.get("prompt", 0)
+    yield labelled("prompt", row.query, tokenizer, GIVEN, before=lost)
+    ranks = getattr(row.row, "ranks", [None] * len(row.responses))
+    full = fates.full_lengths(row)["response"]
+    for ids, rank in zip(row.responses, ranks, strict=True):
+        name = "learnt" if rank is None else f"rank {rank}"
+        over = full - len(ids) if "response" in row.cut and len(ids) == max_of(row) else 0
+        yield labelled(name, ids, tokenizer, LEARNT, after=over)
+
+
+def max_of(fate: Fate) -> int:
+    return max(map(len, fate.responses), default=0)
+
+
+def labelled(
+    name: str,
+    ids: Sequence[int],
+    tokenizer: Tokenizer,
+    colours: tuple[str, str],
+    *,
+    before: int = 0,
+    after: int = 0,
+) -> Styled:
+    """``name`` and the number of tokens, then the tokens, with how many were cut on either side."""
+    line = Styled.assemble((f"  {name:>8} {len(ids):>4} ", "dim"))
+    if before:
+        line.append(f"[{before} tokens cut] ", LOST)
+    for number, (text, special) in enumerate(pieces(ids, tokenizer)):
+        line.append(text, SPECIAL if special else colours[number % 2])
+    if after:
+        line.append(f" [{after} tokens cut]", LOST)
+    return line
+
+
+def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """(text, whether it is a special token) of each token; of several where they are one character.
+
+    Line feeds are shown as ⏎ and the names of special tokens in ⟦ ⟧.
+    """
+    waiting: list[int] = []
+    for i in ids:
+        name = tokenizer.special_text(i)
+        if name is not None:
+            if waiting:
+                yield visible(tokenizer.decode(waiting)), False
+                waiting = []
+            yield f"⟦{name}⟧", True
+            continue
+        waiting.append(i)
+        text = tokenizer.decode(waiting)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield visible(text), False
+            waiting = []
+    if waiting:
+        yield visible(tokenizer.decode(waiting)), False
+
+
+def visible(text: str) -> str:
+    return text.replace("\n", "⏎\n" + " " * 14)
+
+
+def show_counts(console: Console, report: EncodingReport) -> None:
+    for why, count in report.counts().items():
+        console.print(f"{count:>8} {why}")
+
+
+if __name__ == "__main__":
+    main(run, PreviewConfig)

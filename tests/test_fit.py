@@ -1,0 +1,135 @@
+"""A run fits its data and its model: lengths, what they cut, warm-up and batches."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.fit import check_cut, check_pace, fit_answers, fit_context, fit_lengths
+from experiments.trained import trained_lengths
+from rlhf_jax.config import DPOConfig, OptimConfig, PPOConfig, SFTConfig
+from rlhf_jax.data import fates
+from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.lengths import choose_lengths
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.errors import InputError
+from rlhf_jax.training.optimizers import make_schedule, warmup_steps
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One id per byte, so that lengths are known."""
+    return train_bpe([], vocab_size=258)
+
+
+# --- lengths --------------------------------------------------------------------------------------
+
+
+def choose(prompts, answers, **options):
+    return choose_lengths(np.array(prompts), np.array(answers), **{"context": 100} | options)
+
+
+def test_lengths_are_the_longest_rounded_up():
+    assert choose([3, 17], [30, 2]) == (24, 32)
+    assert choose([0], [0]) == (8, 8)
+    assert choose([3], [30], prompt_length=5) == (5, 32)
+
+
+def test_lengths_within_a_context_lose_as_few_rows_as_can_be():
+    prompts, answers = [10] * 50 + [70], [60] * 50 + [5]
+    P, R = choose(prompts, answers)
+    assert P + R == 100 and P >= 10 and R >= 60
+    assert choose([30], [33], context=64) == (31, 33)  # exact, where rounding up does not fit
+    assert choose([90], [90], prompt_length=30) == (30, 70)
+    assert choose([90], [90], response_length=30) == (70, 30)
+    assert choose([90], [90], prompt_length=80, response_length=40) == (80, 40)  # refused later
+    with pytest.raises(InputError, match=r"prompt_length=100 .* no room .* context of 100"):
+        choose([90], [90], prompt_length=100)
+
+
+def rows(*lengths):
+    return [Demonstration("p" * prompt, "a" * (answer - 1)) for prompt, answer in lengths]
+
+
+def fitted(tokenizer, demonstrations, context=100, **given):
+    uncut = fates.of_demonstrations(
+        demonstrations, tokenizer, prompt_length=None, response_length=None
+    )
+    return fit_lengths(SFTConfig(**given), uncut, context=context, stage="sft")
+
+
+def test_a_config_gets_what_its_data_need(tokenizer, capsys):
+    config = fitted(tokenizer, rows((5, 20), (12, 3)))
+    assert (config.prompt_length, config.response_length) == (16, 24)
+    assert "sft: prompts of 16 and answers of 24 tokens, of a context of 100" in (
+        capsys.readouterr().err
+    )
+    given = dict(prompt_length=3, response_length=4)
+    assert fitted(tokenizer, rows((5, 20)), **given) == SFTConfig(**given)
+
+
+def cut(tokenizer, demonstrations, context=100, **given):
+    config = fitted(tokenizer, demonstrations, context, **given)
+    lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+    report = fates.count(fates.of_demonstrations(demonstrations, tokenizer, **lengths))
+    check_cut(report, config, context=context, stage="sft")
+    return report
+
+
+def test_more_than_two_percent_cut_is_refused_with_the_flags_that_keep_them(tokenizer):
+    data = rows(*[(5, 5)] * 97, (9, 5), (5, 17), (9, 17))
+    with pytest.raises(InputError) as error:
+        cut(tokenizer, data, prompt_length=8, response_length=16)
+    assert str(error.value) == (
+        "3 of 100 rows do not fit: 1 prompts cut, 2 left out (answer over response_length); "
+        "--prompt-length 9 --response-length 17 keeps them all, or go on with --allow-cut True "
+        "(in a chain --sft.allow-cut True)"
+    )
+    assert cut(tokenizer, data, prompt_length=9, response_length=17).over == 0
+    assert cut(tokenizer, data, prompt_length=8, response_length=16, allow_cut=True).over == 3
+    assert cut(tokenizer, data[:99], prompt_length=8, response_length=17).over == 1  # about 1 %
+
+
+def test_rows_that_no_flag_keeps_say_so(tokenizer):
+    with pytest.raises(InputError, match=r"prompt has 80 tokens and the longest answer 90.* 100: "):
+        cut(tokenizer, rows((80, 2), (2, 90)))
+
+
+def test_answers_are_as_the_policy_learnt_them(tmp_path):
+    (tmp_path / "model.json").write_text(
+        '{"lengths": {"prompt_length": 8, "response_length": 40, "block_size": 48}}'
+    )
+    assert trained_lengths(tmp_path) == {"prompt_length": 8, "response_length": 40}
+    elsewhere = tmp_path / "none"
+    assert trained_lengths(elsewhere) == {}
+    assert fit_answers(PPOConfig(), elsewhere, tmp_path).response_length == 40
+    assert fit_answers(PPOConfig(response_length=7), tmp_path).response_length == 7
+    planned = fit_context(fit_answers(PPOConfig(), elsewhere), 100)
+    assert (planned.prompt_length, planned.response_length) == (68, 32)
+
+
+# --- warm-up and batches --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 4, 19, 20, 1000])
+def test_warm_up_is_a_share_of_the_run(steps):
+    """On four pairs DPO has one step, at the full rate."""
+    optim = DPOConfig().optim
+    assert warmup_steps(optim, steps) == steps // 20
+    rates = [float(make_schedule(optim, steps)(step)) for step in range(steps)]
+    assert max(rates) == pytest.approx(optim.lr) and sum(rates) >= optim.lr / 2
+    assert warmup_steps(replace(optim, warmup_steps=7), steps) == 7
+
+
+def test_a_run_that_cannot_learn_says_so(capsys):
+    check_pace("dpo", 10, rows=4, batch_size=4, optim=OptimConfig(warmup_steps=9))
+    assert capsys.readouterr().err == ""
+    check_pace("dpo", 10, rows=3, batch_size=4, optim=OptimConfig(lr=0.5, warmup_steps=10))
+    assert capsys.readouterr().err == (
+        "dpo: 3 rows are fewer than batch_size=4: a step sees them all\n"
+        "dpo: optim.warmup_steps=10, but the run has 10: its learning rate never gets to "
+        "optim.lr=0.5\n"
+    )
+    with pytest.raises(InputError, match=r"only update is at .* of 0; give --optim.warmup-steps 0"):
+        check_pace("dpo", 1, optim=OptimConfig(warmup_steps=20))
+    check_pace("dpo", 1, optim=OptimConfig(warmup_steps=20, warmup_init=0.1))
