@@ -1,14 +1,19 @@
 """One readable script per stage and study; ``python -m experiments.NAME`` starts it."""
 
+import os
+import signal
 import sys
 
 
-def one_line_for_ctrl_c(kind, error, trace) -> None:
-    """Imports take seconds, before ``cli.main`` is there to say it."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("stopped: Ctrl-C", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def leave(number, frame) -> None:
+    """Ctrl-C during imports, which take seconds: one line, and no exception.
+
+    Extension modules that are interrupted while they initialise crash, or call it something else.
+    """
+    os.write(2, b"\nstopped: Ctrl-C\n")
+    os._exit(130)
 
 
-sys.excepthook = one_line_for_ctrl_c
+# Only of a command, before its own module is known; ``cli.main`` takes over.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, leave)

@@ -69,7 +69,8 @@ def measured_after(run: Path) -> dict[int, dict[str, float]]:
     shorter ones that it was before."""
     done = read_done(run) or {}
     before = {int(step): figures for step, figures in done.get("shorter", {}).items()}
-    return before | ({done["steps"]: done["heldout"]} if done.get("heldout") else {})
+    measured = "steps" in done and done.get("heldout")
+    return before | ({done["steps"]: done["heldout"]} if measured else {})
 
 
 def load_kept(kept: Kept, **how: Any) -> Params:

@@ -322,6 +322,7 @@ class Stage:
             **results,
             **({"shorter": {str(n): f for n, f in shorter.items()}} if shorter else {}),
         }
+        self._checkpoints.wait()
         if params is not None:
             folder = self.run_config.dir / "final"
             # Of a run that is made longer the old model stays until DONE tells of the new one.
@@ -333,7 +334,6 @@ class Stage:
                 final.save(self.done, state, data={}, extra={}, metrics={})
             summary["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
             summary["params_sha256"] = params_sha256(params)
-        self._checkpoints.wait()
         self._run.finish(summary)
         if params is not None and jax.process_index() == 0:
             for step in list_steps(folder)[:-1]:

@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -40,6 +41,8 @@ FROM_HF = re.compile(r"^(--[\w.-]+)\.from[-_]hf(?==|$)")
 
 def main(run: Callable[[C], Any], config_class: type[C]) -> None:
     """Entry point of an experiment: parse, run, and turn what a user can cause into one line."""
+    if callable(signal.getsignal(signal.SIGINT)):  # not where Ctrl-C is ignored (nohup)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(load(config_class, sys.argv[1:]))
         sys.stdout.flush()

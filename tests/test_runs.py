@@ -1,5 +1,6 @@
 """Run folders: one stage, one config, one process; and stopping by signal."""
 
+import errno
 import json
 import os
 import signal
@@ -144,6 +145,19 @@ def test_folder_of_another_stage_or_another_person(tmp_path):
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="is a file"):
         open_sft(tmp_path / "home" / "thesis.tex")
+    with pytest.raises(InputError, match=r"run folder .*tex/a/b: .*thesis\.tex is a file"):
+        open_sft(tmp_path / "home" / "thesis.tex" / "a" / "b")
+
+
+def test_a_read_only_disk(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    folder = tmp_path / "run"
+    expected = f"run folder {folder} cannot be written: read-only file system \\({folder}\\)"
+    with pytest.raises(InputError, match=expected):
+        open_sft(folder)
 
 
 def test_finished_run_is_recognised(tmp_path):
@@ -243,6 +257,14 @@ def test_a_signal_asks_the_loop_to_stop(number, code, word, capfd):
         assert stop.requested and stop.exit_code == code
     assert signal.getsignal(number) is before
     assert f"{word}: finishing this step, then saving" in capfd.readouterr().err
+
+
+def test_what_a_scheduler_starts_again_has_a_code_of_its_own():
+    with StopRequest(preempted_code=85) as stop:
+        assert stop.exit_code == 0  # of a run that stops by itself, after --run.stop-after
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stop.exit_code == 85
 
 
 def test_second_interrupt_stops_at_once():

@@ -1,7 +1,11 @@
 """The life of a run: what a stage resumes, refuses, logs and leaves, without training anything."""
 
+import errno
 import json
+import os
 import shutil
+import signal
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +13,10 @@ import pytest
 
 from experiments.stage import Stage
 from rlhf_jax.config import OptimConfig, PrivacyConfig, RunConfig, SFTConfig, TextDataConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import load_params
-from rlhf_jax.training.logs import read_rows
+from rlhf_jax.training.logs import open_lines, read_rows
 from rlhf_jax.types import TrainState
 
 
@@ -22,8 +27,11 @@ def make_config(folder, *, epochs=2, optim=None, **run):
     return SFTConfig(run=RunConfig(**frame | run), epochs=epochs, **more, **files)
 
 
-def train(config, *, total, kill_at=None):
-    """A stage whose parameter counts its steps; ``kill_at`` ends it in that step."""
+def train(config, *, total, kill_at=None, before=None):
+    """A stage whose parameter counts its steps; ``kill_at`` ends it in that step.
+
+    ``before`` is called with the stage and the number of each step.
+    """
     with Stage(config, "sft", best=("eval/loss", "min")) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -31,6 +39,8 @@ def train(config, *, total, kill_at=None):
         for step in stage.steps(total):
             if step + 1 == kill_at:
                 raise KeyboardInterrupt
+            if before is not None:
+                before(stage, step + 1)
             state = TrainState(state.step + 1, {"w": state.params["w"] + step + 1}, (), None)
             stage.log({"loss": jnp.float32(step), "lr": 0.1}, tokens=1, show=())
             stage.log_samples([{"prompt": f"{step + 1}"}])
@@ -54,6 +64,86 @@ def test_every_row_once_after_a_kill(tmp_path, save_every, kept):
         assert logged(tmp_path)[-1] >= 4
     train(config, total=6)
     assert logged(tmp_path) == logged(tmp_path, "samples") == [1, 2, 3, 4, 5, 6]
+
+
+# --- full disks and signals -----------------------------------------------------------------------
+
+
+def test_a_full_disk_while_logging_is_one_sentence_and_loses_nothing(tmp_path, capsys):
+    def fill(stage, step):
+        if step == 4:
+            stage._log._metrics = open_lines(Path("/dev/full"))
+
+    config = make_config(tmp_path / "run", save_every=2)
+    with pytest.raises(RunError) as raised:
+        train(config, total=6, before=fill)
+    assert str(raised.value) == (
+        "no space left on device (/dev/full); the same command goes on after step 2"
+    )
+    train(config, total=6)
+    assert "resumed after step 2" in capsys.readouterr().err
+    assert logged(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_at_the_end(tmp_path, monkeypatch):
+    start_write = checkpoints.start_write
+
+    def full(path, items, info):
+        if path.parent.name == "final":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return start_write(path, items, info)
+
+    config, folder = make_config(tmp_path / "run"), tmp_path / "run"
+    monkeypatch.setattr(checkpoints, "start_write", full)
+    with pytest.raises(RunError) as raised:
+        train(config, total=3)
+    assert str(raised.value) == (
+        f"no space left while saving step 3 in {folder / 'final'}; all steps are kept; the same "
+        "command goes on after step 3"
+    )
+    assert not (folder / "DONE").exists()
+    monkeypatch.setattr(checkpoints, "start_write", start_write)
+    assert train(config, total=3)["steps"] == 3
+
+
+def test_nothing_is_left_of_a_start_that_failed(tmp_path):
+    """Also in a folder that was there, which then takes another command."""
+
+    def unreadable(stage, step):
+        raise PermissionError(errno.EACCES, "Permission denied", "demos.jsonl")
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunError, match=r"^permission denied \(demos\.jsonl\)$"):
+        train(make_config(tmp_path / "run"), total=3, before=unreadable)
+    assert list((tmp_path / "run").iterdir()) == []
+    train(make_config(tmp_path / "run", epochs=1), total=3)
+
+
+def test_stopped_by_a_signal_the_same_command_goes_on(tmp_path, capsys):
+    def preempt(stage, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = make_config(tmp_path / "run", preempted_exit_code=85)
+    with pytest.raises(SystemExit) as stop:
+        train(config, total=3, before=preempt)
+    assert stop.value.code == 85
+    assert "sft: saved at step 2; the same command goes on from here" in capsys.readouterr().err
+    assert train(config, total=3)["steps"] == 3
+    assert "sft: resumed after step 2" in capsys.readouterr().err
+
+
+def test_asked_to_stop_in_the_last_step_a_chain_does_not_go_on(tmp_path, capsys):
+    def interrupt(stage, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = make_config(tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        train(config, total=3, before=interrupt)
+    assert stop.value.code == 130
+    assert "sft: finished before it could be stopped" in capsys.readouterr().err
+    assert train(config, total=3)["steps"] == 3
 
 
 # --- the data that a run was started from ---------------------------------------------------------

@@ -1,6 +1,8 @@
 """What a process does before its first array: programs are kept, apart for each kind of machine."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from rlhf_jax import cli
+from rlhf_jax.config import TaskConfig
 from rlhf_jax.training.startup import machine_key
 
 PROGRAM = """
@@ -62,6 +66,51 @@ def test_machines_differ_by_what_programs_may_use(tmp_path, change, same):
     file.write_text(text.replace(*change))
     assert (machine_key(file) == before) is same
     assert machine_key(Path(tmp_path / "absent")) != before
+
+
+INTERRUPTED = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(10)
+"""
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    """No exception: extension modules that are interrupted by one as they start up crash."""
+    (tmp_path / "jax.py").write_text(INTERRUPTED)
+    environment = tiny.process_environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{tiny.ROOT}")
+    command = [sys.executable, "-m", "experiments.sft"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout) == (130, "\nstopped: Ctrl-C\n", "")
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            1,
+            "no space left on device (a/b)",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 1, "not a directory (a/b)"),
+        (ConnectionError("no answer"), 1, "no answer"),
+        (KeyboardInterrupt(), 130, "Ctrl-C"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, None),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(monkeypatch, capsys, error, code, said):
+    def run(config):
+        raise error
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sys, "argv", ["task"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(run, TaskConfig)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == ("" if said is None else f"stopped: {said}\n")
 
 
 def test_a_stage_starts_without_the_slowest_import():
