@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from feedback_site import ROOT, fill, labeler
@@ -97,7 +98,11 @@ def test_an_export_makes_its_folder_or_says_why_not(config, tmp_path):
     out = tmp_path / "not" / "there" / "rows.jsonl"
     feedback.run(replace(config, command="export", file=out))
     assert out.read_text() == ""
-    for path, message in ((out / "below.jsonl", "rows.jsonl is a file"), (tmp_path, "is a folder")):
+    for path, message in (
+        (out / "below.jsonl", "rows.jsonl is a file"),
+        (tmp_path, "is a folder"),
+        (Path("/dev/null"), "is a device"),
+    ):
         with pytest.raises(InputError, match=message):
             feedback.run(replace(config, command="export", file=path))
     with pytest.raises(StoreUnavailable, match=r"rows.jsonl"):

@@ -175,7 +175,7 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
         run=loop.run,
         ensemble=1,
         choice="random",
-        ppo=replace(loop.ppo, min_reward_accuracy=1.1, force=False),
+        ppo=replace(loop.ppo, min_reward_accuracy=1.0, force=False),
     )
     database = open_database(config.place)
     for _ in feedback_answers.fill(config, database, 0, feedback_answers.load_policy(config, 0)):

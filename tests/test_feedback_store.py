@@ -35,15 +35,19 @@ def database(request, tmp_path):
     if request.param == "sqlite":
         yield open_database(tmp_path / "store.sqlite")
         return
+    name = f"t{abs(hash(request.node.name))}"
+    yield open_database(new_postgresql(request.getfixturevalue("server"), name))
+
+
+def new_postgresql(server: str, name: str) -> str:
+    """URL of an empty database on the server."""
     import sqlalchemy as sa
 
-    url = request.getfixturevalue("server")
-    name = f"t{abs(hash(request.node.name))}"
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    engine = sa.create_engine(server.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
     engine.dispose()
-    yield open_database(url.replace("/postgres?", f"/{name}?"))
+    return server.replace("/postgres?", f"/{name}?")
 
 
 def rank(database, account, task, ranks, *, submission, **more):
@@ -372,6 +376,24 @@ def test_what_is_no_store(tmp_path):
         rows("UPDATE meta SET value = '0' WHERE name = 'schema'")
     with pytest.raises(InputError, match="schema 0, expected 1"):
         open_database(path)
+
+
+def test_who_only_reads_makes_no_tables(server):
+    url = new_postgresql(server, "nothing")
+    for _ in range(2):
+        with pytest.raises(InputError, match="is no label store"):
+            open_database(url, create=False)
+    open_database(url)
+    assert read_labels(open_database(url, create=False)) == []
+
+
+def test_what_is_imported_is_stored_whole_or_not_at_all(database):
+    answers = [queue.Response("a", "import"), queue.Response("b", "import")]
+    good = ("7", queue.NewTask("p", answers), [0, 1])
+    with pytest.raises(InputError, match="half a surrogate"):
+        submissions.add_ranked(database, [good, ("8", queue.NewTask("\ud83d", answers), [0, 1])])
+    assert read_labels(database) == [] and accounts.list_accounts(database) == []
+    assert submissions.add_ranked(database, [good, good]) == 1
 
 
 def test_postgresql_that_is_not_there(server):

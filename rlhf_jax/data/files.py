@@ -253,8 +253,10 @@ def check_writable(path: Path) -> None:
         above = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
         why = f"{above} is a file" if above else f"{path.parent}: {error.strerror.lower()}"
         raise InputError(f"{path} cannot be written: {why}") from None
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, expected the name of a file to write")
+    if path.exists() and not path.is_file():
+        # Neither may be replaced by a file, which is how ``write_atomically`` ends.
+        what = "a folder" if path.is_dir() else "a device or pipe"
+        raise InputError(f"{path} is {what}, expected the name of a file to write")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written: {path.parent} is read-only")
 
