@@ -159,8 +159,9 @@ def import_rankings(config: FeedbackConfig) -> None:
     clean = scrub if config.serve.scrub else str
     ranked = [(x.labeler, imported_task(x.row, clean), x.row.ranks) for x in found]
     new = submissions.add_ranked(open_database(config.place), ranked)
-    before = f", {len(found) - new} of them imported before" if new < len(found) else ""
-    tell(f"{len(found)} rankings from {config.file}{before}")
+    same = len(found) - new
+    there = f", {same} of them there already (same labeler, answers and ranks)" if same else ""
+    tell(f"{len(found)} rankings from {config.file}{there}")
     for why, count in Counter(each.why for each in account.left_out).items():
         tell(f"{count} left out: {why}")
     for note, count in account.notes.items():

@@ -77,7 +77,7 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
     leave_out = lambda why: account.left_out.append(LeftOut(origin, why))
     try:
         if isinstance(row.get("data"), dict):
-            made = label_studio_rows(row, leave_out)
+            made = label_studio_rows(row, leave_out, account.notes)
         elif is_argilla(row):
             made = argilla_rows(row, leave_out)
         elif isinstance(row.get("fields"), dict):

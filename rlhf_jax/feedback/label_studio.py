@@ -6,6 +6,7 @@ Items that were left unplaced (``_``) are not ranked; cancelled annotations, dra
 are none.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,13 @@ READ = ("ranker", "pairwise")
 Row = dict[str, Any]
 
 
-def label_studio_rows(row: Row, leave_out: Callable[[str], None]) -> list[tuple[str, Row]]:
+def label_studio_rows(
+    row: Row, leave_out: Callable[[str], None], notes: Counter[str]
+) -> list[tuple[str, Row]]:
     """(labeler, ranking as the stages read it) of each annotation. Raises RowError.
 
-    ``leave_out`` is told why of each annotation, result and item that is not read.
+    ``leave_out`` is told why of each annotation, result and item that is not read; ``notes`` count
+    in which order buckets were ranked.
     """
     for name, why in (("predictions", "prediction, not a person's"), ("drafts", "draft")):
         for _ in row.get(name) or ():
@@ -32,7 +36,7 @@ def label_studio_rows(row: Row, leave_out: Callable[[str], None]) -> list[tuple[
         leave_out("task without annotations")
     made = []
     for annotation in row.get("annotations") or ():
-        ranking = _annotated(row["data"], annotation, leave_out)
+        ranking = _annotated(row["data"], annotation, leave_out, notes)
         if ranking is not None:
             made.append((_annotator(annotation), ranking))
     return made
@@ -45,7 +49,9 @@ def _annotator(annotation: Mapping[str, Any]) -> str:
     return "" if given is None else str(given)
 
 
-def _annotated(data: Row, annotation: Any, leave_out: Callable[[str], None]) -> Row | None:
+def _annotated(
+    data: Row, annotation: Any, leave_out: Callable[[str], None], notes: Counter[str]
+) -> Row | None:
     if not isinstance(annotation, Mapping) or not isinstance(annotation.get("result"), list):
         raise RowError("an annotation has no result, expected a list (of Label Studio's JSON)")
     if annotation.get("was_cancelled"):
@@ -65,12 +71,14 @@ def _annotated(data: Row, annotation: Any, leave_out: Callable[[str], None]) -> 
         raise RowError(f"an annotation has {len(results)} rankings ({names}), expected one")
     if results[0]["type"] == "pairwise":
         return _pair(data, results[0])
-    return _ranking(data, results[0], leave_out)
+    return _ranking(data, results[0], leave_out, notes)
 
 
-def _ranking(data: Row, result: Mapping, leave_out: Callable[[str], None]) -> Row | None:
+def _ranking(
+    data: Row, result: Mapping, leave_out: Callable[[str], None], notes: Counter[str]
+) -> Row | None:
     name, items = _items(data)
-    ranks = _ranks(result, [str(item["id"]) for item in items])
+    ranks = _ranks(result, [str(item["id"]) for item in items], notes)
     placed = [item for item in items if str(item["id"]) in ranks]
     if len(placed) < 2:
         leave_out("annotation that places fewer than two items")
@@ -102,7 +110,7 @@ def _items(data: Row) -> tuple[str, list[Row]]:
     return name, data[name]
 
 
-def _ranks(result: Mapping, ids: Sequence[str]) -> dict[str, int]:
+def _ranks(result: Mapping, ids: Sequence[str], notes: Counter[str]) -> dict[str, int]:
     """The rank of each id that was placed."""
     given = result["value"].get("ranker")
     if isinstance(given, Mapping) and list(given) == [result.get("from_name")]:
@@ -111,6 +119,9 @@ def _ranks(result: Mapping, ids: Sequence[str]) -> dict[str, int]:
         buckets = [[each] for each in given]
     elif isinstance(given, Mapping):
         buckets = [names for bucket, names in given.items() if bucket != UNPLACED]
+        # A guess, so it is said: some databases change the order of an object's keys.
+        order = ", ".join(bucket for bucket in given if bucket != UNPLACED)
+        notes[f"buckets are ranked as the file has them, best first: {order}"] += 1
     else:
         raise RowError("value.ranker: expected a list of ids, or one for each bucket")
     places = [(str(name), rank) for rank, names in enumerate(buckets) for name in names]
