@@ -439,6 +439,22 @@ PLANTS = (
         "tests/test_checkpoints.py::test_resume_is_exact_to_the_bit",
     ),
     Plant(
+        81,
+        "rows of a process that was killed before its first checkpoint stay in the log",
+        "experiments/stage.py",
+        "resume_step = self._resumed or None",
+        "resume_step = self.done or None",
+        "tests/test_stage.py::test_every_row_once_after_a_kill[9-0]",
+    ),
+    Plant(
+        82,
+        "a step that is measured as the best is not saved between two intervals",
+        "experiments/stage.py",
+        "if not (stopping or due or self._checkpoints.is_best(self._evaluation)):",
+        "if not (stopping or due):",
+        "tests/test_kept.py::test_best_of_every_measured_step_saved_for_it",
+    ),
+    Plant(
         61,
         "an answer in a chat template begins with the space that joins plain strings",
         TOKENIZERS,
