@@ -437,8 +437,10 @@ def test_prompts_cut_at_the_wrong_end(patient, prompts, monkeypatch):
     """Bug 45."""
     encode_prompts = checks.encode_prompts
 
-    def beginning(rows, tokenizer, *, query_length):
-        batch, report = encode_prompts(rows, tokenizer, query_length=query_length + 20)
+    def beginning(rows, tokenizer, *, query_length, everything):
+        batch, report = encode_prompts(
+            rows, tokenizer, query_length=query_length + 20, everything=everything
+        )
         ids = tokenizer.encode_batch([row.prompt for row in rows])
         queries = batch.queries[:, -query_length:].copy()
         for row, each in enumerate(ids):
