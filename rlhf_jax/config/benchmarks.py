@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, check_bounds
+from rlhf_jax.config.effect import only
 
 Suite = Literal["generate", "pretrain", "sft", "reward", "ppo", "memory"]
 
@@ -34,12 +35,12 @@ class BenchmarkConfig:
     """Repetitions of each side, after one that is not counted."""
     cores: CountOrZero = 0
     """Pin both sides to this many cores, with as many threads; 0: all."""
-    baseline_python: Path | None = None
+    baseline_python: Annotated[Path | None, only(against=None)] = None
     """Python with torch, transformers and TRL; None: .venv-torch of this repository (make
     test-torch makes it)."""
     against: Path | None = None
     """Another checkout of this repository to measure against instead of PyTorch."""
-    torch_compile: bool = False
+    torch_compile: Annotated[bool, only(against=None)] = False
     """Training: torch.compile the other side's model (needs a C++ compiler)."""
     out: Path = Path("benchmarks/results")
     """Folder for the JSON and the table."""

@@ -12,6 +12,11 @@ ANSWER_LENGTH = 32
 """Tokens of an answer where neither a flag nor the run that the policy comes from says it."""
 
 
+def is_file(data: Path) -> bool:
+    """Whether ``data`` names a file or folder, not a set of the project's own."""
+    return len(data.parts) != 1 or data.suffix != ""
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     path: Path | None = None

@@ -14,8 +14,9 @@ class Idle(NamedTuple):
     other: str
     """Its dotted name; empty: the field never has an effect here."""
     values: tuple[Any, ...]
+    """What it may be, or a function that says whether it is that."""
     when: bool
-    """Without effect while ``other`` has one of ``values``; False: while it has none of them."""
+    """Without effect while ``other`` is one of ``values``; False: while it is none of them."""
     parts: tuple[str, ...] = ()
     """Of a field that is a config itself, the fields that this is about; empty: all."""
     but: tuple[str, ...] = ()
@@ -26,7 +27,11 @@ class Idle(NamedTuple):
         part = inner.partition(".")[0]
         if part in self.but or (self.parts and part not in self.parts):
             return False
-        return not self.other or (value_of(config, self.other) in self.values) == self.when
+        if not self.other:
+            return True
+        value = value_of(config, self.other)
+        is_one = any(each(value) if callable(each) else each == value for each in self.values)
+        return is_one == self.when
 
     def reason(self, config: Any, prefix: str) -> str:
         """The end of the sentence; ``prefix`` is where ``config`` stands."""

@@ -15,7 +15,7 @@ from rlhf_jax.config.bounds import (
     ShareBelowOne,
     check_bounds,
 )
-from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
+from rlhf_jax.config.data import TextDataConfig, TokenizerConfig, is_file
 from rlhf_jax.config.effect import idle, never, only
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
 from rlhf_jax.config.privacy import PrivacyConfig
@@ -198,7 +198,7 @@ class RewardConfig:
     data: Path = Path("comparisons.jsonl")
     """A file or folder, or the name of a set of human preferences under ``source``:
     pref_hh_harmless, pref_pandalm, rank_mqm_wmt23_zh_en, honesty_truthfulqa."""
-    source: Path = Path("data")
+    source: Annotated[Path, idle(data=is_file)] = Path("data")
     """Folder of the named sets."""
     folds: CountOrZero = 0
     """Cross-validation of a named set: parts into which its documents, dialogues, instructions or
@@ -213,7 +213,7 @@ class RewardConfig:
     length explains is not learnt."""
     heldout: Path | None = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
-    heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
+    heldout_fraction: Annotated[ShareBelowOne, only(heldout=None), only(data=is_file)] = 0.1
     demonstrations: Annotated[Path | None, only(privacy__epsilon=0)] = None
     """These score 0 on average after normalisation (InstructGPT); None: the responses of data."""
     unit_std: bool = False

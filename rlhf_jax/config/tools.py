@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rlhf_jax.config.bounds import Count, CountOrZero, Seed, check_bounds
-from rlhf_jax.config.data import TextDataConfig
+from rlhf_jax.config.data import TextDataConfig, is_file
 from rlhf_jax.config.effect import idle, only
 from rlhf_jax.config.stages import SamplingConfig
 from rlhf_jax.config.training import UNTRAINED, ParallelConfig, RunConfig
@@ -76,6 +76,10 @@ class EvaluateConfig:
         )
 
 
+def are_files(data: tuple[str, ...]) -> bool:
+    return all(is_file(Path(each)) for each in data)
+
+
 @dataclass(frozen=True)
 class AuditConfig:
     """A reward model against human preferences."""
@@ -85,7 +89,7 @@ class AuditConfig:
     a cross-validation: each is scored on the fold that it has not seen, and all are one result."""
     data: tuple[str, ...] = ("pref_llmbar",)
     """Names of sets of human preferences under ``source``, or files of comparisons."""
-    source: Path = Path("data")
+    source: Annotated[Path, idle(data=are_files)] = Path("data")
     """Folder of the named sets."""
     prompt_length: Count | None = None
     """In tokens; what is cut is counted. With the response it must fit the model's context. None
