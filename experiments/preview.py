@@ -27,7 +27,7 @@ from rlhf_jax.data.encoding import document_report, encode_texts
 from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import iterate
-from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, Prompt, Text
+from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, OtherKind, Prompt, Text
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 
@@ -81,10 +81,12 @@ def kind_of(path: Path) -> str:
         try:
             next(iterate(path, kind, account))
             return name
-        except InputError as error:
+        except OtherKind as error:
+            problem = error
+        except InputError:
             if account.left_out:
                 return name
-            problem = error
+            raise
     raise problem
 
 

@@ -362,9 +362,10 @@ def test_rows_of_another_kind_are_told_from_wrong_ones(write):
             read_demonstrations(write(row))
     with pytest.raises(OtherKind):
         read_prompts(write("x", name="a.txt"))
-    for row in ({"prompt": "p", "completion": 1}, {"messages": [USER]}):
+    good = {"prompt": "p", "completion": "c"}
+    for rows in ([{"prompt": "p", "completion": 1}], [{"messages": [USER]}], [good, {"text": "t"}]):
         with pytest.raises(InputError) as refused:
-            read_demonstrations(write(row))
+            read_demonstrations(write(*rows))
         assert not isinstance(refused.value, OtherKind)
     with pytest.raises(InputError, match="expected ranks, or a rank in every response") as refused:
         read_comparisons(write({"prompt": "p", "responses": ["a", "b"]}))

@@ -102,7 +102,8 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
             if _has_written_turns(made):
                 notes["turns written in a prompt that is text are words of it"] += 1
         except OtherKeys as error:
-            raise OtherKind(f"{origin}: {error}") from None
+            first = not rows and not left_out  # which says of what kind a file is
+            raise (OtherKind if first else InputError)(f"{origin}: {error}") from None
         except RowError as error:
             raise InputError(f"{origin}: {error}") from None
         except NotLearnt as error:
