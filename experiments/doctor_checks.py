@@ -24,6 +24,7 @@ from rlhf_jax.config import (
 from rlhf_jax.data.batches import query_batches
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.encoding import encode_demonstrations, encode_prompts
+from rlhf_jax.data.fates import of_comparisons
 from rlhf_jax.data.formats import Account, Comparison, Demonstration, Prompt, iterate
 from rlhf_jax.evaluation import invariants as of_model
 from rlhf_jax.evaluation import invariants_data as of_data
@@ -141,7 +142,7 @@ def examine(p: Patient) -> list[Finding]:
     return [
         *tokenizer_findings(p, prompts),
         *demonstration_findings(p, episodes),
-        *comparison_findings(p.comparisons),
+        *comparison_findings(p),
         *model_findings(p, episodes),
         *logprob_findings(p, episodes),
         *score_findings(p, episodes),
@@ -241,15 +242,23 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     return [*findings, of_data.ends_are_predicted(right, int(ends.sum()), bound=0.5), sampled]
 
 
-def comparison_findings(path: Path | None) -> list[Finding]:
+def comparison_findings(p: Patient) -> list[Finding]:
+    """On ids, as the reward model sees the answers: other texts may have the same, once cut."""
+    path = p.comparisons
     if path is None or not path.exists():
         reason = f"{path} is not there" if path else "the reward model's run names none"
         return [not_run("comparisons", reason)]
     account = Account()
     rows = list(iterate(path, Comparison, account))
-    tied = sum(each.why == "all responses tied" for each in account.left_out)
-    agree = of_data.comparisons_agree(of_data.find_conflicts(rows), bound=0.05)
-    return [*agree, of_data.rankings_rank(tied, len(rows) + tied, bound=0.1)]
+    length = p.ppo.response_length
+    found = list(
+        of_comparisons(rows, p.reward.tokenizer, prompt_length=None, response_length=length)
+    )
+    by_ids = [(tuple(f.query), tuple(map(tuple, f.responses)), f.row.ranks) for f in found]
+    agree = of_data.comparisons_agree(of_data.find_conflicts(by_ids), bound=0.05)
+    useless = sum(fate.why is not None for fate in found) + len(account.left_out)
+    total = len(rows) + len(account.left_out)
+    return [*agree, of_data.rankings_rank(useless, total, bound=0.1)]
 
 
 def model_findings(p: Patient, episodes: Episodes) -> list[Finding]:

@@ -153,7 +153,7 @@ def as_json(row: Fate | LeftOut) -> dict[str, Any]:
         list(getattr(row.row, "ranks", [0] * len(answers))),
         list(row.query),
         [list(ids) for ids in row.responses],
-        [[True] * len(ids) for ids in row.responses],
+        [[row.why is None] * len(ids) for ids in row.responses],
         dict(row.cut),
     )
     return made | dict(zip(names, values, strict=True))
@@ -233,7 +233,7 @@ def described(row: Fate | LeftOut, tokenizer: Tokenizer) -> Iterator[Styled]:
     ranks = getattr(row.row, "ranks", [None] * len(row.responses))
     full = fates.full_lengths(row)["response"]
     for ids, rank in zip(row.responses, ranks, strict=True):
-        name = "learnt" if rank is None else f"rank {rank}"
+        name = ("answer" if row.why else "learnt") if rank is None else f"rank {rank}"
         over = full - len(ids) if "response" in row.cut and len(ids) == max_of(row) else 0
         yield labelled(name, ids, tokenizer, LEARNT, after=over)
 

@@ -130,6 +130,7 @@ def load_reader(path: Path, *, flag: str) -> Trained:
         model, rows = read_shape(path)
         tokenizer = load_tokenizer(path)
         return _with_tokenizer(path, Trained(model, rows, tokenizer, None, "lm"), tokenizer)
+    path = run_of(path)
     card = _read_card(path, flag)
     model = from_dict(ModelConfig, card["model"], str(path / "model.json"))
     tokenizer = load_tokenizer(path / "tokenizer")
@@ -138,6 +139,7 @@ def load_reader(path: Path, *, flag: str) -> Trained:
 
 def trained_lengths(path: Path) -> dict[str, int]:
     """prompt_length and response_length of a run folder's model; empty where none are known."""
+    path = run_of(path)
     card = path / "model.json"
     known = json.loads(card.read_text()).get("lengths") if card.is_file() else None
     known = known or training_config(path)

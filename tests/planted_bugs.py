@@ -574,6 +574,30 @@ PLANTS = (
         "return parsed",
         "tests/test_feedback_formats.py::test_half_a_character_of_an_older_store_blocks_nothing",
     ),
+    Plant(
+        101,
+        "an epoch's last batch is filled up with rows of the next one",
+        "rlhf_jax/data/batches.py",
+        "elif whole_epochs:",
+        "elif whole_epochs and self.rows % batch_size == 0:",
+        f"{BATCHES}each_epoch_shows_each_row_once",
+    ),
+    Plant(
+        102,
+        "pairs of equal tokens are trained on",
+        FATES,
+        "return any(r != s and a != b for",
+        "return any(r != s for",
+        f"{BATCHES}pairs_that_teach_nothing_are_left_out_and_counted",
+    ),
+    Plant(
+        103,
+        "the preview shows rows before they are cut",
+        "experiments/preview.py",
+        "found = list(fates_of(config, *names))",
+        "found = list(fates_of(None, *names))",
+        "tests/test_preview.py::test_comparisons_are_shown_as_the_reward_model_learns_them",
+    ),
 )
 
 NOT_HERE = {

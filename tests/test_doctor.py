@@ -485,7 +485,7 @@ def test_demonstrations_that_do_not_fit(patient, episodes):
     assert "demonstrations over 3 tokens" in found
 
 
-def test_comparisons_that_conflict(tmp_path):
+def test_comparisons_that_conflict(patient, tmp_path):
     path = tmp_path / "comparisons.jsonl"
     rows = [
         {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [0, 1, 1]},
@@ -495,11 +495,18 @@ def test_comparisons_that_conflict(tmp_path):
         {"prompt": "q", "responses": ["x", "y"], "ranks": [0, 0]},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    both_ways, twice, tied = checks.comparison_findings(path)
+    patient = patient._replace(comparisons=path)
+    both_ways, twice, useless = checks.comparison_findings(patient)
     # p: a > b and b > a, a > c; q: b > a, x > y.
     assert both_ways.measured == "1 of 4 (25 %)" and not both_ways.passed
     assert twice.measured == "1 of 9 (11 %)" and not twice.passed
-    assert tied.measured == "1 of 5 (20 %)" and not tied.passed
+    assert useless.measured == "1 of 5 (20 %)" and not useless.passed
+    # Ids are compared: these answers are the same ones once they are cut.
+    long = "so " * patient.ppo.response_length
+    rows = [{"prompt": "p", "chosen": long + "good", "rejected": long + "bad"}] * 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, twice, useless = checks.comparison_findings(patient)
+    assert twice.measured == "2 of 2 (100 %)" and useless.measured == "2 of 2 (100 %)"
 
 
 # --- the command ----------------------------------------------------------------------------------

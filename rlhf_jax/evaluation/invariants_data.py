@@ -208,11 +208,11 @@ def comparisons_agree(conflicts: Conflicts, *, bound: float | int) -> list[Findi
     ]
 
 
-def rankings_rank(tied: int, total: int, *, bound: float | int) -> Finding:
-    """Rows whose answers are all tied teach nothing and are left out."""
+def rankings_rank(useless: int, total: int, *, bound: float | int) -> Finding:
+    """Rows that order no two different answers are left out: all tied, or equal in their tokens."""
     return share_at_most(
-        "rankings with all answers tied",
-        tied,
+        "rankings that teach nothing",
+        useless,
         total,
         bound,
         "ask for finer rankings, or answers that differ more",
