@@ -15,6 +15,7 @@ from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import is_heldout, rankings, read_labels
 from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.texts import map_text
 from rlhf_jax.feedback.visible import pieces
 
 
@@ -389,6 +390,12 @@ def test_held_out_by_prompt_alone():
 )
 def test_scrubbing(text, clean):
     assert scrub(text) == clean
+
+
+def test_every_message_of_a_conversation_is_scrubbed():
+    asked = (Message("user", "mail jo@example.org"), Message("assistant", "and?"))
+    assert map_text(scrub, asked) == (Message("user", "mail [EMAIL]"), asked[1])
+    assert map_text(scrub, "mail jo@example.org") == "mail [EMAIL]"
 
 
 def test_invisible_characters_are_shown():
