@@ -19,7 +19,7 @@ from jax.random import fold_in
 
 from experiments.fit import check_cut, check_pace, fit_pairs
 from experiments.stage import Stage
-from experiments.trained import at_the_time_of, load_trained, save_model_card, with_adapters
+from experiments.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import DPOConfig
 from rlhf_jax.data.batches import comparison_batches
@@ -56,7 +56,7 @@ def run(config: DPOConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         sft = load_trained(config.init, flag="init", shardings=parallel.shardings)
-        sft = at_the_time_of(sft, config.run.dir)
+        sft = for_run(sft, config.run.dir)
         policy = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer, model = policy.tokenizer, policy.model
         rows = load_comparisons(config.data, data_dir=config.cache)

@@ -18,7 +18,7 @@ from experiments.inputs import load_corpora, text_stream, with_block
 from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
-    at_the_time_of,
+    for_run,
     load_trained,
     same_shape,
     same_tokenizer,
@@ -66,7 +66,7 @@ def run(config: PPOConfig) -> dict:
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
         load = partial(load_trained, shardings=parallel.shardings)
-        sft = at_the_time_of(load(config.init, flag="init"), config.run.dir)
+        sft = for_run(load(config.init, flag="init"), config.run.dir)
         reference = sft
         if config.reference is not None:
             reference = load(config.reference, flag="reference", share=sft)

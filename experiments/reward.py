@@ -22,7 +22,7 @@ from experiments.fit import check_cut, check_pace, fit_pairs
 from experiments.private import guarantee, private_batches, private_update
 from experiments.reward_scores import make_scorer
 from experiments.stage import Stage
-from experiments.trained import at_the_time_of, load_trained, save_model_card, with_adapters
+from experiments.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
@@ -51,7 +51,7 @@ def run(config: RewardConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         sft = load_trained(config.init, flag="init", shardings=parallel.shardings)
-        sft = at_the_time_of(sft, config.run.dir)
+        sft = for_run(sft, config.run.dir)
         sft = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer = sft.tokenizer
         model_config = replace(sft.model, dropout=config.dropout)

@@ -21,7 +21,7 @@ from experiments.fit import check_cut, check_pace, fit_lengths, lengths_of
 from experiments.inputs import load_corpora, text_stream, with_block
 from experiments.private import guarantee, private_batches, private_update
 from experiments.stage import Stage
-from experiments.trained import at_the_time_of, load_trained, save_model_card, with_adapters
+from experiments.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import SFTConfig
 from rlhf_jax.data.batches import demonstration_batches
@@ -47,7 +47,7 @@ def run(config: SFTConfig) -> dict:
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         pretrained = load_trained(config.init, flag="init", shardings=parallel.shardings)
-        pretrained = at_the_time_of(pretrained, config.run.dir)
+        pretrained = for_run(pretrained, config.run.dir)
         pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)

@@ -304,12 +304,21 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     return {"trunk": frozen["trunk"]} if saved.stage == "reward" else frozen
 
 
-def at_the_time_of(trained: Trained, run_dir: Path) -> Trained:
-    """``trained`` for a run: a template that writes the day writes the one when the run began."""
+def for_run(trained: Trained, run_dir: Path) -> Trained:
+    """``trained`` as a run takes it: a template writes the day on which the run began.
+
+    That a template is not used is said.
+    """
+    tokenizer = trained.tokenizer
+    if tokenizer.chat_template is not None and not tokenizer.chat_prompts:
+        say(
+            "prompts are plain text, though the model has a chat template; convert from-hf "
+            "--chat-prompts True makes a model whose prompts are in it"
+        )
     if not has_tokenizer(run_dir / "tokenizer"):
         return trained
     begun = load_tokenizer(run_dir / "tokenizer")
-    return trained._replace(tokenizer=trained.tokenizer.at_time_of(begun))
+    return trained._replace(tokenizer=tokenizer.at_time_of(begun))
 
 
 def same_shape(first: Trained, second: Trained, flags: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from test_tokenizers import BEGIN, TURN_END
 from test_tokenizers import write as write_tokenizer
 
 from experiments import convert, ppo, reward, sample, sft
-from experiments.trained import at_the_time_of, load_trained
+from experiments.trained import for_run, load_trained
 from rlhf_jax.cli import load
 from rlhf_jax.config import ConvertConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
@@ -118,12 +118,20 @@ def test_tokens_without_a_row_of_embedding_are_refused_by_name(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_template_that_is_not_used_is_said(tmp_path, capsys):
+    trained = load_trained(chat_folder(tmp_path / "hf", rows=259), flag="init")
+    for_run(trained, tmp_path / "run")
+    assert "prompts are plain text, though the model has a chat template" in capsys.readouterr().err
+    for_run(trained._replace(tokenizer=trained.tokenizer.with_chat_prompts()), tmp_path / "run")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_keeps_the_day_on_which_it_began(tmp_path):
     trained = load_trained(chat_folder(tmp_path / "hf", rows=259), flag="init")
-    assert at_the_time_of(trained, tmp_path / "run") == trained  # nothing has begun
+    assert for_run(trained, tmp_path / "run") == trained  # nothing has begun
     begun = trained.tokenizer._with(now=datetime.datetime(2024, 7, 1))
     begun.save(tmp_path / "run" / "tokenizer")
-    resumed = at_the_time_of(trained, tmp_path / "run").tokenizer
+    resumed = for_run(trained, tmp_path / "run").tokenizer
     assert resumed.example == begun.example != trained.tokenizer.example
     assert begun.example.startswith("01 Jul 2024")
 

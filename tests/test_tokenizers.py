@@ -213,7 +213,11 @@ def test_the_begin_of_text_stands_once_before_every_text(tmp_path):
     assert (tokenizer.bos_id, tokenizer.eos_id) == (257, 256)
     assert tokenizer.encode_prompts(["a", "aa"]) == [[257, a], [257, a, a]]
     assert tokenizer.encode_answers(["a"], ["a"]) == [[a, 256]]
-    assert tokenizer.encode_documents(["a", ""]) == [[257, a, 256], [257, 256]]
+    assert tokenizer.encode_documents(["a", "", f"a{EOS}"]) == [
+        [257, a, 256],
+        [257, 256],
+        [257, a, 256],
+    ]
     assert tokenizer.encode_beginning("a") == [257, a] and tokenizer.encode("a") == [a]
     assert 257 not in tokenizer.encode(BEGIN)
     tokenizer.save(tmp_path / "saved", rows=258)

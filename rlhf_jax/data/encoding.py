@@ -32,12 +32,17 @@ class Piece(NamedTuple):
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer) -> list[Int[np.ndarray, "_"]]:
     """Ids of each document, ending in exactly one end of text.
 
-    Raises InputError for a document that spells a special token, which would be learnt as letters.
+    Raises InputError for a document that spells a special token, which would be learnt as letters,
+    or has characters that would be lost.
     """
     texts, encoded = iter(texts), []
     while some := list(islice(texts, TEXTS_AT_ONCE)):
         for row in some:
-            token = tokenizer.stray_special(row.text)
+            token = tokenizer.stray_special("", row.text)
+            check(
+                not tokenizer.lacks(row.text),
+                f"{row.origin}: the text has characters that the tokenizer lacks",
+            )
             check(
                 token is None,
                 f"{row.origin}: the text spells the special token {token}, which would be learnt "

@@ -162,7 +162,8 @@ class Tokenizer:
         return [[*self.bos_ids, *ids] for ids in self.encode_batch(texts)]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of whole texts, each ending in exactly one end of text."""
+        """Ids of whole texts, each ending in exactly one end of text, also where it is spelled."""
+        texts = [self._without_end(text)[0] for text in texts]
         return [[*ids, self.eos_id] for ids in self.encode_beginnings(texts)]
 
     # --- Prompts and answers ----------------------------------------------------------------------

@@ -19,7 +19,7 @@ from jax.random import fold_in, split
 from experiments.inputs import load_corpora, text_stream
 from experiments.stage import Stage
 from experiments.trained import (
-    at_the_time_of,
+    for_run,
     load_trained,
     same_tokenizer,
     save_model_card,
@@ -81,7 +81,7 @@ def run(config: PPOConfig) -> dict:
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
         load = partial(load_trained, shardings=parallel.shardings)
-        sft = at_the_time_of(load(config.init, flag="init"), config.run.dir)
+        sft = for_run(load(config.init, flag="init"), config.run.dir)
         reference = sft
         if config.reference is not None:
             reference = load(config.reference, flag="reference", share=sft)
