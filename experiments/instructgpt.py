@@ -122,8 +122,8 @@ def check_lengths(c: InstructGPTConfig) -> None:
         lengths = {f"{name}.{n}": getattr(getattr(c, name), n) for n in LENGTHS}
         c.pretrain.model.check_context(**{n: v for n, v in lengths.items() if v is not None})
     for name, used in (("sft.pretrain_data", c.sft.pretrain_mix), ("ppo.ptx_data", c.ppo.ptx_coef)):
-        text = {f"{name}.block_size": value_of(c, name).block_size}
-        c.pretrain.model.check_context(**text if used else {})
+        size = value_of(c, name).block_size
+        c.pretrain.model.check_context(**{f"{name}.block_size": size if used and size else 0})
 
 
 LENGTHS = ("prompt_length", "response_length")

@@ -261,6 +261,7 @@ IDLE = [
     ("SFTConfig", "--lora.targets mlp/.*", "lora.rank is 0"),
     ("SFTConfig", "--optim.adam-lr 0.1", "optim.optimizer is adamw"),
     ("SFTConfig", "--optim.schedule constant --optim.final-lr 0", "optim.schedule is constant"),
+    ("SFTConfig", "--optim.warmup-steps 3 --optim.warmup-share 0.1", "optim.warmup-steps is 3"),
     ("SFTConfig", "--optim.warmup-steps 0 --optim.warmup-init 0.1", "optim.warmup-steps is 0"),
     ("SFTConfig", "--pretrain-mix 0 --pretrain-data.path a", "pretrain-mix is 0.0"),
     ("SFTConfig", "--privacy.delta 1e-6", "privacy.epsilon is 0.0"),
@@ -580,7 +581,10 @@ def test_a_report_needs_its_package_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"ppo": PPOConfig(response_length=300)}, "ppo.prompt_length=16 + ppo.response_length=300"),
+        (
+            {"ppo": PPOConfig(prompt_length=16, response_length=300)},
+            "ppo.prompt_length=16 + ppo.response_length=300",
+        ),
         ({"evaluate": configs.EvaluateConfig(prompt_length=999)}, "evaluate.prompt_length=999"),
         (
             {"sft": SFTConfig(pretrain_data=TextDataConfig(block_size=512))},
@@ -589,6 +593,7 @@ def test_a_report_needs_its_package_first(tmp_path, monkeypatch):
     ],
 )
 def test_a_chain_s_lengths_are_checked_before_its_first_stage(change, message):
+    check_lengths(configs.InstructGPTConfig())
     with pytest.raises(InputError) as error:
         check_lengths(dataclasses.replace(configs.InstructGPTConfig(), **change))
     assert str(error.value).startswith(message)
