@@ -54,6 +54,8 @@ def why_not_longer(config: Any) -> str:
         optim = getattr(config, name, None)
         if optim is not None and optim.schedule != "constant":
             return f"the learning rates of {name}.schedule={optim.schedule} depend on its length"
+        if optim is not None and optim.warmup_steps is None and optim.warmup_share > 0:
+            return f"the warm-up of {name}.warmup_share={optim.warmup_share} depends on its length"
     privacy = getattr(config, "privacy", None)
     if privacy is not None and privacy.epsilon:
         return f"the noise of privacy.epsilon={privacy.epsilon} depends on its length"

@@ -274,6 +274,10 @@ def test_killed_while_the_longer_run_takes_over(tmp_path, monkeypatch):
     [
         ({"optim": OptimConfig(schedule="cosine")}, "optim.schedule=cosine depend on its length"),
         ({"privacy": PrivacyConfig(epsilon=8.0)}, "the noise of privacy.epsilon=8.0 depends"),
+        (
+            {"optim": OptimConfig(schedule="constant", warmup_share=0.1)},
+            "the warm-up of optim.warmup_share=0.1 depends on its length",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_made_longer_says_why(tmp_path, change, reason):
