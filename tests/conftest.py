@@ -1,5 +1,6 @@
 """Global switches: every test runs with the strictest settings JAX has."""
 
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -26,10 +27,21 @@ TEXT = ("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", 
 that both name has its shapes checked."""
 beartype_packages(TEXT)
 
+
+def machine_key():
+    """That of rlhf_jax.training.startup, which is imported later, when its types are checked."""
+    path = pathlib.Path(__file__).parents[1] / "rlhf_jax" / "training" / "startup.py"
+    specification = importlib.util.spec_from_file_location("startup", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.machine_key()
+
+
 # One for all processes, as keys depend on the path: an eighth would be compiled by two workers
 # otherwise. JAX does not write it atomically, but half an entry cannot be decompressed: who meets
-# one warns and compiles.
-CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}"
+# one warns and compiles. Nor does it name the processor that a program is for, and other
+# instructions give other bits, so a folder that has come to another machine is not used there.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}_{machine_key()}"
 
 
 def pytest_configure(config):
