@@ -535,7 +535,7 @@ PLANTS = (
         "tests/test_formats.py::test_rows_that_teach_nothing_are_left_out",
     ),
     Plant(
-        81,
+        85,
         "a horizon under a fifth of the batch makes the KL coefficient negative",
         "rlhf_jax/config/stages.py",
         "self.kl.target == 0 or self.kl.horizon > self.batch_size / 5",
@@ -543,7 +543,7 @@ PLANTS = (
         f"{SETTINGS}the_kl_coefficient_stays_over_zero[128]",
     ),
     Plant(
-        82,
+        86,
         "a number that is 0 is not checked",
         "rlhf_jax/config/bounds.py",
         'problem = "" if each is None else number.problem(each)',
