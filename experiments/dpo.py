@@ -94,7 +94,7 @@ def run(config: DPOConfig) -> dict:
             stream = comparisons(heldout, config.batch_size, None)
             stage.note_rows(heldout_comparisons=stream.report)
             heldout_batches = list(stream)
-        stage.note_rows(comparisons=batches.report.with_left_out(rows.left_out))
+        stage.note_rows(comparisons=batches.report.with_reading(rows.left_out, rows.notes))
 
         # Model and states
         lm = make_language_model(model, policy.vocab_size)

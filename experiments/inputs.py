@@ -1,5 +1,6 @@
 """Corpora of raw text: for pretraining, PPO-ptx and the alignment tax."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from rlhf_jax.config import TextDataConfig
 from rlhf_jax.data.batches import Batches, text_batches
 from rlhf_jax.data.datasets import Rows, load_texts, split
 from rlhf_jax.data.encoding import encode_texts
+from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import LanguageModel
@@ -41,6 +43,13 @@ def load_corpora(config: TextDataConfig, *, flag: str) -> Corpora:
         pairs = [split(rows, heldout_fraction=config.heldout_fraction) for rows in train]
         train, heldout = zip(*pairs, strict=True)
     return Corpora(names, tuple(train), tuple(heldout))
+
+
+def with_reading(report: EncodingReport, corpora: Corpora) -> EncodingReport:
+    """``report`` with what reading has left out of the training text, or done with it."""
+    left_out = [row for rows in corpora.train for row in rows.left_out]
+    notes = sum((Counter(rows.notes) for rows in corpora.train), Counter())
+    return report.with_reading(left_out, notes)
 
 
 def with_block(config: TextDataConfig, tokens: int) -> TextDataConfig:

@@ -105,7 +105,8 @@ def run(config: PPOConfig) -> dict:
             mine=parallel.rows(config.batch_size),
         )
         check_cut(queries.report, config, context=context, stage="ppo")
-        stage.note_rows(prompts=queries.report.with_left_out(prompts.left_out))
+        report = queries.report.with_reading(prompts.left_out, prompts.notes)
+        stage.note_rows(prompts=report)
         optims = dict(optim=config.optim, value_optim=config.value_optim)
         check_pace("ppo", config.iterations, **optims)
         iterators = {"queries": queries}

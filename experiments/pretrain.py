@@ -17,6 +17,7 @@ from experiments.inputs import (
     make_text_evaluation,
     text_stream,
     with_block,
+    with_reading,
 )
 from experiments.stage import Stage
 from experiments.trained import Trained, load_trained, save_model_card, with_adapters
@@ -56,7 +57,7 @@ def run(config: PretrainConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
-        stage.note_rows(text=batches.report)
+        stage.note_rows(text=with_reading(batches.report, corpora))
 
         # Model and state
         lm = make_language_model(start.model, start.vocab_size)

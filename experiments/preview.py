@@ -129,7 +129,7 @@ def encoded(
     except InputError as error:
         print(f"preview: a stage would refuse this: {error}", file=sys.stderr)
     both = sorted([*found, *account.left_out], key=origin_of)
-    return Found(both, report.with_left_out(account.left_out))
+    return Found(both, report.with_reading(account.left_out, account.notes))
 
 
 def origin_of(row: Fate | LeftOut) -> Origin:
@@ -182,7 +182,8 @@ def documents_of(rows: Sequence[Text], tokenizer: Tokenizer, first: int) -> Iter
 def show_text(
     config: PreviewConfig, tokenizer: Tokenizer, rows: Sequence[Text], account: Account
 ) -> None:
-    report = document_report(encode_texts(rows, tokenizer)).with_left_out(account.left_out)
+    report = document_report(encode_texts(rows, tokenizer))
+    report = report.with_reading(account.left_out, account.notes)
     found = documents_of(rows, tokenizer, config.rows)
     if config.json:
         for document in found:

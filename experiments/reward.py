@@ -26,7 +26,7 @@ from experiments.trained import for_run, load_trained, save_model_card, with_ada
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
-from rlhf_jax.data.datasets import load_comparisons, load_demonstrations, split
+from rlhf_jax.data.datasets import Rows, load_comparisons, load_demonstrations, split
 from rlhf_jax.data.fates import count, of_comparisons
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.errors import DivergedError, check
@@ -79,7 +79,10 @@ def run(config: RewardConfig) -> dict:
         stage.note_rows(heldout_comparisons=count(measured))
         heldout = [fate.row for fate in measured if fate.why is None]
         check(not measured or len(heldout) > 0, f"held-out comparisons: {count(measured).lost()}")
-        stage.note_rows(comparisons=batches.report.with_left_out(getattr(rows, "left_out", ())))
+        report = batches.report
+        if isinstance(rows, Rows):
+            report = report.with_reading(rows.left_out, rows.notes)
+        stage.note_rows(comparisons=report)
         private = config.privacy.epsilon > 0
         if private:
             batches = private_batches(

@@ -95,7 +95,8 @@ def run(config: SFTConfig) -> dict:
             stream = demonstrations(heldout, config.batch_size, None)
             stage.note_rows(heldout_demonstrations=stream.report)
             heldout_batches = list(stream)
-        stage.note_rows(demonstrations=batches.report.with_left_out(rows.left_out))
+        report = batches.report.with_reading(rows.left_out, rows.notes)
+        stage.note_rows(demonstrations=report)
         iterators = {"train": batches}
         corpora = None
         if config.pretrain_data.path:

@@ -16,6 +16,7 @@ from rlhf_jax.data.datasets import (
     load_texts,
     split,
 )
+from rlhf_jax.data.fates import EncodingReport, total
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import (
     Comparison,
@@ -102,6 +103,20 @@ def test_conversations_and_the_account_come_back_from_the_cache(write, cache, ca
     assert caplog.text.count("1 of 3 rows left out, chosen equals rejected") == 2
     moved = path.rename(path.with_name("moved.jsonl"))
     assert load_comparisons(moved, data_dir=cache)[0].origin.file == str(moved)
+
+
+def test_what_reading_did_is_in_the_report_of_a_stage(write, cache):
+    rows = load_texts(write({"text": "a<|endoftext|>b"}, {"text": " "}), data_dir=cache)
+    report = EncodingReport(2, {"empty document": 1}, {}, 0, {}).with_reading(
+        rows.left_out, rows.notes
+    )
+    assert report.counts() == {
+        "kept": 2,
+        "empty document": 1,
+        "blank text": 1,
+        "<|endoftext|> inside a text divides it into documents": 1,
+    }
+    assert total([report, report]).counts() == {k: 2 * n for k, n in report.counts().items()}
 
 
 def test_a_set_is_prepared_once_and_anew_when_its_file_is_edited(write, cache, monkeypatch):

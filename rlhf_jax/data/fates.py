@@ -61,16 +61,20 @@ class EncodingReport(NamedTuple):
     """Rows that are cut, or left out for their length."""
     longest: dict[str, int]
     """Tokens of the longest prompt and of the longest answer with its end, before any cut."""
+    changed: dict[str, int] = {}  # noqa: RUF012 - no instance writes to it
+    """Rows that are read otherwise than they stand, by what was done with them."""
 
-    def with_left_out(self, rows: Iterable[LeftOut]) -> "EncodingReport":
-        """And ``rows`` of the files, which reading has left out."""
-        counted = Counter(each.why for each in rows)
-        return self._replace(left_out=dict(Counter(self.left_out) + counted))
+    def with_reading(
+        self, left_out: Iterable[LeftOut], notes: Mapping[str, int]
+    ) -> "EncodingReport":
+        """And what reading has left out of the files, or done with their rows."""
+        counted = Counter(each.why for each in left_out)
+        return self._replace(left_out=dict(Counter(self.left_out) + counted), changed=dict(notes))
 
     def counts(self) -> dict[str, int]:
         """Rows by reason, "kept" first."""
         cut = {f"{part}s cut": number for part, number in self.cut.items()}
-        return {"kept": self.kept, **cut, **self.left_out}
+        return {"kept": self.kept, **cut, **self.left_out, **self.changed}
 
     def lost(self) -> str:
         """What is not learnt, in words; empty where all is."""
@@ -171,13 +175,14 @@ def full_lengths(fate: Fate) -> dict[str, int]:
 
 def total(reports: Iterable[EncodingReport]) -> EncodingReport:
     """One report of several sets."""
-    kept, left_out, cut, over, longest = zip(*reports, strict=True)
+    kept, left_out, cut, over, longest, changed = zip(*reports, strict=True)
     return EncodingReport(
         sum(kept),
         dict(sum(map(Counter, left_out), Counter())),
         dict(sum(map(Counter, cut), Counter())),
         sum(over),
         {part: max(each[part] for each in longest) for part in longest[0]},
+        dict(sum(map(Counter, changed), Counter())),
     )
 
 
