@@ -120,7 +120,7 @@ def check_lengths(c: InstructGPTConfig) -> None:
         return
     for name in ("sft", "compare", "reward", "ppo", "evaluate"):
         lengths = {f"{name}.{n}": getattr(getattr(c, name), n) for n in LENGTHS}
-        c.pretrain.model.check_context(**{n: v for n, v in lengths.items() if v is not None})
+        c.pretrain.model.check_context(**lengths)
     for name, used in (("sft.pretrain_data", c.sft.pretrain_mix), ("ppo.ptx_data", c.ppo.ptx_coef)):
         size = value_of(c, name).block_size
         c.pretrain.model.check_context(**{f"{name}.block_size": size if used and size else 0})

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.fit import check_cut, check_pace, fit_answers, fit_context, fit_lengths
 from experiments.trained import trained_lengths
-from rlhf_jax.config import DPOConfig, OptimConfig, PPOConfig, SFTConfig
+from rlhf_jax.config import DPOConfig, ModelConfig, OptimConfig, PPOConfig, SFTConfig
 from rlhf_jax.data import fates
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.data.lengths import choose_lengths
@@ -106,6 +106,13 @@ def test_answers_are_as_the_policy_learnt_them(tmp_path):
     assert fit_answers(PPOConfig(response_length=7), tmp_path).response_length == 7
     planned = fit_context(fit_answers(PPOConfig(), elsewhere), 100)
     assert (planned.prompt_length, planned.response_length) == (68, 32)
+
+
+def test_lengths_that_are_not_known_yet_are_not_checked():
+    model = ModelConfig(context=8)
+    model.check_context(prompt_length=8, response_length=None)
+    with pytest.raises(InputError, match=r"prompt_length=9 is over model.context=8"):
+        model.check_context(prompt_length=9, response_length=None)
 
 
 # --- warm-up and batches --------------------------------------------------------------------------

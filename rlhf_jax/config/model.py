@@ -98,15 +98,15 @@ class ModelConfig:
             f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
         )
 
-    def check_context(self, **lengths: int) -> None:
+    def check_context(self, **lengths: int | None) -> None:
         """Raise InputError unless what has these lengths, one after the other, fits the context.
 
-        Beyond it, positions would be read as the last row of the position table.
+        Beyond it, positions would be read as the last row of the position table. None is a length
+        that the data will tell.
         """
-        parts = " + ".join(f"{name}={length}" for name, length in lengths.items())
-        check(
-            sum(lengths.values()) <= self.context, f"{parts} is over model.context={self.context}"
-        )
+        known = {name: length for name, length in lengths.items() if length is not None}
+        parts = " + ".join(f"{name}={length}" for name, length in known.items())
+        check(sum(known.values()) <= self.context, f"{parts} is over model.context={self.context}")
 
     @property
     def kv_heads(self) -> int:
