@@ -439,7 +439,7 @@ PLANTS = (
         "tests/test_checkpoints.py::test_resume_is_exact_to_the_bit",
     ),
     Plant(
-        81,
+        111,
         "rows of a process that was killed before its first checkpoint stay in the log",
         "experiments/stage.py",
         "resume_step = self._resumed or None",
@@ -447,7 +447,7 @@ PLANTS = (
         "tests/test_stage.py::test_every_row_once_after_a_kill[9-0]",
     ),
     Plant(
-        82,
+        112,
         "a step that is measured as the best is not saved between two intervals",
         "experiments/stage.py",
         "if not (stopping or due or self._checkpoints.is_best(self._evaluation)):",
