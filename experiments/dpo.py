@@ -2,7 +2,7 @@
 
     python -m experiments.dpo --init runs/sft --data comparisons.jsonl
     python -m experiments.dpo --init runs/quickstart/sft \\
-        --data runs/quickstart/comparisons/train.jsonl --prompt-length 20
+        --data runs/quickstart/comparisons/train.jsonl
 
 minimise −E log σ(β log π(y_w|x)/π_ref(y_w|x) − β log π(y_l|x)/π_ref(y_l|x))  (Rafailov et al. 2023,
 eq. 7), over all K-choose-2 pairs of a prompt as one element: the reward model's loss with the

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the pretrained GPT imitates people's demonstrations.
 
     python -m experiments.sft --config configs/quickstart.py
-    python -m experiments.sft --init runs/pretrain --data demonstrations.jsonl
+    python -m experiments.sft --init runs/pretrain --data demonstrations.jsonl --pretrain-mix 0
 
 A share of every batch is pretraining text (InstructGPT, appendix C.4: 10 %), so that the model
 forgets less of it; this run is also the reference of PPO's KL term.
