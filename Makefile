@@ -1,12 +1,13 @@
 # Each command makes its own .venv first, from setup.py and constraints.txt, with plain pip
 # (test-torch: .venv-torch, constraints-torch.txt).
 # Needs Python >= 3.11 and nothing else. To choose one: make PYTHON=python3.12 quickstart
-.PHONY: help quickstart test test-fast test-torch lint clean rebuild
+.PHONY: help quickstart test test-fast test-isa test-torch lint clean rebuild
 
 help:
 	@echo "make quickstart  pretraining, SFT, reward model, PPO-ptx, evaluation on this machine"
 	@echo "make test        every test that can run here"
 	@echo "make test-fast   the tests that take seconds"
+	@echo "make test-isa    the tests of numbers as an older processor computes them (ISA=AVX2)"
 	@echo "make test-torch  the same numbers as PyTorch, transformers and TRL (2.3 GB more)"
 	@echo "make lint        ruff"
 	@echo "make clean       remove .venv, .venv-torch and caches; runs/ stays"
@@ -22,6 +23,15 @@ test: .venv/installed-test
 
 test-fast: .venv/installed-test
 	.venv/bin/python -m pytest $(TWO) $(ARGS)
+
+# The same numbers from programs for another instruction set: SSE4_2, AVX, AVX2 or AVX512, as far as
+# this processor has it. They sum in another order.
+ISA := SSE4_2
+NUMERIC := attention dpo generate golden hosts learning logit_rows lora objectives optimizers \
+	options parallel peft pretrained privacy products safety topologies transformer updates
+test-isa: .venv/installed-test
+	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) .venv/bin/python -m pytest -m "not torch" $(TWO) \
+	    $(NUMERIC:%=tests/test_%.py) $(ARGS)
 
 # Two processes, each with whole files, whose tests share what they prepare.
 TWO := -n 2 --dist loadfile

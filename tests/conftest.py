@@ -8,19 +8,22 @@ import tempfile
 # Tests are for CPUs, whatever this machine has; libtpu, where installed, need not look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation. These programs compile three times faster and run slowly;
-# the tests against PyTorch run the ones that users run (make test-torch).
-os.environ.setdefault(
-    "XLA_FLAGS",
+# the tests against PyTorch run the ones that users run (XLA_FLAGS= in make test-torch). Other flags
+# are added to these, and what is said twice is as said last.
+QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
+GIVEN = os.environ.get("XLA_FLAGS")
+if GIVEN != "" and QUICK not in (GIVEN or ""):
+    os.environ["XLA_FLAGS"] = f"{QUICK} {GIVEN or ''}".strip()
 
 # Where an operation was written need not be said in what is compiled: lowering takes a tenth less.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
-import jax
-import pytest
-from beartype.claw import beartype_packages
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from beartype.claw import beartype_packages  # noqa: E402
 
 TEXT = ("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", "rlhf_jax.errors")
 """Called a million times, so that pyproject.toml's checks would take longer than they do. A module
@@ -51,6 +54,19 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)
     jax.config.update("jax_legacy_prng_key", "error")
+
+
+@pytest.fixture
+def float64():
+    """In float64 two programs of the same computation agree to a billionth: see precision.py."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_in_float64():
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture

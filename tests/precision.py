@@ -5,8 +5,10 @@ in float64 and agree to ``SAME``, on every processor and from every compiler. Wh
 is the subject, as in a stage that is run whole, the bound is ``float32_bound``.
 """
 
+from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
@@ -22,18 +24,19 @@ UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, 
 
 
 def float32_bound(terms: int, scale: float = 1.0, *, dtype: str = "float32") -> float:
-    """What one float32 program may be off by: terms · u · scale.
+    """What a program in float32 may be off by: min(n, 8 √n) u · scale, with n ``terms``.
 
     A sum of n terms, in whatever order and with fused multiply-adds or without, is off by at most
     n u Σ|x| to first order (Higham 2002, eq. 4.4), and along a chain of operations relative errors
-    add up. So ``terms`` is the number of rounded operations on the longest path from what is given
-    to what is compared, and ``scale`` the largest Σ|x| on it. Errors are as often up as down, and
-    what really comes out is around √terms · u (Higham & Mary 2019): between the two is the room for
-    what the path's weights amplify.
+    add up. Roundings go up as often as down, so that more than λ √n u Σ|x| comes about with a
+    probability of 2 exp(−λ² / 2) (Higham & Mary 2019, theorem 2.4): 3e-14 for λ = 8. What really
+    comes out is around √n u; the rest is for what the weights on the path amplify.
 
-    Two float32 programs may each be off by so much, in opposite directions: give twice the terms.
+    ``terms`` is the number of rounded operations on the longest path from what is given to what is
+    compared, and ``scale`` the largest Σ|x| on it. Two programs in float32 may be off in opposite
+    directions: give twice the terms.
     """
-    return terms * UNIT_ROUNDOFF[dtype] * scale
+    return min(terms, 8 * terms**0.5) * UNIT_ROUNDOFF[dtype] * scale
 
 
 def network_terms(config: ModelConfig, length: int, outputs: int) -> int:
@@ -48,6 +51,13 @@ def network_terms(config: ModelConfig, length: int, outputs: int) -> int:
     attention = width + head + 2 * length + width
     mlp = width + config.hidden
     return config.n_layers * (2 * norm + attention + mlp) + norm + width + outputs
+
+
+def in_float64(model: Any) -> Any:
+    """A loaded model, of which then all processors give the same numbers and likeliest tokens."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)
+    params = jax.tree.map(jax.numpy.asarray, params)
+    return model._replace(model=replace(model.model, dtype="float64"), params=params)
 
 
 def assert_same(found: Any, expected: Any) -> None:

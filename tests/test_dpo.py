@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from precision import SAME, in_float64
 
 from experiments import dpo
 from experiments.trained import load_trained
@@ -66,9 +67,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, lora):
     assert whole["heldout"]["eval/margin"] > 0
 
 
+@pytest.mark.usefixtures("float64")
 def test_sequence_logprobs_is_the_sum_over_the_response(config):
     """Token by token, each scored by a pass over what stands before it."""
-    trained = load_trained(config.init, flag="init")
+    trained = in_float64(load_trained(config.init, flag="init"))
     lm = make_language_model(trained.model, trained.vocab_size)
     rows = read_comparisons(config.data)[:2]
     batch = next(
@@ -86,4 +88,4 @@ def test_sequence_logprobs_is_the_sum_over_the_response(config):
                 logits = lm.logits(trained.params, tokens, jnp.ones(tokens.shape, bool), start=0)
                 total += float(jax.nn.log_softmax(logits[0, -1])[token])
                 ids = [*ids, token]
-            assert float(found[b, k]) == pytest.approx(total, rel=1e-5)
+            assert float(found[b, k]) == pytest.approx(total, rel=SAME)

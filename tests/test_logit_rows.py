@@ -5,15 +5,16 @@ from dataclasses import replace
 import jax
 import jax.extend
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from precision import assert_same
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.objectives.language_losses import lm_loss, lm_loss_of_logprobs
 from rlhf_jax.types import LMBatch
 
-CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=24)
+pytestmark = pytest.mark.usefixtures("module_in_float64")
+CONFIG = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=24, dtype="float64")
 V, B, T = 503, 3, 12
 
 
@@ -43,8 +44,7 @@ def test_the_same_loss_and_gradients(tied, rows):
     reference = lambda params: lm_loss(lm.packed_logits(params, batch, None), batch)[0]
     expected = jax.value_and_grad(reference)(params)
     found = jax.value_and_grad(loss_fn(replace(config, logit_rows=rows)))(params, batch)
-    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
+    jax.tree.map(assert_same, found, expected)
 
 
 def test_without_parts_nothing_changes():

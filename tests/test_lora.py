@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from precision import assert_same
 from test_pretrained import SHAPES, random_params
 
 from rlhf_jax.config import LoRAConfig, OptimConfig
@@ -32,10 +33,10 @@ SCALE = LORA.alpha / LORA.rank
 VOCAB = 31
 
 
-def adapted(name, *, scan=False, lora=LORA, random=True):
+def adapted(name, *, scan=False, lora=LORA, random=True, dtype="float32"):
     """Model config and parameters with adapters that do something."""
-    config = dataclasses.replace(SHAPES[name], scan_layers=scan, lora_scale=SCALE)
-    base = jax.tree.map(lambda x: x / 4, random_params(config, vocab_size=VOCAB))
+    config = dataclasses.replace(SHAPES[name], scan_layers=scan, lora_scale=SCALE, dtype=dtype)
+    base = jax.tree.map(lambda x: x.astype(dtype) / 4, random_params(config, vocab_size=VOCAB))
     params = add_adapters(jax.random.key(1), base, config, lora)
     if random:
         noise = iter(jax.random.split(jax.random.key(2), 100))
@@ -60,21 +61,23 @@ def test_new_adapters_change_nothing(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.usefixtures("float64")
 def test_merged_is_the_same_model(name, scan):
-    config, base, params = adapted(name, scan=scan)
+    config, base, params = adapted(name, scan=scan, dtype="float64")
     merged = merge_adapters(params, SCALE)
     assert jax.tree.structure(merged) == jax.tree.structure(base)
     found, expected = logits(config, params), logits(config, merged)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
+    assert_same(found, expected)
     assert float(jnp.abs(found - logits(config, base)).max()) > 0.05
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_update_is_scaled_by_alpha_over_rank():
-    _, _, params = adapted("gpt2")
+    _, _, params = adapted("gpt2", dtype="float64")
     layer = params["trunk"]["block_0"]["attn"]["c_attn"]
     expected = layer["kernel"] + 2.0 * layer["lora_a"] @ layer["lora_b"]
     found = merge_adapters(params, SCALE)["trunk"]["block_0"]["attn"]["c_attn"]["kernel"]
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert_same(found, expected)
 
 
 def test_scanned_layers_get_the_same_adapters():
@@ -169,9 +172,10 @@ def test_only_adapters_train_and_only_they_have_optimizer_state(weight_decay):
     assert all(bool(jnp.any(x != 0)) for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_gradient_of_an_adapter_is_that_of_its_product():
     """∂L/∂A = s ∂L/∂W Bᵀ and ∂L/∂B = s Aᵀ ∂L/∂W, by the merged model's own gradient."""
-    config, _, params = adapted("gpt2")
+    config, _, params = adapted("gpt2", dtype="float64")
     trainable, frozen = partition(params)
     loss = lambda params: optax.l2_loss(logits(config, params)).mean()
     found = jax.grad(lambda p: loss(combine(frozen, p)))(trainable)
@@ -183,5 +187,4 @@ def test_the_gradient_of_an_adapter_is_that_of_its_product():
         "lora_b": SCALE * layer["lora_a"].T @ outer,
     }
     for name, value in expected.items():
-        scale = float(jnp.abs(value).max())
-        np.testing.assert_allclose(at(found, path)[name], value, rtol=0, atol=1e-5 * scale)
+        assert_same(at(found, path)[name], value)

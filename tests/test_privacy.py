@@ -12,6 +12,7 @@ import optax
 import pytest
 import tiny
 from dp_accounting import rdp
+from precision import SAME, assert_same
 from scipy import stats
 
 from experiments import canaries as canaries_experiment
@@ -65,6 +66,7 @@ def one_at_a_time(params, batch, clip_norm):
     return total
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("clip_norm", [0.1, 1.0, 100.0])
 def test_clipped_sum_equals_one_example_at_a_time(problem, key, clip_norm):
     params, batch = problem
@@ -72,10 +74,11 @@ def test_clipped_sum_equals_one_example_at_a_time(problem, key, clip_norm):
         lambda p, b: clipped_gradients(loss_fn, p, b, key, clip_norm=clip_norm)
     )(params, batch)
     expected = one_at_a_time(params, batch, clip_norm)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), grads, expected)
-    assert metrics["loss"] == pytest.approx(float(loss_fn(params, batch, None, 1.0)[0]), rel=1e-5)
+    jax.tree.map(assert_same, grads, expected)
+    assert_same(metrics["loss"], loss_fn(params, batch, None, 1.0)[0])
 
 
+@pytest.mark.usefixtures("float64")
 def test_no_example_moves_the_sum_by_more_than_the_norm(problem, key):
     params, (x, y) = problem
     sums = lambda x, y: clipped_gradients(loss_fn, params, (x, y), key, clip_norm=0.3)[0]
@@ -83,9 +86,10 @@ def test_no_example_moves_the_sum_by_more_than_the_norm(problem, key):
         changed = sums(x.at[3].multiply(scale), y.at[3].add(scale))
         without = sums(jnp.delete(x, 3, axis=0), jnp.delete(y, 3))
         gap = jax.tree.map(jnp.subtract, changed, without)
-        assert float(optax.tree.norm(gap)) <= 0.3 * (1 + 1e-5)
+        assert float(optax.tree.norm(gap)) <= 0.3 * (1 + SAME)
 
 
+@pytest.mark.usefixtures("float64")
 def test_without_noise_and_clipping_it_is_the_ordinary_step(problem, key):
     params, batch = problem
     tx = optax.sgd(0.1)
@@ -95,7 +99,7 @@ def test_without_noise_and_clipping_it_is_the_ordinary_step(problem, key):
     state, metrics = step(make_state(params, tx, ema_decay=0.0), batch, key)
     grads = jax.grad(lambda p: loss_fn(p, batch, None, 7.0)[0])(params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.params, expected)
+    jax.tree.map(assert_same, state.params, expected)
     assert metrics["clipped_share"] == 0.0
 
 

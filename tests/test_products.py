@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
+from precision import assert_same
 
 from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.models import heads
@@ -15,7 +16,8 @@ from rlhf_jax.models.lora import add_adapters
 from rlhf_jax.models.products import turned_product, wide_product
 from rlhf_jax.rollouts.generate import generate, row_keys
 
-CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32)
+pytestmark = pytest.mark.usefixtures("module_in_float64")
+CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32, dtype="float64")
 V, B, Q, R = 19, 4, 5, 8
 QUERIES = jax.random.randint(jax.random.key(1), (B, Q), 0, 17)
 PLATFORMS = [("cpu", True), ("tpu", False), ("cuda", False)]
@@ -31,7 +33,7 @@ def test_the_product_with_the_vocabulary_has_the_gradient_of_a_product():
     )(rows, kernel)
     np.testing.assert_array_equal(wide_product(rows, kernel), rows @ kernel)
     for found, expected in zip(gradients(wide_product), gradients(jnp.dot), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("platform, turned", PLATFORMS)
@@ -46,7 +48,7 @@ def test_a_turned_product_is_the_product():
     rows, kernel = (
         jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(5, 16), (16, 9)])
     )
-    np.testing.assert_allclose(turned_product(rows, kernel.T), rows @ kernel, rtol=1e-5, atol=1e-6)
+    assert_same(turned_product(rows, kernel.T), rows @ kernel)
 
 
 def sampler(config):
@@ -85,7 +87,7 @@ def test_decoding_with_turned_kernels_gives_the_same_responses(changes, monkeypa
     program = sampler(config)
     turned = program(params, *inputs())
     np.testing.assert_array_equal(turned.responses, plain.responses)
-    np.testing.assert_allclose(turned.logprobs, plain.logprobs, rtol=1e-5, atol=1e-5)
+    assert_same(turned.logprobs, plain.logprobs)
     assert turned_products(program, params, *inputs()) == {"mlp", "head"}
 
 
@@ -93,7 +95,7 @@ def turned_products(program, *operands, platform="cpu") -> set[str]:
     """The products of MLP, [64, 16], and head, [19, 16], in which the rows stand on the right."""
     traced = program.trace(*operands)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    types = "(tensor<{0}x16xf32>, tensor<{1}x16xf32>) -> tensor<{0}x{1}xf32>"
+    types = "(tensor<{0}x16xf64>, tensor<{1}x16xf64>) -> tensor<{0}x{1}xf64>"
     outputs = {"mlp": 64, "head": V}
     return {name for name, out in outputs.items() if types.format(out, B) in text}
 
@@ -128,10 +130,11 @@ def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
         (32, CONFIG, True),
         (33, CONFIG, False),
         (8, replace(CONFIG, d_model=8), False),
+        (8, replace(CONFIG, dtype="float32"), True),
         (8, replace(CONFIG, dtype="bfloat16"), False),
     ],
 )
-def test_only_few_rows_of_a_wide_float32_model_are_read_turned(rows, config, expected, monkeypatch):
+def test_only_few_rows_of_a_wide_model_are_read_turned(rows, config, expected, monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
     assert make_language_model(config, V).reads_turned(rows) == expected
 

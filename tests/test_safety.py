@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from precision import SAME, in_float64
 
 from experiments import evaluate, safety
 from experiments.scoring import continuation_logprobs, make_scorer
@@ -131,9 +132,10 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("float64")
 def test_scores_are_sums_of_token_logprobs(runs):
     """In batches of any size and at any length, equal to one text alone without padding."""
-    policy = load_trained(runs / "sft", flag="init")
+    policy = in_float64(load_trained(runs / "sft", flag="init"))
     lm = make_language_model(policy.model, policy.vocab_size)
     pairs = [("the cat", " said the cat"), ("", "he she they " * 6), ("Q: the\nA:", " a")] * 3
     found = continuation_logprobs(policy, make_scorer(policy, batch_size=4), pairs)
@@ -145,15 +147,16 @@ def test_scores_are_sums_of_token_logprobs(runs):
         logprobs = np.asarray(jax.nn.log_softmax(logits[0]))
         start = len(before)
         slow = sum(logprobs[t - 1, ids[t]] for t in range(start, len(ids)))
-        assert value == pytest.approx(float(slow), rel=1e-4)
+        assert value == pytest.approx(float(slow), rel=SAME)
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_context_over_the_models_is_cut_at_its_beginning(runs):
-    policy = load_trained(runs / "sft", flag="init")
+    policy = in_float64(load_trained(runs / "sft", flag="init"))
     score = make_scorer(policy, batch_size=2)
     long, short = ("the cat " * 200, " he"), ("the cat " * 190, " he")
     a, b = continuation_logprobs(policy, score, [long, short])
-    assert a == pytest.approx(b, rel=1e-4)
+    assert a == pytest.approx(b, rel=SAME)
 
 
 def suite(runs, folder, **changes):

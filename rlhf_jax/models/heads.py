@@ -125,7 +125,7 @@ def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
 
 def reads_turned(rows: int, config: ModelConfig) -> bool:
     # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
-    plain = config.dtype == "float32" and layout.on_one_device()
+    plain = accumulator(config.dtype) == config.dtype and layout.on_one_device()
     return plain and rows in FEW_ROWS and config.d_model >= WIDE
 
 

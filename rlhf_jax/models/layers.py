@@ -97,7 +97,7 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int) -> Float[Array, "Hal
     original_context / high_factor are kept, and between the two it is interpolated.
     """
     dim = rotary_dim(config, head_dim)
-    frequencies = 1.0 / config.theta ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim)
+    frequencies = 1.0 / config.theta ** (jnp.arange(0, dim, 2, dtype=float) / dim)
     if config.factor == 1.0:
         return frequencies
     turns = config.original_context * frequencies / (2 * math.pi)

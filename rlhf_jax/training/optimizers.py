@@ -55,6 +55,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     }[config.schedule]
 
     def schedule(step):
+        step = jnp.asarray(step, float)  # of an int32 the quotients would be float32 in any run
         progress = jnp.clip((step - warmup) / after, 0.0, 1.0)
         decayed = config.final_lr + (1 - config.final_lr) * shape(progress)
         warm = jnp.minimum(step / max(warmup, 1), 1.0)
