@@ -124,7 +124,7 @@ def check_pace(
 ) -> None:
     """Say what a run of ``total`` steps is too short for, or refuse one that cannot learn."""
     if rows < batch_size:
-        say(f"{stage}: {rows} rows are fewer than batch_size={batch_size}: a step sees them all")
+        say(f"{stage}: {rows} rows are fewer than a batch of {batch_size}: each step sees all")
     for flag, optim in optims.items():
         found = check_warmup(optim, total, flag=flag)
         if found:

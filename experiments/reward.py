@@ -78,7 +78,8 @@ def run(config: RewardConfig) -> dict:
         measured = list(of_comparisons(heldout, tokenizer, **lengths))
         stage.note_rows(heldout_comparisons=count(measured))
         heldout = [fate.row for fate in measured if fate.why is None]
-        check(not measured or len(heldout) > 0, f"held-out comparisons: {count(measured).lost()}")
+        lost = count(measured).lost()
+        check(not measured or len(heldout) > 0, f"no held-out comparison can be used: {lost}")
         report = batches.report
         if isinstance(rows, Rows):
             report = report.with_reading(rows.left_out, rows.notes)

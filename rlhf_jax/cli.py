@@ -260,7 +260,7 @@ def check_flags(argv: Sequence[str], typed: Sequence[Typed], default: Any) -> No
             raise InputError(unknown_flag(flag.name, default))
         check_values(flag)
         if any(flag.name == earlier.name for earlier in typed[:number]):
-            note(f"--{flag.name} is given twice: {' '.join(flag.values)} counts")
+            note(f"--{flag.name} is given twice: the last one counts, {' '.join(flag.values)}")
 
 
 def unknown_flag(name: str, default: Any) -> str:
@@ -370,7 +370,7 @@ def read_json(path: Path) -> Any:
     config = from_dict(getattr(classes, name), values, str(path))
     absent = [field for field, _ in fields_of(config) if not is_in(values, field)]
     if absent:
-        note(f"{path} is of another version: {', '.join(absent)} as by default")
+        note(f"{path} is of another version: it does not say {', '.join(absent)}, so defaults hold")
     return config
 
 

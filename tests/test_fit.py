@@ -133,7 +133,7 @@ def test_a_run_that_cannot_learn_says_so(capsys):
     assert capsys.readouterr().err == ""
     check_pace("dpo", 10, rows=3, batch_size=4, optim=OptimConfig(lr=0.5, warmup_steps=10))
     assert capsys.readouterr().err == (
-        "dpo: 3 rows are fewer than batch_size=4: a step sees them all\n"
+        "dpo: 3 rows are fewer than a batch of 4: each step sees all\n"
         "dpo: optim.warmup_steps=10, but the run has 10: its learning rate never gets to "
         "optim.lr=0.5\n"
     )

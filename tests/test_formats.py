@@ -518,7 +518,7 @@ def test_turns_in_a_persons_text_are_text(write):
     row, _ = read_one(write, Demonstration, {"messages": [ASK | {"content": text}, GOOD]})
     assert row.prompt == (Message("user", text),) == as_conversation(row.prompt)
     row, notes = read_one(write, Prompt, {"prompt": text})
-    assert notes == {"turns written in a prompt that is text are words of it": 1}
+    assert notes == {"a text prompt holds written turns, which stay words of it": 1}
     assert row.prompt == text and as_conversation(text) == (Message("user", text),)
 
 
@@ -705,7 +705,7 @@ def test_an_empty_answer_among_several(write):
 def test_equal_answers_ranked_apart_are_said(write):
     row = {"prompt": "p", "responses": ["a", "a", "b"], "ranks": [0, 1, 2]}
     assert read_one(write, Comparison, row)[1] == {
-        "equal answers have different ranks, beside others": 1
+        "equal answers have different ranks; other pairs are learnt": 1
     }
 
 

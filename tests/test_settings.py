@@ -446,7 +446,7 @@ def test_slips_of_spelling(flags, message):
 def test_a_flag_that_is_given_twice_is_said(capsys):
     config = load(SFTConfig, ["--epochs", "3", "--optim.lr=1e-3", "--epochs=4"])
     assert config.epochs == 4
-    assert capsys.readouterr().err == "note: --epochs is given twice: 4 counts\n"
+    assert capsys.readouterr().err == "note: --epochs is given twice: the last one counts, 4\n"
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_fields_that_an_older_version_did_not_save_are_said(tmp_path, capsys):
     path.write_text(json.dumps({"config_class": "PPOConfig", "config": saved}))
     assert load(PPOConfig, ["--config", str(path)]) == PPOConfig(gamma=0.9)
     assert capsys.readouterr().err == (
-        f"note: {path} is of another version: kl.horizon, lam as by default\n"
+        f"note: {path} is of another version: it does not say kl.horizon, lam, so defaults hold\n"
     )
 
 

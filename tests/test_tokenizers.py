@@ -133,7 +133,7 @@ def test_bad_input(trained, tmp_path):
         train_bpe(["a"], vocab_size=257)
     with pytest.raises(InputError, match=r"missing is not a folder: expected tokenizer.json"):
         load_tokenizer(tmp_path / "missing")
-    with pytest.raises(InputError, match=r"has neither: expected tokenizer.json"):
+    with pytest.raises(InputError, match=r"has no vocabulary: expected tokenizer.json"):
         load_tokenizer(tmp_path)
     with pytest.raises(InputError, match=r"id -1 is negative"):
         trained.decode([-1])

@@ -201,7 +201,7 @@ class ConvertConfig:
     def __post_init__(self):
         check(
             self.base is None or self.direction == "from-hf" or self.part == "adapter",
-            "base has no effect on to-hf, but with part adapter: it names the model below",
+            "base has no effect on to-hf unless part is adapter: it names the model below it",
         )
 
     @property

@@ -100,7 +100,7 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
             made = READERS[kind](row, notes)
             rows.append(made._replace(origin=origin))
             if _has_written_turns(made):
-                notes["turns written in a prompt that is text are words of it"] += 1
+                notes["a text prompt holds written turns, which stay words of it"] += 1
         except OtherKeys as error:
             first = not rows and not left_out  # which says of what kind a file is
             raise (OtherKind if first else InputError)(f"{origin}: {error}") from None
@@ -196,7 +196,7 @@ def _ranked_answers(rows: Sequence[Comparison], notes: Counter[str]) -> Iterator
                 ranks=without_gaps([row.ranks[n] for n in filled]),
             )
         if _why_unordered(row) is None and len(_equal_pairs(row)):
-            notes["equal answers have different ranks, beside others"] += 1
+            notes["equal answers have different ranks; other pairs are learnt"] += 1
         yield row
 
 

@@ -41,10 +41,11 @@ def choose_lengths(
         return needed
     if prompt_length or response_length:
         left = context - (prompt_length or response_length)
+        given, other = ("prompt", "answers") if prompt_length else ("response", "prompts")
         if left < 1:
             raise InputError(
-                f"prompt_length={prompt_length} or response_length={response_length} leaves no "
-                f"room for the other in the model's context of {context}"
+                f"{given}_length={context - left} leaves no room for {other} in the model's "
+                f"context of {context} tokens"
             )
         return Lengths(prompt_length or left, response_length or left)
     splits = range(1, context, max(context // SPLITS, 1))

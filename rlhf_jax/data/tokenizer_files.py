@@ -48,7 +48,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     settings = _json_of(folder / "tokenizer_config.json")
     backend = _backend(folder, settings)
     if backend is None:
-        found = "has neither" if folder.is_dir() else "is not a folder"
+        found = "has no vocabulary" if folder.is_dir() else "is not a folder"
         raise InputError(
             f"{folder} {found}: expected tokenizer.json, or vocab.json and merges.txt, or "
             "encoder.json and vocab.bpe"

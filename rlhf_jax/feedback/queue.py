@@ -63,7 +63,7 @@ def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> s
     responses = [each._asdict() | {"text": as_json(each.text)} for each in task.responses]
     prompt, sampling = as_json(task.prompt), dict(task.sampling or {})
     body = json.dumps({"prompt": prompt, "responses": responses, "sampling": sampling})
-    check(not has_half(body), f"task: {as_text(task.prompt)[:40]!r}: holds half a surrogate pair")
+    check(not has_half(body), f"the task {as_text(task.prompt)[:40]!r} holds half a surrogate pair")
     rows(
         """INSERT INTO task VALUES (:id, (SELECT COALESCE(MAX(number), 0) + 1 FROM task), :kind,
             :owner, :round, :priority, :wanted, 0, :now, :body)""",

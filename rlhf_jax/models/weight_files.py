@@ -91,7 +91,7 @@ def _in_shards(index: Path) -> dict[str, Path]:
     for shard in shards:
         for tensor in _names(shard):
             twice = found.setdefault(tensor, shard)
-            check(twice == shard, f"{tensor} is in {twice} and in {shard}: which is it?")
+            check(twice == shard, f"{tensor} is in {twice} and in {shard}, expected in one of them")
     absent = [tensor for tensor, shard in expected.items() if found.get(tensor) != shard]
     if absent:
         raise InputError(

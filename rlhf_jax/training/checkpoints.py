@@ -106,7 +106,7 @@ class Checkpoints:
 
     def __exit__(self, kind, error, trace) -> None:
         if self._pending and kind is KeyboardInterrupt:
-            say(f"waiting for the save of step {self._pending[0]} (Ctrl-C again: not even that)")
+            say(f"waiting until step {self._pending[0]} is saved (Ctrl-C again: it is given up)")
         try:
             self.wait()
         except RunError as failed:

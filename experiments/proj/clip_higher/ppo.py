@@ -7,20 +7,21 @@ The ratio is clipped to [1 − ε_low, 1 + ε_high] with ε_high > ε_low, so th
 room to become likelier. ``clip_eps`` is ε_low; everything else is the original.
 """
 
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in, split
 
-from experiments.inputs import load_corpora, text_stream
+from experiments.fit import check_cut, check_pace, fit_prompts
+from experiments.inputs import load_corpora, text_stream, with_block
+from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
     for_run,
     load_trained,
+    same_shape,
     same_tokenizer,
     save_model_card,
     with_adapters,
@@ -90,6 +91,7 @@ def run(config: PPOConfig) -> dict:
         if config.value_init is not None:
             value = load(config.value_init, flag="value-init", kind="scalar", share=sft)
         same_tokenizer(sft, reference, ("init", "reference"))
+        same_shape(sft, reference, ("init", "reference"))
         same_tokenizer(sft, reward, ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
         second = None
@@ -97,16 +99,19 @@ def run(config: PPOConfig) -> dict:
             second = load(config.second_reward.model, flag="second-reward.model", kind="scalar")
             same_tokenizer(sft, second, ("init", "second-reward.model"))
         actor = with_adapters(sft, config.lora, seed=config.run.seed)
-        critic = with_adapters(value, config.lora, seed=config.run.seed)
+        critic = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
         tokenizer, model = actor.tokenizer, actor.model
-        save_model_card(
-            config.run.dir, model, actor.vocab_size, tokenizer, kind="lm", value=critic.model
-        )
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
-        check(None not in lengths.values(), "give --prompt-length and --response-length")
-        for network in (model, critic.model, reward.model, *([second.model] if second else [])):
-            network.check_context(**lengths)
+        networks = (model, critic.model, reward.model, *([second.model] if second else []))
+        context = min(network.context for network in networks)
         prompts = load_prompts(config.prompts, data_dir=config.cache)
+        trained = dict(trained=(config.init, config.reward), context=context)
+        config = fit_prompts(config, prompts, tokenizer, **trained, stage="ppo")
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        for network in networks:
+            network.check_context(**lengths)
+        stage.note(lengths=lengths)
+        card = dict(kind="lm", value=critic.model, lengths=lengths)
+        save_model_card(config.run.dir, model, actor.vocab_size, tokenizer, **card)
         queries = query_batches(
             prompts,
             tokenizer,
@@ -115,17 +120,22 @@ def run(config: PPOConfig) -> dict:
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
         )
-        stage.note_rows(prompts=queries.report)
+        check_cut(queries.report, config, context=context, stage="ppo")
+        report = queries.report.with_reading(prompts.left_out, prompts.notes)
+        stage.note_rows(prompts=report)
+        optims = dict(optim=config.optim, value_optim=config.value_optim)
+        check_pace("ppo", config.iterations, **optims)
         iterators = {"queries": queries}
         updates = config.ppo_epochs * config.num_minibatches
         if config.ptx_coef:
-            model.check_context(**{"ptx_data.block_size": config.ptx_data.block_size})
+            text = with_block(config.ptx_data, sum(lengths.values()))
+            model.check_context(**{"ptx_data.block_size": text.block_size})
             parallel.check_batch("ptx_batch_size", config.ptx_batch_size)
-            corpora = load_corpora(config.ptx_data, flag="ptx-data")
+            corpora = load_corpora(text, flag="ptx-data")
             iterators["ptx"] = text_stream(
                 corpora,
                 tokenizer,
-                config.ptx_data,
+                text,
                 batch_size=config.ptx_batch_size,
                 seed=config.run.data_seed + 1,
                 mine=parallel.rows(config.ptx_batch_size),
@@ -262,9 +272,7 @@ def run(config: PPOConfig) -> dict:
 
 def check_reward_model(config: PPOConfig) -> None:
     """Raise RunError if the reward model is under the gate: PPO optimises whatever it is given."""
-    done = Path(config.reward) / "DONE"
-    summary = json.loads(done.read_text()) if done.is_file() else {}
-    accuracy = summary.get("heldout", {}).get("eval/accuracy")
+    accuracy = figures_of(config.reward).get("eval/accuracy")
     if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
         return
     found = "has no measured accuracy"
