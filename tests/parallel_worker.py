@@ -63,7 +63,7 @@ class Models(NamedTuple):
 
 
 class Inits(NamedTuple):
-    """Parameters, drawn in float32 whatever they are used in: both precisions start alike."""
+    """Parameters; float32 draws differ in their last bit from processor to processor."""
 
     lm: Params
     reference: Params
@@ -78,9 +78,9 @@ def make_models(dtype: str) -> Models:
 
 
 @cache
-def draw(dtype: str) -> Inits:
-    with jax.enable_x64(False):
-        lm, scalar, _ = make_models("float32")
+def draw(dtype: str, drawn_in: str) -> Inits:
+    with jax.enable_x64(drawn_in == "float64"):
+        lm, scalar, _ = make_models(drawn_in)
         params = jax.tree.map(lambda x: 4 * x, lm.init(jax.random.key(0)))
         reward = scalar.init(jax.random.key(1), params["trunk"])
         inits = Inits(params, lm.init(jax.random.key(3)), reward)
@@ -125,7 +125,7 @@ def batches(dtype):
 def update(stage, parallel, accumulate, dtype):
     text, ranked, rollout = batches(dtype)
     lm, scalar, policy_value = make_models(dtype)
-    params, _, scalar_params = draw(dtype)
+    params, _, scalar_params = draw(dtype, "float64")
     lm_fn = make_lm_fn(lm)
     frame = dict(accumulate=accumulate, ema_decay=0.9)
     state = lambda p: parallel.init(partial(make_state, tx=TX, ema_decay=0.9), parallel.place(p))
@@ -176,7 +176,7 @@ def sampled(parallel, dtype):
     queries = rng.integers(4, V, (64, Q)).astype(np.int32)
     mask = np.arange(Q)[None] >= rng.integers(0, Q, (64, 1))
     lm, scalar, both = make_models(dtype)
-    params, reference, reward = draw(dtype)
+    params, reference, reward = draw(dtype, "float32")
     rollout = make_rollout(
         lm,
         both,

@@ -3,7 +3,8 @@
 python topology_worker.py FOLDER ACTION DATA FSDP TENSOR [PORT PROCESSES RANK]
 
 ``save`` trains 2 steps and saves; ``go_on`` trains 2 more and prints their losses; ``restore``
-restores, trains the same 2 and prints losses, bytes read and a fingerprint.
+restores, trains the same 2 and prints losses, bytes read and a fingerprint. In float64, so that
+all layouts give the same losses.
 """
 
 import json
@@ -25,7 +26,7 @@ from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch
 
 B, T, V = 16, 16, 4096
-MODEL = ModelConfig(n_layers=2, d_model=256, n_heads=8, context=T)
+MODEL = ModelConfig(n_layers=2, d_model=256, n_heads=8, context=T, dtype="float64")
 
 
 def batch(step: int, rows: np.ndarray) -> LMBatch:
