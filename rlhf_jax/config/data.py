@@ -38,7 +38,7 @@ class TokenizerConfig:
 @dataclass(frozen=True)
 class TextDataConfig:
     path: tuple[Path, ...] = ()
-    """.txt, .jsonl or folders of them, one corpus each."""
+    """.txt, .jsonl, .json or folders of them, one corpus each."""
     weights: tuple[PositiveOrZero, ...] = ()
     """Share of each corpus in the mix; empty mixes by size."""
     heldout: tuple[Path, ...] = ()

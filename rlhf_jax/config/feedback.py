@@ -51,7 +51,7 @@ class ServeConfig:
     scrub: bool = True
     """Replace e-mail addresses, phone, card and id numbers in what people type and in prompts."""
     dialogue: bool = False
-    """The chat's prompts are whole conversations (Human: ... Assistant:), not single messages."""
+    """The chat's prompts are whole conversations, not single messages."""
 
     def __post_init__(self):
         check_bounds(self, "serve.")

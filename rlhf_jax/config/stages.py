@@ -71,7 +71,8 @@ class SFTConfig:
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/sft")))
     init: Path = Path("runs/pretrain")
-    """Run folder of pretraining: parameters, model shape and tokenizer."""
+    """Run folder, step that a run has kept (RUN@STEP, RUN@latest, RUN@best), Hugging Face folder or
+    .gguf file: parameters, model shape and tokenizer."""
     data: Path = Path("demonstrations.jsonl")
     heldout_fraction: ShareBelowOne = 0.05
     cache: Path = Path(".cache/datasets")

@@ -26,8 +26,8 @@ class EvaluateConfig:
     suite_rows: Annotated[CountOrZero, only(suite="safety")] = 0
     """Rows of each set in the safety suite; 0: all."""
     policies: tuple[Path, ...] = ()
-    """Run folders, Hugging Face folders or .gguf files to compare; the first is the baseline (SFT).
-    Sizes may differ, tokenizers not."""
+    """Run folders, steps of them (RUN@STEP), Hugging Face folders or .gguf files to compare; the
+    first is the baseline (SFT). Sizes may differ, tokenizers not."""
     text_only: Annotated[tuple[Path, ...], only(suite="task")] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
     reward: Path = Path("runs/reward")
@@ -50,7 +50,7 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: Count | None = None
     """In tokens; a longer prompt loses its beginning. None: what the prompts need within the
-    models' context."""
+    models' context (suite safety: all that the answers leave of it)."""
     response_length: Count | None = None
     """None: as the first policy that says so was trained."""
     batch_size: Count = 256
@@ -118,15 +118,17 @@ class PreviewConfig:
     as_: Annotated[
         Literal["demonstrations", "comparisons", "prompts", "text"] | None, tyro.conf.arg(name="as")
     ] = None
-    """What a stage would read the rows as; None: what the first row is."""
+    """What a stage would read the rows as: SFT demonstrations, reward model and DPO comparisons,
+    PPO prompts, pretraining text. None: what the first row is."""
     rows: CountOrZero = 8
     """How many are shown, from the first on (of text: documents of each file); 0: all. The counts
     are of all rows."""
     prompt_length: Count | None = None
-    """As of the stages."""
+    """As the stages have it. None: what the data need within the model's context."""
     response_length: Count | None = None
+    """As the stages have it."""
     allow_cut: bool = False
-    """As of the stages: do not say that they would refuse."""
+    """As the stages have it: does not say that they would refuse these rows."""
     json: bool = False
     """One object a row, and the counts last, for programs."""
 
@@ -151,7 +153,8 @@ class SampleConfig:
     """Talking to a checkpoint in the terminal."""
 
     init: Path = Path("runs/quickstart/ppo")
-    """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
+    """Run folder of any language model, step of one (RUN@STEP), Hugging Face checkpoint or .gguf
+    file."""
     chat: bool = True
     """Hold a conversation by the tokenizer's chat template, if it has one."""
     system: Annotated[str, only(chat=True)] = ""
@@ -173,7 +176,7 @@ class ConvertConfig:
     direction: tyro.conf.Positional[Literal["from-hf", "to-hf"]] = "from-hf"
     source: tyro.conf.Positional[Path] = Path("checkpoint")
     """from-hf: a folder with config.json and safetensors, a PEFT adapter, or a .gguf file; to-hf: a
-    run folder."""
+    run folder, or a step of one (RUN@STEP)."""
     out: Path = Path("runs/imported")
     """from-hf: the run folder to make; to-hf: the folder to write."""
     part: Annotated[Literal["model", "value", "adapter"], only(direction="to-hf")] = "model"
@@ -187,8 +190,8 @@ class ConvertConfig:
     ] = "float32"
     """to-hf: of the weights written."""
     chat_prompts: Annotated[bool, only(direction="from-hf")] = False
-    """from-hf: put the prompts of every stage to come in the tokenizer's chat template, as messages
-    of a user, or as the conversation they are (Human: ... Assistant:)."""
+    """from-hf: put the prompts of every stage to come in the tokenizer's chat template: a text as a
+    message of the user, a conversation as the messages that it is."""
     compute_dtype: Annotated[Literal["float32", "bfloat16"], only(direction="from-hf")] = "float32"
     """from-hf: of matrix products; the weights stay float32."""
     attention: Annotated[Literal["plain", "fused"], only(direction="from-hf")] = "plain"
@@ -219,7 +222,8 @@ class HarnessConfig:
     """Tasks of lm-evaluation-harness on a checkpoint."""
 
     init: Path = Path("runs/quickstart/ppo")
-    """Run folder of any finished language-model stage, Hugging Face checkpoint or .gguf file."""
+    """Run folder of any language model, step of one (RUN@STEP), Hugging Face checkpoint or .gguf
+    file."""
     tasks: tuple[str, ...] = ()
     include_path: Path | None = None
     """Folder with tasks of your own (YAML)."""

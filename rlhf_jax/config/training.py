@@ -128,7 +128,8 @@ class RunConfig:
     keep_latest: Count = 2
     """How many of the newest checkpoints to keep; transformers: save_total_limit."""
     keep_best: CountOrZero = 1
-    """How many more to keep, the best by the stage's held-out figure (if one was measured)."""
+    """How many more to keep, the best by the stage's held-out figure (if one was measured), which
+    other stages read as RUN@best."""
     log_every: Count = 20
     eval_every: CountOrZero = 200
     """Steps between evaluations; 0 evaluates after the last step only."""
