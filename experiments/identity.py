@@ -42,6 +42,7 @@ def inputs(
 
 
 def data_of(config: Any) -> dict[str, InputFile]:
+    """The data that ``config`` names (``READS``), by their contents."""
     return inputs(config, READS, contents_digest)
 
 

@@ -75,7 +75,7 @@ def run(config: PreviewConfig) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """What the first row is. Raises InputError if it is none of all."""
+    """What the first row is. Raises InputError if it is of none of these kinds."""
     for name, kind in KINDS.items():
         account = Account()
         try:

@@ -85,7 +85,7 @@ class EncodingReport(NamedTuple):
 def of_prompts(
     rows: Iterable[Prompt], tokenizer: Tokenizer, *, prompt_length: int | None
 ) -> Iterator[Fate]:
-    """A long prompt keeps its end."""
+    """The fate of each prompt: a long one keeps its end."""
     for some in _some(rows):
         queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
         for row, query in zip(some, queries, strict=True):
@@ -101,7 +101,10 @@ def of_demonstrations(
     prompt_length: int | None,
     response_length: int | None,
 ) -> Iterator[Fate]:
-    """A long prompt keeps its end; a row whose answer is too long with its end is left out."""
+    """The fate of each demonstration.
+
+    A long prompt keeps its end; a row whose answer is too long with its end is left out.
+    """
     for some in _some(rows):
         queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
         answers = _encoded(
@@ -127,8 +130,9 @@ def of_comparisons(
     prompt_length: int | None,
     response_length: int | None,
 ) -> Iterator[Fate]:
-    """A long prompt keeps its end, a long answer its beginning, then without an end of text.
+    """The fate of each comparison.
 
+    A long prompt keeps its end, a long answer its beginning, then without an end of text.
     Sampled ids are taken as they are, up to and including their first end. A row none of whose
     ranked pairs differs in ids teaches nothing, and is left out.
     """

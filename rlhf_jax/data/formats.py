@@ -5,7 +5,7 @@
 | plain text | a ``.txt`` file, documents separated by ``<|endoftext|>`` | Text |
 | language modelling, labelled sentences | ``text``, or a conversation | Text |
 | prompt only | ``prompt`` | Prompt |
-| prompt and completion | ``prompt``; ``completion``, ``response`` or ``answer`` | Demonstration |
+| prompt and completion | ``prompt``; ``completion``, ``response`` ... | Demonstration |
 | unpaired preference | the same with ``label`` (rows labelled false are left out) | same |
 | instructions | ``instruction``, ``input``, ``output`` | Demonstration |
 | questions | ``question`` or ``query``; ``answer`` or ``response`` | Demonstration |

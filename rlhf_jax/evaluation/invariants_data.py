@@ -13,6 +13,7 @@ from rlhf_jax.evaluation.invariants import Finding, at_most, share_at_least, sha
 
 
 def padding_is_not_the_end(pad_id: int, end_ids: Sequence[int]) -> Finding:
+    """Padding is none of the ids that end a text."""
     return Finding(
         "padding ≠ end of text (ids)",
         f"{pad_id} and {', '.join(map(str, end_ids))}",

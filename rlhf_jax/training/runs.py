@@ -371,7 +371,7 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def describe_run(stage: str, config: Mapping[str, Any], config_class: str) -> dict[str, Any]:
-
+    """What ``config.json`` records besides the inputs."""
     return {
         "schema": SCHEMA,
         "stage": stage,
