@@ -81,7 +81,10 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
         elif is_argilla(row):
             made = argilla_rows(row, leave_out)
         elif isinstance(row.get("fields"), dict):
-            raise RowError("a record of Argilla has no states unless flattened: flatten=True")
+            raise RowError(
+                "a record of Argilla that is not flattened does not tell which responses were "
+                "submitted: expected those of records.to_list(flatten=True)"
+            )
         else:
             labeler = row.get("labeler")
             made = [("" if labeler is None else str(labeler), row)]

@@ -11,6 +11,7 @@ KINDS = {
     **{int: "a whole number", float: "a number", bool: "true or false", str: "a string"},
     **{dict: "an object", list: "a list"},
 }
+"""What an error calls the types of JSON and GGUF."""
 
 
 class Fields:

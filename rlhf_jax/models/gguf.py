@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_jax.errors import InputError, check, check_fetched
+from rlhf_jax.models.checkpoint_fields import KINDS
 from rlhf_jax.models.pretrained import Imported, Source, import_model
 
 NAMES = {
@@ -94,7 +95,7 @@ class Header(NamedTuple):
         check(value is not None, f"{self.file}: the field {name!r} is missing{advice}")
         check(
             isinstance(value, kind) and not (kind is int and value < 0),
-            f"{self.file}: {name} is {str(value)[:60]!r}, expected {kind.__name__}",
+            f"{self.file}: {name} is {str(value)[:60]!r}, expected {KINDS[kind]}",
         )
         return value
 

@@ -94,7 +94,7 @@ def leave(error: BaseException) -> None:
     elif isinstance(error, OSError):
         code, message = 1, f"{mine}: {describe_os_error(error)}; {AGAIN}"
     elif isinstance(error, KeyboardInterrupt):
-        code, message = 130, f"{mine} by Ctrl-C, without saving; {AGAIN}"
+        code, message = 130, f"{mine} was ended by Ctrl-C, without saving; {AGAIN}"
     elif lost := lost_peer(error):
         code, message = 1, f"{mine} lost another one ({lost}); {AGAIN}"
     else:
