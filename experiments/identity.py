@@ -5,16 +5,19 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from experiments.trained import model_digest, settings_digest
+from rlhf_jax.config import ConvertConfig
 from rlhf_jax.tasks.preferences import is_name
-from rlhf_jax.training.run_inputs import InputFile, contents_digest
+from rlhf_jax.training.run_inputs import SETTINGS, InputFile, contents_digest, files_digest
 
 STARTS_FROM = (
     *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
-    *("policies", "text_only"),
+    *("policies", "text_only", "source", "base"),
 )
-"""Fields that name a model, or several: their folders may be moved, but hold the same weights."""
+"""Fields that name a model, or several: their folders may be moved, but hold the same weights,
+shape and tokenizer."""
 READS = (
-    *("data", "heldout", "demonstrations", "prompts", "task", "tokenizer.path"),
+    *("data", "heldout", "demonstrations", "prompts", "task"),
     *("data.path", "data.heldout", "pretrain_data.path", "pretrain_data.heldout"),
     *("ptx_data.path", "ptx_data.heldout", "text.path", "text.heldout"),
 )
@@ -41,9 +44,17 @@ def inputs(
     return found
 
 
+def models_of(config: Any) -> dict[str, InputFile]:
+    """The models that ``config`` names, by their weights, and by what else tells them apart."""
+    settings = inputs(config, STARTS_FROM, settings_digest)
+    settings = {f"{label}{SETTINGS}": found for label, found in settings.items()}
+    return inputs(config, STARTS_FROM, model_digest) | settings
+
+
 def data_of(config: Any) -> dict[str, InputFile]:
-    """The data that ``config`` names (``READS``), by their contents."""
-    return inputs(config, READS, contents_digest)
+    """The data that ``config`` names (``READS``, and its tokenizer), by their contents."""
+    tokenizer = inputs(config, ("tokenizer.path",), files_digest)
+    return inputs(config, READS, contents_digest) | tokenizer
 
 
 def why_not_longer(config: Any) -> str:
@@ -69,5 +80,7 @@ def _place(config: Any, field: str, value: Any) -> Path | None:
         return Path(value) if isinstance(value, str) and value.endswith(".py") else None
     if not isinstance(value, Path):
         return None
+    if field == "source" and not isinstance(config, ConvertConfig):
+        return None  # of raw data
     named = field == "data" and hasattr(config, "source") and is_name(value)
     return config.source / value if named else value

@@ -21,9 +21,8 @@ from typing import Any, Self, TypeVar
 import jax
 import numpy as np
 
-from experiments.identity import LENGTHS, STARTS_FROM, data_of, inputs, why_not_longer
+from experiments.identity import LENGTHS, data_of, models_of, why_not_longer
 from experiments.kept import measured_after
-from experiments.trained import model_digest
 from rlhf_jax.cli import to_dict
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.fates import EncodingReport
@@ -153,7 +152,7 @@ class Stage:
         if jax.process_count() > 1 and isinstance(error, Exception | KeyboardInterrupt):
             leave(error)  # peers wait for this process, or it for them: nothing ends by itself
         self._stack.__exit__(kind, error, trace)
-        if isinstance(error, InputError | OSError):
+        if isinstance(error, InputError | OSError | RunError):
             self._remove_if_fresh()
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise RunError(f"{describe_os_error(error)}{self._goes_on()}") from error
@@ -162,12 +161,15 @@ class Stage:
 
     def _remove_if_fresh(self) -> None:
         """Bad input leaves nothing behind before there is work to keep: the corrected command may
-        use the same folder."""
+        use the same folder, which stays if it was there (it may be a link, or a mounted disk)."""
         folder = self.run_config.dir
-        if self._fresh and jax.process_index() == 0 and (folder / "config.json").exists():
+        if not (self._fresh and jax.process_index() == 0 and (folder / "config.json").exists()):
+            return
+        if not self._was_there:
             shutil.rmtree(folder)
-            if self._was_there:
-                folder.mkdir()
+            return
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _goes_on(self) -> str:
         """What the same command will do, for the end of a sentence."""
@@ -181,8 +183,7 @@ class Stage:
         """The models and data that are there, which one process compares for all."""
         if jax.process_index() != 0:
             return {}
-        models = inputs(self.config, STARTS_FROM, model_digest)
-        return {"models": models, "data": data_of(self.config)}
+        return {"models": models_of(self.config), "data": data_of(self.config)}
 
     def _shorter(self) -> dict[int, dict[str, float]]:
         """Figures of the last steps of the finished runs that this one is longer than."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from experiments.kept import Kept, is_run, kept_digest, kept_step, load_kept, run_of
 from rlhf_jax.cli import from_dict, read_json, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
+from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
@@ -29,14 +31,16 @@ from rlhf_jax.models.lora import (
     partition,
     share_equal,
 )
-from rlhf_jax.models.peft import is_adapter, load_adapter, read_adapter
+from rlhf_jax.models.peft import base_of, is_adapter, load_adapter, read_adapter
 from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
-from rlhf_jax.training.checkpoint_files import list_steps
+from rlhf_jax.models.weight_files import find_weights
+from rlhf_jax.training.checkpoint_files import json_sha256, list_steps
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.parallel import place
 from rlhf_jax.training.progress import say
-from rlhf_jax.training.runs import read_done, read_run
+from rlhf_jax.training.run_inputs import file_sha256
+from rlhf_jax.training.runs import read_done, read_object, read_run
 from rlhf_jax.types import Params
 
 Kind = Literal["lm", "scalar"]
@@ -81,7 +85,7 @@ def save_model_card(
         card["value"] = to_dict(value)
     if lengths is not None:
         card["lengths"] = dict(lengths)
-    (folder / "model.json").write_text(json.dumps(card, indent=1))
+    write_atomically(folder / "model.json", json.dumps(card, indent=1))
 
 
 def load_trained(
@@ -141,7 +145,7 @@ def trained_lengths(path: Path) -> dict[str, int]:
     """prompt_length and response_length of a run folder's model; empty where none are known."""
     path = run_of(path)
     card = path / "model.json"
-    known = json.loads(card.read_text()).get("lengths") if card.is_file() else None
+    known = read_object(card).get("lengths") if card.is_file() else None
     known = known or training_config(path)
     names = ("prompt_length", "response_length")
     found = {name: known[name] for name in names if known.get(name) is not None}
@@ -161,11 +165,38 @@ def model_digest(path: Path) -> str | None:
     if done is not None:
         return done.get("params_sha256")
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if is_checkpoint(path):
+        with suppress(InputError):  # who loads it says what is wrong
+            files = sorted(set(find_weights(path).files.values()))
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest() if files else None
+
+
+SETTINGS_FILES = (
+    *("config.json", "generation_config.json", "adapter_config.json", "rlhf_jax.json"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.jinja",
+)
+"""What a folder of Hugging Face says of a model besides its weights."""
+
+
+def settings_digest(path: Path) -> str | None:
+    """What tells models of the same weights apart: shape, tokenizer, chat template, and the model
+    below an adapter. None of a single file, which ``model_digest`` reads whole."""
+    path = run_of(path)
+    if (path / "model.json").is_file():
+        files = [path / "model.json", *sorted((path / "tokenizer").glob("*"))]
+    else:
+        files = [path / name for name in SETTINGS_FILES if (path / name).is_file()]
+    found = [[file.name, file_sha256(file)] for file in files]
+    if is_adapter(path):
+        base = base_of(path)
+        found += [[base, model_digest(Path(base)), settings_digest(Path(base))]] if base else []
+    return json_sha256(found) if found else None
 
 
 def names_apart(paths: Iterable[Path]) -> dict[Path, str]:
@@ -421,4 +452,4 @@ def _read_card(folder: Path, flag: str) -> dict:
     path = folder / "model.json"
     if not path.is_file():
         raise InputError(f"--{flag} {folder}: expected a run folder, found no model.json in it")
-    return json.loads(path.read_text())
+    return read_object(path, "model", "vocab_size", "kind")

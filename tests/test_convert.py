@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_pretrained import SHAPES, random_params
 from test_tokenizers import BEGIN, TURN_END
 from test_tokenizers import write as write_tokenizer
@@ -47,6 +48,24 @@ def test_padding_beyond_the_model_is_not_exported(gpt2):
     assert "pad_token" not in settings and settings["eos_token"] == "<|endoftext|>"
     added = json.loads((gpt2 / "tokenizer.json").read_text())["added_tokens"]
     assert [token["id"] for token in added] == [50256]
+
+
+def test_another_checkpoint_at_the_same_place_is_not_the_one_converted(gpt2, tmp_path):
+    source, run = shutil.copytree(gpt2, tmp_path / "hf"), tmp_path / "run"
+    first = to_convert("from-hf", source, "--out", run)
+    settings = source / "tokenizer_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps(json.loads(before) | {"chat_template": "hello"}))
+    with pytest.raises(InputError, match=f"--source {source}: its config or tokenizer has changed"):
+        to_convert("from-hf", source, "--out", run)
+    settings.write_text(before)
+    weights = source / "model.safetensors"
+    tensors = load_file(weights)
+    save_file(tensors | {"transformer.ln_f.bias": tensors["transformer.ln_f.bias"] + 1}, weights)
+    with pytest.raises(InputError, match=f"--source {source} has changed since"):
+        to_convert("from-hf", source, "--out", run)
+    shutil.rmtree(source)
+    assert to_convert("from-hf", source, "--out", run) == first
 
 
 def test_there_and_back_gives_the_same_bytes(gpt2, tmp_path):

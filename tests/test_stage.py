@@ -10,9 +10,22 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
+from experiments.identity import data_of, models_of
 from experiments.stage import Stage
-from rlhf_jax.config import OptimConfig, PrivacyConfig, RunConfig, SFTConfig, TextDataConfig
+from experiments.trained import load_trained, model_digest, trained_lengths
+from rlhf_jax.config import (
+    EvaluateConfig,
+    OptimConfig,
+    PretrainConfig,
+    PrivacyConfig,
+    RunConfig,
+    SFTConfig,
+    TextDataConfig,
+    TokenizerConfig,
+)
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import load_params
@@ -23,7 +36,7 @@ from rlhf_jax.types import TrainState
 def make_config(folder, *, epochs=2, optim=None, **run):
     frame = dict(dir=folder, log_every=1, tensorboard=False, compile_cache=None, tune_malloc=False)
     more = {} if optim is None else {"optim": optim}
-    files = {name: run.pop(name) for name in ("data", "pretrain_data") if name in run}
+    files = {name: run.pop(name) for name in ("data", "pretrain_data", "init") if name in run}
     return SFTConfig(run=RunConfig(**frame | run), epochs=epochs, **more, **files)
 
 
@@ -221,6 +234,108 @@ def test_an_older_run_takes_the_data_as_they_are(tmp_path, capsys):
     write(file, "b")
     with pytest.raises(InputError, match="has changed since"):
         train(config, total=1)
+
+
+# --- the models that a run was started from -------------------------------------------------------
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_model_is_more_than_its_weights(tmp_path):
+    """Its shape and its tokenizer are other inputs, wherever the folder lies."""
+    init = tiny.save_model(tmp_path / "init", train_bpe([""], vocab_size=258))
+    config = make_config(tmp_path / "run", init=init)
+    first = train(config, total=1)
+    moved = shutil.copytree(init, tmp_path / "moved")
+    assert train(make_config(tmp_path / "run", init=moved), total=1) == first
+    for file in ("tokenizer/tokenizer_config.json", "model.json"):
+        before = (init / file).read_text()
+        edit(init / file, chat_prompts=True)
+        changed = rf"another model: --init {init}: its config or tokenizer has changed since"
+        with pytest.raises(InputError, match=changed):
+            train(config, total=1)
+        (init / file).write_text(before)
+    assert train(config, total=1) == first
+
+
+def test_files_of_models_that_count(tmp_path):
+    """Of several models each; of an adapter the model below it; not a notice beside them."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+        (folder / "README.md").write_text("a")
+    (base / "config.json").write_text('{"model_type": "gpt2"}')
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    config = EvaluateConfig(policies=(adapter, base), reward=tmp_path / "none")
+    before = models_of(config)
+    assert set(before) == {"policies[0][settings]", "policies[1][settings]"}
+    for folder in (base, adapter):
+        (folder / "README.md").write_text("b")
+    assert models_of(config) == before
+    (base / "generation_config.json").write_text("{}")
+    assert all(found.digest != before[label].digest for label, found in models_of(config).items())
+
+
+def test_every_file_of_a_tokenizer_counts(tmp_path):
+    """encoder.json is also a name of data, vocab.bpe is not."""
+    for name in ("encoder.json", "vocab.bpe"):
+        (tmp_path / name).write_text("a")
+    config = PretrainConfig(tokenizer=TokenizerConfig(path=tmp_path))
+    before = data_of(config)["tokenizer.path"]
+    (tmp_path / "vocab.bpe").write_text("b")
+    assert data_of(config)["tokenizer.path"].digest != before.digest
+
+
+def test_dots_in_the_name_of_a_file_are_no_contents(tmp_path):
+    digests = [
+        data_of(make_config(tmp_path, data=write(tmp_path / name, "a")))["data"].digest
+        for name in ("pairs.v1.jsonl", "pairs.jsonl")
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("text", ["", '{"steps": 3', "[]", '{"model"'])
+def test_half_a_record_is_one_sentence(tmp_path, text):
+    init = tiny.save_model(tmp_path / "init", train_bpe([""], vocab_size=258))
+    for name in ("DONE", "model.json"):
+        before = (init / name).read_text()
+        (init / name).write_text(text)
+        with pytest.raises(InputError, match=rf"{init / name} is not what a run has written"):
+            load_trained(init, flag="init")
+        if name == "DONE":
+            with pytest.raises(InputError, match=str(init / name)):
+                model_digest(init)
+        else:
+            with pytest.raises(InputError, match=str(init / name)):
+                trained_lengths(init)
+        (init / name).write_text(before)
+    folder = tmp_path / "run"
+    train(make_config(folder), total=1)
+    (folder / "DONE").write_text(text)
+    with pytest.raises(InputError, match=rf"{folder / 'DONE'} is not what a run has written"):
+        train(make_config(folder), total=1)
+
+
+# --- what a start that failed leaves --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [InputError, RunError])
+@pytest.mark.parametrize("place", ["new", "there", "link"])
+def test_a_start_that_failed_leaves_the_folder_as_it_was(tmp_path, place, error):
+    """Also a link to another disk, or the gate of PPO, whose advice is another reward model."""
+    folder = tmp_path / "run"
+    if place == "there":
+        folder.mkdir()
+    if place == "link":
+        (tmp_path / "disk").mkdir()
+        folder.symlink_to(tmp_path / "disk")
+
+    with pytest.raises(error, match="as it was"), Stage(make_config(folder), "sft"):
+        raise error("as it was")
+    assert folder.exists() == (place != "new") and folder.is_symlink() == (place == "link")
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 # --- its length -----------------------------------------------------------------------------------

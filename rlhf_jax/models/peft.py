@@ -61,6 +61,11 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 # --- Reading --------------------------------------------------------------------------------------
 
 
+def base_of(folder: str | os.PathLike) -> str:
+    """The model that the adapter in ``folder`` names as the one below it; empty if none."""
+    return read_json(Path(folder) / CONFIG).get("base_model_name_or_path") or ""
+
+
 def read_adapter(folder: str | os.PathLike) -> Adapter:
     """Raises InputError for damaged files and for what is not plain LoRA of one scale."""
     folder = Path(folder)
@@ -89,7 +94,7 @@ def read_adapter(folder: str | os.PathLike) -> Adapter:
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(f"{folder / WEIGHTS}: {name}", tensor)
-    return Adapter(folder, config.get("base_model_name_or_path") or "", scale, tensors)
+    return Adapter(folder, base_of(folder), scale, tensors)
 
 
 def _one_scale(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> float:

@@ -2,14 +2,16 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_jax.data.files import find_files
+from rlhf_jax.data.files import SUFFIXES, find_files
 from rlhf_jax.errors import InputError
 
+SETTINGS = "[settings]"
+"""Behind the name of a model: its shape and tokenizer, without its weights."""
 SETTLED_SECONDS = 2
 """A file that was written so recently may change again without another time or size."""
 
@@ -25,23 +27,31 @@ class InputFile(NamedTuple):
 def contents_digest(path: Path) -> str | None:
     """What tells data from other data: a digest of bytes and file types, not of names.
 
-    Of a folder or pattern the files that ``find_files`` gives, in their order; of a folder without
-    data files (a tokenizer) all files with their names. None where there is nothing.
+    Of a folder or pattern the files that ``find_files`` gives, in their order; of what it does not
+    read all files with their names. None where there is nothing.
     """
-    named = False
     try:
         found = find_files(path)
     except InputError:
-        inside = path.rglob("*") if path.is_dir() else [path]
-        found = sorted(file for file in inside if file.is_file())
-        named = path.is_dir()
-    if not found:
-        return None
-    total = hashlib.sha256()
-    for file in found:
-        name = str(file.relative_to(path)) if named else "".join(file.suffixes[-2:])
-        total.update(f"{name} {file_sha256(file)}\n".encode())
-    return total.hexdigest()
+        return files_digest(path)
+    kind = lambda file: next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
+    return _digest((kind(file), file) for file in found)
+
+
+def files_digest(path: Path) -> str | None:
+    """A digest of a file of any type, or of all files below a folder with their names.
+
+    None where there is nothing.
+    """
+    if not path.is_dir():
+        return _digest([(path.suffix, path)]) if path.is_file() else None
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    return _digest((str(file.relative_to(path)), file) for file in found) if found else None
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    lines = [f"{name} {file_sha256(file)}\n" for name, file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def file_sha256(file: Path) -> str:
@@ -77,12 +87,13 @@ def check_same_inputs(
         was = saved.get(label, given)
         if was.digest != given.digest:
             flag = "--" + label.partition("[")[0].replace("_", "-")
+            part = ": its config or tokenizer" if label.endswith(SETTINGS) else ""
             then, today = f"{was.path} ({was.digest[:12]})", f"{given.path} ({given.digest[:12]})"
             if was.path == given.path:
-                what = f"{flag} {given.path} has changed since ({was.digest[:12]} then, "
+                what = f"{flag} {given.path}{part} has changed since ({was.digest[:12]} then, "
                 what += f"{given.digest[:12]} now)"
             else:
-                what = f"{flag} was {then}, now {today}"
+                what = f"{flag}{part} was {then}, now {today}"
             raise InputError(
                 f"{folder} was started from {kind}: {what}; give it as it was, or choose another "
                 "folder"

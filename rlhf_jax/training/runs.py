@@ -224,7 +224,9 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
             read_done(folder),
             saved.get("retuned", []),
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None
     if stage is not None and run.stage != stage:
         raise InputError(f"{folder} belongs to stage {run.stage!r}, expected a run of {stage!r}")
@@ -249,7 +251,23 @@ def is_news(
 
 def read_done(folder: Path) -> dict[str, Any] | None:
     path = folder / "DONE"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_object(path) if path.exists() else None
+
+
+def read_object(path: Path, *names: str) -> dict[str, Any]:
+    """The JSON object in a file that this project wrote, which has these ``names``.
+
+    Raises InputError for anything else: half of it, or another program's.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not what a run has written there: {error}") from None
+    missing = [name for name in names if not isinstance(found, dict) or name not in found]
+    if missing or not isinstance(found, dict):
+        what = f"no {', '.join(missing)} in it" if missing else "no object in it"
+        raise InputError(f"{path} is not what a run has written there: {what}")
+    return found
 
 
 def check_free(folder: Path) -> None:
