@@ -27,7 +27,16 @@ from rlhf_jax.data.encoding import document_report, encode_texts
 from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import iterate
-from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, OtherKind, Prompt, Text
+from rlhf_jax.data.rows import (
+    UNANSWERED,
+    Account,
+    Comparison,
+    Demonstration,
+    LeftOut,
+    OtherKind,
+    Prompt,
+    Text,
+)
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 
@@ -83,10 +92,12 @@ def kind_of(path: Path) -> str:
             return name
         except OtherKind as error:
             problem = error
-        except InputError:
-            if account.left_out:
+        except InputError as error:
+            if not account.left_out:
+                raise
+            if any(each.why != UNANSWERED for each in account.left_out):
                 return name
-            raise
+            problem = error
     raise problem
 
 

@@ -317,6 +317,16 @@ def test_the_day_in_a_template_stays_that_of_the_beginning(tokenizer, tmp_path):
     assert later.digest == tokenizer.digest  # ids mean the same
 
 
+def test_a_message_that_the_template_leaves_out_is_refused(tokenizer):
+    users = "{% for m in messages if m.role != 'system' %}{{ m.content }}\n{% endfor %}"
+    tokenizer = with_template(tokenizer, users)
+    talk = (Message("user", "Hi"), Message("system", "Be brief."), Message("user", " Lund? "))
+    for last in ((), (Message("assistant", "By the"),)):
+        with pytest.raises(InputError, match=r"leaves out the system's message 'Be brief\.'"):
+            tokenizer.encode_prompts([(*talk, *last)])
+    assert tokenizer.encode_prompts([talk[::2]]) == [tokenizer.encode("Hi\n Lund? \n")]
+
+
 WRITTEN = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 

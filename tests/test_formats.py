@@ -23,6 +23,7 @@ from rlhf_jax.data.formats import (
     read_prompts,
     read_texts,
 )
+from rlhf_jax.data.rows import UNANSWERED
 from rlhf_jax.errors import InputError
 
 DATA = Path(__file__).parent.parent / "data"
@@ -31,6 +32,7 @@ BOT = {"role": "assistant", "content": "Yes."}
 BAD_BOT = {"role": "assistant", "content": "No."}
 SYSTEM = {"role": "system", "content": "Be kind."}
 HI = (Message("user", "Hi?"),)
+BE_KIND = Message("system", "Be kind.")
 YES, NO = (Message("assistant", "Yes."),), (Message("assistant", "No."),)
 
 
@@ -239,7 +241,7 @@ OK_ROW = {read_texts: {"text": "t"}, read_comparisons: PAIR}
         (read_texts, {"messages": [{"role": "tool", "content": "x"}]}, "role is 'tool', expected"),
         (read_texts, {"messages": [{"role": "user"}]}, "every message to have role and content"),
         (read_prompts, {"text": "t"}, "found the keys text, expected prompt, instruction"),
-        (read_prompts, {"chosen": "ab", "rejected": "cd"}, "do not begin alike"),
+        (read_prompts, {"chosen": "ab", "rejected": "cd"}, "begin with no word in common"),
         (read_prompts, {"chosen": [USER], "rejected": [BOT]}, "share no message"),
         (read_prompts, {"info": {"title": "x"}}, "info has no post and no article"),
         (
@@ -253,7 +255,6 @@ OK_ROW = {read_texts: {"text": "t"}, read_comparisons: PAIR}
             {"prompt": "p", "completion": "c", "label": "x"},
             "label is a string",
         ),
-        (read_demonstrations, {"messages": [USER]}, "do not end with the assistant's answer"),
         (read_comparisons, {"prompt": "p"}, "found the keys prompt, expected prompt and responses"),
         (
             read_comparisons,
@@ -454,6 +455,9 @@ def test_an_answer_continues_the_assistants_message(write, completion, expected)
         ([("a b", "a b c"), ("a b", "c")], ["a b c", "c"], REPEATED),
         ([("a b", "a b c"), ("d", "d e")], [" c", " e"], REMOVED),
         ([("the film", " the film was good")], [" the film was good"], None),
+        ([("a b", "\n\nHuman: a b\n\nAssistant: c")], [" c"], REMOVED),
+        ([("a b ", "Human: a b\n\nAssistant: c")], [" c"], REMOVED),
+        ([("a b\n", "a b c")], [" c"], REMOVED),
     ],
 )
 def test_texts_lose_their_prompts_only_where_all_of_a_file_repeat_them(
@@ -463,6 +467,23 @@ def test_texts_lose_their_prompts_only_where_all_of_a_file_repeat_them(
     path = write(*({"prompt": p, "completion": c} for p, c in rows))
     assert [row.completion for row in iterate(path, Demonstration, account)] == completions
     assert list(account.notes) == ([note] if note else [])
+
+
+def test_the_words_that_answers_share_end_at_marks_of_full_width_too(write):
+    row = {"chosen": "路在哪里？在湖边。", "rejected": "路在哪里？在山上。"}
+    made, _ = read_one(write, Comparison, row)
+    assert made == Comparison("路在哪里？", ("在湖边。", "在山上。"), (0, 1))
+
+
+def test_text_and_messages_without_a_prompt_are_told_apart(write):
+    with pytest.raises(InputError, match="line 1: one of chosen and rejected is text"):
+        read_comparisons(write({"chosen": [USER, BOT], "rejected": "No."}))
+
+
+def test_sampled_ids_beyond_any_vocabulary_are_refused(write):
+    row = {"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}
+    with pytest.raises(InputError, match=r"response_tokens\[1\] is not a list of token ids"):
+        read_comparisons(write(row | {"response_tokens": [[1], [2**31]]}))
 
 
 def test_sampled_answers_are_never_cut(write):
@@ -610,6 +631,17 @@ def test_a_question_is_the_prompt_of_a_pair(write):
         ({"output": "another"}, "found both completion and output"),
         ({"prompt": [SYSTEM, USER], "system": "a"}, "two different system messages"),
         ({"prompt": [USER, BOT, USER], "history": [["a", "b"]]}, "history and a prompt of several"),
+        ({"choices": ["a", "b"]}, "choices is not in the prompt"),
+        ({"passage": "A road."}, "passage is not in the prompt"),
+        ({"chat_history": [USER, BOT]}, "chat_history is not in the prompt"),
+        ({"messages": [USER, BOT]}, "a prompt that is not in the messages beside it"),
+        ({"prompt": "Hi?", "messages": [USER, BOT]}, "found both completion and messages"),
+        (
+            {"prompt": "Hi?", "messages": [USER], "conversations": [BOT]},
+            "found both messages and conversations",
+        ),
+        ({"label": -1}, "label is -1, expected true or false"),
+        ({"kto_tag": "yes"}, "kto_tag is a string, expected true or false"),
     ],
 )
 def test_columns_that_would_be_lost_are_refused(write, more, message):
@@ -622,6 +654,59 @@ def test_columns_that_would_be_lost_are_refused(write, more, message):
 def test_columns_beside_a_conversation_are_refused(write, more):
     with pytest.raises(InputError, match=rf"line 1: found {next(iter(more))} without a prompt"):
         read_demonstrations(write({"messages": [USER, BOT]} | more))
+
+
+def test_choices_in_the_words_of_the_prompt_are_no_loss(write):
+    row = {"prompt": "Lund or Graz? Lund. Graz.", "choices": {"text": ["Lund", "Graz"]}}
+    assert read_one(write, Prompt, row)[0].prompt == row["prompt"]
+
+
+@pytest.mark.parametrize(
+    "row, prompt",
+    [
+        ({"messages": [SYSTEM, USER], "response": "Yes."}, (BE_KIND, *HI)),
+        ({"messages": [SYSTEM, USER, BOT], "response": "Yes."}, (BE_KIND, *HI)),
+        ({"messages": [SYSTEM, USER, BOT], "prompt": "Hi?"}, (BE_KIND, *HI)),
+        ({"messages": [SYSTEM, USER, BOT], "prompt": "", "response": ""}, (BE_KIND, *HI)),
+        ({"messages": [SYSTEM, USER, BOT], "instruction": "Hi?", "output": "Yes."}, (BE_KIND, *HI)),
+        (
+            {"messages": [USER, BAD_BOT, USER], "prompt": "Hi?", "completion": "Yes."},
+            (*HI, *NO, *HI),
+        ),
+        ({"messages": [USER, BOT], "system_message": "Be kind."}, (BE_KIND, *HI)),
+    ],
+)
+def test_a_conversation_beside_a_prompt_or_an_answer_is_not_lost(write, row, prompt):
+    assert read_one(write, Demonstration, row)[0] == Demonstration(prompt, YES)
+    assert read_one(write, Prompt, row)[0] == Prompt(prompt)
+
+
+@pytest.mark.parametrize("label", [{"label": False}, {"label": 0.0}, {"kto_tag": False}])
+@pytest.mark.parametrize("row", [{"messages": [USER, BAD_BOT]}, {"question": "q", "answer": "No."}])
+def test_answers_labelled_false_are_left_out_of_every_format(write, label, row):
+    account = Account()
+    good = row | {name: 1 for name in label}
+    assert len(list(iterate(write(good, row | label), Demonstration, account))) == 1
+    assert [(each.origin.line, each.why) for each in account.left_out] == [(2, "label false")]
+
+
+def test_conversations_without_an_answer_are_left_out(write):
+    account, path = Account(), write({"messages": [USER, BOT]}, {"messages": [USER]})
+    assert len(list(iterate(path, Demonstration, account))) == 1
+    assert [(each.origin.line, each.why) for each in account.left_out] == [(2, UNANSWERED)]
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({"ranks": [1.0, 0.0]}, (1, 0)),
+        ({"ranks": [3, 1], "chosen": "b", "rejected": "a"}, (1, 0)),
+        ({"chosen": "a", "rejected": "b"}, (0, 1)),
+    ],
+)
+def test_ranks_of_responses(write, more, expected):
+    row, _ = read_one(write, Comparison, {"prompt": "p", "responses": ["a", "b"]} | more)
+    assert row == Comparison("p", ("a", "b"), expected)
 
 
 def test_other_columns_are_said_once(write, caplog):
@@ -679,6 +764,12 @@ def test_other_columns_are_said_once(write, caplog):
             {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]},
             "all responses tied",
         ),
+        (
+            Demonstration,
+            {"messages": [{"role": "user", "content": " "}, BOT]},
+            "blank prompt",
+        ),
+        (Demonstration, {"messages": [BOT]}, "an answer to nothing"),
     ],
 )
 def test_rows_that_teach_nothing_are_left_out(write, kind, row, why):
@@ -766,6 +857,8 @@ def test_messages_that_are_more_than_text_are_refused(write, message, expected):
         ({"conversations": [["Hi?", "Yes."]]}, "conversations is a list without messages"),
         ('{"prompt": "p", "completion": "c", "prompt": "q"}', "the key 'prompt' stands twice"),
         ("[1]", "expected an object with named keys .a list of them belongs in a .json file"),
+        ('{"prompt": "p", "completion": "c", "n": ' + "9" * 5000 + "}", "number that is too long"),
+        (r'{"prompt": "p", "completion": "c", "x\ud83d": 1}', "half a surrogate pair"),
     ],
 )
 def test_rows_that_would_be_misread_are_refused(write, row, message):
@@ -799,6 +892,8 @@ def test_lists_under_a_key_and_lines_in_json(write):
         ]
     with pytest.raises(InputError, match=r"t.json holds an object with the keys train, expected a"):
         read_texts(write({"train": rows}, name="t.json"))
+    with pytest.raises(InputError, match=r"s.json holds rows under data and test, expected one"):
+        read_texts(write({"data": rows, "test": rows}, name="s.json"))
     with pytest.raises(InputError, match=r"n.json, row 2: broken JSON at column 2"):
         read_texts(write(rows[0], "{nope}", name="n.json"))
 

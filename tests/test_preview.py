@@ -157,6 +157,16 @@ def test_lengths_are_by_default_what_the_data_need(show):
     assert all(row["cut"] == {} for row in shown if row["kept"])
 
 
+def test_conversations_that_the_user_ends_are_prompts(show):
+    asked = {"messages": [{"role": "user", "content": "Hi?"}]}
+    _, shown, _, said = show([asked])
+    assert "are prompts" in said and [row["responses"] for row in shown] == [[]]
+    answered = {"messages": [*asked["messages"], {"role": "assistant", "content": "Yes."}]}
+    _, shown, summary, said = show([asked, answered])
+    assert "are demonstrations" in said and [row["kept"] for row in shown] == [False, True]
+    assert summary["the messages end without an answer"] == 1
+
+
 def test_rows_limits_what_is_shown_and_not_what_is_counted(show):
     _, shown, summary, _ = show(DEMONSTRATIONS, "--rows", 2)
     assert len(shown) == 2 and sum(summary.values()) == 4

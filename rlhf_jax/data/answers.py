@@ -121,10 +121,13 @@ def repeated(prompt: str | Conversation, answers: Sequence[str | Conversation]) 
 
 
 def _leads(prompt: str | Conversation) -> list[str]:
-    """How a text might repeat a prompt: all of it, or its last message."""
+    """How a text might repeat a prompt: all of it, its last message, or as one of the user's."""
     texts = [as_text(prompt)]
-    if not isinstance(prompt, str):
-        texts += [texts[0].lstrip(), prompt[-1].content]
+    if isinstance(prompt, str):
+        turn = as_text((Message("user", prompt.strip()),))
+        texts += [turn, turn.lstrip(), prompt.strip()]
+    else:
+        texts += [texts[0].lstrip(), prompt[-1].content, prompt[-1].content.strip()]
     return [text for text in texts if text.strip()]
 
 

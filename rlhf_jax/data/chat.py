@@ -140,11 +140,15 @@ def render_prompt(template: ChatTemplate, conversation: Conversation) -> Rendere
 
     Raises InputError if the template refuses.
     """
-    if conversation[-1].role != "assistant":
-        return _render(template, conversation, open_answer=True)
-    if not conversation[-1].content:
+    open_answer = conversation[-1].role != "assistant"
+    if not open_answer and not conversation[-1].content:
         return render_prompt(template, conversation[:-1])
-    return _left_open(template, conversation)
+    if open_answer:
+        rendered = _render(template, conversation, open_answer=True)
+    else:
+        rendered = _left_open(template, conversation)
+    _check_whole(rendered.text, conversation)
+    return rendered
 
 
 def render_answer(template: ChatTemplate, conversation: Conversation, answer: str) -> Rendered:
@@ -173,6 +177,23 @@ def render_answer(template: ChatTemplate, conversation: Conversation, answer: st
         )
     start = len(prompt.text)
     return Rendered(whole.text[start:], whole.outline[start:])
+
+
+def _check_whole(text: str, conversation: Conversation) -> None:
+    """Raise InputError for a message that the template leaves out, white space aside.
+
+    Of the assistant's earlier ones some templates keep the last words only, on purpose.
+    """
+    solid = None
+    for role, content in conversation:
+        if role == "assistant" or content.strip() in text:
+            continue
+        solid = "".join(text.split()) if solid is None else solid
+        if "".join(content.split()) not in solid:
+            raise InputError(
+                f"the chat template leaves out the {role}'s message {content[:40]!r}, expected "
+                "rows without it or with its words in another message"
+            )
 
 
 def _begins(whole: Rendered, beginning: Rendered) -> bool:

@@ -7,22 +7,29 @@ passed over; any other is passed over too, but counted and said.
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_jax.data.chat import Conversation, Message, written_prompt
+from rlhf_jax.data.chat import Conversation, Message, as_text, written_prompt
 from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_messages, read_text
 
 ASKING = ("prompt", "instruction", "question", "query")
 """Each of them alone is what is asked."""
 MATERIAL = ("input", "context")
 """What an instruction is about, after an empty line."""
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 ANSWERING = ("completion", "output", "response", "answer")
 CONVERSATIONS = ("messages", "conversations")
 REFUSED = (
     *("tools", "functions", "documents", "images", "image", "videos", "video", "audios", "audio"),
 )
 """What the answers depend on, and a model of text is not shown."""
+BESIDE = (
+    *("passage", "choices", "options", "persona", "document", "chat_history"),
+    *("conversation_history", "previous_messages"),
+)
+"""What a question may be about: all of it is in the prompt's words, or the row is refused."""
+LABELS = ("label", "kto_tag")
+"""Whether an answer is to be learnt."""
 OTHERS_READ = (
-    *("history", "text", "chosen", "rejected", "label", "info", "summaries", "choice"),
+    *("history", "text", "chosen", "rejected", *LABELS, "info", "summaries", "choice"),
     *("responses", "ranks", "response_tokens"),
 )
 READ = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *CONVERSATIONS, *REFUSED, *OTHERS_READ))
@@ -37,11 +44,14 @@ HARMLESS = frozenset(
         *("score", "scores", "rating", "ratings", "margin", "gold", "batch", "confidence"),
         *("rationale", "notes", "flags", "quality", "prompt_flags", "use_case", "round", "seconds"),
         *("demonstration", "kind", "up", "policies", "extra_info", "error", "upvote_ratio"),
-        *("helpfulness", "correctness", "coherence", "complexity", "verbosity", "kto_tag"),
+        *("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
     )
 )
 """Where a row is from, and what was thought of it."""
-HARMLESS_ENDS = ("_id", "_ids", "_score", "_scores", "_rating", "_name", "_model", "_metadata")
+HARMLESS_ENDS = (
+    *("_id", "_ids", "_score", "_scores", "_rating", "_name", "_model", "_metadata"),
+    *("-rating", "-model"),
+)
 HARMLESS_BEGINNINGS = ("score_", "rating_", "num_", "_")
 
 
@@ -74,7 +84,27 @@ def read_prompt(row: dict) -> str | Conversation | None:
             if is_filled(row.get(name)) and not isinstance(row[name], dict):
                 raise RowError(f"found {name} without a prompt, instruction or question")
         return None
+    _check_beside(row, as_text(asked) if asked else "")
     return with_system(_with_history(asked, row), _system(row))
+
+
+def _check_beside(row: dict, asked: str) -> None:
+    """Raise RowError for what a question is about, if it is not in the words of the prompt."""
+    for name in BESIDE:
+        value = row.get(name)
+        if is_filled(value) and not all(text in asked for text in _texts_in(value)):
+            raise RowError(
+                f"{name} is not in the prompt, but the answer may depend on it: expected it there"
+            )
+
+
+def _texts_in(value: Any) -> list[str]:
+    """All strings in a value of JSON, the keys of objects aside."""
+    if isinstance(value, dict):
+        return _texts_in(list(value.values()))
+    if isinstance(value, list):
+        return [text for each in value for text in _texts_in(each)]
+    return [value] if isinstance(value, str) else []
 
 
 def _asked(row: dict) -> str | Conversation | None:
@@ -123,9 +153,9 @@ def _turns(history: Any) -> Iterator[Message]:
 
 
 def _system(row: dict) -> str | None:
-    """The system message of a column, or of the conversations that answer a prompt."""
+    """The system message of a column, or of the conversations that hold or answer a prompt."""
     columns = [row[name] for name in SYSTEM if is_filled(row.get(name))]
-    answers = [row.get(name) for name in ("chosen", "rejected", *ANSWERING)]
+    answers = [row.get(name) for name in ("chosen", "rejected", *ANSWERING, *CONVERSATIONS)]
     first = [read_messages(value)[0] for value in answers if is_messages(value)]
     texts = [read_text(value, "system") for value in columns]
     texts += [message.content for message in first if message.role == "system"]

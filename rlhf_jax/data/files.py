@@ -31,6 +31,10 @@ CONVERSIONS = {
 """How a table of another type becomes lines of JSON, by the package ``datasets``."""
 
 
+HALF = re.compile("[\ud800-\udfff]")
+"""A surrogate: half a character, as a cut emoji leaves it, which UTF-8 cannot write."""
+
+
 class Origin(NamedTuple):
     """Where a row stands."""
 
@@ -146,6 +150,9 @@ def read_rows(file: Path) -> Iterator[tuple[Origin, dict]]:
 def _parse_list(file: Path, lines: list[str]) -> list:
     rows = _parse("\n".join(lines), str(file))
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
+        others = [name for name in rows if name != "data" and _is_list_of_rows(rows[name])]
+        if others:
+            raise InputError(f"{file} holds rows under data and {others[0]}, expected one list")
         return rows["data"]
     if not isinstance(rows, list):
         keys = f" with the keys {', '.join(rows)}" if isinstance(rows, dict) else ""
@@ -154,6 +161,10 @@ def _parse_list(file: Path, lines: list[str]) -> list:
             ".jsonl file)"
         )
     return rows
+
+
+def _is_list_of_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
 
 
 def _are_rows(lines: list[str]) -> bool:
@@ -222,6 +233,8 @@ def _parse(text: str, where: str) -> Any:
         at = f"{where}, line {error.lineno}" if "\n" in text else where
         message = f"{at}: broken JSON at column {error.colno}: {error.msg}"
         raise InputError(message) from error
+    except ValueError:  # of thousands of digits
+        raise InputError(f"{where}: holds a number that is too long to read") from None
     except RecursionError as error:
         raise InputError(f"{where}: JSON is nested too deeply") from error
 
@@ -239,6 +252,9 @@ def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:
         advice = " (a list of them belongs in a .json file)" if isinstance(row, list) else ""
         expected = f"expected an object with named keys{advice}"
         raise InputError(f"{origin}: found {type_name(row)}, {expected}")
+    if any(map(HALF.search, row)):
+        name = next(filter(HALF.search, row))
+        raise InputError(f"{origin}: the key {name!a} holds half a surrogate pair")
     return origin, row
 
 

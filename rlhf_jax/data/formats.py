@@ -127,11 +127,17 @@ def _why_not(row: tuple) -> str | None:
     """Why nothing is to be learnt from a row, or None."""
     if isinstance(row, Text):
         return None if row.text.strip() else "blank text"
-    if not as_text(row.prompt).strip():
+    if _asks_nothing(row.prompt):
         return "blank prompt"
     if isinstance(row, Demonstration) and not as_text(row.completion).strip():
         return "empty answer"
     return _why_unordered(row) if isinstance(row, Comparison) else None
+
+
+def _asks_nothing(prompt: str | Conversation) -> bool:
+    if isinstance(prompt, str):
+        return not prompt.strip()
+    return prompt[-1].role == "user" and not prompt[-1].content.strip()
 
 
 # --- all rows of a file ---------------------------------------------------------------------------

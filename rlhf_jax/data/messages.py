@@ -1,11 +1,10 @@
 """Messages as files write them: ``role`` and ``content``, or ``from`` and ``value``."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message
-from rlhf_jax.data.files import type_name
+from rlhf_jax.data.files import HALF, type_name
 
 ROLES = {
     "system": "system",
@@ -14,7 +13,11 @@ ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "prompter": "user",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "ai": "assistant",
     "bot": "assistant",
     "model": "assistant",
 }
@@ -29,10 +32,6 @@ NOT_LEARNT = (
     "audio",
 )
 """Parts of a message that its text would be without."""
-
-
-HALF = re.compile("[\ud800-\udfff]")
-"""A surrogate: half a character, as a cut emoji leaves it, which UTF-8 cannot write."""
 
 
 class RowError(ValueError):
@@ -62,7 +61,7 @@ def _message(value: Any) -> Message:
     if lost:
         raise RowError(f"a message has {lost[0]}, which is not learnt: expected text alone")
     role, content = ("role", "content") if "role" in value else ("from", "value")
-    speaker = ROLES.get(value[role]) if isinstance(value[role], str) else None
+    speaker = ROLES.get(value[role].lower()) if isinstance(value[role], str) else None
     if speaker is None:
         raise RowError(
             f"{role} is {value[role]!r}, expected system, user or assistant (or human, gpt)"

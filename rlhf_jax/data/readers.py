@@ -1,5 +1,6 @@
 """A row of a file, recognised by its keys, as one of the four kinds."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from rlhf_jax.data.columns import (
     ANSWERING,
     CHANGING,
     CONVERSATIONS,
+    LABELS,
     SYSTEM,
     read_prompt,
     with_system,
@@ -31,6 +33,7 @@ from rlhf_jax.data.messages import (
     read_text,
 )
 from rlhf_jax.data.rows import (
+    UNANSWERED,
     Comparison,
     Demonstration,
     NotLearnt,
@@ -39,6 +42,8 @@ from rlhf_jax.data.rows import (
     without_gaps,
 )
 
+WORD_ENDS = re.compile(r"[ \n。，、；：？！]")
+
 # --- prompts --------------------------------------------------------------------------------------
 
 
@@ -46,15 +51,35 @@ def _prompt(row: dict, notes: Counter[str]) -> Prompt:
     return Prompt(_prompt_of(row, notes))
 
 
+def _asked(row: dict) -> str | Conversation | None:
+    """What the columns ask, or a conversation that the user ends; None if an answer is in it.
+
+    Raises RowError for a conversation that does not hold what the columns ask.
+    """
+    asked, messages = read_prompt(row), _conversation(row)
+    if messages is None:
+        return asked
+    if asked and not _holds(messages, asked):
+        raise RowError("found a prompt that is not in the messages beside it, expected it in them")
+    return asked or None if messages[-1].role == "assistant" else messages
+
+
+def _holds(messages: Conversation, said: str | Conversation) -> bool:
+    """Whether a text, or each message of a conversation, is one of ``messages``."""
+    texts = [said] if isinstance(said, str) else [message.content for message in said]
+    held = {message.content.strip() for message in messages}
+    return all(text.strip() in held for text in texts)
+
+
 def _prompt_of(row: dict, notes: Counter[str]) -> str | Conversation:
-    asked = read_prompt(row)
+    asked = _asked(row)
     if asked is not None:
         return _askable(asked)
     if "info" in row:
         return _post(row["info"])
     messages = _conversation(row)
     pair = "chosen" in row and "rejected" in row
-    if messages is not None and not (pair and messages[-1].role == "assistant"):
+    if messages is not None and not pair:
         return _askable(_until_answer(messages))
     if pair:
         return _shared_prompt(row["chosen"], row["rejected"], notes)[0]
@@ -71,16 +96,20 @@ def _askable(prompt: str | Conversation) -> str | Conversation:
 
 def _conversation(row: dict) -> Conversation | None:
     """The messages of a row, after the system message of another column."""
-    name = next((name for name in CONVERSATIONS if isinstance(row.get(name), list | str)), None)
-    if name is None or not row[name]:
+    names = [n for n in CONVERSATIONS if isinstance(row.get(n), list | str) and row[n]]
+    if not names:
         return None
-    if not is_messages(row[name]):
+    wrong = next((name for name in names if not is_messages(row[name])), None)
+    if wrong is not None:
         raise RowError(
-            f"{name} is {type_name(row[name])} without messages, expected a list of them"
+            f"{wrong} is {type_name(row[wrong])} without messages, expected a list of them"
         )
+    found = [read_messages(row[name]) for name in names]
+    if len(set(found)) > 1:
+        raise RowError(f"found both {names[0]} and {names[1]}, expected one conversation")
     system = next((row[key] for key in SYSTEM if is_filled(row.get(key))), None)
     system = None if system is None else read_text(system, "system")
-    return with_system(read_messages(row[name]), system)
+    return with_system(found[0], system)
 
 
 def _until_answer(messages: Conversation) -> Conversation:
@@ -109,16 +138,24 @@ def _shared_prompt(
     """
     if is_messages(chosen) and is_messages(rejected):
         return _shared_messages(read_messages(chosen), read_messages(rejected))
+    if is_messages(chosen) or is_messages(rejected):
+        raise RowError("one of chosen and rejected is text, expected messages in both or a prompt")
     texts = read_text(chosen, "chosen"), read_text(rejected, "rejected")
     shared = texts[0][: _common(*texts)]
     at = shared.rfind(ASSISTANT)
-    cut = at + len(ASSISTANT) if at >= 0 else max(shared.rfind(" "), shared.rfind("\n"))
+    cut = at + len(ASSISTANT) if at >= 0 else _word_end(shared)
     if cut <= 0:
-        raise RowError("chosen and rejected do not begin alike, expected a prompt")
+        raise RowError("chosen and rejected begin with no word in common, expected a prompt")
     if at < 0:
         notes["the prompt is taken to be the words that chosen and rejected begin with"] += 1
     prompt = written_prompt(shared[:cut])
     return prompt, *(_written_answer(text, prompt, cut) for text in texts)
+
+
+def _word_end(text: str) -> int:
+    """Where the last whole word ends: before white space, or behind a mark of full width."""
+    ends = [match.end() - match[0].isspace() for match in WORD_ENDS.finditer(text)]
+    return max(ends, default=0)
 
 
 def _shared_messages(a: Conversation, b: Conversation) -> tuple[Conversation, ...]:
@@ -146,7 +183,9 @@ def _common(a: Sequence, b: Sequence) -> int:
 
 
 def _missing(row: dict, expected: str) -> OtherKeys:
-    return OtherKeys(f"found the keys {', '.join(row) or '(none)'}, expected {expected}")
+    empty = lambda name: name in CONVERSATIONS and not is_filled(row[name])
+    names = [f"{name} (empty)" if empty(name) else name for name in row]
+    return OtherKeys(f"found the keys {', '.join(names) or '(none)'}, expected {expected}")
 
 
 # --- texts and demonstrations ---------------------------------------------------------------------
@@ -164,31 +203,48 @@ def _text(row: dict, notes: Counter[str]) -> Text:
 
 
 def _demonstration(row: dict, notes: Counter[str]) -> Demonstration:
-    answers = [name for name in ANSWERING if name in row]
-    messages = _conversation(row)
-    prompt = read_prompt(row)
-    if prompt is None or not answers:
-        if messages is not None:
-            _check_weight(row)
-            return _last_answer(messages, notes)
+    key, messages, prompt = _answering(row), _conversation(row), _asked(row)
+    answered = messages is not None and messages[-1].role == "assistant"
+    if key is not None and answered:
+        _check_same(row[key], key, messages, whole=prompt is None)
+    if messages is not None and (key is None or prompt is None or not is_filled(row[key])):
+        _check_label(row)
+        _check_weight(row)
+        return _last_answer(messages, notes)
+    if prompt is None or key is None:
         expected = "prompt and completion, instruction and output, question and answer, or messages"
         raise _missing(row, expected)
-    if not _label(row):
-        raise NotLearnt("label false")
-    filled = [name for name in answers if is_filled(row[name])]
-    if len(filled) > 1 and any(row[name] != row[filled[0]] for name in filled):
-        raise RowError(f"found both {filled[0]} and {filled[1]}, expected one answer")
-    key = (filled or answers)[0]
+    _check_label(row)
     prompt = _askable(prompt)
     answer = read_answer(row[key], key, prompt, notes, exact=_is_exact(row, prompt))
     prompt, (answer,) = last_answers(prompt, [answer], notes)
     return Demonstration(prompt, answer)
 
 
+def _answering(row: dict) -> str | None:
+    """The column of the answer: one with something in it, if there is one."""
+    names = [name for name in ANSWERING if name in row]
+    filled = [name for name in names if is_filled(row[name])]
+    if len(filled) > 1 and any(row[name] != row[filled[0]] for name in filled):
+        raise RowError(f"found both {filled[0]} and {filled[1]}, expected one answer")
+    return next(iter((*filled, *names)), None)
+
+
+def _check_same(value: Any, key: str, messages: Conversation, *, whole: bool) -> None:
+    """Raise RowError for an answer that is not in the conversation, or not the last of a whole."""
+    if not is_filled(value):
+        return
+    said = read_messages(value) if is_messages(value) else read_text(value, key)
+    if not _holds(messages[-1:] if whole else messages, said):
+        raise RowError(f"found both {key} and messages that end otherwise, expected one answer")
+
+
 def _last_answer(messages: Conversation, notes: Counter[str]) -> Demonstration:
     before = _until_answer(messages)
-    if len(before) != len(messages) - 1 or not before:
-        raise RowError("messages do not end with the assistant's answer to something")
+    if len(before) == len(messages):
+        raise NotLearnt(UNANSWERED)
+    if not before:
+        raise NotLearnt("an answer to nothing")
     if any(message.role == "assistant" for message in before):
         notes[EARLIER] += 1
     return Demonstration(_askable(before), messages[-1:])
@@ -201,11 +257,15 @@ def _check_weight(row: dict) -> None:
         raise NotLearnt("the last message has no weight")
 
 
-def _label(row: dict) -> bool:
-    label = row.get("label", True)
-    if not isinstance(label, bool | int):
-        raise RowError(f"label is {type_name(label)}, expected true or false")
-    return bool(label)
+def _check_label(row: dict) -> None:
+    """Leave out an answer that is labelled false: 0 and 1 are labels too, other numbers none."""
+    for name in LABELS:
+        label = row.get(name, True)
+        if not isinstance(label, bool | int | float) or label not in (0, 1):
+            found = label if isinstance(label, int | float) else type_name(label)
+            raise RowError(f"{name} is {found}, expected true or false")
+        if not label:
+            raise NotLearnt("label false")
 
 
 def _is_exact(row: dict, prompt: str | Conversation) -> bool:
@@ -217,22 +277,24 @@ def _is_exact(row: dict, prompt: str | Conversation) -> bool:
 
 
 def _comparison(row: dict, notes: Counter[str]) -> Comparison:
-    if "responses" in row:
+    pair = "chosen" in row and "rejected" in row
+    if "responses" in row and (_given_ranks(row) is not None or not pair):
+        notes.update(["columns chosen and rejected are not read beside ranked responses"] * pair)
         return _ranking(row, notes)
     if "summaries" in row and "choice" in row:
         return _summaries(row, notes)
-    if "chosen" in row and "rejected" in row:
+    if pair:
+        notes.update(["column responses is not read"] * ("responses" in row))
         return _preference(row, notes)
     raise _missing(row, "prompt and responses, chosen and rejected, or summaries and choice")
 
 
 def _preference(row: dict, notes: Counter[str]) -> Comparison:
-    messages = _conversation(row)
-    prompt = read_prompt(row)
-    if prompt is None and (messages is None or messages[-1].role == "assistant"):
+    prompt = _asked(row)
+    if prompt is None:
         prompt, *answers = _shared_prompt(row["chosen"], row["rejected"], notes)
         return Comparison(prompt, tuple(answers), (0, 1))
-    prompt = _askable(messages if prompt is None else prompt)
+    prompt = _askable(prompt)
     exact = _is_exact(row, prompt)
     better, worse = (
         [
@@ -264,12 +326,9 @@ def _summaries(row: dict, notes: Counter[str]) -> Comparison:
 
 def _ranking(row: dict, notes: Counter[str]) -> Comparison:
     responses = _list(row, "responses")
-    if "ranks" in row:
-        ranks = _list(row, "ranks")
-    else:
-        ranks = [each.get("rank") for each in responses if isinstance(each, dict)]
-        if len(ranks) != len(responses) or None in ranks:
-            raise RowError(str(_missing(row, "ranks, or a rank in every response")))
+    ranks = _given_ranks(row)
+    if ranks is None:
+        raise RowError(str(_missing(row, "ranks, or a rank in every response")))
     tokens = _token_ids(row, len(responses))
     prompt = _prompt_of(row, notes)
     exact = tokens is not None or _is_exact(row, prompt)
@@ -280,6 +339,18 @@ def _ranking(row: dict, notes: Counter[str]) -> Comparison:
         for n, each in enumerate(responses)
     )
     return _ranked(prompt, answers, ranks, tokens)
+
+
+def _given_ranks(row: dict) -> list | None:
+    """The column of ranks, or the rank of every response; None if there is neither."""
+    each = [one.get("rank") for one in _list(row, "responses") if isinstance(one, dict)]
+    own = each if each and len(each) == len(row["responses"]) and None not in each else None
+    if row.get("ranks") is None:
+        return own
+    ranks = _list(row, "ranks")
+    if own is not None and own != ranks:
+        raise RowError(f"found ranks {ranks} and in the responses {own}, expected one of them")
+    return ranks
 
 
 def _ranked(
@@ -293,6 +364,7 @@ def _ranked(
         raise RowError(f"found {len(responses)} response, expected at least 2 to compare")
     if len(ranks) != len(responses):
         raise RowError(f"found {len(ranks)} ranks for {len(responses)} responses")
+    ranks = [int(x) if isinstance(x, float) and x.is_integer() else x for x in ranks]
     if not all(map(_is_count, ranks)):
         raise RowError(f"ranks are {ranks}, expected whole numbers from 0 on")
     return Comparison(prompt, responses, without_gaps(ranks), tokens)
@@ -305,14 +377,16 @@ def _token_ids(row: dict, count: int) -> tuple[tuple[int, ...], ...] | None:
     if len(tokens) != count:
         raise RowError(f"found {len(tokens)} response_tokens for {count} responses")
     for n, ids in enumerate(tokens):
-        if not isinstance(ids, list) or not ids or not all(map(_is_count, ids)):
+        if not isinstance(ids, list) or not ids or not all(map(_is_id, ids)):
             raise RowError(f"response_tokens[{n}] is not a list of token ids")
     return tuple(map(tuple, tokens))
 
 
 def _response_text(value: Any, n: int) -> str:
     if isinstance(value, dict):
-        value = value.get("text")
+        if "text" not in value:
+            raise RowError(f"response {n} is an object without text, expected one with it")
+        value = value["text"]
     return read_text(value, f"the text of response {n}")
 
 
@@ -320,6 +394,10 @@ def _list(row: dict, key: str) -> list:
     if not isinstance(row[key], list):
         raise RowError(f"{key} is {type_name(row[key])}, expected a list")
     return row[key]
+
+
+def _is_id(value: Any) -> bool:
+    return _is_count(value) and value < 2**31
 
 
 def _is_count(value: Any) -> bool:

@@ -14,6 +14,10 @@ from rlhf_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 
+UNANSWERED = "the messages end without an answer"
+"""Why a conversation is no demonstration; it may be a prompt."""
+
+
 class Text(NamedTuple):
     """A document."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message
-from rlhf_jax.data.messages import HALF
+from rlhf_jax.data.files import HALF
 from rlhf_jax.errors import InputError
 
 HALF_ESCAPED = "\\ud"
