@@ -142,7 +142,9 @@ def run(config: PPOConfig) -> dict:
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(state, **iterators)
         coefs = {"kl_coef": config.kl.coef, "second_weight": config.second_reward.weight}
-        coefs = {name: jnp.float32(stage.extra.get(name, start)) for name, start in coefs.items()}
+        coefs = {
+            name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()
+        }
         coefs = parallel.place(coefs)
         kl_coef, second_weight = coefs["kl_coef"], coefs["second_weight"]
 

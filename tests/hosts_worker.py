@@ -1,4 +1,4 @@
-"""Run by test_hosts.py: stages of tiny models as one of several processes.
+"""Run by test_hosts.py: stages of tiny models, in float64, as one of several processes.
 
 python hosts_worker.py FOLDER STAGES RUNS STEPS MODE DATA FSDP TENSOR [PORT PROCESSES RANK]
 
@@ -13,11 +13,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import tiny
 
 from configs import quickstart
 from experiments import dpo, ppo, pretrain, reward, sft
-from rlhf_jax.config import DPOConfig, LoRAConfig, ParallelConfig
+from rlhf_jax.config import DPOConfig, LoRAConfig, ModelConfig, ParallelConfig
 
 RUN = {
     "pretrain": pretrain.run,
@@ -27,6 +28,7 @@ RUN = {
     "ppo": ppo.run,
 }
 ROWS = 4
+MODEL = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
 
 
 def make_inputs(folder: Path) -> None:
@@ -37,8 +39,9 @@ def make_inputs(folder: Path) -> None:
     c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16)
     tiny.write_data(c)
     tokenizer = load_tokenizer(task.tokenizer)
-    tiny.save_model(folder / "lm", tokenizer)
-    tiny.save_model(folder / "scalar", tokenizer, kind="scalar")
+    with jax.enable_x64(True):
+        tiny.save_model(folder / "lm", tokenizer, model=MODEL)
+        tiny.save_model(folder / "scalar", tokenizer, kind="scalar", model=MODEL)
     rows = [
         {"prompt": f"Write a positive review: film {n}", "responses": ["a b", "c"], "ranks": [0, 1]}
         for n in range(8)
@@ -57,12 +60,13 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
     adam = replace(c.sft.optim, optimizer="adamw")
     ranked = folder / "comparisons.jsonl"
     pairs = dict(data=ranked, heldout=ranked, optim=adam, epochs=steps, batch_size=8)
-    lengths = dict(prompt_length=tiny.PROMPT, response_length=tiny.RESPONSE)
+    lengths = dict(prompt_length=tiny.PROMPT, response_length=tiny.RESPONSE, allow_cut=True)
     return {
         "pretrain": replace(
             c.pretrain,
             **common(c.pretrain, "pretrain") | {"init": None},
             tokenizer=replace(c.pretrain.tokenizer, path=folder / "tokenizer"),
+            model=MODEL,
             optim=adam,
             steps=steps,
         ),

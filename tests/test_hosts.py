@@ -14,6 +14,7 @@ import hosts_worker
 import numpy as np
 import pytest
 import tiny
+from precision import SAME
 
 from configs import quickstart
 from experiments import instructgpt
@@ -114,6 +115,7 @@ def launch(folder, stages, runs, steps, mesh, *, processes, devices, mode="mesh"
                 env=tiny.process_environment(
                     JAX_NUM_CPU_DEVICES=str(devices),
                     JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+                    JAX_ENABLE_X64="1",
                 ),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -201,8 +203,8 @@ def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs, one):
     assert len(texts) == 8 * (STEPS - 1) and len(figures) == 4 * STEPS
     for name, (other_texts, other_scores, other_figures) in found.items():
         assert other_texts == texts, name
-        assert other_scores == pytest.approx(scores, abs=1e-5), name
-        assert other_figures == pytest.approx(figures, abs=1e-5), name
+        assert other_scores == pytest.approx(scores, rel=SAME, abs=SAME), name
+        assert other_figures == pytest.approx(figures, rel=SAME, abs=SAME), name
 
 
 @pytest.mark.multiprocess
@@ -222,18 +224,17 @@ def test_two_processes_stop_resume_and_train_as_one(inputs, one):
         assert f"{stage}: resumed after step {step}" in said
         done = [json.loads((runs / stage / "DONE").read_text()) for runs in (one, two)]
         if stage != "ppo":
-            assert done[0]["heldout"] == pytest.approx(done[1]["heldout"], rel=1e-6, abs=1e-5)
+            assert done[0]["heldout"] == pytest.approx(done[1]["heldout"], rel=SAME, abs=SAME)
     for stage in STAGES:
         gap = largest_gap(*(load_params(runs / stage / "final") for runs in (one, two)))
-        assert gap < 1e-6, (stage, gap)
+        assert gap < SAME, (stage, gap)
         rows = [
             [json.loads(line) for line in (runs / stage / "metrics.jsonl").open()]
             for runs in (one, two)
         ]
         for a, b in zip(*rows, strict=True):
             names = [name for name in a if name != "time" and "per_second" not in name]
-            # Relative too: the explained variance of a random value network is about −50.
-            expected = pytest.approx({n: b[n] for n in names}, rel=1e-6, abs=1e-5)
+            expected = pytest.approx({n: b[n] for n in names}, rel=SAME, abs=SAME)
             assert {n: a[n] for n in names} == expected
     samples = [(runs / "ppo" / "samples.jsonl").read_text() for runs in (one, two)]
     words = [[json.loads(line)["response"] for line in text.splitlines()] for text in samples]
