@@ -106,10 +106,11 @@ def _remedy(longest: Mapping[str, int], lengths: Mapping[str, int], context: int
     prompt, answer = longest["prompt"], longest["response"]
     room = {"prompt_length": prompt, "response_length": answer, "block_size": 0}
     room["block_size"] = sum(max(room[n], lengths[n]) for n in ("prompt_length", "response_length"))
-    if prompt + max(answer, 0 if answer else lengths["response_length"]) > context:
+    answers = f"the longest answer {answer}" if answer else f"answers {lengths['response_length']}"
+    if prompt + (answer or lengths["response_length"]) > context:
         return (
-            f"the longest prompt has {prompt} tokens and the longest answer {answer}, the model's "
-            f"context {context}: take a model of a longer context"
+            f"the longest prompt has {prompt} tokens and {answers}, the model's context {context}: "
+            "take a model of a longer context"
         )
     flags = [
         f"--{name.replace('_', '-')} {room[name]}"

@@ -161,7 +161,8 @@ def test_only_ties(monkeypatch, capsys, tmp_path, models):
     file = write(tmp_path, "tied.jsonl", [tied, tied | {"prompt": "q"}])
     flags = ("--init", models / "lm", "--data", file, "--cache", tmp_path / "cache")
     message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "reward", *flags)
-    assert f"error: {file} has no Comparison rows: 2 left out, all responses tied" in message
+    told = "has no comparisons to learn from: 2 left out, all responses tied"
+    assert f"error: {file} {told}" in message
 
 
 @pytest.mark.multidevice
@@ -356,8 +357,17 @@ def test_a_long_prompt_keeps_its_end_and_is_counted(monkeypatch, capsys, tmp_pat
     for name, rows in prompts.items():
         file = write(tmp_path, f"{name}.jsonl", [{"prompt": prompt} for prompt in rows])
         flags = ["--init", models / "lm", "--reward", models / "scalar", "--prompts", file]
-        flags += ["--prompt-length", 40, "--response-length", 8, "--batch-size", 8]
-        flags += ["--num-minibatches", 1, "--iterations", 1, "--cache", tmp_path / "cache"]
+        flags += ["--prompt-length", 40, "--response-length", 8, "--allow-cut", "True"]
+        flags += [
+            "--batch-size",
+            8,
+            "--num-minibatches",
+            1,
+            "--iterations",
+            1,
+            "--cache",
+            tmp_path / "cache",
+        ]
         flags += ["--optim.warmup-steps", 0]  # it would begin at a rate of 0
         flags += ["--run.tensorboard", "False", "--run.dir", tmp_path / name]
         run_stage(monkeypatch, "ppo", *flags)
@@ -380,7 +390,7 @@ def test_long_prompts_are_counted_when_sampling(monkeypatch, capsys, tmp_path, m
     flags += ["--prompt-length", 40, "--response-length", 8, "--run.tensorboard", "False"]
     if stage == "compare":
         flags += ["--init", models / "lm", "--num-prompts", 2, "--heldout-prompts", 1]
-        flags += ["--prompts-per-batch", 4]
+        flags += ["--prompts-per-batch", 4, "--allow-cut", "True"]
     else:
         flags += ["--policies", models / "lm", "--reward", models / "scalar", "--num-prompts", 3]
         flags += ["--best-of", 2, "--batch-size", 8]

@@ -191,7 +191,7 @@ def test_tied_rows_are_left_out_and_counted(write, caplog):
     tied = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]}
     assert len(read_comparisons(write(tied, {**tied, "ranks": [0, 1]}))) == 1
     assert "1 of 2 rows left out, all responses tied" in caplog.text
-    with pytest.raises(InputError, match=r"rows.jsonl has no Comparison rows"):
+    with pytest.raises(InputError, match=r"rows.jsonl has no comparisons to learn from"):
         read_comparisons(write(tied))
 
 
@@ -309,7 +309,7 @@ def test_bad_files(write, tmp_path):
         read_texts(write("", name="e.jsonl"))
     with pytest.raises(InputError, match=r"a.csv: expected a name ending in .txt"):
         read_texts(write("x", name="a.csv"))
-    with pytest.raises(InputError, match=r"a.txt is plain text, expected Prompt rows"):
+    with pytest.raises(InputError, match=r"a.txt is plain text, expected prompts in a .jsonl"):
         read_prompts(write("x", name="a.txt"))
     with pytest.raises(
         InputError, match=r"o.json holds an object with the keys text, expected a list"
@@ -779,7 +779,7 @@ def test_rows_that_teach_nothing_are_left_out(write, kind, row, why):
     assert [each.origin.line for each in rows] == ([1, 2, 3] if why is None else [1, 3])
     assert account.left_out == ([] if why is None else [LeftOut(Origin(str(path), 2), why)])
     if why is not None:
-        with pytest.raises(InputError, match=rf"rows.jsonl has no .* rows: 1 left out, {why}"):
+        with pytest.raises(InputError, match=rf"has no .*s to learn from: 1 left out, {why}"):
             list(iterate(write(row), kind, Account()))
 
 

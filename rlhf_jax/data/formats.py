@@ -78,7 +78,7 @@ def iterate(path: str | os.PathLike, kind: type, account: Account | None = None)
     for file in find_files(path):
         if kind is not Text and file.suffix == ".txt":
             raise OtherKind(
-                f"{file} is plain text, expected {kind.__name__} rows as .jsonl or .json"
+                f"{file} is plain text, expected {plural(kind)} in a .jsonl or .json file"
             )
         for row in read_as(read_rows(file), kind, own):
             kept += 1
@@ -88,7 +88,12 @@ def iterate(path: str | os.PathLike, kind: type, account: Account | None = None)
     if not kept:
         counts = Counter(each.why for each in own.left_out)
         why = ", ".join(f"{count} left out, {reason}" for reason, count in counts.items())
-        raise InputError(f"{path} has no {kind.__name__} rows{why and f': {why}'}")
+        raise InputError(f"{path} has no {plural(kind)} to learn from{why and f': {why}'}")
+
+
+def plural(kind: type) -> str:
+    """What an error calls rows of ``kind``: "demonstrations"."""
+    return f"{kind.__name__.lower()}s"
 
 
 def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) -> Iterator[tuple]:
