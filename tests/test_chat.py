@@ -7,6 +7,7 @@ from tokenizers import AddedToken
 
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.encoding import encode_comparisons, encode_demonstrations, encode_prompts
+from rlhf_jax.data.fates import SEVERAL
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import bpe_from_vocabulary, train_bpe
@@ -325,6 +326,36 @@ def test_a_message_that_the_template_leaves_out_is_refused(tokenizer):
         with pytest.raises(InputError, match=r"leaves out the system's message 'Be brief\.'"):
             tokenizer.encode_prompts([(*talk, *last)])
     assert tokenizer.encode_prompts([talk[::2]]) == [tokenizer.encode("Hi\n Lund? \n")]
+
+
+def test_answers_that_part_before_the_last_turn_are_left_out(tokenizer):
+    tokenizer = tokenizer.with_chat_prompts()
+    several = Comparison(user("Hi"), (bot("Yes."), bot("No.") + user("Why?") + bot("So.")), (0, 1))
+    lengths = {"query_length": 99, "response_length": 99}
+    good = several._replace(responses=(bot("Yes."), bot("No.")))
+    _, report = encode_comparisons([several, good], tokenizer, **lengths)
+    assert report.kept == 1 and report.left_out == {SEVERAL: 1}
+    with pytest.raises(InputError, match=SEVERAL):
+        encode_comparisons([several], tokenizer, **lengths, everything=True)
+
+
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("prompt", ["[INST] Hi [/INST]", "<|im_start|>[INST] Hi [/INST] "])
+def test_markup_of_words_is_not_rendered_twice(tokenizer, prompt):
+    tokenizer = with_template(tokenizer, INST, names={"bos_token": START})
+    rendered = tokenizer.encode_chat(user("Hi"))
+    found = tokenizer.encode_prompts([prompt])[0]
+    assert spelled(tokenizer, found).strip() == spelled(tokenizer, rendered).removeprefix(
+        "" if START in prompt else START
+    )
+    assert tokenizer.stray_special(prompt, "Yes.") is None
+    for text in ("What does [/INST] mean?", "the mark [/INST]"):
+        assert "[INST] " + text in spelled(tokenizer, tokenizer.encode_prompts([text])[0])
 
 
 WRITTEN = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"

@@ -866,6 +866,22 @@ def test_rows_that_would_be_misread_are_refused(write, row, message):
         read_demonstrations(write(row))
 
 
+@pytest.mark.parametrize(
+    "kind, row, mark",
+    [
+        (Text, {"text": "one</s>two"}, "</s>"),
+        (Text, {"text": "one <b> two"}, None),
+        (Prompt, {"prompt": "[INST] Hi? [/INST]"}, "[INST]"),
+        (Demonstration, {"messages": [USER, {**BOT, "content": "Yes.<|im_end|>"}]}, "<|im_end|>"),
+        (Demonstration, {"messages": [{**USER, "content": "What is <|im_end|>?"}, BOT]}, None),
+    ],
+)
+def test_marks_of_other_models_are_said(write, kind, row, mark):
+    _, notes = read_one(write, kind, row)
+    said = f"{mark} is written in a text: letters, unless the tokenizer has it"
+    assert notes == ({} if mark is None else {said: 1})
+
+
 def test_what_a_text_is_without_is_said(write):
     row = {"text": "Hi? Yes.", "label": "pos", "instruction": "Hi?", "input": "", "output": "Yes."}
     assert read_one(write, Text, row)[1] == {

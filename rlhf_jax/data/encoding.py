@@ -220,7 +220,11 @@ def encode_comparisons(
 
 def _kept(rows: Iterable[Fate], everything: bool) -> tuple[dict[int, Fate], EncodingReport]:
     """Rows that are kept by their numbers, and the counts of all."""
-    found = [fate._replace(why=None) if everything else fate for fate in rows]
+    found = list(rows)
+    if everything:
+        cut_off = next((fate for fate in found if fate.why == fates.SEVERAL), None)
+        check(cut_off is None, f"{cut_off and cut_off.row.origin}: {fates.SEVERAL}")
+        found = [fate._replace(why=None) for fate in found]
     report = fates.count(found)
     check(
         report.kept > 0 or not found,

@@ -20,6 +20,8 @@ ROWS_AT_ONCE = 1024
 TOO_LONG = "answer over response_length"
 """Why a demonstration is left out: half an answer would teach to stop in the middle."""
 EMPTY = "empty answer"
+SEVERAL = "answer of several messages, in a chat template"
+"""Why a row is left out whose answers part before the last turn: a policy samples one message."""
 LACKS = "characters that the tokenizer lacks"
 """Why a row is left out of which a part would be lost."""
 EQUAL = "answers of equal tokens"
@@ -110,7 +112,7 @@ def of_demonstrations(
         answers = _encoded(
             some,
             lambda rows: tokenizer.encode_answers(
-                [r.prompt for r in rows], [r.completion for r in rows]
+                [r.prompt for r in rows], [_sampled_part(r.completion, tokenizer) for r in rows]
             ),
         )
         for row, query, answer in zip(some, queries, answers, strict=True):
@@ -200,7 +202,8 @@ def _answers(rows: Sequence[Comparison], tokenizer: Tokenizer) -> list[list[Ids]
     """Ids of each row's answers: those sampled, or those of the texts."""
     written = [row for row in rows if row.tokens is None]
     prompts = [row.prompt for row in written for _ in row.responses]
-    encoded = iter(tokenizer.encode_answers(prompts, [r for row in written for r in row.responses]))
+    answers = [_sampled_part(each, tokenizer) for row in written for each in row.responses]
+    encoded = iter(tokenizer.encode_answers(prompts, answers))
     return [
         [next(encoded) for _ in row.responses]
         if row.tokens is None
@@ -224,6 +227,8 @@ def _spelled(
     prompt: str | Conversation, answers: Sequence[str | Conversation], tokenizer: Tokenizer
 ) -> str | None:
     """Why a row is left out whose text would be learnt as another one, or None."""
+    if any(_sampled_part(answer, tokenizer) != answer for answer in answers):
+        return SEVERAL
     if any(map(tokenizer.lacks, (prompt, *answers))):
         return LACKS
     for answer in answers or ("",):
@@ -231,6 +236,11 @@ def _spelled(
         if token is not None:
             return f"spells {token}"
     return None
+
+
+def _sampled_part(answer: str | Conversation, tokenizer: Tokenizer) -> str | Conversation:
+    """What a policy would sample of an answer: in a chat template its first message."""
+    return answer if isinstance(answer, str) or not tokenizer.chat_prompts else answer[:1]
 
 
 def _is_empty(answer: Ids, tokenizer: Tokenizer) -> bool:

@@ -21,6 +21,7 @@ do, and what is refused or left out.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -42,6 +43,12 @@ from rlhf_jax.data.rows import (
     without_gaps,
 )
 from rlhf_jax.errors import InputError
+
+MARKS = re.compile(
+    r"<\|(?:im_(?:start|end)|eot_id|(?:start|end)_header_id|(?:begin|end)_of_text|user|assistant"
+    r"|system|end|endoftext)\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<｜(?:User|Assistant)｜>"
+)
+"""How models of public families write turns and ends of texts."""
 
 
 def read_texts(path: str | os.PathLike) -> list[Text]:
@@ -104,6 +111,9 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
         try:
             made = READERS[kind](row, notes)
             rows.append(made._replace(origin=origin))
+            mark = _foreign_mark(made)
+            if mark is not None:
+                notes[f"{mark} is written in a text: letters, unless the tokenizer has it"] += 1
             if _has_written_turns(made):
                 notes["a text prompt holds written turns, which stay words of it"] += 1
         except OtherKeys as error:
@@ -126,6 +136,17 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
 def _has_written_turns(row: tuple) -> bool:
     """Whether a text prompt holds a turn, but is no conversation from beginning to end."""
     return not isinstance(row, Text) and isinstance(row.prompt, str) and ASSISTANT in row.prompt
+
+
+def _foreign_mark(row: tuple) -> str | None:
+    """A special token of well-known models that is spelled in a text or an answer, or None.
+
+    Not what a person asks in a message, which is never markup.
+    """
+    asked = () if isinstance(row, Text) or not isinstance(row.prompt, str) else (row.prompt,)
+    answers = (row.text,) if isinstance(row, Text) else _answers(row)
+    found = (MARKS.search(as_text(text).replace(SEPARATOR, "")) for text in (*asked, *answers))
+    return next((match[0] for match in found if match), None)
 
 
 def _why_not(row: tuple) -> str | None:
@@ -167,7 +188,9 @@ def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text
             start += len(piece) + len(SEPARATOR)
 
 
-def _answers(row: Demonstration | Comparison) -> tuple[str | Conversation, ...]:
+def _answers(row: Prompt | Demonstration | Comparison) -> tuple[str | Conversation, ...]:
+    if isinstance(row, Prompt):
+        return ()
     return (row.completion,) if isinstance(row, Demonstration) else row.responses
 
 

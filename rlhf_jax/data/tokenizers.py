@@ -274,9 +274,18 @@ class Tokenizer:
         return pieces_of(render_answer(self._template, conversation, text), specials)
 
     def _in_markup(self, prompt: str | Conversation) -> bool:
-        """Whether a string ends as the template's own prompts do."""
-        ending = self._asks.rstrip()
-        return isinstance(prompt, str) and bool(ending) and prompt.rstrip().endswith(ending)
+        """Whether a string ends as the template's own prompts do.
+
+        Where that is no special token, the words before a user's message stand in it, too.
+        """
+        if not isinstance(prompt, str):
+            return False
+        head, ending = self._frame
+        written = prompt.rstrip()
+        if not ending or not written.endswith(ending):
+            return False
+        marked = self._special_pattern.search(ending) is not None
+        return marked or (bool(head) and head in written.removesuffix(ending))
 
     def _without_end(self, text: str) -> tuple[str, int]:
         """A text and the id that ends it: the end token that it spells last, or end of text."""
@@ -341,13 +350,12 @@ class Tokenizer:
         return tuple(map(self._backend.token_to_id, tokens[:1]))
 
     @cached_property
-    def _asks(self) -> str:
-        """How the template asks for an answer after the user's words; empty if without markup."""
+    def _frame(self) -> tuple[str, str]:
+        """What the template writes before a user's words, special tokens aside, and behind them."""
         pieces = self._probe(render_prompt, (Message("user", FILLED),))
-        if not any(piece.special for piece in pieces):
-            return ""
-        text = "".join(piece.text for piece in pieces).rpartition(FILLED)[2]
-        return text if self._special_pattern.search(text) else ""
+        head = next((x.text.partition(FILLED)[0] for x in pieces if FILLED in x.text), "")
+        behind = "".join(piece.text for piece in pieces).rpartition(FILLED)[2]
+        return head.strip(), behind.rstrip()
 
     def _probe(self, render: Callable[..., Rendered], *conversation: Any) -> list[Piece]:
         """What the template makes of a short conversation; nothing if there is none, or it refuses.
