@@ -21,6 +21,7 @@ from rlhf_jax.config import (
     SFTConfig,
 )
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.errors import InputError
 from rlhf_jax.training import checkpoints
 
 GOOD = '{"text": "once upon a time"}\n'
@@ -278,9 +279,13 @@ def test_sampled_answers_outlive_labelers_who_cannot_agree(monkeypatch, capsys, 
     def ranked(agreement):
         run_stage(monkeypatch, "compare", *flags, "--labeler.agreement", agreement)
 
-    with pytest.raises(SystemExit):
-        ranked(0.4)
-    assert "agreement=0.4" in capsys.readouterr().err
+    def no_such_noise(gaps, *, agreement, tie_width):
+        raise InputError(f"agreement={agreement}: labelers cannot agree at that rate")
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(compare, "calibrate_tau", no_such_noise)
+        ranked(0.9)
+    assert "agreement=0.9" in capsys.readouterr().err
     rows = read(run / "responses.jsonl")
     rows[0]["responses"][0] = "kept as it was"
     tiny.write_rows(run / "responses.jsonl", rows)
