@@ -681,6 +681,11 @@ def test_a_conversation_beside_a_prompt_or_an_answer_is_not_lost(write, row, pro
     assert read_one(write, Prompt, row)[0] == Prompt(prompt)
 
 
+def test_the_result_beside_a_worked_answer_is_said(write):
+    row, notes = read_one(write, Demonstration, {"messages": [USER, BOT], "answer": "42"})
+    assert row == Demonstration(HI, YES) and notes == {"column answer is not read": 1}
+
+
 @pytest.mark.parametrize("label", [{"label": False}, {"label": 0.0}, {"kto_tag": False}])
 @pytest.mark.parametrize("row", [{"messages": [USER, BAD_BOT]}, {"question": "q", "answer": "No."}])
 def test_answers_labelled_false_are_left_out_of_every_format(write, label, row):

@@ -65,10 +65,10 @@ def _asked(row: dict) -> str | Conversation | None:
 
 
 def _holds(messages: Conversation, said: str | Conversation) -> bool:
-    """Whether a text, or each message of a conversation, is one of ``messages``."""
+    """Whether a text, or each message of one, is among ``messages``, white space aside."""
     texts = [said] if isinstance(said, str) else [message.content for message in said]
-    held = {message.content.strip() for message in messages}
-    return all(text.strip() in held for text in texts)
+    held = {"".join(message.content.split()) for message in messages}
+    return all("".join(text.split()) in held for text in texts)
 
 
 def _prompt_of(row: dict, notes: Counter[str]) -> str | Conversation:
@@ -205,7 +205,10 @@ def _text(row: dict, notes: Counter[str]) -> Text:
 def _demonstration(row: dict, notes: Counter[str]) -> Demonstration:
     key, messages, prompt = _answering(row), _conversation(row), _asked(row)
     answered = messages is not None and messages[-1].role == "assistant"
-    if key is not None and answered:
+    if answered and prompt is None and key == "answer":
+        # The result of a worked answer, in sets of mathematics.
+        notes.update(["column answer is not read"] * is_filled(row[key]))
+    elif answered and key is not None:
         _check_same(row[key], key, messages, whole=prompt is None)
     if messages is not None and (key is None or prompt is None or not is_filled(row[key])):
         _check_label(row)
