@@ -66,7 +66,7 @@ class Scored(NamedTuple):
 
 def run(config: AuditConfig) -> dict:
     if config.out is not None:
-        check_writable(config.out)
+        check_writable(config.out, *map(Path, config.data))
     folds = {name: [fold_held_out(path, name) for path in config.reward] for name in config.data}
     check_folds(folds)
     # All that is asked for is found before the first model is loaded

@@ -28,7 +28,7 @@ from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
 
 def run(config: CanaryConfig) -> dict[str, Interval] | None:
     if config.what == "plant":
-        check_writable(config.out)
+        check_writable(config.out, config.data)
         rows = [
             {"prompt": as_json(row.prompt), "completion": as_json(row.completion)}
             for row in read_demonstrations(config.data)

@@ -26,7 +26,7 @@ from rlhf_jax.tasks.duplicates import (
 
 
 def run(config: CleanConfig) -> dict[str, int]:
-    check_writable(config.out)
+    check_writable(config.out, config.data, *([config.test] if config.test else []))
     rows = whole_rows(config.data)
     personal = sum(len(find(text)) for row in rows for text in strings(row))
     scrubbed = [scrubbed_value(row) for row in rows]

@@ -129,7 +129,7 @@ def export(config: FeedbackConfig) -> None:
     """All labels in one of the formats, to --file or else to standard output."""
     database = existing_store(config)
     if config.file is not None:
-        check_writable(config.file)
+        check_writable(config.file, Path(config.place))
     labels = read_labels(database)
     rows = formats.WRITERS[config.format](labels)
     if config.file is None:

@@ -22,6 +22,7 @@ from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.generate import generate, row_keys
+from rlhf_jax.training.progress import say
 
 try:
     from lm_eval import simple_evaluate, utils
@@ -53,6 +54,8 @@ def run(config: HarnessConfig) -> dict[str, Any]:
         bootstrap_iters=1000,
     )
     print(utils.make_table(results))
+    if model.cut:
+        say(f"{model.cut} requests over the context of {model.max_length} tokens kept their end")
     if config.out is not None:
         write_atomically(config.out, json.dumps(results["results"], indent=2, default=str) + "\n")
     return results["results"]
@@ -68,6 +71,8 @@ class HarnessModel(TemplateLM):
     def __init__(self, trained: Trained, *, batch_size: int, max_gen_toks: int, seed: int):
         super().__init__()
         self.trained, self.batch_size, self.max_gen_toks = trained, batch_size, max_gen_toks
+        self.cut = 0
+        """Requests that were over the context, which keep their end."""
         self._key = jax.random.key(seed)
         self._lm = make_language_model(trained.model, trained.vocab_size)
         self._score = make_scorer(trained, batch_size=batch_size)
@@ -101,6 +106,7 @@ class HarnessModel(TemplateLM):
         rows = [
             ([*context, *continuation], len(continuation)) for _, context, continuation in requests
         ]
+        self.cut += sum(len(ids) > self.max_length + 1 for ids, _ in rows)
         return list(map(tuple, self._score(rows)))
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
@@ -130,7 +136,15 @@ class HarnessModel(TemplateLM):
         until = [until] if isinstance(until, str) else until
         length = int(options.get("max_gen_toks", self.max_gen_toks))
         sampled = options.get("do_sample", False) and options.get("temperature", 1.0)
-        ids = self.tok_encode(text)[-(self.max_length - length) :]
+        room = self.max_length - length
+        check(
+            room > 0,
+            f"answers of {length} tokens (max_gen_toks) leave no room for a prompt in the model's "
+            f"context of {self.max_length}",
+        )
+        ids = self.tok_encode(text)
+        self.cut += len(ids) > room
+        ids = ids[-room:]
         missing = -len(ids) % BUCKET
         tokenizer = self.trained.tokenizer
         tokens = jnp.array([[tokenizer.pad_id] * missing + ids], jnp.int32)

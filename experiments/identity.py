@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.trained import model_digest, settings_digest
 from rlhf_jax.config import ConvertConfig
+from rlhf_jax.config.effect import without_effect
 from rlhf_jax.tasks.preferences import is_name
 from rlhf_jax.training.run_inputs import SETTINGS, InputFile, contents_digest, files_digest
 
@@ -64,6 +65,8 @@ def why_not_longer(config: Any) -> str:
     """
     for name in ("optim", "value_optim"):
         optim = getattr(config, name, None)
+        if optim is not None and without_effect(config, name):
+            continue
         if optim is not None and optim.schedule != "constant":
             return f"the learning rates of {name}.schedule={optim.schedule} depend on its length"
         if optim is not None and optim.warmup_steps is None and optim.warmup_share > 0:

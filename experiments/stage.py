@@ -52,7 +52,8 @@ MAY_CHANGE = (
         "run.preempted_exit_code",
     ),
     *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
-    *("parallel", "init", "reference", "reward", "force", "data.cache", "cache"),
+    *("parallel", "init", "reference", "reward", "force", "cache"),
+    *("data.cache", "text.cache", "pretrain_data.cache", "ptx_data.cache"),
 )
 """Config fields that a resumed run may change: they do not change what it computes."""
 AFTER_NAN = tuple(
@@ -111,6 +112,7 @@ class Stage:
             self._remove_if_fresh()
             raise
         if self.summary is not None:
+            self._check_final()
             say(f"{self.name}: finished before, in {self.run_config.dir}")
         return self
 
@@ -170,6 +172,16 @@ class Stage:
             return
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _check_final(self) -> None:
+        """Raise InputError if a finished run has lost what it is for."""
+        folder = self.run_config.dir
+        if "params_sha256" in self.summary and not list_steps(folder / "final"):
+            self._stack.close()
+            raise InputError(
+                f"{folder} is finished, but its parameters are gone from {folder / 'final'}: "
+                f"remove {folder / 'DONE'}, and the same command makes them from what is kept"
+            )
 
     def _goes_on(self) -> str:
         """What the same command will do, for the end of a sentence."""

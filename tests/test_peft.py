@@ -131,6 +131,15 @@ WRONG = {
     "biases": (edit_config(bias="all"), "bias='all' is not supported"),
     "a changed base": (edit_config(init_lora_weights="pissa"), "'pissa' changes the base model"),
     "two scales": (edit_config(alpha_pattern={"attn.c_proj": 1}), "only one for all modules"),
+    "no rank": (edit_config(r=None), "r is None, expected a number over 0"),
+    "another rank": (edit_config(r=4), "the rank is 4, but its lora_A has 3 rows"),
+    "no alpha": (edit_config(lora_alpha="a"), "lora_alpha is 'a', expected a number over 0"),
+    "no pattern": (
+        edit_config(alpha_pattern={"(": 1}),
+        "alpha_pattern: '(' is no regular expression",
+    ),
+    "an alpha of 0": (edit_config(alpha_pattern={"c_attn": 0}), "of 'c_attn' is 0, expected a"),
+    "no base": (edit_config(base_model_name_or_path=3), "base_model_name_or_path is 3, expected"),
     "half a pair": (edit_tensors(lambda t: t.pop(FIRST)), "c_attn has only one of lora_A, lora_B"),
     "another width": (
         edit_tensors(lambda t: t.update({FIRST: np.zeros((3, 9), np.float32)})),
@@ -145,6 +154,21 @@ WRONG = {
         "is not a whole PEFT adapter",
     ),
 }
+
+
+def test_an_adapter_of_itself_is_refused(tmp_path):
+    save(tmp_path, "gpt2")
+    edit_config(base_model_name_or_path=str(tmp_path))(tmp_path)
+    with pytest.raises(InputError, match="expected another model's folder"):
+        load_trained(tmp_path, flag="init")
+
+
+@pytest.mark.parametrize("bias", ["{}", '{"head_bias": "a"}', '{"head_bias": NaN}', "{"])
+def test_a_bias_that_is_no_number_is_refused(tmp_path, bias):
+    config, base, _ = save(tmp_path, "gpt2", kind="scalar")
+    (tmp_path / "rlhf_jax.json").write_text(bias)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "rlhf_jax.json"))):
+        read(tmp_path, config, base)
 
 
 @pytest.mark.parametrize("name", WRONG)

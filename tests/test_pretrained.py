@@ -24,6 +24,7 @@ from rlhf_jax.models.families import GPT2
 from rlhf_jax.models.gguf import unpair
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
+from rlhf_jax.models.pretrained import shape_of
 from rlhf_jax.models.tensor_layout import parameter_shapes
 from rlhf_jax.models.transformer import Transformer, as_layout, positions_of
 from rlhf_jax.rollouts.generate import generate, row_keys
@@ -512,6 +513,12 @@ def test_fields_that_change_nothing_are_passed_over(name, tmp_path):
     assert resolved(found.model) == resolved(SHAPES[shape])
 
 
+LLAMA3 = {
+    **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 32,
+}
+
+
 def read_fields(shape, **changes):
     family = huggingface.family_of_model(SHAPES[shape])
     fields = Fields(family.write(SHAPES[shape]) | {"tie_word_embeddings": True} | changes, "c.json")
@@ -538,6 +545,13 @@ def read_fields(shape, **changes):
         ("llama", dict(final_logit_softcapping=30.0), "final_logit_softcapping"),
         ("llama", dict(rms_norm_eps=float("nan")), "rms_norm_eps=nan, expected a number"),
         ("llama", dict(num_hidden_layers=0), "num_hidden_layers=0, expected a whole number over 0"),
+        ("llama", dict(head_dim=7), "heads of 7 dimensions rotates 7: expected an even number"),
+        ("llama", dict(partial_rotary_factor=0.1), "rotates 0: expected an even number, 2 or more"),
+        (
+            "llama",
+            dict(rope_scaling=LLAMA3 | {"low_freq_factor": 4.0}),
+            "low_frequency_factor=4.0 is not below high_frequency_factor=4.0",
+        ),
         ("gpt2", dict(add_cross_attention=True), "add_cross_attention=True is not supported"),
         ("gpt2", dict(layer_norm_epsilon="tiny"), "layer_norm_epsilon='tiny', expected a number"),
     ],
@@ -545,6 +559,12 @@ def read_fields(shape, **changes):
 def test_fields_that_change_the_model_are_refused_by_name(shape, changes, message):
     with pytest.raises(InputError, match=message):
         read_fields(shape, **changes)
+
+
+def test_what_the_model_s_own_checks_refuse_is_named_by_its_file():
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 3, "n_positions": 8}
+    with pytest.raises(InputError, match=r"^folder: model\.d_model=16 is not a multiple"):
+        shape_of(config | {"vocab_size": 9}, "folder")
 
 
 def test_what_a_config_leaves_out_is_as_in_its_family():

@@ -211,6 +211,21 @@ def test_a_number_is_refused_under_the_flag_that_was_typed(config_class, flags, 
         (SFTConfig, "--lora.targets (", "lora.targets='(' is no regular expression"),
         (configs.PretrainConfig, "--data.weights 0 0", "data.weights=[0.0, 0.0]: expected a share"),
         (RewardConfig, "--folds 1", "fold=0 of folds=1: expected"),
+        (
+            configs.PretrainConfig,
+            "--model.positions rotary --model.d-model 12",
+            "model.rotary.fraction=1.0 of heads of 3 dimensions rotates 3: expected an even number",
+        ),
+        (
+            configs.PretrainConfig,
+            "--model.rotary.factor 8 --model.rotary.low-frequency-factor 4",
+            "model.rotary.low_frequency_factor=4.0 is not below high_frequency_factor=4.0",
+        ),
+        (
+            SFTConfig,
+            "--optim.ema-decay 0.9999999999",
+            "--optim.ema-decay 0.9999999999: expected a number in [0, 1); as float32 it is 1",
+        ),
     ],
 )
 def test_settings_that_cannot_be_together(config_class, flags, message):
@@ -557,6 +572,25 @@ def test_an_output_that_cannot_be_written_is_refused_first(name, work, config, t
             command.run(dataclasses.replace(config, out=out))
         assert str(file) in str(error.value) and "is a file" in str(error.value)
     assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("clean", lambda file: configs.CleanConfig(data=file, out=file)),
+        ("clean", lambda file: configs.CleanConfig(data=file.parent, out=file)),
+        ("canaries", lambda file: configs.CanaryConfig("plant", data=file, out=file)),
+        ("audit", lambda file: configs.AuditConfig(data=(str(file),), out=file)),
+    ],
+)
+def test_an_output_never_replaces_what_the_command_reads(name, config, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n')
+    before = file.read_bytes()
+    command = importlib.import_module(f"experiments.{name}")
+    with pytest.raises(InputError, match=f"{file} is read by this command"):
+        command.run(config(file))
+    assert file.read_bytes() == before
 
 
 def test_a_missing_logger_is_noticed_before_a_run_is_made(tmp_path, monkeypatch):

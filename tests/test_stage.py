@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.identity import data_of, models_of
+from experiments.identity import data_of, models_of, why_not_longer
 from experiments.stage import Stage
 from experiments.trained import load_trained, model_digest, trained_lengths
 from rlhf_jax.config import (
     EvaluateConfig,
     OptimConfig,
+    PPOConfig,
     PretrainConfig,
     PrivacyConfig,
     RunConfig,
@@ -316,6 +317,24 @@ def test_half_a_record_is_one_sentence(tmp_path, text):
     (folder / "DONE").write_text(text)
     with pytest.raises(InputError, match=rf"{folder / 'DONE'} is not what a run has written"):
         train(make_config(folder), total=1)
+
+
+def test_a_finished_run_that_lost_its_parameters(tmp_path):
+    """It says so, and what it advises makes the same ones again."""
+    folder = tmp_path / "run"
+    first = train(make_config(folder), total=2)
+    shutil.rmtree(folder / "final")
+    with pytest.raises(InputError, match=f"remove {folder / 'DONE'}, and the same command"):
+        train(make_config(folder), total=2)
+    (folder / "DONE").unlink()
+    assert train(make_config(folder), total=2)["params_sha256"] == first["params_sha256"]
+
+
+def test_a_schedule_without_effect_is_no_reason_against_a_longer_run():
+    linear = OptimConfig(schedule="linear")
+    made = lambda trunk: PPOConfig(optim=CONSTANT, value_optim=linear, value_trunk=trunk)
+    assert why_not_longer(made("shared")) == ""
+    assert "value_optim.schedule=linear" in why_not_longer(made("separate"))
 
 
 # --- what a start that failed leaves --------------------------------------------------------------

@@ -5,6 +5,7 @@ NaN and infinity are no settings; whole numbers fit int32 and others float32, as
 """
 
 import math
+import struct
 import typing
 from collections.abc import Iterator
 from numbers import Integral, Real
@@ -72,7 +73,13 @@ class Number(NamedTuple):
             return f"expected {self.expected}, at most {most}"
         if not whole and 0 < abs(value) < SMALLEST:
             return f"expected {self.expected}; as float32 it is 0"
+        if not whole and self.bounds.below and not self.bounds.holds(as_float32(value)):
+            return f"expected {self.expected}; as float32 it is {self.bounds.high:g}"
         return ""
+
+
+def as_float32(number: float) -> float:
+    return struct.unpack("f", struct.pack("f", number))[0]
 
 
 def numbers_of(config_class: type) -> Iterator[tuple[str, Number]]:

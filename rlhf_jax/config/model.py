@@ -32,6 +32,15 @@ class RotaryConfig:
 
     def __post_init__(self):
         check_bounds(self, "model.rotary.")
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        check(
+            self.factor == 1.0 or low < high,
+            f"model.rotary.low_frequency_factor={low} is not below high_frequency_factor={high}",
+        )
+
+    def turned(self, head_dim: int) -> int:
+        """Leading dimensions of a head that are rotated, in pairs."""
+        return int(head_dim * self.fraction)
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,12 @@ class ModelConfig:
         check(
             self.n_heads % self.kv_heads == 0,
             f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
+        )
+        turned = self.rotary.turned(self.width)
+        check(
+            self.positions == "learned" or (turned > 0 and turned % 2 == 0),
+            f"model.rotary.fraction={self.rotary.fraction} of heads of {self.width} dimensions "
+            f"rotates {turned}: expected an even number, 2 or more",
         )
 
     def check_context(self, **lengths: int | None) -> None:

@@ -258,11 +258,16 @@ def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:
     return origin, row
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *inputs: Path) -> None:
     """Make the folders above an output, before the work whose result it is to hold.
 
-    Raises InputError, naming it, if no file can be written there.
+    Raises InputError, naming it, if no file can be written there, or if it is among the ``inputs``
+    of the command, which it would replace.
     """
+    for given in inputs:
+        files = given.iterdir() if given.is_dir() else [given]
+        if path.exists() and any(file.exists() and file.samefile(path) for file in files):
+            raise InputError(f"{path} is read by this command: write to another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

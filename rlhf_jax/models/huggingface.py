@@ -24,7 +24,7 @@ from rlhf_jax.models.pretrained import (
 )
 from rlhf_jax.models.tensor_layout import Tensors, at, tensors_of
 from rlhf_jax.models.transformer import unstack_blocks
-from rlhf_jax.models.weight_files import find_weights, open_weights, read_json
+from rlhf_jax.models.weight_files import HEAD_BIAS, find_weights, head_bias, open_weights, read_json
 from rlhf_jax.types import Params
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -52,7 +52,6 @@ def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device)
     """The model in ``folder``. Raises InputError as ``import_model``, and for damaged files."""
     folder = Path(folder)
     weights = find_weights(folder)
-    bias = folder / "rlhf_jax.json"
 
     def shape(name: str) -> tuple[int, ...]:
         with open_weights(weights.files[name]) as file:
@@ -76,7 +75,7 @@ def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device)
             names=weights.files.keys(),
             shape=shape,
             read=read,
-            head_bias=read_json(bias)["head_bias"] if bias.is_file() else 0.0,
+            head_bias=head_bias(folder),
         ),
         place,
     )
@@ -145,7 +144,7 @@ def save_pretrained(
             generation["suppress_tokens"] = list(range(rows - config.unused_rows, rows))
         _write_json(folder / "generation_config.json", generation)
     else:
-        _write_json(folder / "rlhf_jax.json", {"head_bias": float(params["head"]["bias"][0])})
+        _write_json(folder / HEAD_BIAS, {"head_bias": float(params["head"]["bias"][0])})
 
 
 def _check_holds(name: str, value: np.ndarray, dtype: str) -> None:

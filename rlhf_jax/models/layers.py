@@ -96,7 +96,7 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int) -> Float[Array, "Hal
     Wavelengths over original_context / low_factor are divided by ``factor``, those under
     original_context / high_factor are kept, and between the two it is interpolated.
     """
-    dim = rotary_dim(config, head_dim)
+    dim = config.turned(head_dim)
     frequencies = 1.0 / config.theta ** (jnp.arange(0, dim, 2, dtype=float) / dim)
     if config.factor == 1.0:
         return frequencies
@@ -104,11 +104,6 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int) -> Float[Array, "Hal
     low, high = config.low_frequency_factor, config.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return frequencies * (kept + (1 - kept) / config.factor)
-
-
-def rotary_dim(config: RotaryConfig, head_dim: int) -> int:
-    """Leading dimensions of a head that are rotated (GPT-NeoX turns only a part)."""
-    return int(head_dim * config.fraction)
 
 
 Rotation = tuple[Float[Array, "B 1 T Half"], Float[Array, "B 1 T Half"]]

@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.errors import InputError, check_fetched
+from rlhf_jax.errors import InputError, check, check_fetched
 from rlhf_jax.models.families import Family, family_of_model
 from rlhf_jax.models.lora import combine
 from rlhf_jax.models.pretrained import check_finite
 from rlhf_jax.models.tensor_layout import Tensors, at, parameter_shapes, put, tensors_of
 from rlhf_jax.models.transformer import as_layout, unstack_blocks
-from rlhf_jax.models.weight_files import read_json
+from rlhf_jax.models.weight_files import HEAD_BIAS, head_bias, read_json
 from rlhf_jax.types import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -63,7 +63,14 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 def base_of(folder: str | os.PathLike) -> str:
     """The model that the adapter in ``folder`` names as the one below it; empty if none."""
-    return read_json(Path(folder) / CONFIG).get("base_model_name_or_path") or ""
+    path = Path(folder) / CONFIG
+    base = read_json(path).get("base_model_name_or_path") or ""
+    itself = isinstance(base, str) and base and Path(base).resolve() == path.parent.resolve()
+    check(
+        isinstance(base, str) and not itself,
+        f"{path}: base_model_name_or_path is {base!r}, expected another model's folder",
+    )
+    return base
 
 
 def read_adapter(folder: str | os.PathLike) -> Adapter:
@@ -98,23 +105,50 @@ def read_adapter(folder: str | os.PathLike) -> Adapter:
 
 
 def _one_scale(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> float:
-    """The scale of every module, which must be the same."""
-
-    def setting(name, module):
-        for pattern, value in (config.get(f"{name}_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        return config["r" if name == "rank" else "lora_alpha"]
-
+    """The scale of every module, which must be the same; its rank must be that of its tensor."""
+    ranks = {
+        name.removesuffix(".lora_A.weight"): len(tensor)
+        for name, tensor in tensors.items()
+        if name.endswith(".lora_A.weight")
+    }
+    for module, rank in ranks.items():
+        said = _setting(folder, config, "r", "rank_pattern", module)
+        check(
+            said == rank,
+            f"{folder / CONFIG}: of {module} the rank is {said}, but its lora_A has {rank} rows",
+        )
     power = 0.5 if config.get("use_rslora") else 1.0
-    modules = {name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name}
-    scales = {setting("alpha", m) / setting("rank", m) ** power for m in modules}
+    alpha = lambda module: _setting(folder, config, "lora_alpha", "alpha_pattern", module)
+    scales = {alpha(module) / rank**power for module, rank in ranks.items()}
     if len(scales) > 1:
         raise InputError(
             f"{folder / CONFIG}: alpha_pattern and rank_pattern give the scales {sorted(scales)}, "
             "only one for all modules is supported"
         )
     return scales.pop() if scales else 1.0
+
+
+def _setting(
+    folder: Path, config: Mapping[str, Any], name: str, patterns: str, module: str
+) -> int | float:
+    """A number over 0 of one module, by the first pattern that fits it."""
+    found, where = config.get(name), name
+    for pattern, value in (config.get(patterns) or {}).items():
+        try:
+            fits = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise InputError(
+                f"{folder / CONFIG}: {patterns}: {pattern!r} is no regular expression: {error}"
+            ) from None
+        if fits:
+            found, where = value, f"{patterns} of {pattern!r}"
+            break
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    check(
+        number and 0 < found < float("inf"),
+        f"{folder / CONFIG}: {where} is {found!r}, expected a number over 0",
+    )
+    return found
 
 
 def load_adapter(
@@ -143,9 +177,8 @@ def load_adapter(
                 f"{adapter.folder / WEIGHTS}: score.weight has shape {score.shape}, expected "
                 f"{(1, model.d_model)}"
             )
-        bias = adapter.folder / "rlhf_jax.json"
-        bias = json.loads(bias.read_text())["head_bias"] if bias.is_file() else 0.0
-        head = {"kernel": jnp.asarray(score.T), "bias": jnp.full(1, bias, jnp.float32)}
+        bias = jnp.full(1, head_bias(adapter.folder), jnp.float32)
+        head = {"kernel": jnp.asarray(score.T), "bias": bias}
         kind, parts = "scalar", {"trunk": params["trunk"], "head": head}
     if left or not found:
         names = ", ".join(sorted(left)[:5]) or "none"
@@ -257,7 +290,7 @@ def save_adapter(
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     if kind == "scalar":
         bias = float(params["head"]["bias"][0])
-        (folder / "rlhf_jax.json").write_text(json.dumps({"head_bias": bias}) + "\n")
+        (folder / HEAD_BIAS).write_text(json.dumps({"head_bias": bias}) + "\n")
 
 
 def _write_pair(entry: Tensors, layer: Params, family: Family) -> dict[str, np.ndarray]:

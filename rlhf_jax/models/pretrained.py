@@ -87,7 +87,11 @@ def shape_of(config: Mapping[str, Any], file: str) -> tuple[Family, ModelConfig,
     family = family_of_checkpoint(config, file)
     fields = Fields(config, file)
     vocab_size = fields.take("vocab_size")
-    shape = family.read(fields)
+    try:
+        shape = family.read(fields)
+    except InputError as error:  # of the model's own checks, which know no file
+        named = str(error).startswith(file)
+        raise error if named else InputError(f"{file}: {error}") from None
     fields.done()
     return family, shape, vocab_size
 

@@ -5,6 +5,7 @@ Chosen as transformers chooses: ``model.safetensors`` if it is there, else the s
 """
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from rlhf_jax.errors import InputError, check, check_fetched
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD_BIAS = "rlhf_jax.json"
+"""Where an export keeps the bias of a scalar head, for which transformers has no place."""
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 """As programs that download name a file until it is whole."""
@@ -64,6 +67,17 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
     check(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected an object")
     return found
+
+
+def head_bias(folder: Path) -> float:
+    """The bias of a scalar head that an export has kept beside its weights; 0 of others' models."""
+    path = folder / HEAD_BIAS
+    if not path.is_file():
+        return 0.0
+    found = read_json(path).get("head_bias")
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    check(number and math.isfinite(found), f"{path}: head_bias is {found!r}, expected a number")
+    return float(found)
 
 
 def weight_map(index: Path) -> dict[str, str]:
