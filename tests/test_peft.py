@@ -181,8 +181,8 @@ def test_a_wrong_adapter_is_refused(name, tmp_path):
 
 
 def test_scale_of_rank_stabilised_lora(tmp_path):
-    save(tmp_path, "gpt2")
-    edit_config(use_rslora=True, lora_alpha=6, r=4)(tmp_path)
+    save(tmp_path, "gpt2", lora=LoRAConfig(rank=4, alpha=4 * SCALE))
+    edit_config(use_rslora=True, lora_alpha=6)(tmp_path)
     assert read_adapter(tmp_path).scale == 3.0
 
 
