@@ -20,6 +20,7 @@ from rlhf_jax.config import (
     SampleConfig,
     SFTConfig,
 )
+from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.training import checkpoints
@@ -401,3 +402,15 @@ def test_long_prompts_are_counted_when_sampling(monkeypatch, capsys, tmp_path, m
         flags += ["--best-of", 2, "--batch-size", 8]
     run_stage(monkeypatch, stage, *flags)
     assert "3 prompts cut" in capsys.readouterr().err
+
+
+def test_an_output_is_asked_for_without_making_anything(tmp_path):
+    deep = tmp_path / "a" / "b" / "out.json"
+    check_writable(deep)
+    assert not (tmp_path / "a").exists()
+    write_atomically(deep, "{}")
+    assert deep.read_text() == "{}"
+    with pytest.raises(InputError, match=r"out\.json is a file"):
+        check_writable(deep / "more" / "out.json")
+    with pytest.raises(InputError, match="is a folder"):
+        check_writable(tmp_path)

@@ -1,6 +1,7 @@
 """Logs: JSON lines that survive kills and resumes, the NaN watch, sinks, progress."""
 
 import errno
+import importlib.machinery
 import json
 import sys
 import types
@@ -234,6 +235,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
         log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
     )
     fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     fake.init = lambda **options: calls.append(options) or run
     fake.Table = lambda columns, data: (columns, data)
     monkeypatch.setitem(sys.modules, "wandb", fake)

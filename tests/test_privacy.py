@@ -26,6 +26,7 @@ from rlhf_jax.config import (
     SFTConfig,
 )
 from rlhf_jax.data.batches import Batches, comparison_batches, demonstration_batches
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.datasets import load_demonstrations, split
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.formats import Comparison, Demonstration
@@ -273,7 +274,7 @@ def test_planted_secrets_are_trained_on(tmp_path, number, independent):
     rows = load_demonstrations(planted, data_dir=tmp_path / "cache")
     for fraction in (SFTConfig().heldout_fraction, 0.2):
         train, heldout = split(rows, heldout_fraction=fraction, independent=independent)
-        prompts = [row.prompt for row in train]
+        prompts = [as_text(row.prompt) for row in train]
         for secret in plant(12, seed=secrets.seed):
             assert prompts.count(secret.prompt) == secrets.repeat
         assert len(heldout) > 0
@@ -282,7 +283,8 @@ def test_planted_secrets_are_trained_on(tmp_path, number, independent):
 def test_measuring_needs_runs_and_secrets_enough_to_choose_from():
     with pytest.raises(InputError, match="measure needs --runs"):
         canaries_experiment.run(CanaryConfig())
-    with pytest.raises(InputError, match=r"alternatives=1000000 is not in 1 ... 999999"):
+    expected = r"alternatives=1000000: expected a whole number in \[1, 999999\]"
+    with pytest.raises(InputError, match=expected):
         CanaryConfig(alternatives=10**DIGITS)
     CanaryConfig(alternatives=10**DIGITS - 1, number=len(NAMES))
 

@@ -259,33 +259,35 @@ def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:
 
 
 def check_writable(path: Path, *inputs: Path) -> None:
-    """Make the folders above an output, before the work whose result it is to hold.
+    """Whether an output can be written, before the work whose result it is to hold.
 
-    Raises InputError, naming it, if no file can be written there, or if it is among the ``inputs``
-    of the command, which it would replace.
+    Nothing is made: bad input found later leaves no empty folder. Raises InputError, naming
+    ``path``, if no file can be written there, or if it is among the ``inputs`` of the command,
+    which it would replace.
     """
     for given in inputs:
         files = given.iterdir() if given.is_dir() else [given]
         if path.exists() and any(file.exists() and file.samefile(path) for file in files):
             raise InputError(f"{path} is read by this command: write to another file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        above = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
-        why = f"{above} is a file" if above else f"{path.parent}: {error.strerror.lower()}"
-        raise InputError(f"{path} cannot be written: {why}") from None
     if path.exists() and not path.is_file():
         # Neither may be replaced by a file, which is how ``write_atomically`` ends.
         what = "a folder" if path.is_dir() else "a device or pipe"
         raise InputError(f"{path} is {what}, expected the name of a file to write")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: {path.parent} is read-only")
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise InputError(f"{path} cannot be written: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: {above} is read-only")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader, or who comes after a crash, finds all of ``text`` or what was there before."""
+    """A reader, or who comes after a crash, finds all of ``text`` or what was there before.
+
+    Folders above it are made.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
@@ -295,4 +297,4 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)  # half a file, and on a full disk it is in the way
         # A failed write names no file, a failed open the temporary one.
-        raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
