@@ -53,6 +53,14 @@ def network_terms(config: ModelConfig, length: int, outputs: int) -> int:
     return config.n_layers * (2 * norm + attention + mlp) + norm + width + outputs
 
 
+def log_ratio_bound(config: ModelConfig, length: int, outputs: int, *, tokens: int) -> float:
+    """What float32 makes of log π(y|x) − log π_ref(y|x) = 0 where two programs run one model.
+
+    Each of the ``tokens`` of y has a log-prob of logits near 1, as those of a model of few steps.
+    """
+    return float32_bound(2 * network_terms(config, length, outputs), tokens)
+
+
 def in_float64(model: Any) -> Any:
     """A loaded model, of which then all processors give the same numbers and likeliest tokens."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), model.params)

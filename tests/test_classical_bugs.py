@@ -5,6 +5,7 @@ others are held by the tests that tests/planted_bugs.py names.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from precision import float32_bound, log_ratio_bound, network_terms
 from scipy import stats
 
 from experiments import ppo, pretrain, reward
@@ -138,6 +140,7 @@ def test_a_model_tuned_on_demonstrations_stops():
 # --- whole stages ---------------------------------------------------------------------------------
 
 PROMPT, RESPONSE, PROMPTS = 8, 6, 64
+MODEL = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=16)
 FIRST, SECOND = ("the cat", "a dog", "my bird", "one fish"), (" sat", " ran", " sang", " swam")
 
 
@@ -180,13 +183,13 @@ def stages(tmp_path_factory) -> Stages:
             run=run("sft"),
             data=TextDataConfig(path=(at["text"],), block_size=16, cache=cache),
             tokenizer=TokenizerConfig(vocab_size=280),
-            model=ModelConfig(n_layers=1, d_model=16, n_heads=2, context=16),
+            model=MODEL,
             optim=fast,
             steps=3,
             eval_batches=1,
         )
     )
-    lengths = dict(prompt_length=PROMPT, response_length=RESPONSE, cache=cache)
+    lengths = dict(prompt_length=PROMPT, response_length=RESPONSE, cache=cache, allow_cut=True)
     reward.run(
         RewardConfig(
             run=run("reward"),
@@ -233,12 +236,16 @@ def test_demonstrations_score_zero(stages):
     )
     model = make_scalar_model(trained.model, trained.tokenizer.vocab_size)
     scores = model.score_responses(trained.params, *map(jnp.asarray, batch[:4]), None)
-    assert abs(scores.mean()) < 1e-4 < scores.std()
+    before = float(jnp.abs(scores - trained.params["head"]["bias"]).max())  # the mean is taken off
+    bound = float32_bound(2 * network_terms(MODEL, PROMPT + RESPONSE, 1), before)
+    assert abs(scores.mean()) < bound < scores.std()
 
 
 def test_the_kl_to_the_reference_starts_at_zero(stages):
     """Bugs 17, 21, 22: at step 0, on 64 prompts, the reference is the policy; later it is not."""
     log = [json.loads(line) for line in (stages.ppo / "metrics.jsonl").open()]
     first, second = (row for row in log if "objective/kl" in row)
-    assert abs(first["objective/kl"]) < 1e-4 and abs(first["val/ratio"] - 1) < 1e-4
+    bound = partial(log_ratio_bound, MODEL, PROMPT + RESPONSE, 280)
+    assert abs(first["objective/kl"]) < bound(tokens=RESPONSE)
+    assert abs(first["val/ratio"] - 1) < bound(tokens=1)
     assert second["objective/kl"] > 1e-3
