@@ -232,11 +232,14 @@ def test_demonstrations_score_zero(stages):
             response_length=RESPONSE,
             batch_size=len(rows),
             seed=None,
+            everything=True,
         )
     )
     model = make_scalar_model(trained.model, trained.tokenizer.vocab_size)
     scores = model.score_responses(trained.params, *map(jnp.asarray, batch[:4]), None)
-    before = float(jnp.abs(scores - trained.params["head"]["bias"]).max())  # the mean is taken off
+    before = float(
+        jnp.abs(scores - trained.params["head"]["bias"][0]).max()
+    )  # the mean is taken off
     bound = float32_bound(2 * network_terms(MODEL, PROMPT + RESPONSE, 1), before)
     assert abs(scores.mean()) < bound < scores.std()
 
@@ -248,4 +251,5 @@ def test_the_kl_to_the_reference_starts_at_zero(stages):
     bound = partial(log_ratio_bound, MODEL, PROMPT + RESPONSE, 280)
     assert abs(first["objective/kl"]) < bound(tokens=RESPONSE)
     assert abs(first["val/ratio"] - 1) < bound(tokens=1)
-    assert second["objective/kl"] > 1e-3
+    # An estimate from 64 answers, which chance may take below 0.
+    assert abs(second["objective/kl"]) > 10 * bound(tokens=RESPONSE)
