@@ -366,9 +366,10 @@ def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> Non
 
 def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
     if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
+        there = "" if folder.exists() else "nothing is there; "
         raise InputError(
-            f"--{flag} {folder}: expected the run folder of a finished stage, a Hugging Face "
-            f"checkpoint (config.json and safetensors) or a .gguf file{steps_of(folder)}"
+            f"--{flag} {folder}: {there}expected the run folder of a finished stage, a Hugging "
+            f"Face checkpoint (config.json and safetensors) or a .gguf file{steps_of(folder)}"
         )
     card = _read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
