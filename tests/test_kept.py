@@ -155,5 +155,5 @@ def test_a_folder_may_have_such_a_name(init, tmp_path):
     tiny.save_model(folder, BYTES)
     assert load_trained(folder, flag="init").kind == "lm"
     assert model_digest(Path(tmp_path / "nothing@2")) is None
-    with pytest.raises(InputError, match="nothing@2: expected the run folder"):
+    with pytest.raises(InputError, match="nothing@2: nothing is there; expected the run folder"):
         load_trained(tmp_path / "nothing@2", flag="init")
