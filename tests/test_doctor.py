@@ -632,7 +632,7 @@ def test_the_flags_of_ppo(chain, patient):
 
 
 def test_slips_on_the_command_line(chain):
-    with pytest.raises(InputError, match=r"--init .*nowhere: expected the run folder"):
+    with pytest.raises(InputError, match=r"--init .*nowhere: nothing is there; expected the run"):
         examine("--init", str(chain / "nowhere"))
     with pytest.raises(InputError, match="no such file"):
         examine("--config", str(chain / "nothing.py"))
