@@ -45,6 +45,8 @@ def test_lengths_within_a_context_lose_as_few_rows_as_can_be():
     assert choose([90], [90], prompt_length=80, response_length=40) == (80, 40)  # refused later
     with pytest.raises(InputError, match=r"prompt_length=100 .* no room .* context of 100"):
         choose([90], [90], prompt_length=100)
+    with pytest.raises(InputError, match=r"response_length=120 leaves no room for prompts"):
+        choose([90], [90], response_length=120)
 
 
 def rows(*lengths):
