@@ -16,10 +16,7 @@ QUICK = (
     "--xla_cpu_parallel_codegen_split_count=1"
 )
 JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
-if JAXLIB < (
-    0,
-    11,
-):  # 0.12, of Python 3.12 and later, ends at a flag that it has no more
+if JAXLIB < (0, 11):  # later ones, on Python 3.12 and 3.13, end at a flag they do not know
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 GIVEN = os.environ.get("XLA_FLAGS")
 if GIVEN != "" and QUICK not in (GIVEN or ""):
