@@ -46,6 +46,7 @@ def tiny(folder: Path):
         **changes,
     )
     model = replace(c.pretrain.model, n_layers=2, d_model=16, n_heads=2)
+    cut = dict(allow_cut=True)  # a small vocabulary makes rows long
     return replace(
         c,
         dir=folder,
@@ -59,15 +60,16 @@ def tiny(folder: Path):
             eval_batches=1,
             tokenizer=replace(c.pretrain.tokenizer, vocab_size=600),
         ),
-        sft=run(c.sft, pretrain_data=text, batch_size=6, epochs=1, heldout_fraction=0.8),
+        sft=run(c.sft, pretrain_data=text, batch_size=6, epochs=1, heldout_fraction=0.8, **cut),
         compare=run(
             c.compare,
             num_prompts=40,
             heldout_prompts=16,
             responses_per_prompt=4,
             prompts_per_batch=8,
+            **cut,
         ),
-        reward=run(c.reward, batch_size=4),
+        reward=run(c.reward, batch_size=4, **cut),
         ppo=run(
             c.ppo,
             iterations=7,
@@ -77,6 +79,7 @@ def tiny(folder: Path):
             force=True,
             kl=replace(c.ppo.kl, target=0.5, horizon=100.0),
             optim=replace(c.ppo.optim, ema_decay=0.9),
+            **cut,
         ),
         evaluate=run(
             c.evaluate, text=text, num_prompts=32, best_of=(2,), batch_size=32, text_batches=1
