@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,10 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     (tmp_path / "jax.py").write_text(INTERRUPTED)
     environment = tiny.process_environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{tiny.ROOT}")
     command = [sys.executable, "-m", "experiments.sft"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # Whoever runs the tests in the background of a shell ignores Ctrl-C, and so would the process.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    output = dict(capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, preexec_fn=heed, **output)
     assert (done.returncode, done.stderr, done.stdout) == (130, "\nstopped: Ctrl-C\n", "")
 
 
