@@ -77,9 +77,10 @@ def run(config: RewardConfig) -> dict:
         check_cut(batches.report, config, context=context, stage="reward")
         measured = list(of_comparisons(heldout, tokenizer, **lengths))
         stage.note_rows(heldout_comparisons=count(measured))
-        heldout = [fate.row for fate in measured if fate.why is None]
+        # What is left out here is still scored, as ties, which count half: so does the audit.
+        usable = any(fate.why is None for fate in measured)
         lost = count(measured).lost()
-        check(not measured or len(heldout) > 0, f"no held-out comparison can be used: {lost}")
+        check(not measured or usable, f"no held-out comparison can be used: {lost}")
         report = batches.report
         if isinstance(rows, Rows):
             report = report.with_reading(rows.left_out, rows.notes)
