@@ -20,6 +20,7 @@ from experiments import convert, sample  # noqa: E402
 from experiments.trained import load_trained  # noqa: E402
 from rlhf_jax.cli import load  # noqa: E402
 from rlhf_jax.config import ConvertConfig, ModelConfig, SampleConfig  # noqa: E402
+from rlhf_jax.data.chat import Message
 from rlhf_jax.data.tokenizers import train_bpe  # noqa: E402
 from rlhf_jax.models.heads import make_language_model, make_scalar_model  # noqa: E402
 from rlhf_jax.models.huggingface import save_pretrained  # noqa: E402
@@ -201,7 +202,7 @@ def test_smollm_in_transformers_is_the_same_model(smollm):
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "Add 12 and 345: what's the  sum?\n\nShow it."}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    ids = ours.tokenizer.encode_chat(messages)
+    ids = ours.tokenizer.encode_chat(tuple(Message(**each) for each in messages))
     assert ids == expected["input_ids"]
     model, info = hf.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
