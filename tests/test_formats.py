@@ -236,7 +236,6 @@ OK_ROW = {read_texts: {"text": "t"}, read_comparisons: PAIR}
         (read_texts, "[1]", "found a list, expected an object with named keys"),
         (read_texts, {"txet": 1, "id": 2}, "found the keys txet, id, expected text or messages"),
         (read_texts, {"text": 3}, "text is a number, expected a string"),
-        (read_texts, {"text": None}, "text is null, expected a string"),
         (read_texts, r'{"text": "\ud83d"}', "text holds half a surrogate pair"),
         (read_texts, {"messages": [{"role": "tool", "content": "x"}]}, "role is 'tool', expected"),
         (read_texts, {"messages": [{"role": "user"}]}, "every message to have role and content"),
@@ -258,9 +257,20 @@ OK_ROW = {read_texts: {"text": "t"}, read_comparisons: PAIR}
         (read_comparisons, {"prompt": "p"}, "found the keys prompt, expected prompt and responses"),
         (
             read_comparisons,
-            {"prompt": "p", "chosen": [], "rejected": "r"},
-            "chosen is an empty list",
+            {"prompt": "p", "output_1": "a", "output_2": "b", "preference": 0},
+            "preference is 0, expected 1 or 2",
         ),
+        (
+            read_comparisons,
+            {"prompt": "p", "answer_0": "a", "answer_1": "b", "score_0": 1, "score_1": None},
+            "score_1 is null, expected a number",
+        ),
+        (
+            read_comparisons,
+            {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": True},
+            "labels is True, expected 0 or 1",
+        ),
+        (read_texts, {"Text": "a", "text": "b"}, "two columns differ in capitals alone"),
         (read_comparisons, {**PAIR, "responses": "ab"}, "responses is a string, expected a list"),
         (read_comparisons, {**PAIR, "responses": ["a", 1]}, "the text of response 1 is a number"),
         (
@@ -846,7 +856,6 @@ def test_conversations_by_other_names(write, messages, name):
         (USER | {"tool_calls": [{}]}, "a message has tool_calls, which is not learnt"),
         (USER | {"content": [{"type": "image", "url": "u"}]}, "part of type 'image'"),
         (USER | {"content": ["Hi?"]}, "content is a list with a string"),
-        (USER | {"content": None}, "content is null"),
         ({"speaker": "user", "text": "x"}, "role and content, or from and value"),
     ],
 )
@@ -977,3 +986,81 @@ def test_files_of_other_kinds_are_refused_with_advice(write):
     for name in ("a.jsonl", "a.txt", "a.json"):
         with pytest.raises(InputError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
             read_texts(write(pointer, name=name))
+
+
+# --- null is as good as empty ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "read, good, row, why",
+    [
+        (read_texts, {"text": "t"}, {"text": None}, "blank text"),
+        (read_texts, {"text": "t"}, {"messages": None}, "empty conversation"),
+        (read_prompts, {"prompt": "p"}, {"prompt": None}, "blank prompt"),
+        (read_prompts, {"prompt": "p"}, {"messages": []}, "empty conversation"),
+        (
+            read_demonstrations,
+            {"prompt": "p", "completion": "c"},
+            {"prompt": "p", "completion": None},
+            "empty answer",
+        ),
+        (
+            read_demonstrations,
+            {"messages": [USER, BOT]},
+            {"messages": [USER, BOT | {"content": None}]},
+            "empty answer",
+        ),
+        (read_demonstrations, {"messages": [USER, BOT]}, {"messages": []}, "empty conversation"),
+        (read_comparisons, PAIR, {"prompt": "p", "chosen": None, "rejected": "r"}, "empty answer"),
+        (read_comparisons, PAIR, {"prompt": "p", "chosen": [], "rejected": "r"}, "empty answer"),
+        (read_comparisons, PAIR, {"chosen": "p c", "rejected": None}, "empty answer"),
+        (read_comparisons, PAIR, {**PAIR, "responses": ["a", {"text": None}]}, "empty answer"),
+    ],
+)
+def test_a_row_with_null_is_left_out_as_an_empty_one_is(write, caplog, read, good, row, why):
+    assert len(read(write(good, row))) == 1
+    assert f"1 of 2 rows left out, {why}" in caplog.text
+
+
+# --- answers in a row, parts of messages, columns that rows of a kind do not learn ---------------
+
+
+def test_two_answers_in_a_row_are_not_glued(write, caplog):
+    twice = {"messages": [USER, BOT, BAD_BOT]}
+    assert len(read_demonstrations(write(twice, {"messages": [USER, BOT]}))) == 1
+    assert "1 of 2 rows left out, two answers in a row" in caplog.text
+    pair = {"chosen": [USER, BOT, BAD_BOT], "rejected": [USER, BOT, BOT]}
+    (row,) = read_comparisons(write(pair))
+    assert row.prompt == HI and row.responses == ((*YES, *NO), (*YES, *YES))
+
+
+@pytest.mark.parametrize(
+    "read, row, said",
+    [
+        (read_demonstrations, {"messages": [USER | {"name": "A"}, BOT]}, "name of a message"),
+        (read_demonstrations, {"messages": [USER, BOT | {"weight": 0.5}]}, "weight of a message"),
+        (read_comparisons, {"chosen": [USER, BOT], "rejected": [USER, BAD_BOT | {"name": "B"}]},
+         "name of a message"),
+        (read_comparisons, PAIR | {"response": "c"}, "column response"),
+        (read_comparisons, PAIR | {"text": "c"}, "column text"),
+        (read_demonstrations, {"prompt": "p", "completion": "c", "chosen": "d"}, "column chosen"),
+        (read_texts, {"text": "t", "responses": ["a"]}, "column responses"),
+    ],
+)  # fmt: skip
+def test_what_is_not_learnt_of_a_row_is_said(write, caplog, read, row, said):
+    assert len(read(write(row))) == 1
+    assert f"1 rows: {said} is not read" in caplog.text
+
+
+@pytest.mark.parametrize("mark, weight", [("weight", 0), ("train", False)])
+def test_a_completion_without_weight_is_left_out(write, mark, weight):
+    row = {"prompt": [USER], "completion": [BOT | {mark: weight}]}
+    with pytest.raises(InputError, match="1 left out, the last message has no weight"):
+        read_demonstrations(write(row))
+
+
+def test_markup_that_two_answers_share_ends_with_its_line(write):
+    """The line feed behind a turn's header is the prompt's, as it is where one is sampled for."""
+    head = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    (row,) = read_comparisons(write({"chosen": head + "Yes.", "rejected": head + "No."}))
+    assert row.prompt == head and row.responses == ("Yes.", "No.")

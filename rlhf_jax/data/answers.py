@@ -99,13 +99,18 @@ def last_answers(
         ),
         min(len(answer) for answer in answers) - 1,
     )
-    while shared and any(answer[shared].role != "assistant" for answer in answers):
+    while shared and any(not _asks(answer, shared) for answer in answers):
         shared -= 1
     if not shared:
         return prompt, tuple(answers)
     notes[EARLIER] += 1
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     return (*turns, *answers[0][:shared]), tuple(answer[shared:] for answer in answers)
+
+
+def _asks(answer: Conversation, turn: int) -> bool:
+    """Whether the assistant's message ``turn`` answers the one before it, and does not go on."""
+    return answer[turn].role == "assistant" != answer[turn - 1].role
 
 
 # --- texts that begin with their prompts ----------------------------------------------------------

@@ -90,9 +90,10 @@ def written_turns(text: str) -> Conversation | None:
 
 def written_prompt(text: str) -> str | Conversation:
     """The conversation that a prompt writes down from ``Human:`` to ``Assistant:``, or the text."""
-    if not text.endswith(ASSISTANT):
+    asked = text.rstrip(" ")
+    if not asked.endswith(ASSISTANT):
         return text
-    return written_turns(text.removesuffix(ASSISTANT)) or text
+    return written_turns(asked.removesuffix(ASSISTANT)) or text
 
 
 def as_conversation(prompt: str | Conversation) -> Conversation:

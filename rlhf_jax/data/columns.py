@@ -4,7 +4,8 @@ A column that changes what is asked is read or refused, never dropped; one that 
 passed over; any other is passed over too, but counted and said.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message, as_text, written_prompt
@@ -22,37 +23,40 @@ REFUSED = (
 )
 """What the answers depend on, and a model of text is not shown."""
 BESIDE = (
-    *("passage", "choices", "options", "persona", "document", "chat_history"),
-    *("conversation_history", "previous_messages"),
+    *("passage", "choices", "options", "persona", "document", "article", "knowledge"),
+    *("background", "evidence", "premise", "hypothesis", "dialogue", "dialog", "chat_history"),
+    *("conversation_history", "previous_messages", "system_instruction"),
 )
 """What a question may be about: all of it is in the prompt's words, or the row is refused."""
+RANKED = ("chosen", "rejected", "responses", "summaries")
 LABELS = ("label", "kto_tag")
 """Whether an answer is to be learnt."""
 OTHERS_READ = (
-    *("history", "text", "chosen", "rejected", *LABELS, "info", "summaries", "choice"),
-    *("responses", "ranks", "response_tokens"),
+    *("history", "text", *LABELS, "info", "choice", *RANKED, "ranks", "response_tokens"),
 )
 READ = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *CONVERSATIONS, *REFUSED, *OTHERS_READ))
-CHANGING = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *REFUSED, "history"))
+CHANGING = (*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *REFUSED, *RANKED, "history")
 """What a plain text beside them is without."""
 HARMLESS = frozenset(
     (
         *("id", "idx", "index", "uuid", "hash", "url", "link", "source", "origin", "dataset"),
-        *("subset", "split", "category", "categories", "topic", "topics", "tags", "task", "type"),
-        *("lang", "language", "title", "date", "created", "timestamp", "license", "meta"),
+        *("subset", "split", "category", "categories", "tags", "type", "domain"),
+        *("lang", "language", "date", "created", "timestamp", "license", "meta"),
         *("metadata", "extra", "model", "models", "generator", "annotator", "labeler", "worker"),
         *("score", "scores", "rating", "ratings", "margin", "gold", "batch", "confidence"),
         *("rationale", "notes", "flags", "quality", "prompt_flags", "use_case", "round", "seconds"),
         *("demonstration", "kind", "up", "policies", "extra_info", "error", "upvote_ratio"),
         *("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
+        *("seconds_difference", "num_responses"),
     )
 )
 """Where a row is from, and what was thought of it."""
 HARMLESS_ENDS = (
-    *("_id", "_ids", "_score", "_scores", "_rating", "_name", "_model", "_metadata"),
+    *("_id", "_ids", "_score", "_scores", "_rating", "_name", "_model", "_metadata", "_source"),
+    *("_sha256", "_severity_level", "_harm_category", "_safe", "_ratio"),
     *("-rating", "-model"),
 )
-HARMLESS_BEGINNINGS = ("score_", "rating_", "num_", "_")
+HARMLESS_BEGINNINGS = ("score_", "rating_", "num_", "c_root_id_", "created_at", "_")
 
 
 def unknown_columns(row: dict) -> list[str]:
@@ -60,12 +64,16 @@ def unknown_columns(row: dict) -> list[str]:
     return [
         name
         for name, value in row.items()
-        if name not in READ
-        and name.lower() not in HARMLESS
-        and not name.lower().endswith(HARMLESS_ENDS)
-        and not name.lower().startswith(HARMLESS_BEGINNINGS)
+        if name not in READ | HARMLESS
+        and not name.endswith(HARMLESS_ENDS)
+        and not name.startswith(HARMLESS_BEGINNINGS)
         and value is not None
     ]
+
+
+def note_unread(row: dict, names: Sequence[str], notes: Counter[str]) -> None:
+    """Count the filled columns among ``names``, which are not learnt in rows like this one."""
+    notes.update(f"column {name} is not read" for name in names if is_filled(row.get(name)))
 
 
 def read_prompt(row: dict) -> str | Conversation | None:

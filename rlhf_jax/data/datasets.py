@@ -22,7 +22,20 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rlhf_jax.data import answers, chat, columns, files, formats, messages, readers, rows
+from rlhf_jax.data import (
+    answers,
+    chat,
+    columns,
+    comparisons,
+    demonstrations,
+    files,
+    formats,
+    judged,
+    messages,
+    prompts,
+    readers,
+    rows,
+)
 from rlhf_jax.data.chat import Conversation, Message, as_text
 from rlhf_jax.data.files import Origin, find_files
 from rlhf_jax.data.formats import iterate
@@ -31,7 +44,10 @@ from rlhf_jax.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 
-READING = (answers, chat, columns, files, formats, messages, readers, rows)
+READING = (
+    *(answers, chat, columns, comparisons, demonstrations, files, formats, judged, messages),
+    *(prompts, readers, rows),
+)
 """The code that decides what is read."""
 READ_AT_ONCE = 256
 """Rows per read when a whole set is gone through."""

@@ -10,7 +10,7 @@ from itertools import combinations, islice
 from typing import NamedTuple
 
 from rlhf_jax.data.chat import Conversation, as_text
-from rlhf_jax.data.rows import Comparison, Demonstration, LeftOut, Prompt
+from rlhf_jax.data.rows import EMPTY, Comparison, Demonstration, LeftOut, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
 
@@ -19,7 +19,6 @@ ROWS_AT_ONCE = 1024
 
 TOO_LONG = "answer over response_length"
 """Why a demonstration is left out: half an answer would teach to stop in the middle."""
-EMPTY = "empty answer"
 SEVERAL = "answer of several messages, in a chat template"
 """Why a row is left out whose answers part before the last turn: a policy samples one message."""
 LACKS = "characters that the tokenizer lacks"

@@ -15,6 +15,7 @@
 | HH-RLHF, implicit prompt | ``chosen``, ``rejected``: the prompt is what they share | same |
 | OpenAI's summaries | ``info``, ``summaries``, ``choice`` | same |
 | rankings | ``prompt``, ``responses`` (strings, or ``text`` and ``rank``), ``ranks`` | same |
+| Nectar, SHP, WebGPT, PKU-SafeRLHF, HelpSteer and others | see ``judged`` | same |
 
 Each but a Text is read as a Prompt too. ``docs/data.md`` has an example of each, what other columns
 do, and what is refused or left out.
@@ -29,9 +30,11 @@ from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
 from rlhf_jax.data.files import SEPARATOR, Origin, find_files, read_rows
-from rlhf_jax.data.messages import OtherKeys, RowError
+from rlhf_jax.data.judged import ranked_row
+from rlhf_jax.data.messages import OtherKeys, RowError, unknown_parts
 from rlhf_jax.data.readers import READERS
 from rlhf_jax.data.rows import (
+    EMPTY,
     Account,
     Comparison,
     Demonstration,
@@ -107,8 +110,11 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
     """The rows of one file that are learnt from, as ``kind``."""
     rows, left_out = [], []
     for origin, row in found:
-        notes = Counter(f"column {name} is not read" for name in unknown_columns(row))
+        notes: Counter[str] = Counter()
         try:
+            row = ranked_row(_by_small_letters(row))
+            notes.update(f"column {name} is not read" for name in unknown_columns(row))
+            notes.update(f"{name} of a message is not read" for name in unknown_parts(row))
             made = READERS[kind](row, notes)
             rows.append(made._replace(origin=origin))
             mark = _foreign_mark(made)
@@ -131,6 +137,14 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) 
         else:
             left_out.append(LeftOut(row.origin, why))
     account.left_out += sorted(left_out, key=lambda each: each.origin.line)
+
+
+def _by_small_letters(row: dict) -> dict:
+    """``row`` with the names of its columns in small letters: ``System`` is ``system``."""
+    made = {name.lower(): value for name, value in row.items()}
+    if len(made) < len(row):
+        raise RowError(f"two columns differ in capitals alone: {', '.join(row)}")
+    return made
 
 
 def _has_written_turns(row: tuple) -> bool:
@@ -156,7 +170,7 @@ def _why_not(row: tuple) -> str | None:
     if _asks_nothing(row.prompt):
         return "blank prompt"
     if isinstance(row, Demonstration) and not as_text(row.completion).strip():
-        return "empty answer"
+        return EMPTY
     return _why_unordered(row) if isinstance(row, Comparison) else None
 
 
@@ -237,7 +251,7 @@ def _ranked_answers(rows: Sequence[Comparison], notes: Counter[str]) -> Iterator
 def _why_unordered(row: Comparison) -> str | None:
     """Why no two different answers are ordered, or None."""
     if row.tokens is None and not all(as_text(text).strip() for text in row.responses):
-        return "empty answer"
+        return EMPTY
     if len(set(row.ranks)) == 1:
         return "all responses tied"
     ordered = sum(a < b for a in row.ranks for b in row.ranks)

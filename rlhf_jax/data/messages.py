@@ -1,6 +1,6 @@
 """Messages as files write them: ``role`` and ``content``, or ``from`` and ``value``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message
@@ -32,6 +32,10 @@ NOT_LEARNT = (
     "audio",
 )
 """Parts of a message that its text would be without."""
+WEIGHTS = ("weight", "train", "loss")
+"""Whether a message is to be learnt."""
+PARTS_READ = frozenset(("role", "content", *NOT_LEARNT))
+PARTS_HARMLESS = frozenset(("id", "message_id", "timestamp", "created", "model", "tool_call_id"))
 
 
 class RowError(ValueError):
@@ -69,8 +73,37 @@ def _message(value: Any) -> Message:
     return Message(speaker, read_text(value[content], content))
 
 
+def unknown_parts(row: dict) -> set[str]:
+    """Parts of a row's messages that are not read, and weights other than all or nothing."""
+    return {
+        name
+        for message in _messages_in(list(row.values()))
+        for name, value in message.items()
+        if is_filled(value) and not _is_read(name, value, message)
+    }
+
+
+def _messages_in(value: Any) -> Iterator[dict]:
+    """All messages of a column, be it one, a list of them, or lists of several answers."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _messages_in(each)
+    elif is_messages(value):
+        yield value
+
+
+def _is_read(part: str, value: Any, message: dict) -> bool:
+    if part in WEIGHTS:
+        return value in (0, 1)
+    if part in ("from", "value"):
+        return "role" not in message
+    return part in PARTS_READ | PARTS_HARMLESS
+
+
 def read_text(value: Any, key: str) -> str:
-    """A string, or the parts of type text that it is given in. Raises RowError."""
+    """A string, or the parts of type text that it is given in; empty of null. Raises RowError."""
+    if value is None:
+        return ""
     if isinstance(value, list):
         return "".join(_part(part, key) for part in value)
     if not isinstance(value, str):
@@ -85,8 +118,8 @@ def _part(part: Any, key: str) -> str:
         raise RowError(f"{key} is a list with {type_name(part)}, expected a string")
     if part.get("type") != "text":
         raise RowError(f"{key} has a part of type {part.get('type')!r}, expected only text")
-    if isinstance(part.get("text"), list):
-        raise RowError(f"text of {key} is a list, expected a string")
+    if not isinstance(part.get("text"), str):
+        raise RowError(f"text of {key} is {type_name(part.get('text'))}, expected a string")
     return read_text(part.get("text"), f"text of {key}")
 
 

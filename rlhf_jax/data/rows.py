@@ -13,9 +13,9 @@ from rlhf_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
 UNANSWERED = "the messages end without an answer"
 """Why a conversation is no demonstration; it may be a prompt."""
+EMPTY = "empty answer"
 
 
 class Text(NamedTuple):
