@@ -82,7 +82,7 @@ def fill(
     for sampled in sampler(policy.params, prompts, key):
         logprobs = np.asarray((sampled.generation.logprobs * sampled.generation.mask).sum(axis=1))
         answers = [
-            queue.Response(text, str(config.policy(number)), tuple(ids), float(logprob))
+            queue.Response(text, config.policy_name(number), tuple(ids), float(logprob))
             for text, ids, logprob in zip(sampled.texts, sampled.tokens, logprobs, strict=False)
         ]
         groups += [answers[n : n + K] for n in range(0, len(answers), K)]
@@ -234,7 +234,7 @@ def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable
             conversation.give_up(database, question)
             return
         answers = [
-            queue.Response(text, str(config.policy(number)), tuple(ids))
+            queue.Response(text, config.policy_name(number), tuple(ids))
             for text, ids in zip(sampled.texts, sampled.tokens, strict=True)
         ]
         names = {"round": number, "sampling": vars(config.sampling)}

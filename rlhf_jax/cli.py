@@ -4,6 +4,7 @@
     python -m experiments.ppo --config=configs/gpt2_124m.py:seed=1 --config.kl.coef=0.1
     python -m experiments.ppo --config runs/x/ppo/config.json
     python -m experiments.ppo --task translation      # --config configs/tasks/translation.py
+    python -m experiments.ppo --help                  # then --help optim, --help all
 
 A preset is a Python file with ``get_config(...)``; a whole-chain preset serves every stage, which
 takes its own section. ``config.json`` of a finished run is a preset too.
@@ -29,9 +30,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
+from rlhf_jax import help_pages
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.bounds import number_in
 from rlhf_jax.config.effect import value_of, without_effect
+from rlhf_jax.config.moved import relocated
 from rlhf_jax.errors import InputError, RunError, check, describe_os_error
 
 C = TypeVar("C")
@@ -44,6 +47,7 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
     if callable(signal.getsignal(signal.SIGINT)):  # not where Ctrl-C is ignored (nohup)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        show_help(run, config_class, sys.argv[1:])
         run(load(config_class, sys.argv[1:]))
         sys.stdout.flush()
     except InputError as error:
@@ -60,6 +64,26 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
     except KeyboardInterrupt:
         print("stopped: Ctrl-C", file=sys.stderr)
         end(130)
+
+
+def show_help(run: Callable[[C], Any], config_class: type[C], argv: Sequence[str]) -> None:
+    """What ``--help [TOPIC]`` asks for, if it is in ``argv``; then the program ends."""
+    flags = [n for n, argument in enumerate(argv) if argument in ("-h", "--help")]
+    flags += [n for n, argument in enumerate(argv) if argument.startswith("--help=")]
+    if not flags:
+        return
+    topic = argv[flags[0]].partition("=")[2]
+    following = "".join(argv[flags[0] + 1 : flags[0] + 2])
+    if not topic and not following.startswith("-"):
+        topic = following
+    preset, rest = take_preset(list(argv))
+    preset = take_task(rest)[0] if preset is None else preset
+    config = section(config_class() if preset is None else read_preset(preset), config_class)
+    module = inspect.getmodule(run)
+    name = getattr(module.__spec__, "name", module.__name__)
+    sys.stdout.write(help_pages.page(config, topic, command=name, about=module.__doc__ or ""))
+    sys.stdout.flush()
+    raise SystemExit(0)
 
 
 def end(status: int) -> None:
@@ -91,7 +115,7 @@ def load(config_class: type[C], argv: Sequence[str]) -> C:
 
 
 def parse(config_class: type[C], default: C, argv: list[str]) -> C:
-    """``default`` with the flags of ``argv``. What tyro says in a box, --help too, ends here."""
+    """``default`` with the flags of ``argv``. What tyro says in a box ends here."""
     arguments = dict(default=default, args=argv, config=(tyro.conf.FlagConversionOff,))
     try:
         return tyro.cli(config_class, **arguments, console_outputs=False)
@@ -234,7 +258,7 @@ def read_flags(argv: Sequence[str], default: Any) -> list[Typed]:
         if not argument.startswith("--"):
             if found:
                 found[-1] = found[-1]._replace(values=(*found[-1].values, argument))
-        elif argument != "--help":
+        else:
             name, equals, value = argument[2:].partition("=")
             name = flag_of(name)
             field = fields.get(name, "")
@@ -252,7 +276,7 @@ def check_flags(argv: Sequence[str], typed: Sequence[Typed], default: Any) -> No
     A flag that is given twice is said: the last counts.
     """
     for argument in argv:
-        if ONE_HYPHEN.match(argument) and argument not in ("-h", "-inf", "-nan"):
+        if ONE_HYPHEN.match(argument) and argument not in ("-inf", "-nan"):
             name = re.search("[a-z].*", argument)[0]
             raise InputError(f"unknown flag {argument}: flags begin with two hyphens, --{name}")
     for number, flag in enumerate(typed):
@@ -272,7 +296,7 @@ def unknown_flag(name: str, default: Any) -> str:
         ends = difflib.get_close_matches(name.rpartition(".")[2], last.values(), n=1)
         near = [flag for flag in known if last[flag] in ends]
     hint = f"; did you mean {' or '.join('--' + flag for flag in near)}?" if near else ""
-    return f"unknown flag --{name}{hint} (--help lists all)"
+    return f"unknown flag --{name}{hint} (--help all lists them)"
 
 
 def check_values(flag: Typed) -> None:
@@ -367,7 +391,9 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None
     if name not in classes.__all__:
         raise InputError(f"{path}: this version has no config of the class {name!r}")
-    config = from_dict(getattr(classes, name), values, str(path))
+    config_class = getattr(classes, name)
+    moved = relocated(values, config_class, path.parent) if isinstance(values, dict) else values
+    config = from_dict(config_class, moved, str(path))
     absent = [field for field, _ in fields_of(config) if not is_in(values, field)]
     if absent:
         note(f"{path} is of another version: it does not say {', '.join(absent)}, so defaults hold")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tiny import part_of_the_data, process_environment, save_model
 
 from configs import quickstart
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, reward, sft
-from rlhf_jax.cli import to_dict
+from rlhf_jax.cli import read_preset, to_dict
 from rlhf_jax.config import TextDataConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
@@ -149,15 +150,25 @@ def test_every_step_is_logged_once(chain):
 
 @pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "ppo"])
 def test_stopped_and_resumed(chain, name, tmp_path):
-    """Bug 48: parameters, optimizer, keys, data cursor, KL coefficient and EMA all come back."""
+    """Bug 48: parameters, optimizer, keys, data cursor, KL coefficient and EMA all come back.
+
+    In between the folder of the chain is moved, and the stage goes on by its own config.json.
+    """
     c, _ = chain
-    config = stages(c.resolve())[name]
-    stopping = replace(config, run=replace(config.run, dir=tmp_path / name, stop_after=5))
+    shutil.copytree(c.dir, tmp_path / "was", ignore=shutil.ignore_patterns(name))
+
+    def stopping(base: Path):
+        config = stages(replace(c, dir=base).resolve())[name]
+        return replace(config, run=replace(config.run, stop_after=5))
+
     with pytest.raises(SystemExit) as stop:
-        STAGES[name].run(stopping)
-    assert stop.value.code == 0 and not (tmp_path / name / "DONE").exists()
-    STAGES[name].run(stopping)
-    assert outcome(tmp_path / name) == outcome(c.dir / name)
+        STAGES[name].run(stopping(tmp_path / "was"))
+    assert stop.value.code == 0 and not (tmp_path / "was" / name / "DONE").exists()
+    folder = (tmp_path / "was").rename(tmp_path / "is") / name
+    moved = read_preset(str(folder / "config.json"))
+    assert moved == stopping(tmp_path / "is")
+    STAGES[name].run(moved)
+    assert outcome(folder) == outcome(c.dir / name) and not (tmp_path / "was").exists()
 
 
 def kept(folder: Path) -> bool:
@@ -195,16 +206,18 @@ def test_killed_and_resumed(chain, name, tmp_path):
 
 
 def test_a_chain_stopped_by_sigterm_goes_on(chain, tmp_path):
-    """Stopped in pretraining and in PPO; the same command ends as if nothing had been."""
+    """Stopped in pretraining and in PPO; the same command ends as if nothing had been.
+
+    After each stop the folder is moved, and the command names its new place.
+    """
     c, summary = chain
     preset, folder = tmp_path / "preset.json", tmp_path / "run"
     preset.write_text(json.dumps({"config_class": "InstructGPTConfig", "config": to_dict(c)}))
     command = [sys.executable, "-m", "experiments.instructgpt", "--config", str(preset)]
-    command += ["--dir", str(folder)]
     start = dict(cwd=ROOT, env=process_environment(), stdout=subprocess.DEVNULL)
     start |= dict(stderr=subprocess.PIPE, text=True)
     for stage in ("pretrain", "ppo"):
-        process = subprocess.Popen(command, **start)
+        process = subprocess.Popen([*command, "--dir", str(folder)], **start)
         began = time.monotonic()
         # The folder is made before the first step is compiled, which takes far longer than this
         # loop: the signal finds a stage that is at work.
@@ -215,7 +228,8 @@ def test_a_chain_stopped_by_sigterm_goes_on(chain, tmp_path):
         errors = process.communicate(timeout=300)[1]
         assert process.returncode == 0, errors[-3000:]
         assert f"{stage}: saved at step 1;" in errors and not (folder / stage / "DONE").exists()
-    done = subprocess.run(command, **start, timeout=400)
+        folder = folder.rename(tmp_path / f"moved_in_{stage}")
+    done = subprocess.run([*command, "--dir", str(folder)], **start, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "ppo: resumed after step 1" in done.stderr
     for stage in STAGES:

@@ -1,5 +1,6 @@
 """Steps that a run has kept are models for every command: RUN@STEP, RUN@latest, RUN@best."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.lora import combine, merge_adapters, partition
 from rlhf_jax.training.checkpoints import params_sha256
+from rlhf_jax.training.runs import read_run
 from rlhf_jax.types import TrainState
 
 BYTES = train_bpe([""], vocab_size=258)
@@ -125,14 +127,25 @@ def test_no_figures_no_best(init, tmp_path):
 
 
 def test_a_step_of_adapters_stands_on_the_model_below(init, tmp_path):
+    """Also where both were moved."""
     lora = LoRAConfig(rank=2, alpha=4.0)
     optim = OptimConfig(schedule="constant")
-    config = SFTConfig(run=frame(tmp_path / "run"), init=init, lora=lora, optim=optim)
-    trained = with_adapters(load_trained(init, flag="init"), lora, seed=config.run.seed)
+    below = shutil.copytree(init, tmp_path / "was" / "init")
+    folder = tmp_path / "was" / "run"
+    config = SFTConfig(run=frame(folder), init=below, lora=lora, optim=optim)
+    trained = with_adapters(load_trained(below, flag="init"), lora, seed=config.run.seed)
     start, frozen = train(config, trained)
     whole = merge_adapters(combine(frozen, at(start, 2)), 2.0)
-    same(load_trained(tmp_path / "run@2", flag="init").params, whole)
-    assert model_digest(tmp_path / "run@2") != model_digest(tmp_path / "run@4")
+    for name in ("was", "moved"):
+        same(load_trained(tmp_path / name / "run@2", flag="init").params, whole)
+        if name == "was":
+            (tmp_path / "was").rename(tmp_path / "moved")
+    folder = tmp_path / "moved" / "run"
+    assert model_digest(folder.with_name("run@2")) != model_digest(folder.with_name("run@4"))
+    assert read_run(folder, stage="sft").config["init"] == str(tmp_path / "moved" / "init")
+    (tmp_path / "moved" / "init").rename(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"adapters stand on .*init.* is not there"):
+        load_trained(folder.with_name("run@2"), flag="init")
 
 
 def test_ppo_keeps_both_networks(init, tmp_path):

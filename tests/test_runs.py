@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.cli import read_json, to_dict
-from rlhf_jax.config import PretrainConfig
+from rlhf_jax.config import PretrainConfig, RunConfig
 from rlhf_jax.errors import DivergedError, InputError, RunError
 from rlhf_jax.training import runs
 from rlhf_jax.training.run_inputs import InputFile
@@ -58,7 +58,7 @@ def test_fresh_run_records_what_it_depends_on(tmp_path):
 
 
 def test_the_saved_config_is_a_preset(tmp_path):
-    config = PretrainConfig(steps=7)
+    config = PretrainConfig(run=RunConfig(dir=tmp_path), steps=7)
     open_run(
         tmp_path,
         stage="pretrain",
@@ -185,7 +185,8 @@ def test_read_run(tmp_path):
         read_run(tmp_path, stage=None)
     open_sft(tmp_path).close()
     saved = read_run(tmp_path, stage="sft")
-    assert saved.config == CONFIG and saved.done is None
+    here = CONFIG | {"run": CONFIG["run"] | {"dir": str(tmp_path)}}
+    assert saved.config == here and saved.done is None
     assert saved.checkpoints == tmp_path / "checkpoints"
     with pytest.raises(InputError, match="belongs to stage 'sft', expected a run of 'reward'"):
         read_run(tmp_path, stage="reward")

@@ -473,13 +473,6 @@ def test_other_wrong_values_are_shown_in_a_box(flags, capsys):
     assert stop.value.code == 2 and flags[0].lstrip("-") in capsys.readouterr().err
 
 
-def test_help_shows_what_a_field_means(capsys):
-    with pytest.raises(SystemExit) as stop:
-        load(PPOConfig, ["--help"])
-    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
-    assert stop.value.code == 0 and "Episodes over which the adaptive controller acts" in text
-
-
 # --- presets and saved configs --------------------------------------------------------------------
 
 

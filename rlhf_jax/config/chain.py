@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf_jax.config.bounds import Seed, check_bounds
+from rlhf_jax.config.effect import Main
 from rlhf_jax.config.feedback import FeedbackConfig
 from rlhf_jax.config.stages import CompareConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from rlhf_jax.config.tools import EvaluateConfig
@@ -13,11 +14,13 @@ from rlhf_jax.config.tools import EvaluateConfig
 class InstructGPTConfig:
     """All stages in a row, in sub-folders of one run folder."""
 
-    dir: Path = Path("runs/instructgpt")
-    seed: Seed = 0
-    task: str = "sentiment"
+    dir: Main[Path] = Path("runs/instructgpt")
+    """Run folder; the stages have theirs in it. The same command resumes what is unfinished."""
+    seed: Main[Seed] = 0
+    """Of every stage."""
+    task: Main[str] = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own (docs/tasks.md)."""
-    source: Path = Path("data")
+    source: Main[Path] = Path("data")
     """Folder of the raw data."""
     corpora: tuple[str, ...] = ("gutenberg", "reviews", "polarity")
     """Text of pretraining, ptx and the alignment tax, in the order of the mixing weights."""
@@ -29,9 +32,9 @@ class InstructGPTConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     """The loop with people, which goes on from this run's SFT model; not a stage of the chain."""
-    reward_init: Path | None = None
+    reward_init: Main[Path | None] = None
     """Run folder the reward model (and so the value network) starts from; None: this run's SFT."""
-    ablations: bool = False
+    ablations: Main[bool] = False
     """Also train SFT without the pretraining mix and PPO without ptx: the alignment tax."""
 
     def __post_init__(self):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rlhf_jax.config.bounds import Bounds, Count, PositiveOrZero, ShareBelowOne, check_bounds
-from rlhf_jax.config.effect import only
+from rlhf_jax.config.effect import Main, only
 from rlhf_jax.errors import check
 
 ANSWER_LENGTH = 32
@@ -19,9 +19,11 @@ def is_file(data: Path) -> bool:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    path: Path | None = None
+    """Of a new model."""
+
+    path: Main[Path | None] = None
     """A saved tokenizer or a GPT-2 vocabulary folder; None trains one on the text."""
-    vocab_size: Annotated[int, Bounds(258), only(path=None)] = 4096
+    vocab_size: Main[Annotated[int, Bounds(258), only(path=None)]] = 4096
     """Of a tokenizer trained here: 256 bytes, padding and end of text are the least."""
     multiple: Count = 1
     """The embedding of a new model gets unused rows up to a multiple of this, so that it can be
@@ -37,7 +39,9 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TextDataConfig:
-    path: tuple[Path, ...] = ()
+    """Raw text: one or several corpora, mixed."""
+
+    path: Main[tuple[Path, ...]] = ()
     """.txt, .jsonl, .json or folders of them, one corpus each."""
     weights: tuple[PositiveOrZero, ...] = ()
     """Share of each corpus in the mix; empty mixes by size."""

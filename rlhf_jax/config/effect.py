@@ -1,11 +1,21 @@
 """Where a setting does nothing, stated beside it: ``horizon: Annotated[Positive, idle(target=0)]``.
 
 ``rlhf_jax.cli`` says it of every flag that is typed and of every field that a preset sets.
+Those that most people set are marked likewise, ``lr: Main[Positive]``: ``--help`` shows them first.
 """
 
 import typing
 from functools import cache, reduce
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class OnMainPage(NamedTuple):
+    """A field that the first page of ``--help`` shows; the others are in its groups."""
+
+
+Main = Annotated[T, OnMainPage()]
 
 
 class Idle(NamedTuple):
@@ -78,6 +88,11 @@ def without_effect(config: Any, dotted: str) -> str | None:
             if note.holds(holder, ".".join(path[depth + 1 :])):
                 return note.reason(holder, ".".join(path[:depth]))
     return None
+
+
+def is_main(hint: Any) -> bool:
+    """Whether an annotation is ``Main[...]``."""
+    return any(isinstance(note, OnMainPage) for note in getattr(hint, "__metadata__", ()))
 
 
 @cache

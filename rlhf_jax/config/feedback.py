@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, Positive, Share, check_bounds
-from rlhf_jax.config.effect import only
+from rlhf_jax.config.effect import Main, only
 from rlhf_jax.config.stages import (
     LabelerConfig,
     PPOConfig,
@@ -38,12 +38,13 @@ class ServeConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback put a proxy with TLS before it and give ``url``."""
-    port: Annotated[int, Bounds(1, 65535)] = 8420
+    port: Main[Annotated[int, Bounds(1, 65535)]] = 8420
+    """Port to listen on."""
     token: str = ""
     """The administrator's; empty makes one and keeps it in the loop's folder."""
-    url: str = ""
-    """Where labelers find the site, if a proxy stands before it: https://label.example.org, or with
-    the prefix that the proxy takes off, https://lab.example.org/label/"""
+    url: Main[str] = ""
+    """Where labelers find the site, if a proxy stands before it. As https://label.example.org, or
+    with the prefix that the proxy takes off, https://lab.example.org/label/"""
     requests_per_second: Positive = 20.0
     """Of one labeler; four times as many at once."""
     lease_minutes: Annotated[float, Bounds(0, 525_600, over=True)] = 30.0
@@ -65,16 +66,19 @@ class ServeConfig:
 class FeedbackConfig:
     """Sample answers, have people rank them, retrain, publish, and again."""
 
-    command: tyro.conf.Positional[
-        Literal[
-            *("run", "serve", "sample", "update", "answer", "simulate", "export", "import"),
-            *("ask", "verdict"),
+    command: Main[
+        tyro.conf.Positional[
+            Literal[
+                *("run", "serve", "sample", "update", "answer", "simulate", "export", "import"),
+                *("ask", "verdict"),
+            ]
         ]
     ] = "run"
-    """run does all on this machine; serve only the site; sample fills the queue once; update
-    trains round after round; answer talks in the chat and keeps the queue filled; simulate labels
-    as programs over HTTP; ask puts an evaluation's answers on the page and verdict says who won."""
-    run: Path = Path("runs/quickstart")
+    """What to do. run is all of it on this machine; serve is only the site; sample fills the queue
+    once; update trains round after round; answer talks in the chat and keeps the queue filled;
+    simulate labels as programs over HTTP; ask puts an evaluation's answers on the page and verdict
+    says who won."""
+    run: Main[Path] = Path("runs/quickstart")
     """Run folder of the chain: its sft/ and data/ are read, and feedback/ in it is written. For ask
     and verdict (and serve between them) the folder of an evaluation."""
     store: str = ""
@@ -97,9 +101,9 @@ class FeedbackConfig:
     """Which prompts people see: those on whose answers the reward models disagree most, or any."""
     overlap: Share = 0.15
     """Share of the tasks that two labelers get, to measure their agreement."""
-    labels_per_round: Count = 250
+    labels_per_round: Main[Count] = 250
     """New labels that ``update`` waits for."""
-    rounds: CountOrZero = 0
+    rounds: Main[CountOrZero] = 0
     """Rounds until ``update`` and ``run`` stop; 0 goes on until they are stopped."""
     ensemble: Count = 2
     """Reward models; PPO's is the first. They differ in seed."""
@@ -112,9 +116,9 @@ class FeedbackConfig:
     evaluation_prompts: Count = 128
     """Prompts on which each new policy is measured."""
     chat_answers: Annotated[int, Bounds(2, 9)] = 2
-    simulated: CountOrZero = 0
-    """Labelers that are programs (gold score, noise and a bias of their own), with run or simulate;
-    they label while ``update`` waits."""
+    simulated: Main[CountOrZero] = 0
+    """Labelers that are programs, with run or simulate. They have the gold score, noise and a bias
+    of their own, and label while ``update`` waits."""
     labeler: LabelerConfig = field(default_factory=LabelerConfig)
     """Noise of the simulated ones."""
     task: str = "sentiment"
@@ -127,17 +131,19 @@ class FeedbackConfig:
     """Text of the ptx term, as in the chain."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    format: Annotated[
-        Literal[
-            *("native", "demonstrations", "trl-preference"),
-            *("trl-unpaired", "label-studio", "argilla"),
-        ],
-        only(command="export"),
+    format: Main[
+        Annotated[
+            Literal[
+                *("native", "demonstrations", "trl-preference"),
+                *("trl-unpaired", "label-studio", "argilla"),
+            ],
+            only(command="export"),
+        ]
     ] = "native"
     """Of export."""
     policies: Annotated[tuple[str, ...], only(command=("ask", "verdict"))] = ()
     """Whose answers ask puts up; verdict compares the others with the first. Empty: all."""
-    file: Annotated[Path | None, only(command=("export", "import"))] = None
+    file: Main[Annotated[Path | None, only(command=("export", "import"))]] = None
     """export writes it; import reads it, any of the formats, by its keys."""
 
     def __post_init__(self):
@@ -175,6 +181,10 @@ class FeedbackConfig:
     def policy(self, number: int) -> Path:
         """The policy of a round; that of round 0 is the SFT model."""
         return self.round_dir(number) / "ppo" if number else self.sft
+
+    def policy_name(self, number: int) -> str:
+        """What the store calls the policy of a round, wherever the run folder is."""
+        return self.policy(number).relative_to(self.run).as_posix()
 
     def reward_model(self, number: int, member: int) -> Path:
         return self.round_dir(number) / f"reward_{member}"

@@ -13,7 +13,7 @@ from rlhf_jax.config.bounds import (
     ShareBelowOne,
     check_bounds,
 )
-from rlhf_jax.config.effect import idle
+from rlhf_jax.config.effect import Main, idle
 from rlhf_jax.errors import InputError, check
 
 
@@ -48,16 +48,19 @@ class ModelConfig:
     """A pre-LN decoder. The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm,
     biases everywhere, tied embeddings; the other values make it GPT-NeoX, Llama or Qwen."""
 
-    n_layers: Count = 4
-    d_model: Count = 128
-    n_heads: Count = 4
+    n_layers: Main[Count] = 4
+    """Blocks of attention and MLP."""
+    d_model: Main[Count] = 128
+    """Width between the blocks."""
+    n_heads: Main[Count] = 4
+    """Heads of attention per block."""
     n_kv_heads: CountOrZero = 0
     """Heads of keys and values, each shared by n_heads / n_kv_heads queries; 0: n_heads."""
     head_dim: CountOrZero = 0
     """0: d_model / n_heads."""
     d_ff: CountOrZero = 0
     """Width inside the MLP; 0: 4 d_model."""
-    context: Count = 256
+    context: Main[Count] = 256
     """Longest sequence in tokens (rows of the position table)."""
     positions: Literal["learned", "rotary"] = "learned"
     rotary: Annotated[RotaryConfig, idle(positions="learned")] = field(default_factory=RotaryConfig)
@@ -150,8 +153,8 @@ def check_pattern(targets: str) -> None:
 class LoRAConfig:
     """Low-rank adapters (Hu et al. 2021): W + (α / r) A B; nothing else of the trunk is trained."""
 
-    rank: CountOrZero = 0
-    """r; 0 trains all weights."""
+    rank: Main[CountOrZero] = 0
+    """r: rank of the adapters; 0 trains all weights."""
     alpha: Annotated[Positive, idle(rank=0)] = 16.0
     targets: Annotated[str, idle(rank=0)] = ".*"
     """Regular expression over a block's dense layers: attn/c_attn (queries, keys and values),

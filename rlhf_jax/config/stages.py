@@ -16,7 +16,7 @@ from rlhf_jax.config.bounds import (
     check_bounds,
 )
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig, is_file
-from rlhf_jax.config.effect import idle, never, only
+from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
 from rlhf_jax.config.privacy import PrivacyConfig
 from rlhf_jax.config.training import (
@@ -39,7 +39,7 @@ class PretrainConfig:
     run: Annotated[RunConfig, never("keep_best")] = field(
         default_factory=lambda: RunConfig(dir=Path("runs/pretrain"))
     )
-    init: Path | None = None
+    init: Main[Path | None] = None
     """Go on from this model: its shape and tokenizer are taken, and of ``model`` only dropout,
     attention, scan_layers, remat, logit_rows and dtype. None starts from random parameters."""
     data: TextDataConfig = field(default_factory=TextDataConfig)
@@ -52,9 +52,10 @@ class PretrainConfig:
         default_factory=lambda: OptimConfig(lr=4e-3, warmup_share=0.05, weight_decay=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Count = 16
+    batch_size: Main[Count] = 16
     """Rows per step over all devices."""
-    steps: Count = 1000
+    steps: Main[Count] = 1000
+    """Updates, each on a batch."""
     eval_batches: Count = 32
     """Held-out batches per corpus at each evaluation."""
 
@@ -70,15 +71,16 @@ class SFTConfig:
     """Supervised fine-tuning on demonstrations."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/sft")))
-    init: Path = Path("runs/pretrain")
+    init: Main[Path] = Path("runs/pretrain")
     """Run folder, step that a run has kept (RUN@STEP, RUN@latest, RUN@best), Hugging Face folder or
     .gguf file: parameters, model shape and tokenizer."""
-    data: Path = Path("demonstrations.jsonl")
+    data: Main[Path] = Path("demonstrations.jsonl")
+    """Demonstrations: a file, folder or pattern (docs/data.md)."""
     heldout_fraction: ShareBelowOne = 0.05
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count | None = None
+    prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the data need within the model's context."""
-    response_length: Count | None = None
+    response_length: Main[Count | None] = None
     """With its end of text; demonstrations of longer ones are left out. None: as prompt_length."""
     block_size: Annotated[int, Bounds(2)] | None = None
     """Demonstrations are packed into rows of this many tokens. None: prompt_length +
@@ -87,7 +89,7 @@ class SFTConfig:
     """Go on although more than 2 % of the rows are cut, or left out for their length."""
     target: Literal["response", "all"] = "response"
     """Tokens that carry the loss."""
-    pretrain_mix: ShareBelowOne = 0.1
+    pretrain_mix: Main[ShareBelowOne] = 0.1
     """Rows of pretraining text beside each SFT batch, as a share of all (InstructGPT: 10 %)."""
     pretrain_data: Annotated[TextDataConfig, idle(pretrain_mix=0)] = field(
         default_factory=TextDataConfig
@@ -99,8 +101,10 @@ class SFTConfig:
     """Of the demonstrations; then each has a row of its own, and pretrain_mix must be 0."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Count = 16
-    epochs: Count = 2
+    batch_size: Main[Count] = 16
+    """Packed rows per step over all devices."""
+    epochs: Main[Count] = 2
+    """Passes over the demonstrations."""
 
     def __post_init__(self):
         check_bounds(self)
@@ -120,7 +124,9 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    temperature: PositiveOrZero = 0.7
+    """How tokens are drawn."""
+
+    temperature: Main[PositiveOrZero] = 0.7
     """Divides the logits in sampling and in every log-probability of PPO; 0 is greedy."""
     top_k: Annotated[CountOrZero, idle(temperature=0)] = 0
     """Keep the k likeliest tokens; 0 keeps all."""
@@ -164,22 +170,25 @@ class CompareConfig:
     run: Annotated[RunConfig, UNTRAINED, never("tensorboard", "wandb")] = field(
         default_factory=lambda: RunConfig(dir=Path("runs/comparisons"))
     )
-    init: Path = Path("runs/sft")
-    task: str = "sentiment"
+    init: Main[Path] = Path("runs/sft")
+    """The model that answers."""
+    task: Main[str] = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own: its gold scorer ranks."""
-    source: Path = Path("data")
+    source: Main[Path] = Path("data")
     """Folder of the raw data, from which the gold scorer learns."""
-    prompts: Path = Path("prompts.jsonl")
+    prompts: Main[Path] = Path("prompts.jsonl")
+    """What is asked: rows with a prompt."""
     labeler: LabelerConfig = field(default_factory=LabelerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    num_prompts: Count = 1200
+    num_prompts: Main[Count] = 1200
+    """Prompts whose comparisons are for training."""
     heldout_prompts: Count = 200
-    responses_per_prompt: Annotated[int, Bounds(2)] = 6
+    responses_per_prompt: Main[Annotated[int, Bounds(2)]] = 6
     """K of InstructGPT's K-wise loss (4 to 9 there)."""
     prompts_per_batch: Count = 32
     prompt_length: Count | None = None
     """None: what the prompts need within the model's context."""
-    response_length: Count | None = None
+    response_length: Main[Count | None] = None
     """None: as ``init`` was trained, if it says so."""
     allow_cut: bool = False
     """Go on although more than 2 % of the prompts are cut."""
@@ -195,8 +204,9 @@ class RewardConfig:
     """Reward model on ranked comparisons."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/reward")))
-    init: Path = Path("runs/sft")
-    data: Path = Path("comparisons.jsonl")
+    init: Main[Path] = Path("runs/sft")
+    """The reward model starts from this model."""
+    data: Main[Path] = Path("comparisons.jsonl")
     """A file or folder, or the name of a set of human preferences under ``source``:
     pref_hh_harmless, pref_pandalm, rank_mqm_wmt23_zh_en, honesty_truthfulqa."""
     source: Annotated[Path, idle(data=is_file)] = Path("data")
@@ -212,7 +222,7 @@ class RewardConfig:
     length_control: bool = False
     """Train beside a term b · log length, b fitted on the labels alone, that is then left out: what
     length explains is not learnt."""
-    heldout: Path | None = None
+    heldout: Main[Path | None] = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=None), only(data=is_file)] = 0.1
     demonstrations: Annotated[Path | None, only(privacy__epsilon=0)] = None
@@ -222,9 +232,9 @@ class RewardConfig:
     normalise_rows: Annotated[CountOrZero, only(privacy__epsilon=0)] = 0
     """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count | None = None
+    prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the data need within the model's context."""
-    response_length: Count | None = None
+    response_length: Main[Count | None] = None
     """Longer answers keep their beginning. None: as prompt_length."""
     allow_cut: bool = False
     """Go on although more than 2 % of the rows are cut."""
@@ -237,9 +247,10 @@ class RewardConfig:
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_share=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Count = 4
+    batch_size: Main[Count] = 4
     """Prompts per step, each with all its K-choose-2 pairs."""
-    epochs: Count = 2
+    epochs: Main[Count] = 2
+    """Passes over the comparisons."""
 
     def __post_init__(self):
         check_bounds(self)
@@ -264,20 +275,21 @@ class DPOConfig:
     """Direct preference optimisation on ranked comparisons: no reward model, no sampling."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/dpo")))
-    init: Path = Path("runs/sft")
+    init: Main[Path] = Path("runs/sft")
     """Policy and reference start from this run."""
-    data: Path = Path("comparisons.jsonl")
-    heldout: Path | None = None
+    data: Main[Path] = Path("comparisons.jsonl")
+    """Comparisons: a file, folder or pattern."""
+    heldout: Main[Path | None] = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count | None = None
+    prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the data need within the model's context."""
-    response_length: Count | None = None
+    response_length: Main[Count | None] = None
     """Longer answers keep their beginning. None: as prompt_length."""
     allow_cut: bool = False
     """Go on although more than 2 % of the rows are cut."""
-    beta: Positive = 0.1
+    beta: Main[Positive] = 0.1
     """β: how dearly leaving the reference is paid for."""
     label_smoothing: Annotated[float, Bounds(0, 0.5, below=True)] = 0.0
     """Share of labels taken to be wrong (conservative DPO)."""
@@ -286,9 +298,10 @@ class DPOConfig:
         default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_share=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Count = 4
+    batch_size: Main[Count] = 4
     """Prompts per step, each with all its K-choose-2 pairs."""
-    epochs: Count = 1
+    epochs: Main[Count] = 1
+    """Passes over the comparisons."""
 
     def __post_init__(self):
         check_bounds(self)
@@ -297,9 +310,11 @@ class DPOConfig:
 
 @dataclass(frozen=True)
 class KLConfig:
-    coef: PositiveOrZero = 0.02
+    """The penalty for leaving the reference, and what holds it to a target."""
+
+    coef: Main[PositiveOrZero] = 0.02
     """β: weight of the per-token penalty (InstructGPT: 0.02 for unscaled rewards)."""
-    target: PositiveOrZero = 0.0
+    target: Main[PositiveOrZero] = 0.0
     """Nats per episode that the adaptive controller holds; 0 keeps the coefficient fixed."""
     horizon: Annotated[Positive, idle(target=0)] = 10_000.0
     """Episodes over which the adaptive controller acts (Ziegler et al. 2019)."""
@@ -345,27 +360,30 @@ class PPOConfig:
     run: Annotated[RunConfig, never("keep_best")] = field(
         default_factory=lambda: RunConfig(dir=Path("runs/ppo"), save_every=5)
     )
-    init: Path = Path("runs/sft")
+    init: Main[Path] = Path("runs/sft")
     """The policy starts from this run."""
     reference: Path | None = None
     """Run of the same shape that the KL penalty holds the policy to; None: ``init``."""
-    reward: Path = Path("runs/reward")
+    reward: Main[Path] = Path("runs/reward")
+    """The reward model."""
     value_init: Annotated[Path | None, idle(value_trunk="shared")] = None
     """The value network starts from this reward or value model; None: from ``reward``."""
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
-    prompts: Path = Path("prompts.jsonl")
+    prompts: Main[Path] = Path("prompts.jsonl")
+    """What is answered: rows with a prompt."""
     cache: Path = Path(".cache/datasets")
-    prompt_length: Count | None = None
+    prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the prompts need within the model's context."""
-    response_length: Count | None = None
+    response_length: Main[Count | None] = None
     """None: as ``init`` or ``reward`` was trained, if they say so."""
     allow_cut: bool = False
     """Go on although more than 2 % of the prompts are cut."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     value_trunk: Literal["separate", "shared"] = "separate"
     """A value network of its own from the reward model (InstructGPT), or a head on the policy."""
-    iterations: Count = 24
-    batch_size: Count = 128
+    iterations: Main[Count] = 24
+    """Each samples episodes, scores them and learns from them."""
+    batch_size: Main[Count] = 128
     """Episodes per iteration over all devices."""
     ppo_epochs: Count = 1
     num_minibatches: Count = 4
@@ -382,7 +400,7 @@ class PPOConfig:
     """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
     recompute_logprobs: bool = False
     """Take the old log-probs from a forward pass instead of from the sampler."""
-    ptx_coef: PositiveOrZero = 0.0
+    ptx_coef: Main[PositiveOrZero] = 0.0
     """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
     ptx_batch_size: Annotated[Count, idle(ptx_coef=0)] = 32
     """Rows of pretraining text per minibatch."""

@@ -8,7 +8,7 @@ import tyro
 
 from rlhf_jax.config.bounds import Count, CountOrZero, Seed, check_bounds
 from rlhf_jax.config.data import TextDataConfig, is_file
-from rlhf_jax.config.effect import idle, only
+from rlhf_jax.config.effect import Main, idle, only
 from rlhf_jax.config.stages import SamplingConfig
 from rlhf_jax.config.training import UNTRAINED, ParallelConfig, RunConfig
 from rlhf_jax.errors import check
@@ -21,32 +21,33 @@ class EvaluateConfig:
     run: Annotated[RunConfig, UNTRAINED] = field(
         default_factory=lambda: RunConfig(dir=Path("runs/evaluate"))
     )
-    suite: Literal["task", "safety"] = "task"
+    suite: Main[Literal["task", "safety"]] = "task"
     """The task's own prompts and metrics, or toxicity, bias, truthfulness and harmlessness."""
     suite_rows: Annotated[CountOrZero, only(suite="safety")] = 0
     """Rows of each set in the safety suite; 0: all."""
-    policies: tuple[Path, ...] = ()
+    policies: Main[tuple[Path, ...]] = ()
     """Run folders, steps of them (RUN@STEP), Hugging Face folders or .gguf files to compare; the
     first is the baseline (SFT). Sizes may differ, tokenizers not."""
     text_only: Annotated[tuple[Path, ...], only(suite="task")] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
-    reward: Path = Path("runs/reward")
+    reward: Main[Path] = Path("runs/reward")
     """Reward model with the policies' tokenizer: picks the best of n and a second win rate, or
     judges harmlessness (suite safety). There must be one."""
     second_reward: Annotated[Path | None, only(suite="task")] = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
-    task: Annotated[str, only(suite="task")] = "sentiment"
+    task: Main[Annotated[str, only(suite="task")]] = "sentiment"
     """A module of rlhf_jax/tasks, or a .py file of your own: gold scorer, judges, metrics."""
-    source: Path = Path("data")
+    source: Main[Path] = Path("data")
     """Folder of the raw data, from which the gold scorer and the judges learn."""
-    prompts: Annotated[Path, only(suite="task")] = Path("prompts.jsonl")
+    prompts: Main[Annotated[Path, only(suite="task")]] = Path("prompts.jsonl")
     """Rows with a prompt; every policy answers the first ``num_prompts``."""
     text: Annotated[TextDataConfig, only(suite="task")] = field(default_factory=TextDataConfig)
-    num_prompts: Annotated[Count, only(suite="task")] = 256
-    best_of: Annotated[tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0)] = (
-        4,
-        16,
-    )
+    num_prompts: Main[Annotated[Count, only(suite="task")]] = 256
+    """Prompts that each policy answers."""
+    best_of: Main[
+        Annotated[tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0)]
+    ] = (4, 16)
+    """Also measure the best of so many answers, as the reward model scores them."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: Count | None = None
     """In tokens; a longer prompt loses its beginning. None: what the prompts need within the

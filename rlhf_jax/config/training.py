@@ -16,7 +16,7 @@ from rlhf_jax.config.bounds import (
     ShareBelowOne,
     check_bounds,
 )
-from rlhf_jax.config.effect import idle, never, only
+from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.errors import check
 
 
@@ -27,7 +27,8 @@ class OptimConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon (Jordan et al. 2024) updates the trunk's kernels along orthogonalised momentum and the
     rest by AdamW."""
-    lr: Positive = 1e-3
+    lr: Main[Positive] = 1e-3
+    """Learning rate: the highest of the schedule."""
     adam_lr: Annotated[PositiveOrZero, only(optimizer="muon")] = 0.0
     """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -118,12 +119,13 @@ class ParallelConfig:
 class RunConfig:
     """Where a stage writes, and how often."""
 
-    dir: Path = Path("runs/run")
+    dir: Main[Path] = Path("runs/run")
     """The stage's own folder. The same command resumes what is unfinished in it."""
-    seed: Seed = 0
+    seed: Main[Seed] = 0
+    """Of everything random but the order of the data."""
     data_seed: Seed = 0
     """Order of the data, apart from ``seed`` so that ablations see the same batches."""
-    save_every: Count = 200
+    save_every: Main[Count] = 200
     """Steps between checkpoints (the last step is always saved); transformers: save_steps."""
     keep_latest: Count = 2
     """How many of the newest checkpoints to keep; transformers: save_total_limit."""

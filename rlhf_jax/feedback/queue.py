@@ -23,7 +23,7 @@ LEASE_SECONDS = 1800.0
 class Response(NamedTuple):
     text: str | Conversation
     policy: str
-    """Run folder of the policy, or "person". Never shown to labelers."""
+    """Folder of the policy within the run folder, or "person". Never shown to labelers."""
     tokens: tuple[int, ...] | None = None
     """Ids as they were sampled: encoding the text anew may give others."""
     logprob: float | None = None

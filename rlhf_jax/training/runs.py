@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+import rlhf_jax.config as classes
+from rlhf_jax.config.moved import relocated
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
 from rlhf_jax.training.progress import say
@@ -218,7 +220,7 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
             folder,
             saved["stage"],
             saved["config_class"],
-            saved["config"],
+            moved_config(saved, folder),
             read_inputs(saved.get("models", {})),
             read_inputs(saved["data"]) if "data" in saved else None,
             read_done(folder),
@@ -231,6 +233,12 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
     if stage is not None and run.stage != stage:
         raise InputError(f"{folder} belongs to stage {run.stage!r}, expected a run of {stage!r}")
     return run
+
+
+def moved_config(saved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config of a record in ``folder``, which may have been made in another place."""
+    config_class = getattr(classes, saved["config_class"], None)
+    return relocated(saved["config"], config_class, folder) if config_class else saved["config"]
 
 
 def read_inputs(saved: Mapping[str, Any]) -> dict[str, InputFile]:
