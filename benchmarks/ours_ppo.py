@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,20 +26,14 @@ from benchmarks.cases import (
 )
 from benchmarks.worker import Work
 from experiments.trained import Trained, with_adapters
-from rlhf_jax.config import LoRAConfig, OptimConfig, ParallelConfig
+from rlhf_jax.config import LoRAConfig, OptimConfig, ParallelConfig, PPOConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.policy_losses import ppo_loss
-from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
+from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.updates import (
-    make_ppo_loss,
-    make_ppo_update,
-    prepare_batch,
-    shuffle_minibatches,
-)
+from rlhf_jax.training.policy_optimization import make_policy_optimization
 from rlhf_jax.types import Generation, QueryBatch
 
 
@@ -61,57 +54,38 @@ def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) 
     optim = OptimConfig(
         lr=LR, schedule="constant", b1=B1, b2=B2, eps=EPS, weight_decay=0.0, clip_norm=0.0
     )
-    tx = make_policy_value_optimizer(optim, optim, 1000, updates_per_step=EPOCHS * MINIBATCHES)
+    config = PPOConfig(
+        response_length=case.length,
+        batch_size=case.batch,
+        ppo_epochs=EPOCHS,
+        num_minibatches=MINIBATCHES,
+        gamma=1.0,
+        lam=LAMBDA,
+        clip_eps=CLIP_EPS,
+        value_clip_eps=CLIP_EPS,
+        vf_coef=VF_COEF,
+        value_trunk=trunk,
+        optim=optim,
+    )
+    updates = config.updates_per_iteration
+    tx = make_policy_value_optimizer(optim, optim, 1000, updates_per_step=updates)
     parallel = make_parallel(ParallelConfig(devices=1))
     params, frozen = partition(policy_value.init(actor.params, critic.params))
-    ref_params, reward_params, frozen = parallel.place((sft.params, reward.params, frozen))
+    ref_params, reward_params, frozen = parallel.place(
+        (sft.params, {"task": reward.params}, frozen)
+    )
     state = parallel.place(make_state(params, tx, ema_decay=0.0))
     del params, sft, reward, actor, critic
     never = -1
-    rollout_fn = parallel.function(
-        make_rollout(
-            lm,
-            policy_value,
-            reward_model,
-            length=case.length,
-            temperature=1.0,
-            end_ids=(EOS if case.end == "early" else never,),
-            pad_id=EOS,
-            recompute_logprobs=False,
-        )
-    )
-
-    @parallel.function
-    def prepare(rollout, key):
-        batch, metrics = prepare_batch(
-            rollout,
-            jnp.float32(KL_COEF),
-            gamma=1.0,
-            lam=LAMBDA,
-            whiten_rewards=False,
-            whiten_advantages=True,
-            missing_eos_penalty=None,
-            end_ids=(EOS,),
-        )
-        return shuffle_minibatches(batch, key, epochs=EPOCHS, num_minibatches=MINIBATCHES), metrics
-
-    objective = partial(ppo_loss, clip_eps=CLIP_EPS, value_clip_eps=CLIP_EPS, vf_coef=VF_COEF)
-    update = parallel.update(
-        make_ppo_update(
-            make_ppo_loss(policy_value, objective, temperature=1.0),
-            None,
-            None,
-            tx,
-            ptx_coef=0.0,
-            accumulate=1,
-            ema_decay=0.0,
-        ),
-        frozen=frozen,
-        batch_axis=1,
-    )
+    end = EOS if case.end == "early" else never
+    models = (lm, policy_value, {"task": reward_model})
+    ppo = make_policy_optimization(config, *models, tx, end_ids=(end,), pad_id=EOS)
+    rollout_fn, prepare = parallel.function(ppo.rollout), parallel.function(ppo.prepare)
+    update = parallel.update(ppo.update, frozen=frozen, batch_axis=1)
+    coefs = {"kl_coef": jnp.float32(KL_COEF)}
     queries = jnp.asarray(inputs.prompts(case))
     batch = QueryBatch(queries, jnp.ones(queries.shape, bool), jnp.arange(case.batch))
-    checks = check(case, lm, reward_model, ref_params, reward_params, batch)
+    checks = check(case, lm, reward_model, ref_params, reward_params["task"], batch)
     held, count = [state], iter(range(10**6))
     del state
 
@@ -123,7 +97,7 @@ def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) 
         rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
         jax.block_until_ready(rollout)
         rolled = time.perf_counter()
-        minibatches, metrics = prepare(rollout, k_shuffle)
+        minibatches, metrics = prepare(rollout, coefs, k_shuffle)
         state, update_metrics = update(state, (minibatches, None), jax.random.key(0))
         del params
         held.append(state)

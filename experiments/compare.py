@@ -36,7 +36,7 @@ from rlhf_jax.training.parallel import make_parallel
 
 
 def run(config: CompareConfig) -> dict:
-    with Stage(config, "comparisons", one_process=True, late=("labeler",)) as stage:
+    with Stage(config, "comparisons", __file__, one_process=True, late=("labeler",)) as stage:
         if stage.summary is not None:
             return stage.summary
 

@@ -38,7 +38,7 @@ def run(config: ConvertConfig) -> None:
 
 def from_hf(config: ConvertConfig) -> dict:
     """A finished run folder with the checkpoint's parameters, shape and tokenizer."""
-    with Stage(config, "convert") as stage:
+    with Stage(config, "convert", __file__) as stage:
         if stage.summary is not None:
             return stage.summary
         check(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +39,12 @@ from rlhf_jax.models.heads import (
     make_scalar_model,
 )
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.logprobs import entropy, scale_logits
-from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
-from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.updates import (
-    accumulated_gradients,
-    make_ppo_loss,
-    make_ppo_update,
-    prepare_batch,
-)
+from rlhf_jax.training.policy_optimization import make_policy_optimization, make_ppo_loss
+from rlhf_jax.training.updates import accumulated_gradients
 from rlhf_jax.types import LMBatch, Params, PPOBatch, Rollout
 
 EPISODES = 64
@@ -167,18 +160,9 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
     batch = next(queries)
 
     def episodes(recompute_logprobs: bool) -> Rollout:
-        rollout_fn = make_rollout(
-            p.lm,
-            p.policy_value,
-            p.reward_model,
-            length=p.ppo.response_length,
-            temperature=p.ppo.sampling.temperature,
-            end_ids=p.policy.tokenizer.end_ids,
-            pad_id=p.policy.tokenizer.pad_id,
-            recompute_logprobs=recompute_logprobs,
-        )
-        params = (p.params, p.policy.params, p.reward.params)
-        return jax.device_get(jax.jit(rollout_fn)(*params, batch, jax.random.key(p.ppo.run.seed)))
+        rollout_fn = jax.jit(wired(p, recompute_logprobs=recompute_logprobs).rollout)
+        params = (p.params, p.policy.params, {"task": p.reward.params})
+        return jax.device_get(rollout_fn(*params, batch, jax.random.key(p.ppo.run.seed)))
 
     rollout = episodes(p.ppo.recompute_logprobs)
     sampled = episodes(False).logprobs if p.ppo.recompute_logprobs else rollout.logprobs
@@ -306,40 +290,38 @@ def cached_logits(lm: LanguageModel, params: Params, r: Rollout) -> np.ndarray:
 def logprob_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     r, bound = episodes.rollout, EXACT[p.policy.model.dtype]
     temperature = p.ppo.sampling.temperature
-    seen = lambda logprobs, values, batch, *, count: (count, {"logprobs": logprobs})
+
+    def seen(logprobs, values, entropies, batch, *, count):
+        return count, {"logprobs": logprobs, "entropies": entropies}
+
     loss_fn = jax.jit(make_ppo_loss(p.policy_value, seen, temperature=temperature))
     _, metrics = loss_fn(p.params, ppo_batch(p, r), jax.random.key(0), 1.0)
-    new_logprobs = np.asarray(metrics["logprobs"])
-
-    @jax.jit
-    def entropies(params, r):
-        logits, _ = p.policy_value.evaluate(params, r.queries, r.query_mask, r.responses, r.mask)
-        return entropy(scale_logits(logits, temperature))
+    new_logprobs, entropies = (np.asarray(metrics[name]) for name in ("logprobs", "entropies"))
 
     return [
         of_ppo.ratio_is_one(new_logprobs, r.logprobs, r.mask, bound=bound),
         of_ppo.kl_to_self_is_zero(r.logprobs, r.ref_logprobs, r.mask, bound=10 * bound),
         of_ppo.sampler_agrees_with_trainer(episodes.sampled, new_logprobs, r.mask, bound=bound),
-        of_ppo.samples_follow_the_policy(
-            new_logprobs, np.asarray(entropies(p.params, r)), r.mask, bound=5
-        ),
+        of_ppo.samples_follow_the_policy(new_logprobs, entropies, r.mask, bound=5),
     ]
 
 
-def ppo_batch(p: Patient, rollout: Rollout) -> PPOBatch:
-    return jax.jit(prepare(p))(rollout, p.ppo.kl.coef)[0]
-
-
-def prepare(p: Patient, **changes):
-    options = dict(
-        gamma=p.ppo.gamma,
-        lam=p.ppo.lam,
-        whiten_rewards=p.ppo.whiten_rewards,
-        whiten_advantages=p.ppo.whiten_advantages,
-        missing_eos_penalty=p.ppo.missing_eos_penalty,
-        end_ids=p.policy.tokenizer.end_ids,
+def wired(p: Patient, *, tx: optax.GradientTransformation | None = None, **changes: Any):
+    """PPO's functions as experiments.ppo runs them, but for ``changes`` of its config."""
+    tokenizer = p.policy.tokenizer
+    return make_policy_optimization(
+        replace(p.ppo, ptx_coef=0.0, **changes),
+        p.lm,
+        p.policy_value,
+        {"task": p.reward_model},
+        tx or optax.identity(),
+        end_ids=tokenizer.end_ids,
+        pad_id=tokenizer.pad_id,
     )
-    return partial(prepare_batch, **options | changes)
+
+
+def ppo_batch(p: Patient, rollout: Rollout, **changes: Any) -> PPOBatch:
+    return jax.jit(wired(p, **changes).batch)(rollout, {"kl_coef": p.ppo.kl.coef})[0]
 
 
 def score_findings(p: Patient, episodes: Episodes) -> list[Finding]:
@@ -361,12 +343,13 @@ def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """On another reference, or there would be no KL to count."""
     r, beta, bound = episodes.few, p.ppo.kl.coef, EXACT["float32"]
     noise = np.random.default_rng(0).normal(size=r.logprobs.shape).astype(np.float32)
-    r = r._replace(ref_logprobs=r.logprobs - noise, scores=np.full_like(r.scores, 0.3))
-    four = (r.scores, r.logprobs, r.ref_logprobs, r.mask)
+    scores = np.full_like(r.scores["task"], 0.3)
+    r = r._replace(ref_logprobs=r.logprobs - noise, scores={"task": scores})
+    four = (scores, r.logprobs, r.ref_logprobs, r.mask)
     rewards = np.asarray(jax.jit(partial(kl_penalised_rewards, kl_coef=beta))(*four))
     plain = dict(gamma=1.0, lam=1.0, whiten_rewards=False, missing_eos_penalty=None)
-    batch, _ = jax.jit(prepare(p, **plain))(r, beta)
-    expected = r.scores - beta * np.where(r.mask, noise, 0.0).sum(axis=1)
+    batch = ppo_batch(p, r, **plain)
+    expected = scores - beta * np.where(r.mask, noise, 0.0).sum(axis=1)
     return [
         of_ppo.rewards_sum_to_the_objective(rewards, *four, kl_coef=beta, bound=bound),
         of_ppo.fractions_survive(np.asarray(batch.returns)[:, 0], expected, bound=bound),
@@ -375,7 +358,7 @@ def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
 def chunk_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     p = p.exact
-    batch, loss_fn = episodes.batch, ppo_loss_fn(p)
+    batch, loss_fn = episodes.batch, wired(p).loss
     count = batch.mask.sum().astype(jnp.float32)
 
     def gradient(accumulate):
@@ -420,19 +403,11 @@ def updated_params(p: Patient, episodes: Episodes, tx, *, layout: ParallelConfig
     parallel = make_parallel(layout)
     params, frozen = parallel.place(partition(p.params))
     state = parallel.init(partial(make_state, tx=tx, ema_decay=0.0), params)
-    frame = dict(ptx_coef=0.0, accumulate=1, ema_decay=0.0)
-    update_fn = make_ppo_update(ppo_loss_fn(p), None, None, tx, **frame)
-    update = parallel.update(update_fn, frozen=frozen, batch_axis=1)
+    optim = replace(p.ppo.optim, accumulate=1, ema_decay=0.0)
+    update = parallel.update(wired(p, tx=tx, optim=optim).update, frozen=frozen, batch_axis=1)
     one_minibatch = parallel.shard(jax.tree.map(lambda x: x[None], episodes.batch), axis=1)
     state, _ = update(state, (one_minibatch, None), jax.random.key(0))
     return combine(frozen, state.params)
-
-
-def ppo_loss_fn(p: Patient):
-    c = p.ppo
-    clips = dict(clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef)
-    objective = partial(ppo_loss, **clips)
-    return make_ppo_loss(p.policy_value, objective, temperature=c.sampling.temperature)
 
 
 def leaves(params: Params) -> list[np.ndarray]:

@@ -48,7 +48,7 @@ def sequence_logprobs(lm: LanguageModel, params: Params, batch: ComparisonBatch)
 
 
 def run(config: DPOConfig) -> dict:
-    with Stage(config, "dpo", best=("eval/accuracy", "max")) as stage:
+    with Stage(config, "dpo", __file__, best=("eval/accuracy", "max")) as stage:
         if stage.summary is not None:
             return stage.summary
 

@@ -60,7 +60,7 @@ class Answers(NamedTuple):
 
 
 def run(config: EvaluateConfig) -> dict:
-    with Stage(config, "evaluate", one_process=True) as stage:
+    with Stage(config, "evaluate", __file__, one_process=True) as stage:
         if stage.summary is not None:
             return stage.summary
         check(len(config.policies) > 0, "policies is empty: give --policies RUN [RUN ...]")

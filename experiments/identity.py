@@ -1,5 +1,8 @@
-"""What a run is of, besides its config: models and files by their contents, and its length."""
+"""What a run is of, besides its config: models and files by their contents, length, fork."""
 
+import ast
+import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -8,6 +11,8 @@ from typing import Any
 from experiments.trained import model_digest, settings_digest
 from rlhf_jax.config import ConvertConfig
 from rlhf_jax.config.effect import without_effect
+from rlhf_jax.config.forks import name_of
+from rlhf_jax.errors import check
 from rlhf_jax.tasks.preferences import is_name
 from rlhf_jax.training.run_inputs import SETTINGS, InputFile, contents_digest, files_digest
 
@@ -75,6 +80,28 @@ def why_not_longer(config: Any) -> str:
     if privacy is not None and privacy.epsilon:
         return f"the noise of privacy.epsilon={privacy.epsilon} depends on its length"
     return ""
+
+
+def fork_of(file: str, config: Any) -> dict[str, str] | None:
+    """Name and digest of the code that runs, if ``file`` is none of the project's own experiments.
+
+    The digest is of the syntax trees of the file and of the modules of its folder that are in use:
+    an edit makes another fork, a comment or a line break does not. Raises InputError for a fork's
+    config in an experiment of the project's own, which would pass over what it adds.
+    """
+    path, name = Path(file).resolve(), name_of(type(config))
+    if path.parent == Path(__file__).resolve().parent:
+        own = ":" not in name
+        check(own, f"{path.name} knows nothing of {name}: start the fork that this config is of")
+        return None
+    loaded = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    near = {Path(other).resolve() for other in loaded if other and other.endswith(".py")}
+    files = sorted({path, *(other for other in near if other.is_relative_to(path.parent))})
+    digest = hashlib.sha256()
+    for each in files:
+        tree = ast.parse(each.read_text(encoding="utf-8"))
+        digest.update(f"{each.relative_to(path.parent)} {ast.dump(tree)}".encode())
+    return {"name": f"{path.parent.name}/{path.name}", "source": digest.hexdigest()}
 
 
 def _place(config: Any, field: str, value: Any) -> Path | None:

@@ -17,11 +17,11 @@ from rlhf_jax.models.heads import make_language_model, make_policy_value, make_s
 from rlhf_jax.models.layout import ROWS, fit
 from rlhf_jax.models.lora import partition
 from rlhf_jax.objectives.language_losses import count_targets
-from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel
-from rlhf_jax.training.updates import make_lm_loss, make_ppo_loss, make_ppo_update, make_update_step
+from rlhf_jax.training.policy_optimization import make_policy_optimization
+from rlhf_jax.training.updates import make_lm_loss, make_update_step
 from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch, TrainState
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -146,7 +146,7 @@ def actors(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Acto
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
     lm, scalar = lm_shapes(models), scalar_shapes(models)
     params, _ = partition(jax.eval_shape(policy_value.init, lm, scalar))
-    updates = c.ppo_epochs * c.num_minibatches
+    updates = c.updates_per_iteration
     tx = make_policy_value_optimizer(c.optim, c.value_optim, 1, updates_per_step=updates)
     state = train_state(params, tx, c.optim, parallel)
     return Actors(state, placed(lm, parallel), placed(scalar, parallel), tx)
@@ -191,33 +191,23 @@ def cache_sharding(parallel: Parallel, leaf: Any) -> NamedSharding:
 def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """All minibatches of an iteration, each with its pretraining text."""
     c, there = chain.ppo, actors(chain, models, parallel)
-    lm_loss = make_lm_loss(make_language_model(models.policy, models.vocab_size), training=False)
+    lm = make_language_model(models.policy, models.vocab_size)
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
-    objective = partial(
-        ppo_loss, clip_eps=c.clip_eps, value_clip_eps=c.value_clip_eps, vf_coef=c.vf_coef
-    )
-
-    def ptx_loss(params, batch, key, count):
-        return lm_loss(policy_value.policy(params), batch, key, count)
-
-    step = make_ppo_update(
-        make_ppo_loss(policy_value, objective, temperature=c.sampling.temperature),
-        ptx_loss if c.ptx_coef else None,
-        count_targets,
-        there.tx,
-        ptx_coef=c.ptx_coef,
-        accumulate=c.optim.accumulate,
-        ema_decay=c.optim.ema_decay,
-    )
-    updates = c.ppo_epochs * c.num_minibatches
+    reward_models = {"task": make_scalar_model(models.scalar, models.vocab_size)}
+    # Which tokens end an answer changes no shape.
+    ends = dict(end_ids=(0,), pad_id=0)
+    ppo = make_policy_optimization(c, lm, policy_value, reward_models, there.tx, **ends)
+    updates = c.updates_per_iteration
     shape = updates, c.batch_size // c.num_minibatches
     part = lambda *s, dtype=jnp.int32: rows(parallel, *shape, *s, dtype=dtype, axis=1)
     Q, R = c.prompt_length, c.response_length
     numbers = part(R, dtype=jnp.float32)
-    episodes = PPOBatch(part(Q), part(Q, dtype=bool), part(R), part(R, dtype=bool), *[numbers] * 4)
+    valued = numbers if c.value_trunk != "none" else None
+    tokens = part(Q), part(Q, dtype=bool), part(R), part(R, dtype=bool)
+    episodes = PPOBatch(*tokens, numbers, numbers, valued, advantages=numbers, returns=valued)
     ptx = text(parallel, updates, c.ptx_batch_size, c.ptx_data.block_size, axis=1)
     batch = episodes, ptx if c.ptx_coef else None
-    jitted = parallel.program(step, there.state, batch_axis=1)
+    jitted = parallel.program(ppo.update, there.state, batch_axis=1)
     kinds = {**state_kinds(there.state), "batch": batch}
     resident = {"weights": (there.reference, there.reward)}
     arguments = there.state, batch, KEY, None

@@ -33,11 +33,7 @@ from rlhf_jax.data.datasets import load_prompts
 from rlhf_jax.errors import RunError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.kl import update_kl_coef
-from rlhf_jax.objectives.language_losses import count_targets
-from rlhf_jax.objectives.policy_losses import ppo_loss
-from rlhf_jax.objectives.rewards import update_multiplier
-from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.training.optimizers import (
     averaged_params,
     make_policy_value_optimizer,
@@ -45,17 +41,11 @@ from rlhf_jax.training.optimizers import (
     make_state,
 )
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.updates import (
-    make_lm_loss,
-    make_ppo_loss,
-    make_ppo_update,
-    prepare_batch,
-    shuffle_minibatches,
-)
+from rlhf_jax.training.policy_optimization import make_policy_optimization, ppo_objective
 
 
 def run(config: PPOConfig) -> dict:
-    with Stage(config, "ppo") as stage:
+    with Stage(config, "ppo", __file__) as stage:
         if stage.summary is not None:
             return stage.summary
         check_reward_model(config)
@@ -70,22 +60,22 @@ def run(config: PPOConfig) -> dict:
         reference = sft
         if config.reference is not None:
             reference = load(config.reference, flag="reference", share=sft)
-        reward = load(config.reward, flag="reward", kind="scalar", share=sft)
-        value = reward
+        rewards = {"task": load(config.reward, flag="reward", kind="scalar", share=sft)}
+        value = rewards["task"]
         if config.value_init is not None:
             value = load(config.value_init, flag="value-init", kind="scalar", share=sft)
         same_tokenizer(sft, reference, ("init", "reference"))
         same_shape(sft, reference, ("init", "reference"))
-        same_tokenizer(sft, reward, ("init", "reward"))
+        same_tokenizer(sft, rewards["task"], ("init", "reward"))
         same_tokenizer(sft, value, ("init", "value-init"))
-        second = None
         if config.second_reward.model is not None:
-            second = load(config.second_reward.model, flag="second-reward.model", kind="scalar")
-            same_tokenizer(sft, second, ("init", "second-reward.model"))
+            flag = "second-reward.model"
+            rewards["second"] = load(config.second_reward.model, flag=flag, kind="scalar")
+            same_tokenizer(sft, rewards["second"], ("init", flag))
         actor = with_adapters(sft, config.lora, seed=config.run.seed)
         critic = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
         tokenizer, model = actor.tokenizer, actor.model
-        networks = (model, critic.model, reward.model, *([second.model] if second else []))
+        networks = (model, critic.model, *(reward.model for reward in rewards.values()))
         context = min(network.context for network in networks)
         prompts = load_prompts(config.prompts, data_dir=config.cache)
         trained = dict(trained=(config.init, config.reward), context=context)
@@ -94,7 +84,8 @@ def run(config: PPOConfig) -> dict:
         for network in networks:
             network.check_context(**lengths)
         stage.note(lengths=lengths)
-        card = dict(kind="lm", value=critic.model, lengths=lengths)
+        value_model = None if config.value_trunk == "none" else critic.model
+        card = dict(kind="lm", value=value_model, lengths=lengths)
         save_model_card(config.run.dir, model, actor.vocab_size, tokenizer, **card)
         queries = query_batches(
             prompts,
@@ -103,6 +94,7 @@ def run(config: PPOConfig) -> dict:
             batch_size=config.batch_size,
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
+            copies=config.samples_per_prompt,
         )
         check_cut(queries.report, config, context=context, stage="ppo")
         report = queries.report.with_reading(prompts.left_out, prompts.notes)
@@ -110,7 +102,6 @@ def run(config: PPOConfig) -> dict:
         optims = dict(optim=config.optim, value_optim=config.value_optim)
         check_pace("ppo", config.iterations, **optims)
         iterators = {"queries": queries}
-        updates = config.ppo_epochs * config.num_minibatches
         if config.ptx_coef:
             text = with_block(config.ptx_data, sum(lengths.values()))
             model.check_context(**{"ptx_data.block_size": text.block_size})
@@ -127,119 +118,59 @@ def run(config: PPOConfig) -> dict:
 
         # Models and states
         lm = make_language_model(model, sft.vocab_size)
-        reward_model = make_scalar_model(reward.model, reward.vocab_size)
-        second_reward_model = second and make_scalar_model(second.model, second.vocab_size)
+        reward_models = {
+            name: make_scalar_model(reward.model, reward.vocab_size)
+            for name, reward in rewards.items()
+        }
         policy_value = make_policy_value(model, critic.model, sft.vocab_size, config.value_trunk)
         schedule = make_schedule(config.optim, config.iterations)
+        updates = config.updates_per_iteration
         tx = make_policy_value_optimizer(
             config.optim, config.value_optim, config.iterations, updates_per_step=updates
         )
         params, frozen = partition(policy_value.init(actor.params, critic.params))
-        params, frozen, ref_params, reward_params, second_params = parallel.place(
-            (params, frozen, reference.params, reward.params, second and second.params)
+        reward_params = {name: reward.params for name, reward in rewards.items()}
+        params, frozen, ref_params, reward_params = parallel.place(
+            (params, frozen, reference.params, reward_params)
         )
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(state, **iterators)
         coefs = {"kl_coef": config.kl.coef, "second_weight": config.second_reward.weight}
-        coefs = {
-            name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()
-        }
-        coefs = parallel.place(coefs)
-        kl_coef, second_weight = coefs["kl_coef"], coefs["second_weight"]
+        coefs = parallel.place(
+            {name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()}
+        )
 
         # Functions
-        temperature = config.sampling.temperature
-        rollout_fn = parallel.function(
-            make_rollout(
-                lm,
-                policy_value,
-                reward_model,
-                length=config.response_length,
-                temperature=temperature,
-                end_ids=tokenizer.end_ids,
-                pad_id=tokenizer.pad_id,
-                recompute_logprobs=config.recompute_logprobs,
-                second_reward_model=second_reward_model,
-            )
+        ppo = make_policy_optimization(
+            config,
+            lm,
+            policy_value,
+            reward_models,
+            tx,
+            end_ids=tokenizer.end_ids,
+            pad_id=tokenizer.pad_id,
+            advantage_fn=partial(gae, gamma=config.gamma, lam=config.lam),
+            objective=ppo_objective(config),
         )
-
-        @parallel.function
-        def prepare(rollout, kl_coef, second_weight, key):
-            batch, metrics = prepare_batch(
-                rollout,
-                kl_coef,
-                gamma=config.gamma,
-                lam=config.lam,
-                whiten_rewards=config.whiten_rewards,
-                whiten_advantages=config.whiten_advantages,
-                missing_eos_penalty=config.missing_eos_penalty,
-                end_ids=tokenizer.end_ids,
-                second_weight=second_weight,
-            )
-            minibatches = shuffle_minibatches(
-                batch, key, epochs=config.ppo_epochs, num_minibatches=config.num_minibatches
-            )
-            return minibatches, metrics
-
-        @parallel.function
-        def control(kl_coef, second_weight, metrics):
-            if config.kl.target:
-                kl_coef = update_kl_coef(
-                    kl_coef,
-                    metrics["objective/kl"],
-                    target=config.kl.target,
-                    horizon=config.kl.horizon,
-                    batch_size=config.batch_size,
-                )
-            if config.second_reward.floor is not None:
-                second_weight = update_multiplier(
-                    second_weight,
-                    metrics["objective/second_scores"],
-                    floor=config.second_reward.floor,
-                    lr=config.second_reward.lr,
-                )
-            return kl_coef, second_weight
-
-        objective = partial(
-            ppo_loss,
-            clip_eps=config.clip_eps,
-            value_clip_eps=config.value_clip_eps,
-            vf_coef=config.vf_coef,
+        rollout_fn, prepare, control = map(
+            parallel.function, (ppo.rollout, ppo.prepare, ppo.control)
         )
-
-        lm_loss = make_lm_loss(lm, training=False)
-
-        def ptx_loss(params, batch, key, count):
-            return lm_loss(policy_value.policy(params), batch, key, count)
-
-        update_fn = parallel.update(
-            make_ppo_update(
-                make_ppo_loss(policy_value, objective, temperature=temperature),
-                ptx_loss if config.ptx_coef else None,
-                count_targets,
-                tx,
-                ptx_coef=config.ptx_coef,
-                accumulate=config.optim.accumulate,
-                ema_decay=config.optim.ema_decay,
-            ),
-            frozen=frozen,
-            batch_axis=1,
-        )
+        update_fn = parallel.update(ppo.update, frozen=frozen, batch_axis=1)
 
         # Loop
         for step in stage.steps(config.iterations):
             k_rollout, k_shuffle, k_update = split(fold_in(root_key, step), 3)
             batch = parallel.shard(next(queries))
             params = combine(frozen, state.params)
-            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout, second_params)
-            minibatches, metrics = prepare(rollout, kl_coef, second_weight, k_shuffle)
+            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
+            minibatches, metrics = prepare(rollout, coefs, k_shuffle)
             ptx = None
             if config.ptx_coef:
                 parts = [next(iterators["ptx"]) for _ in range(updates)]
                 ptx = parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
             state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
-            kl_coef, second_weight = control(kl_coef, second_weight, metrics)
+            coefs = control(coefs, metrics)
             stage.log(
                 metrics | update_metrics | {"lr": schedule(step)},
                 episodes=config.batch_size,
@@ -248,12 +179,12 @@ def run(config: PPOConfig) -> dict:
             if stage.due(config.run.eval_every):
                 shown = parallel.fetch((rollout, batch.index))
                 stage.log_samples(sample_rows(*shown, prompts, tokenizer))
-            stage.checkpoint(state, kl_coef=kl_coef, second_weight=second_weight)
+            stage.checkpoint(state, **coefs)
 
         # Save
         policy = policy_value.policy(combine(frozen, averaged_params(state)))
-        found = {"second_weight": float(second_weight)} if second else {}
-        return stage.finish(policy, kl_coef=float(kl_coef), **found)
+        moved = coefs if "second" in rewards else {"kl_coef": coefs["kl_coef"]}
+        return stage.finish(policy, **{name: float(coef) for name, coef in moved.items()})
 
 
 def check_reward_model(config: PPOConfig) -> None:
@@ -274,7 +205,7 @@ def check_reward_model(config: PPOConfig) -> None:
 def sample_rows(rollout, index, prompts, tokenizer, *, rows: int = 8) -> list[dict]:
     """The first episodes of an iteration, as text."""
     index, responses, mask, scores = (
-        x[:rows] for x in (index, rollout.responses, rollout.mask, rollout.scores)
+        x[:rows] for x in (index, rollout.responses, rollout.mask, rollout.scores["task"])
     )
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1)
     return [

@@ -43,7 +43,7 @@ from rlhf_jax.types import ComparisonBatch
 
 
 def run(config: RewardConfig) -> dict:
-    with Stage(config, "reward", best=("eval/accuracy", "max")) as stage:
+    with Stage(config, "reward", __file__, best=("eval/accuracy", "max")) as stage:
         if stage.summary is not None:
             return stage.summary
 

@@ -39,7 +39,7 @@ from rlhf_jax.training.updates import make_lm_loss, make_update_step
 
 
 def run(config: SFTConfig) -> dict:
-    with Stage(config, "sft", best=("eval/loss", "min")) as stage:
+    with Stage(config, "sft", __file__, best=("eval/loss", "min")) as stage:
         if stage.summary is not None:
             return stage.summary
 

@@ -1,6 +1,6 @@
 """The frame of a stage: run folder, resuming, logs, checkpoints, stopping. The loop stays outside.
 
-with Stage(config, "sft") as stage:
+with Stage(config, "sft", __file__) as stage:
     if stage.summary is not None:  # finished earlier
         return stage.summary
     state = stage.restore(state, train=batches)
@@ -21,9 +21,10 @@ from typing import Any, Self, TypeVar
 import jax
 import numpy as np
 
-from experiments.identity import LENGTHS, data_of, models_of, why_not_longer
+from experiments.identity import LENGTHS, data_of, fork_of, models_of, why_not_longer
 from experiments.kept import measured_after
 from rlhf_jax.cli import to_dict
+from rlhf_jax.config.forks import name_of
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
@@ -71,18 +72,22 @@ class Stage:
         self,
         config: Any,
         name: str,
+        file: str,
         *,
         best: tuple[str, str] = ("", "min"),
         one_process: bool = False,
         late: tuple[str, ...] = (),
     ):
-        """``best`` names the held-out figure, "min" or "max", by which checkpoints are best.
+        """``file`` is the experiment's own: a fork's is part of what its runs are.
+
+        ``best`` names the held-out figure, "min" or "max", by which checkpoints are best.
 
         ``one_process``: a stage without training, which several processes cannot share.
         ``late``: config fields that are read after the last item or step; they may change until
         the stage is finished.
         """
         self._best, self._alone, self._late = best, one_process, late
+        self._fork = fork_of(file, config)
         self._stopping = False
         self.config, self.run_config, self.name = config, config.run, name
         self.done = 0
@@ -123,13 +128,14 @@ class Stage:
                     self.run_config.dir,
                     stage=self.name,
                     config=to_dict(self.config),
-                    config_class=type(self.config).__name__,
+                    config_class=name_of(type(self.config)),
                     ignore=MAY_CHANGE,
                     late=self._late,
                     tunable=AFTER_NAN,
                     defaults=to_dict(type(self.config)()),
                     **self._started_from(),
                     lengths=dict.fromkeys(self._lengths(), why_not_longer(self.config)),
+                    fork=self._fork,
                 )
             )
             sync("run folder")

@@ -299,7 +299,7 @@ def _load_step(kept: Kept, flag: str, shardings: Shardings | None) -> Trained:
     card = _read_card(kept.run, flag)
     model = from_dict(ModelConfig, card["model"], str(kept.run / "model.json"))
     params = load_kept(kept, shardings=shardings)
-    params = params["policy"] if "value" in card else params
+    params = params.get("policy", params)  # of PPO, beside the value network
     if has_adapters(params):
         params = combine(frozen_below(kept.run, "policy"), params)
     if card["kind"] == "scalar":

@@ -34,6 +34,7 @@ from rlhf_jax import help_pages
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.bounds import number_in
 from rlhf_jax.config.effect import value_of, without_effect
+from rlhf_jax.config.forks import check_declared, class_named, extends, widened
 from rlhf_jax.config.moved import relocated
 from rlhf_jax.errors import InputError, RunError, check, describe_os_error
 
@@ -99,6 +100,7 @@ def load(config_class: type[C], argv: Sequence[str]) -> C:
 
     Raises InputError for an unknown flag or preset, or a value that a field may not hold.
     """
+    check_declared(config_class)
     preset, rest = take_preset(list(argv))
     if preset is None:
         preset, rest = take_task(rest)
@@ -202,19 +204,31 @@ def in_preset(path: str, function: Callable[[], Any]) -> Any:
 
 
 def section(preset: Any, config_class: type[C]) -> C:
-    """The part of a preset that this experiment reads."""
+    """The part of a preset that this experiment reads; a fork's class may extend the part's."""
     if isinstance(preset, config_class):
         return preset
+    if extends(config_class, preset):
+        return widened_with_note(preset, config_class)
     if isinstance(preset, InstructGPTConfig):
         if "chain" in (field.name for field in dataclasses.fields(config_class)):
             return config_class(chain=preset)
         for stage in vars(preset.resolve()).values():
             if isinstance(stage, config_class):
                 return stage
+            if extends(config_class, stage):
+                return widened_with_note(stage, config_class)
     raise InputError(
         f"--config gives a {type(preset).__name__}, but this experiment needs a "
         f"{config_class.__name__}"
     )
+
+
+def widened_with_note(preset: Any, config_class: type[C]) -> C:
+    config, decided = widened(preset, config_class)
+    for name in decided:
+        was, now = getattr(preset, name), getattr(config, name)
+        note(f"{config_class.__name__} has {name}={now}, where the preset has {was}")
+    return config
 
 
 def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -382,16 +396,12 @@ def to_dict(config: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     """The config saved in a run folder's ``config.json``, of whichever class it was."""
-    import rlhf_jax.config as classes
-
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         name, values = saved["config_class"], saved["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None
-    if name not in classes.__all__:
-        raise InputError(f"{path}: this version has no config of the class {name!r}")
-    config_class = getattr(classes, name)
+    config_class = class_named(name, str(path))
     moved = relocated(values, config_class, path.parent) if isinstance(values, dict) else values
     config = from_dict(config_class, moved, str(path))
     absent = [field for field, _ in fields_of(config) if not is_in(values, field)]

@@ -79,10 +79,10 @@ class Rollout(NamedTuple):
     mask: Bool[Array, "*B R"]
     logprobs: Float[Array, "*B R"]
     ref_logprobs: Float[Array, "*B R"]
-    values: Float[Array, "*B R"]
-    scores: Float[Array, "*B"]
-    second_scores: Float[Array, "*B"] | None = None
-    """By a second reward model (of harmlessness, say), where there is one."""
+    values: Float[Array, "*B R"] | None
+    """None without a value network."""
+    scores: dict[str, Float[Array, "*B"]]
+    """What each reward says of the whole response, by the reward's name."""
 
 
 class PPOBatch(NamedTuple):
@@ -93,6 +93,8 @@ class PPOBatch(NamedTuple):
     responses: Int[Array, "*B R"]
     mask: Bool[Array, "*B R"]
     logprobs: Float[Array, "*B R"]
-    values: Float[Array, "*B R"]
+    ref_logprobs: Float[Array, "*B R"]
+    values: Float[Array, "*B R"] | None
     advantages: Float[Array, "*B R"]
-    returns: Float[Array, "*B R"]
+    returns: Float[Array, "*B R"] | None
+    """What the value network learns; None without one."""

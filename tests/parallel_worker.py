@@ -24,19 +24,21 @@ from rlhf_jax.models.heads import (
     make_policy_value,
     make_scalar_model,
 )
+from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.updates import (
+from rlhf_jax.training.policy_optimization import (
     make_ppo_loss,
     make_ppo_update,
-    make_update_step,
+    mix_second,
     prepare_batch,
     shuffle_minibatches,
 )
+from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch, Params, QueryBatch, Rollout
 
 B, T, Q, R, K, V = 16, 12, 5, 7, 3, 50
@@ -117,7 +119,7 @@ def batches(dtype):
         logprobs=normal(B, R) / 10 - 3.9,
         ref_logprobs=normal(B, R) / 10 - 3.9,
         values=normal(B, R),
-        scores=normal(B),
+        scores={"task": normal(B)},
     )
     return text, (ids(B, K, Q), ranks), rollout
 
@@ -145,7 +147,8 @@ def update(stage, parallel, accumulate, dtype):
         step = parallel.update(make_update_step(loss_fn, count, TX, **frame))
         return step(state(scalar_params), parallel.shard(ranked), key)
 
-    objective = partial(ppo_loss, clip_eps=0.2, value_clip_eps=0.2, vf_coef=0.5)
+    coefs = dict(clip_eps=0.2, value_clip_eps=0.2, vf_coef=0.5, entropy_coef=0.1)
+    objective = partial(ppo_loss, **coefs)
     loss_fn = make_ppo_loss(policy_value, objective, temperature=0.7)
     step = make_ppo_update(loss_fn, lm_fn, count_targets, TX, ptx_coef=0.5, **frame)
 
@@ -153,9 +156,9 @@ def update(stage, parallel, accumulate, dtype):
     def prepare(rollout):
         batch, metrics = prepare_batch(
             rollout,
-            jnp.asarray(0.1, dtype),
-            gamma=1.0,
-            lam=0.95,
+            {"kl_coef": jnp.asarray(0.1, dtype)},
+            combine=mix_second,
+            advantage_fn=partial(gae, gamma=1.0, lam=0.95),
             whiten_rewards=True,
             whiten_advantages=True,
             missing_eos_penalty=-1.0,
@@ -180,25 +183,24 @@ def sampled(parallel, dtype):
     rollout = make_rollout(
         lm,
         both,
-        scalar,
+        {"task": scalar},
         length=R,
         temperature=0.7,
         end_ids=(OFTEN,),
         pad_id=0,
         recompute_logprobs=False,
     )
-    models = parallel.place((both.init(params, reward), reference, reward))
+    models = parallel.place((both.init(params, reward), reference, {"task": reward}))
     batch = parallel.shard(QueryBatch(queries, mask, np.arange(64, dtype=np.int32)))
     return jax.device_get(parallel.function(rollout)(*models, batch, jax.random.key(4)))
 
 
 def differences(found, expected):
     """Tokens that differ; largest difference (relative) of a log-prob, value or score."""
-    floats = ("logprobs", "ref_logprobs", "values", "scores")
+    floats = lambda r: jax.tree.leaves((r.logprobs, r.ref_logprobs, r.values, r.scores))
     relative = lambda a, b: float((np.abs(a - b) / (1 + np.abs(b))).max())
-    gap = lambda name: relative(getattr(found, name), getattr(expected, name))
     same = (found.responses == expected.responses) & (found.mask == expected.mask)
-    return int((~same).sum()), max(map(gap, floats))
+    return int((~same).sum()), max(map(relative, floats(found), floats(expected)))
 
 
 def gaps(result, reference):

@@ -47,6 +47,7 @@ REWARDS, POLICY = "rlhf_jax/objectives/rewards.py", "rlhf_jax/objectives/policy_
 GAE, MASKED = "rlhf_jax/objectives/advantages.py", "rlhf_jax/objectives/masked.py"
 PREFERENCES = "rlhf_jax/objectives/preference_losses.py"
 OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/updates.py"
+PPO = "rlhf_jax/training/policy_optimization.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
 BATCHES, BUGS = "tests/test_batches.py::test_", "tests/test_classical_bugs.py::test_"
@@ -116,7 +117,7 @@ PLANTS = (
     Plant(
         8,
         "missing-EOS rule looks for another id than the one that stops",
-        UPDATES,
+        PPO,
         "scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty",
         "scores, r.responses, r.mask, end_ids=(0,), penalty=missing_eos_penalty",
         f"{UPDATE}prepare_batch_reference",
@@ -161,7 +162,7 @@ PLANTS = (
     Plant(
         12,
         "returns made of whitened advantages",
-        UPDATES,
+        PPO,
         "advantages = whiten(advantages, r.mask, shift_mean=True)\n",
         "advantages = whiten(advantages, r.mask, shift_mean=True)\n"
         "        returns = jnp.where(r.mask, advantages + r.values, 0.0)\n",
@@ -186,7 +187,7 @@ PLANTS = (
     Plant(
         15,
         "no temperature in the new log-probs",
-        UPDATES,
+        PPO,
         "logits = scale_logits(logits, temperature)",
         "logits = scale_logits(logits, 1.0)",
         f"{UPDATE}every_ratio_is_one_at_the_first_minibatch[separate-11]",
@@ -218,7 +219,7 @@ PLANTS = (
     Plant(
         19,
         "the controller is fed nats per token",
-        UPDATES,
+        PPO,
         '"objective/kl": per_episode(r.logprobs - r.ref_logprobs)',
         '"objective/kl": masked_mean(r.logprobs - r.ref_logprobs, r.mask)',
         f"{UPDATE}the_kl_of_twice_as_long_responses_is_twice_as_large",
@@ -243,18 +244,17 @@ PLANTS = (
         22,
         "the reference is another model than the policy's start",
         "experiments/ppo.py",
-        "(params, frozen, reference.params, reward.params, second and second.params)",
-        "(params, frozen, reward.params, reward.params, second and second.params)",
+        "(params, frozen, reference.params, reward_params)",
+        "(params, frozen, rewards['task'].params, reward_params)",
         f"{BUGS}the_kl_to_the_reference_starts_at_zero",
     ),
     Plant(
         23,
         "old log-probs recomputed in the update",
-        UPDATES,
-        "loss, metrics = objective(logprobs, values, batch, count=count)",
-        "loss, metrics = objective(\n"
-        "            logprobs, values, batch._replace(logprobs=logprobs), count=count\n"
-        "        )",
+        PPO,
+        "return objective(logprobs, values, entropy(logits), batch, count=count)",
+        "batch = batch._replace(logprobs=logprobs)\n"
+        "        return objective(logprobs, values, entropy(logits), batch, count=count)",
         f"{UPDATE}the_second_epoch_sees_the_old_logprobs",
     ),
     Plant(
@@ -284,15 +284,15 @@ PLANTS = (
     Plant(
         27,
         "entropy averaged over padding",
-        UPDATES,
-        "masked_mean(jax.lax.stop_gradient(entropy(logits)), batch.mask, count=count)",
-        "jax.lax.stop_gradient(entropy(logits)).mean()",
+        POLICY,
+        "mean_entropy = masked_mean(entropies, b.mask, count=count)",
+        "mean_entropy = entropies.mean()",
         f"{UPDATE}ten_more_columns_of_padding_change_nothing",
     ),
     Plant(
         28,
         "the loss is divided by the size of the batch, padding included",
-        UPDATES,
+        PPO,
         "count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)",
         "count = psum(jnp.float32(batch.mask.size), axis_name)",
         f"{UPDATE}ten_more_columns_of_padding_change_nothing",
@@ -398,7 +398,7 @@ PLANTS = (
     Plant(
         44,
         "the pretraining gradient is clipped apart",
-        UPDATES,
+        PPO,
         "        return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics",
         "        ptx_grads, _ = optax.clip_by_global_norm(1.0).update(ptx_grads, None)\n"
         "        return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics",
@@ -423,7 +423,7 @@ PLANTS = (
     Plant(
         47,
         "every epoch in the same order",
-        UPDATES,
+        PPO,
         "jax.random.permutation(jax.random.fold_in(key, e), B)",
         "jax.random.permutation(jax.random.fold_in(key, 0), B)",
         f"{UPDATE}minibatches_are_whole_episodes_each_used_once_per_epoch",

@@ -352,6 +352,31 @@ def test_demonstrations_that_cannot_fit_are_refused(tokenizer):
 # --- queries --------------------------------------------------------------------------------------
 
 
+def test_answers_to_one_prompt_are_rows_that_follow_one_another(tokenizer):
+    """Whoever holds which rows, and after resuming too."""
+    prompts = [Prompt(text) for text in ("a", "b", "c", "d", "e")]
+    frame = dict(query_length=4, batch_size=6, seed=0, copies=3)
+    whole = query_batches(prompts, tokenizer, **frame)
+    parts = [query_batches(prompts, tokenizer, **frame, mine=np.array(m)) for m in ([0, 1], [4])]
+    plain = query_batches(prompts, tokenizer, query_length=4, batch_size=2, seed=0)
+    assert whole.steps_per_epoch == 3
+    for _ in range(4):
+        batch = next(whole)
+        assert batch.index.tolist() == np.repeat(next(plain).index, 3).tolist()
+        for part, rows in zip(parts, ([0, 1], [4]), strict=True):
+            assert next(part).index.tolist() == batch.index[rows].tolist()
+    resumed = query_batches(prompts, tokenizer, **frame)
+    resumed.set_state(json.loads(json.dumps(whole.get_state())))
+    assert next(resumed).index.tolist() == next(whole).index.tolist()
+    single = query_batches(prompts, tokenizer, **frame | {"copies": 1})
+    with pytest.raises(InputError, match="copies was None and is now 3"):
+        whole.set_state(single.get_state())
+    with pytest.raises(InputError, match="copies was 3 and is now None"):
+        single.set_state(whole.get_state())
+    with pytest.raises(InputError, match="batch_size=6: expected a multiple of 4"):
+        query_batches(prompts, tokenizer, **frame | {"copies": 4})
+
+
 def test_queries_are_left_padded_and_keep_their_end(tokenizer):
     prompts = [Prompt("ab"), Prompt("0123456789"), Prompt("xyz")]
     it = query_batches(prompts, tokenizer, query_length=5, batch_size=2, seed=None)

@@ -58,7 +58,7 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
     rollout = make_rollout(
         lm,
         both,
-        scalar,
+        {"task": scalar},
         length=R,
         temperature=temperature,
         end_ids=(V - 1,),
@@ -68,7 +68,8 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
     query, ones = jnp.array([[3, 1, 4]]), jnp.ones((rows, Q), bool)
     batch = QueryBatch(jnp.repeat(query, rows, axis=0), ones, jnp.arange(rows))
     params = both.init(policy, reward_params)
-    r = jax.jit(rollout)(params, ref_params, reward_params, batch, jax.random.key(3))
+    rewards = {"task": reward_params}
+    r = jax.jit(rollout)(params, ref_params, rewards, batch, jax.random.key(3))
 
     first = scale_logits(lm.logits(policy, query, ones[:1], start=Q - 1)[0, 0], temperature)
     expected = np.asarray(jax.nn.softmax(first), float) * rows

@@ -238,7 +238,7 @@ def test_rollout(params, batch, recompute, trunk):
     rollout = make_rollout(
         LM,
         both,
-        reward,
+        {"task": reward},
         length=R,
         temperature=0.7,
         end_ids=(EOS,),
@@ -246,11 +246,11 @@ def test_rollout(params, batch, recompute, trunk):
         recompute_logprobs=recompute,
     )
     trained = both.init(params, reward_params)
-    r = rollout(trained, params, reward_params, batch, jax.random.key(8))
+    r = rollout(trained, params, {"task": reward_params}, batch, jax.random.key(8))
     assert_same(r.logprobs, r.ref_logprobs)
     tokens = jnp.concatenate([r.queries, r.responses], axis=1)
     mask = jnp.concatenate([r.query_mask, r.mask], axis=1)
-    assert_same(r.scores, reward.score(reward_params, tokens, mask, None))
+    assert_same(r.scores["task"], reward.score(reward_params, tokens, mask, None))
     if trunk == "separate":
         all_values = reward.values(reward_params, tokens, mask, start=0)
         expected = np.where(r.mask, all_values[:, Q - 1 : Q + R - 1], 0)

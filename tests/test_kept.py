@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import convert
+from experiments import convert, sft
 from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
@@ -44,7 +44,7 @@ def at(params, step):
 def train(config, trained, name="sft", *, params=None, value=None, ema=False, until=None):
     """Parameters at step n are those of the start plus n; returns what trains and what does not."""
     start, frozen = partition(trained.params if params is None else params)
-    with Stage(config, name, best=("eval/loss", "min")) as stage:
+    with Stage(config, name, sft.__file__, best=("eval/loss", "min")) as stage:
         card = dict(kind="lm", value=value)
         save_model_card(config.run.dir, trained.model, trained.vocab_size, BYTES, **card)
         average = start if ema else None

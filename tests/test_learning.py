@@ -1,31 +1,22 @@
 """The whole loop learns what it is paid for, and leaves alone what it must not touch."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from precision import log_ratio_bound
 
-from rlhf_jax.config import ModelConfig, OptimConfig
+from rlhf_jax.config import KLConfig, ModelConfig, OptimConfig, PPOConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
-from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import (
     make_optimizer,
     make_policy_value_optimizer,
     make_state,
 )
-from rlhf_jax.training.updates import (
-    make_ppo_loss,
-    make_ppo_update,
-    make_update_step,
-    prepare_batch,
-    shuffle_minibatches,
-)
+from rlhf_jax.training.policy_optimization import make_policy_optimization, shuffle_minibatches
+from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch, QueryBatch
 
 V, B, Q, R = 12, 64, 3, 6
@@ -40,46 +31,26 @@ def make_iteration(reference, *, kl_coef, ptx_loss=None, ptx_coef=0.0, lr=3e-3):
     """One PPO iteration whose score is the share of 7s in the response."""
     optim = OptimConfig(lr=lr, schedule="constant", weight_decay=0.0)
     tx = make_policy_value_optimizer(optim, optim, 100, updates_per_step=4)
-    rollout = make_rollout(
-        LM,
-        BOTH,
-        SCALAR,
-        length=R,
-        temperature=1.0,
-        end_ids=(EOS,),
-        pad_id=PAD,
-        recompute_logprobs=False,
-    )
-    objective = partial(ppo_loss, clip_eps=0.2, value_clip_eps=0.2, vf_coef=1.0)
-    update = make_ppo_update(
-        make_ppo_loss(BOTH, objective, temperature=1.0),
-        ptx_loss,
-        count_targets,
-        tx,
+    config = PPOConfig(
+        response_length=R,
+        batch_size=B,
+        ppo_epochs=2,
+        num_minibatches=2,
+        kl=KLConfig(coef=kl_coef),
         ptx_coef=ptx_coef,
-        accumulate=1,
-        ema_decay=0.0,
+        optim=optim,
     )
+    ppo = make_policy_optimization(config, LM, BOTH, {}, tx, end_ids=(EOS,), pad_id=PAD)
 
     @jax.jit
     def iteration(state, key):
         k_queries, k_rollout, k_shuffle, k_update = jax.random.split(key, 4)
         queries = jax.random.randint(k_queries, (B, Q), 0, EOS)
         batch = QueryBatch(queries, jnp.ones((B, Q), bool), jnp.arange(B))
-        r = rollout(state.params, reference, state.params["value"], batch, k_rollout)
-        r = r._replace(scores=((r.responses == 7) & r.mask).sum(axis=1) / R)
-        prepared, metrics = prepare_batch(
-            r,
-            jnp.float32(kl_coef),
-            gamma=1.0,
-            lam=0.95,
-            whiten_rewards=False,
-            whiten_advantages=True,
-            missing_eos_penalty=None,
-            end_ids=(EOS,),
-        )
-        minibatches = shuffle_minibatches(prepared, k_shuffle, epochs=2, num_minibatches=2)
-        state, update_metrics = update(state, (minibatches, None), k_update)
+        r = ppo.rollout(state.params, reference, {}, batch, k_rollout)
+        r = r._replace(scores={"task": ((r.responses == 7) & r.mask).sum(axis=1) / R})
+        minibatches, metrics = ppo.prepare(r, {"kl_coef": jnp.float32(kl_coef)}, k_shuffle)
+        state, update_metrics = ppo.update(state, (minibatches, None), k_update)
         return state, metrics | update_metrics
 
     return tx, iteration

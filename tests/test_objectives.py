@@ -234,16 +234,16 @@ def make_batch(seed):
     rng, (logp, v, adv, ret, new_logp, new_v) = draw(seed, 6)
     mask = ragged(rng)
     zeros = np.zeros((B, R), np.int32)
-    return PPOBatch(zeros, mask, zeros, mask, logp, v, adv, ret), logp + 0.3 * new_logp, new_v
+    return PPOBatch(zeros, mask, zeros, mask, logp, logp, v, adv, ret), logp + 0.3 * new_logp, new_v
 
 
-CLIP = dict(clip_eps=0.2, value_clip_eps=0.4, vf_coef=0.7)
+CLIP = dict(clip_eps=0.2, value_clip_eps=0.4, vf_coef=0.7, entropy_coef=0.0)
 
 
 def test_ppo_reference():
     """Bugs 24, 25, 26: max not min, clip of the ratio, clipfrac counts what the clip decides."""
     b, new_logp, new_v = make_batch(8)
-    loss, metrics = policy_losses.ppo_loss(new_logp, new_v, b, **CLIP)
+    loss, metrics = policy_losses.ppo_loss(new_logp, new_v, -new_logp, b, **CLIP)
     policy, value, clipfrac = reference.ppo(
         new_logp, b.logprobs, b.advantages, new_v, b.values, b.returns, b.mask, 0.2, 0.4
     )
@@ -253,10 +253,29 @@ def test_ppo_reference():
     close(metrics["policy/clipfrac_avg"], clipfrac)
 
 
+def test_the_entropy_bonus_is_its_coefficient_times_the_mean_entropy():
+    """And at 0 the entropy is measured, without a gradient."""
+    b, new_logp, new_v = make_batch(8)
+    rng = np.random.default_rng(0)
+    entropies = np.where(b.mask, rng.uniform(size=b.mask.shape), np.nan)
+    f = lambda coef: jax.value_and_grad(
+        lambda h: policy_losses.ppo_loss(new_logp, new_v, h, b, **CLIP | {"entropy_coef": coef}),
+        has_aux=True,
+    )(jnp.asarray(entropies))
+    (loss, metrics), gradient = f(0.3)
+    (without, same), none = f(0.0)
+    mean = entropies[b.mask].mean()
+    close(loss, without - 0.3 * mean)
+    close(metrics["policy/entropy_avg"], mean)
+    close(same["policy/entropy_avg"], mean)
+    close(gradient, np.where(b.mask, -0.3 / b.mask.sum(), 0))
+    assert (none == 0).all()
+
+
 def test_ppo_at_the_first_minibatch_is_the_policy_gradient():
     """ratio = 1, clipfrac = 0, approxkl = 0, and ∇L = −mean Â ∇log π."""
     b, _, new_v = make_batch(9)
-    f = lambda lp: policy_losses.ppo_loss(lp, new_v, b, **CLIP)
+    f = lambda lp: policy_losses.ppo_loss(lp, new_v, -lp, b, **CLIP)
     _, metrics = f(b.logprobs)
     assert metrics["val/ratio"] == 1 and metrics["val/ratio_var"] == 0
     assert metrics["policy/clipfrac_avg"] == 0 and metrics["policy/approxkl_avg"] == 0
@@ -279,7 +298,7 @@ def test_negative_advantage_keeps_its_gradient():
 def test_nothing_under_the_mask_reaches_ppo():
     """Bugs 9, 27, 28, 39: NaN under the mask, and ten more columns of padding, change nothing."""
     b, new_logp, new_v = make_batch(10)
-    f = lambda lp, v, b: policy_losses.ppo_loss(lp, v, b, **CLIP)
+    f = lambda lp, v, b: policy_losses.ppo_loss(lp, v, -lp, b, **CLIP)
     clean = f(new_logp, new_v, b)
     junk = lambda x: np.where(b.mask, x, np.nan)
     dirty = b._replace(
@@ -297,7 +316,8 @@ def test_shares_add_up():
     """Bug 29: with the global count, parts of unequal length sum to the whole, gradients too."""
     b, new_logp, new_v = make_batch(11)
     count = float(b.mask.sum())
-    f = lambda lp, b, v: policy_losses.ppo_loss(lp, v, b, **CLIP, count=count)
+    args = CLIP | dict(entropy_coef=0.3, count=count)
+    f = lambda lp, b, v: policy_losses.ppo_loss(lp, v, -lp, b, **args)
     whole = jax.value_and_grad(f, has_aux=True)(jnp.asarray(new_logp), b, new_v)
     rows = [slice(0, 2), slice(2, 5)]
     take = lambda s: (jnp.asarray(new_logp[s]), jax.tree.map(lambda x: x[s], b), new_v[s])

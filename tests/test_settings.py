@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rlhf_jax.config as configs
-from experiments import audit, convert
+from experiments import audit, convert, sft
 from experiments.feedback_rounds import check_files
 from experiments.instructgpt import check_lengths, check_models
 from experiments.reward import demonstrations
@@ -592,7 +592,7 @@ def test_a_missing_logger_is_noticed_before_a_run_is_made(tmp_path, monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", without)
     run = configs.RunConfig(dir=tmp_path / "run", wandb="project")
     with pytest.raises(InputError, match=r"--run\.wandb project: wandb is not installed"):
-        Stage(SFTConfig(run=run), "sft").__enter__()
+        Stage(SFTConfig(run=run), "sft", sft.__file__).__enter__()
     assert not (tmp_path / "run").exists()
 
 

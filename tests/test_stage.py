@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from experiments import sft
 from experiments.identity import data_of, models_of, why_not_longer
 from experiments.stage import Stage
 from experiments.trained import load_trained, model_digest, trained_lengths
@@ -46,7 +47,7 @@ def train(config, *, total, kill_at=None, before=None):
 
     ``before`` is called with the stage and the number of each step.
     """
-    with Stage(config, "sft", best=("eval/loss", "min")) as stage:
+    with Stage(config, "sft", sft.__file__, best=("eval/loss", "min")) as stage:
         if stage.summary is not None:
             return stage.summary
         state = stage.restore(TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, (), None))
@@ -351,7 +352,10 @@ def test_a_start_that_failed_leaves_the_folder_as_it_was(tmp_path, place, error)
         (tmp_path / "disk").mkdir()
         folder.symlink_to(tmp_path / "disk")
 
-    with pytest.raises(error, match="as it was"), Stage(make_config(folder), "sft"):
+    with (
+        pytest.raises(error, match="as it was"),
+        Stage(make_config(folder), "sft", sft.__file__),
+    ):
         raise error("as it was")
     assert folder.exists() == (place != "new") and folder.is_symlink() == (place == "link")
     assert not folder.exists() or not list(folder.iterdir())

@@ -17,20 +17,21 @@ from precision import SAME
 
 from rlhf_jax.config import ModelConfig, OptimConfig, ParallelConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
+from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.updates import (
-    accumulated_gradients,
+from rlhf_jax.training.policy_optimization import (
     make_ppo_loss,
     make_ppo_update,
-    make_update_step,
+    mix_second,
     prepare_batch,
     shuffle_minibatches,
 )
+from rlhf_jax.training.updates import accumulated_gradients, make_update_step
 from rlhf_jax.types import LMBatch, QueryBatch, Rollout
 
 pytestmark = pytest.mark.usefixtures("module_in_float64")
@@ -41,15 +42,15 @@ TEMPERATURE = 0.7
 CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=32, dropout=0.5, dtype="float64")
 with jax.enable_x64(True):
     LM, SCALAR = make_language_model(CONFIG, V), make_scalar_model(CONFIG, V)
-OBJECTIVE = partial(ppo_loss, clip_eps=0.2, value_clip_eps=1.0, vf_coef=0.5)
+OBJECTIVE = partial(ppo_loss, clip_eps=0.2, value_clip_eps=1.0, vf_coef=0.5, entropy_coef=0.0)
 # SGD and not Adam, which hides the size of a gradient. Numbers in the state: one compiled program.
 TX = optax.inject_hyperparams(
     lambda lr, clip: optax.chain(optax.clip_by_global_norm(clip), optax.sgd(lr))
 )(lr=0.05, clip=1e9)
 EMA = 0.9
 PREPARE = {
-    "gamma": 1.0,
-    "lam": 0.95,
+    "combine": mix_second,
+    "advantage_fn": partial(gae, gamma=1.0, lam=0.95),
     "whiten_rewards": False,
     "whiten_advantages": True,
     "missing_eos_penalty": None,
@@ -86,7 +87,7 @@ def rollout_fn(trunk, eos_id):
         make_rollout(
             LM,
             both(trunk),
-            SCALAR,
+            {"task": SCALAR},
             length=R,
             temperature=TEMPERATURE,
             end_ids=(eos_id,),
@@ -100,12 +101,13 @@ def roll_out(params, *, trunk="separate", eos_id=STOP, seed=2) -> Rollout:
     mask = jnp.arange(Q)[None] >= (jnp.arange(B) % 3)[:, None]
     queries = jax.random.randint(jax.random.key(100 + seed), (B, Q), 0, V)
     batch = QueryBatch(queries, mask, jnp.arange(B))
-    inputs = (params, language_model_params(), reward_params(), batch)
+    inputs = (params, language_model_params(), {"task": reward_params()}, batch)
     return rollout_fn(trunk, eos_id)(*inputs, jax.random.key(seed))
 
 
 def prepare(rollout, kl_coef=0.1, **changes):
-    return prepare_batch(rollout, jnp.float64(kl_coef), **PREPARE | changes)
+    coefs = {"kl_coef": jnp.float64(kl_coef), "second_weight": jnp.float64(3)}
+    return prepare_batch(rollout, coefs, **PREPARE | changes)
 
 
 def one_minibatch(rollout):
@@ -113,9 +115,9 @@ def one_minibatch(rollout):
     return shuffle_minibatches(prepare(rollout)[0], jax.random.key(7), epochs=1, num_minibatches=1)
 
 
-def objective(new_logprobs, new_values, batch, *, count):
+def objective(new_logprobs, new_values, entropies, batch, *, count):
     """PPO's, with the largest gap between the old and the new among the metrics."""
-    loss, metrics = OBJECTIVE(new_logprobs, new_values, batch, count=count)
+    loss, metrics = OBJECTIVE(new_logprobs, new_values, entropies, batch, count=count)
     worst = lambda x, y: jnp.where(batch.mask, jnp.abs(x - y), 0.0).max()
     ratio = jnp.exp(new_logprobs - batch.logprobs)
     return loss, metrics | {"ratio": worst(ratio, 1.0), "values": worst(new_values, batch.values)}
@@ -235,7 +237,7 @@ def made_up_rollout(seed=0):
         logprobs=normal(),
         ref_logprobs=normal(),
         values=normal(),
-        scores=rng.normal(size=B),
+        scores={"task": rng.normal(size=B)},
     )
     return jax.tree.map(jnp.asarray, fields)
 
@@ -249,23 +251,23 @@ def test_prepare_batch_reference(whiten_rewards, whiten_advantages, penalty):
     batch, metrics = prepare(
         r,
         0.3,
-        gamma=0.9,
-        lam=0.8,
+        advantage_fn=partial(gae, gamma=0.9, lam=0.8),
         whiten_rewards=whiten_rewards,
         whiten_advantages=whiten_advantages,
         missing_eos_penalty=penalty,
     )
-    n = Rollout(*(np.asarray(x) for x in r))
+    n = jax.tree.map(np.asarray, r)
     ends = np.array([STOP in ids[real] for ids, real in zip(n.responses, n.mask, strict=True)])
     assert ends.tolist() == [True, False] * 2 + [True] + [False] * 3
-    scores = n.scores if penalty is None else np.where(ends, n.scores, penalty)
+    scores = n.scores["task"]
+    scores = scores if penalty is None else np.where(ends, scores, penalty)
     raw = reference.kl_rewards(scores, n.logprobs, n.ref_logprobs, n.mask, 0.3)
     rewards = reference.whiten(raw, n.mask, shift_mean=False) if whiten_rewards else raw
     advantages, returns = reference.gae(rewards, np.nan_to_num(n.values), n.mask, 0.9, 0.8)
     close(batch.returns, returns)
     expected = reference.whiten(advantages, n.mask, True) if whiten_advantages else advantages
     close(batch.advantages, expected)
-    for name in ("queries", "query_mask", "responses", "mask", "logprobs", "values"):
+    for name in (*r._fields[:5], "ref_logprobs", "values"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(n, name))
 
     total = lambda x: np.where(n.mask, x, 0).sum(axis=1).mean()
@@ -288,13 +290,13 @@ def test_a_second_reward_is_mixed_in_before_the_missing_eos_is_punished():
     """The batch is that of a rollout whose scores were mixed by hand; both scores are logged."""
     r = made_up_rollout()
     h = jnp.linspace(-1, 2, B)
-    mixed = (r.scores + 3 * h) / 4
+    task = r.scores["task"]
     args = dict(missing_eos_penalty=-1.0)
-    batch, metrics = prepare(r._replace(second_scores=h), **args, second_weight=jnp.float64(3))
-    expected, by_hand = prepare(r._replace(scores=mixed), **args)
+    batch, metrics = prepare(r._replace(scores={"task": task, "second": h}), **args)
+    expected, by_hand = prepare(r._replace(scores={"task": (task + 3 * h) / 4}), **args)
     close(batch, expected)
     close({name: metrics[name] for name in by_hand}, by_hand)
-    close(metrics["objective/task_scores"], r.scores.mean())
+    close(metrics["objective/task_scores"], task.mean())
     close(metrics["objective/second_scores"], h.mean())
     close(metrics["objective/second_weight"], 3.0)
 
@@ -303,24 +305,24 @@ def test_the_second_reward_model_scores_the_whole_episode():
     rollout_of = make_rollout(
         LM,
         both("separate"),
-        SCALAR,
+        {"task": SCALAR, "second": SCALAR},
         length=R,
         temperature=TEMPERATURE,
         end_ids=(STOP,),
         pad_id=PAD,
         recompute_logprobs=False,
-        second_reward_model=SCALAR,
     )
     queries = jax.random.randint(jax.random.key(100), (B, Q), 0, V)
     batch = QueryBatch(queries, jnp.ones((B, Q), bool), jnp.arange(B))
     second = SCALAR.init(jax.random.key(2), language_model_params()["trunk"])
-    inputs = (start(), language_model_params(), reward_params(), batch, jax.random.key(0), second)
+    rewards = {"task": reward_params(), "second": second}
+    inputs = (start(), language_model_params(), rewards, batch, jax.random.key(0))
     r = jax.jit(rollout_of)(*inputs)
     tokens = jnp.concatenate([r.queries, r.responses], axis=1)
     mask = jnp.concatenate([r.query_mask, r.mask], axis=1)
-    close(r.second_scores, SCALAR.score(second, tokens, mask, None))
-    close(r.scores, SCALAR.score(reward_params(), tokens, mask, None))
-    assert np.abs(r.scores - r.second_scores).max() > 1e-3
+    close(r.scores["second"], SCALAR.score(second, tokens, mask, None))
+    close(r.scores["task"], SCALAR.score(reward_params(), tokens, mask, None))
+    assert np.abs(r.scores["task"] - r.scores["second"]).max() > 1e-3
 
 
 def test_the_kl_of_twice_as_long_responses_is_twice_as_large():

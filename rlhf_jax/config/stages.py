@@ -366,7 +366,7 @@ class PPOConfig:
     """Run of the same shape that the KL penalty holds the policy to; None: ``init``."""
     reward: Main[Path] = Path("runs/reward")
     """The reward model."""
-    value_init: Annotated[Path | None, idle(value_trunk="shared")] = None
+    value_init: Annotated[Path | None, idle(value_trunk=("shared", "none"))] = None
     """The value network starts from this reward or value model; None: from ``reward``."""
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Main[Path] = Path("prompts.jsonl")
@@ -379,21 +379,26 @@ class PPOConfig:
     allow_cut: bool = False
     """Go on although more than 2 % of the prompts are cut."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    value_trunk: Literal["separate", "shared"] = "separate"
-    """A value network of its own from the reward model (InstructGPT), or a head on the policy."""
+    value_trunk: Literal["separate", "shared", "none"] = "separate"
+    """A value network of its own from the reward model (InstructGPT), or a head on the policy, or
+    none: advantages are then made of the rewards alone."""
     iterations: Main[Count] = 24
     """Each samples episodes, scores them and learns from them."""
     batch_size: Main[Count] = 128
     """Episodes per iteration over all devices."""
+    samples_per_prompt: Count = 1
+    """Answers to each prompt of an iteration, which stand one after the other in the batch."""
     ppo_epochs: Count = 1
     num_minibatches: Count = 4
     kl: KLConfig = field(default_factory=KLConfig)
     gamma: Share = 1.0
     lam: Share = 0.95
     clip_eps: Positive = 0.2
-    value_clip_eps: Positive = 0.2
-    vf_coef: PositiveOrZero = 1.0
+    value_clip_eps: Annotated[Positive, idle(value_trunk="none")] = 0.2
+    vf_coef: Annotated[PositiveOrZero, idle(value_trunk="none")] = 1.0
     """Weight of the value loss; with a separate trunk it only scales that trunk's gradient."""
+    entropy_coef: PositiveOrZero = 0.0
+    """Weight of the entropy bonus, per nat of the mean entropy of a token; InstructGPT has none."""
     whiten_advantages: bool = True
     whiten_rewards: bool = False
     missing_eos_penalty: Finite | None = None
@@ -414,7 +419,7 @@ class PPOConfig:
         )
     )
     value_optim: Annotated[
-        OptimConfig, idle(value_trunk="shared"), never("accumulate", "ema_decay")
+        OptimConfig, idle(value_trunk=("shared", "none")), never("accumulate", "ema_decay")
     ] = field(
         default_factory=lambda: OptimConfig(
             lr=1e-3, schedule="linear", warmup_share=0.125, final_lr=0.2, weight_decay=0.0, eps=1e-5
@@ -425,6 +430,11 @@ class PPOConfig:
     """PPO does not start on a reward model whose held-out pair accuracy is below this."""
     force: bool = False
     """Start all the same."""
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer updates: every minibatch once in each epoch."""
+        return self.ppo_epochs * self.num_minibatches
 
     def __post_init__(self):
         check_bounds(self)
@@ -437,6 +447,11 @@ class PPOConfig:
             self.batch_size % self.num_minibatches == 0,
             f"batch_size={self.batch_size} is not a multiple of "
             f"num_minibatches={self.num_minibatches}",
+        )
+        check(
+            self.batch_size % self.samples_per_prompt == 0,
+            f"batch_size={self.batch_size} is not a multiple of "
+            f"samples_per_prompt={self.samples_per_prompt}",
         )
         minibatch_size = self.batch_size // self.num_minibatches
         check_microbatches("batch_size / num_minibatches", minibatch_size, self.optim)

@@ -44,6 +44,7 @@ class Batches:
     ``data`` is a container of arrays with a row for each example and an empty last row, ``sizes``
     the number of rows of each corpus in it, ``weights`` the corpora's shares of the batches' rows
     (empty: one corpus, all rows alike often). ``whole_epochs``: no batch holds rows of two epochs.
+    ``copies``: each row stands so many times in a batch, one after the other.
     """
 
     def __init__(
@@ -57,9 +58,12 @@ class Batches:
         seed: int | None,
         mine: Rows,
         whole_epochs: bool = False,
+        copies: int = 1,
     ):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
+        if batch_size % copies:
+            raise InputError(f"batch_size={batch_size}: expected a multiple of {copies}")
         if not sum(sizes):
             raise InputError("the data set has no rows, expected at least one")
         self.data = data
@@ -67,7 +71,11 @@ class Batches:
         self.rows = sum(sizes)
         self.global_batch_size = batch_size
         self._mine = slice(None) if mine is None else mine
+        self._copies = copies
         self._order = {"seed": seed, "weights": list(weights), "sizes": list(sizes)}
+        if copies > 1:
+            self._order["copies"] = copies
+        batch_size //= copies
         if seed is None:
             stream = grain.MapDataset.range(self.rows).batch(batch_size)
         elif whole_epochs:
@@ -83,14 +91,14 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Batches that show every row once, the last one perhaps not full."""
-        return math.ceil(self.rows / self.global_batch_size)
+        return math.ceil(self.rows * self._copies / self.global_batch_size)
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> LMBatch | QueryBatch | ComparisonBatch:
         index = np.full(self.global_batch_size, -1)  # the empty row
-        shown = next(self._indices)
+        shown = np.repeat(next(self._indices), self._copies)
         index[: len(shown)] = shown
         index = index[self._mine]
         return type(self.data)(*(_rows(leaf, index) for leaf in self.data))
@@ -104,11 +112,10 @@ class Batches:
 
         Raises InputError if the state is of other data, another order or global batch size.
         """
-        for name, value in self._identity.items():
-            if state.get(name) != value:
-                raise InputError(
-                    f"cannot resume the data: {name} was {state.get(name)} and is now {value}"
-                )
+        for name in {**self._identity, **state}:
+            was, now = state.get(name), self._identity.get(name)
+            if was != now and name != "position":
+                raise InputError(f"cannot resume the data: {name} was {was} and is now {now}")
         self._indices.set_state(state["position"])
 
     @cached_property
@@ -185,12 +192,16 @@ def query_batches(
     seed: int | None,
     mine: Rows = None,
     everything: bool = False,
+    copies: int = 1,
 ) -> Batches:
-    """QueryBatches; ``index`` counts the prompts from 0, and is -1 in an empty row."""
+    """QueryBatches; ``index`` counts the prompts from 0, and is -1 in an empty row.
+
+    Each prompt stands ``copies`` times in a row, for so many answers.
+    """
     data, report = encode_prompts(
         prompts, tokenizer, query_length=query_length, everything=everything
     )
-    return _one_corpus(data, report, batch_size, seed, mine)
+    return _one_corpus(data, report, batch_size, seed, mine, copies=copies)
 
 
 def comparison_batches(
@@ -226,6 +237,7 @@ def _one_corpus(
     mine: Rows,
     *,
     whole_epochs: bool = False,
+    copies: int = 1,
 ) -> Batches:
     return Batches(
         data,
@@ -236,6 +248,7 @@ def _one_corpus(
         seed=seed,
         mine=mine,
         whole_epochs=whole_epochs,
+        copies=copies,
     )
 
 

@@ -90,8 +90,9 @@ class PolicyValue(NamedTuple):
     """(language-model params, reward-model params) -> params."""
     policy: Callable[[Params], Params]
     """The language-model part of the parameters."""
-    evaluate: Callable[..., tuple[Float[Array, "B R V"], Float[Array, "B R"]]]
-    """(params, queries, query_mask, responses, mask) -> what predicts each response token."""
+    evaluate: Callable[..., tuple[Float[Array, "B R V"], Float[Array, "B R"] | None]]
+    """(params, queries, query_mask, responses, mask) -> logits that predict each response token,
+    and the value before it, or None without a value network."""
 
 
 def unembed(
@@ -285,7 +286,7 @@ def make_policy_value(
     config: ModelConfig,
     value_config: ModelConfig,
     vocab_size: int,
-    value_trunk: Literal["separate", "shared"],
+    value_trunk: Literal["separate", "shared", "none"],
 ) -> PolicyValue:
     """Policy of shape ``config``; a separate value trunk has the reward model's shape."""
     lm = make_language_model(config, vocab_size)
@@ -295,6 +296,8 @@ def make_policy_value(
     def init(lm_params, reward_params):
         if value_trunk == "separate":
             return {"policy": lm_params, "value": reward_params}
+        if value_trunk == "none":
+            return {"policy": lm_params}
         # On another trunk the reward model's head means nothing: start at 0 (Ziegler et al. 2019).
         head = {"kernel": jnp.zeros((config.d_model, 1)), "bias": jnp.zeros(1)}
         return {"policy": lm_params | {"head": head}}
@@ -305,6 +308,8 @@ def make_policy_value(
         if value_trunk == "separate":
             logits = lm.logits(params["policy"], tokens, mask, start=start)
             return logits, scalar.values(params["value"], tokens, mask, start=start)
+        if value_trunk == "none":
+            return lm.logits(params["policy"], tokens, mask, start=start), None
         policy = params["policy"]
         hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), real(mask))
         hidden = hidden[:, start:]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 def gae(
     rewards: Float[Array, "B R"],
-    values: Float[Array, "B R"],
+    values: Float[Array, "B R"] | None,
     mask: Bool[Array, "B R"],
     *,
     gamma: float,
@@ -17,8 +17,9 @@ def gae(
 
     Âₜ = Σₗ (γλ)ˡ δₜ₊ₗ, δₜ = rₜ + γ Vₜ₊₁ − Vₜ, with V after the last real token = 0
     (Schulman et al. 2016, definition of GAE(γ, λ)). returns = Â + V. Not whitened. Masked
-    positions are skipped: t + 1 is the next real token.
+    positions are skipped: t + 1 is the next real token. ``values`` None is V = 0: no baseline.
     """
+    values = jnp.zeros_like(rewards) if values is None else values
 
     def step(carry, column):
         next_advantage, next_value = carry

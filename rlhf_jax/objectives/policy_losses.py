@@ -72,20 +72,31 @@ def value_loss(
 
 def ppo_loss(
     new_logprobs: Float[Array, "B R"],
-    new_values: Float[Array, "B R"],
+    new_values: Float[Array, "B R"] | None,
+    entropies: Float[Array, "B R"],
     batch: PPOBatch,
     *,
     clip_eps: float,
     value_clip_eps: float,
     vf_coef: float,
+    entropy_coef: float,
     count: Count = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """policy loss + ``vf_coef`` · value loss. No entropy bonus, as in InstructGPT."""
+    """policy loss + c_v · value loss − c_e · mean entropy (Schulman et al. 2017, eq. 9).
+
+    c_v is ``vf_coef``; without a value network (``new_values`` None) its loss is left out. c_e is
+    ``entropy_coef``: 0 in InstructGPT, and then the entropy is measured without a gradient.
+    """
     b = batch
-    policy, policy_metrics = policy_loss(
+    loss, metrics = policy_loss(
         new_logprobs, b.logprobs, b.advantages, b.mask, clip_eps=clip_eps, count=count
     )
-    value, value_metrics = value_loss(
-        new_values, b.values, b.returns, b.mask, value_clip_eps=value_clip_eps, count=count
-    )
-    return policy + vf_coef * value, policy_metrics | value_metrics
+    if new_values is not None:
+        value, value_metrics = value_loss(
+            new_values, b.values, b.returns, b.mask, value_clip_eps=value_clip_eps, count=count
+        )
+        loss, metrics = loss + vf_coef * value, metrics | value_metrics
+    mean_entropy = masked_mean(entropies, b.mask, count=count)
+    if entropy_coef:
+        loss = loss - entropy_coef * mean_entropy
+    return loss, metrics | {"policy/entropy_avg": jax.lax.stop_gradient(mean_entropy)}

@@ -1,6 +1,6 @@
 """One batch of experience: query → response → log-probs, values, score."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -14,18 +14,18 @@ from rlhf_jax.types import Generation, Params, QueryBatch, Rollout
 def make_rollout(
     lm: LanguageModel,
     policy_value: PolicyValue,
-    reward_model: ScalarModel,
+    reward_models: Mapping[str, ScalarModel],
     *,
     length: int,
     temperature: float,
     end_ids: Sequence[int],
     pad_id: int,
     recompute_logprobs: bool,
-    second_reward_model: ScalarModel | None = None,
 ) -> Callable[..., Rollout]:
-    """``(params, ref_params, reward_params, queries, key, second_reward_params) -> Rollout``.
+    """``(params, ref_params, reward_params, queries, key) -> Rollout``.
 
-    Pure and without dropout; the last argument goes with ``second_reward_model``.
+    Pure and without dropout. ``reward_params`` has the names of ``reward_models``, and so have the
+    rollout's scores.
 
     All log-probs are those of logits / ``temperature``, the distribution that was sampled. The old
     log-probs come from the sampling pass, or with ``recompute_logprobs`` from one more forward
@@ -35,10 +35,9 @@ def make_rollout(
     def rollout(
         params: Params,
         ref_params: Params,
-        reward_params: Params,
+        reward_params: Mapping[str, Params],
         batch: QueryBatch,
         key: Key[Array, ""],
-        second_reward_params: Params | None = None,
     ) -> Rollout:
         queries, query_mask = batch.queries, batch.query_mask
         sampled = generate(
@@ -61,10 +60,10 @@ def make_rollout(
         reference = response_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
         tokens = jnp.concatenate([queries, responses], axis=1)
         token_mask = jnp.concatenate([query_mask, mask], axis=1)
-        second_scores = None
-        if second_reward_model is not None:
-            inputs = (second_reward_params, tokens, token_mask, None)
-            second_scores = second_reward_model.score(*inputs)
+        scores = {
+            name: model.score(reward_params[name], tokens, token_mask, None)
+            for name, model in reward_models.items()
+        }
         return Rollout(
             queries=queries,
             query_mask=query_mask,
@@ -72,9 +71,8 @@ def make_rollout(
             mask=mask,
             logprobs=jnp.where(mask, logprobs, 0.0),
             ref_logprobs=jnp.where(mask, reference, 0.0),
-            values=jnp.where(mask, values, 0.0),
-            scores=reward_model.score(reward_params, tokens, token_mask, None),
-            second_scores=second_scores,
+            values=None if values is None else jnp.where(mask, values, 0.0),
+            scores=scores,
         )
 
     return rollout

@@ -50,6 +50,8 @@ class SavedRun(NamedTuple):
     """The final summary, or None when the run has not finished."""
     retuned: list[dict[str, Any]]
     """After each divergence: why, and the fields that were changed to go on."""
+    fork: dict[str, str] | None
+    """Of a run of a fork its ``name``, and ``source``, a digest of its code; None of any other."""
 
     @property
     def checkpoints(self) -> Path:
@@ -122,6 +124,7 @@ def open_run(
     models: Mapping[str, InputFile] | None = None,
     data: Mapping[str, InputFile] | None = None,
     lengths: Mapping[str, str] | None = None,
+    fork: Mapping[str, str] | None = None,
 ) -> Run:
     """Take a run folder for this process: start it when new, resume it when it is the same run.
 
@@ -131,10 +134,11 @@ def open_run(
     have counts as its value in ``defaults``. ``models`` and ``data`` are what the run starts from:
     they may be moved, but not be others. ``lengths`` are fields that may grow, each with the reason
     why it may not, if there is one; a finished run stays what it is until the longer one is
-    finished. Only process 0 checks and writes; ``config`` and ``defaults`` are JSON-able.
+    finished. ``fork`` is whose code runs, if not the project's own. Only process 0 checks and
+    writes; ``config`` and ``defaults`` are JSON-able.
 
-    Raises InputError when the folder is of another stage, config, model or data, holds other files,
-    or is in use by another process.
+    Raises InputError when the folder is of another stage, fork, config, model or data, holds other
+    files, or is in use by another process.
     """
     folder = Path(folder)
     saved_path = folder / "config.json"
@@ -148,6 +152,7 @@ def open_run(
         moved, grows = (), ()
         if saved is not None:
             check_stage(saved, stage)
+            check_fork(saved, fork)
             moved = check_inputs(saved, models or {}, data or {})
             grows = check_lengths(saved, config, lengths or {})
             allowed = [*ignore, *moved, *grows, *(() if saved.done else late)]
@@ -157,6 +162,7 @@ def open_run(
         longer = None
         if saved is None or grows or is_news(saved, config, known, ignore):
             record = describe_run(stage, config, config_class) | known
+            record["fork"] = fork
             others = [*ignore, *late, *moved, *grows]
             record["retuned"] = retuned(saved, config, others) if saved else []
             if grows and saved.done:
@@ -225,6 +231,7 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
             read_inputs(saved["data"]) if "data" in saved else None,
             read_done(folder),
             saved.get("retuned", []),
+            saved.get("fork"),
         )
     except InputError:
         raise
@@ -295,6 +302,17 @@ def check_stage(saved: SavedRun, stage: str) -> None:
         raise InputError(
             f"{saved.folder} belongs to stage {saved.stage!r}, not {stage!r}: choose another folder"
         )
+
+
+def check_fork(saved: SavedRun, fork: Mapping[str, str] | None) -> None:
+    """Raise InputError if other code started the run: another fork, none, or an older one."""
+    if saved.fork == fork:
+        return
+    was, now = (f"the fork {each['name']}" if each else "no fork" for each in (saved.fork, fork))
+    found = f"was started by {was}, and this is {now}"
+    if was == now:
+        found = f"was started by {was}, whose code has changed since"
+    raise InputError(f"{saved.folder} {found}: choose another folder")
 
 
 def check_same(

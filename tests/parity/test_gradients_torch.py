@@ -32,7 +32,8 @@ from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss, ranking_loss
-from rlhf_jax.training.updates import accumulated_gradients, make_ppo_loss
+from rlhf_jax.training.policy_optimization import make_ppo_loss
+from rlhf_jax.training.updates import accumulated_gradients
 from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch
 
 pytest.importorskip("trl", reason="needs TRL 1.12.0: make test-torch")
@@ -404,9 +405,10 @@ def minibatch(lm, scalar):
     logprobs, values = torch_forward(lm, scalar, np.concatenate([queries, responses], axis=1))
     near = lambda x, scale: x.detach().numpy() + scale * rng.normal(size=x.shape)
     junk = lambda x: np.where(mask, x, 1e4).astype(np.float32)
+    old_logprobs, old_values = junk(near(logprobs, 0.3)), junk(near(values, 0.6))
     return PPOBatch(
         *map(jnp.asarray, (queries, query_mask, responses, mask)),
-        *map(jnp.asarray, (junk(near(logprobs, 0.3)), junk(near(values, 0.6)))),
+        *map(jnp.asarray, (old_logprobs, old_logprobs, old_values)),
         *map(jnp.asarray, (junk(rng.normal(size=mask.shape)), junk(near(values, 1.0)))),
     )
 
@@ -436,7 +438,7 @@ def torch_ppo_loss(new_logprobs, new_values, batch):
 
 
 def our_ppo(policy_value, params, batch):
-    clips = dict(clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF)
+    clips = dict(clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF, entropy_coef=0.0)
     loss_fn = make_ppo_loss(policy_value, partial(ppo_loss, **clips), temperature=TEMPERATURE)
     count = batch.mask.sum(dtype=jnp.float32)
     grads, metrics = accumulated_gradients(loss_fn, params, batch, KEY, count, accumulate=2)

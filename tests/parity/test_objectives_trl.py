@@ -309,13 +309,14 @@ def our_losses(precision, update):
         nothing > 0,
         jnp.asarray(responses),
         jnp.asarray(MASK),
-        *map(junk, (old["logprobs"], old["values"], old["advantages"], old["returns"])),
+        *map(junk, (old[n] for n in ("logprobs", "logprobs", "values", "advantages", "returns"))),
     )
 
     def loss(params):
         logits, values = small_model(jnp, params, jnp.asarray(inputs))
-        clips = dict(clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF)
-        return ppo_loss(token_logprobs(logits, batch.responses), values, batch, **clips)
+        clips = dict(clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF, entropy_coef=0.0)
+        logprobs = token_logprobs(logits, batch.responses)
+        return ppo_loss(logprobs, values, entropy(logits), batch, **clips)
 
     params = jax.tree.map(precision.jax, params)
     (total, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)

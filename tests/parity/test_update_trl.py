@@ -18,10 +18,16 @@ from parity.torch_bridge import EOS, PAD, SINGLE, VOCAB, by_torch_name, hf, make
 from rlhf_jax.config import OptimConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.huggingface import load_pretrained
+from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
-from rlhf_jax.training.updates import make_ppo_loss, make_ppo_update, prepare_batch
+from rlhf_jax.training.policy_optimization import (
+    make_ppo_loss,
+    make_ppo_update,
+    mix_second,
+    prepare_batch,
+)
 from rlhf_jax.types import Generation, QueryBatch, Rollout
 
 pytest.importorskip("trl", reason="needs TRL 1.12.0: make test-torch")
@@ -136,14 +142,14 @@ def train_ours(models, queries, responses):
         logprobs(policy.params),
         logprobs(reference.params),
         both.evaluate(params, queries, batch.query_mask, responses, mask)[1],
-        scalar.score(reward.params, tokens, tokens != PAD, None),
+        {"task": scalar.score(reward.params, tokens, tokens != PAD, None)},
     )
     whitening = dict(whiten_rewards=False, whiten_advantages=True)
     ppo_batch, metrics = prepare_batch(
         rollout,
-        jnp.float32(BETA),
-        gamma=1.0,
-        lam=LAM,
+        {"kl_coef": jnp.float32(BETA)},
+        combine=mix_second,
+        advantage_fn=partial(gae, gamma=1.0, lam=LAM),
         missing_eos_penalty=None,
         end_ids=(EOS,),
         **whitening,
@@ -154,7 +160,8 @@ def train_ours(models, queries, responses):
         lr=LR, schedule="constant", weight_decay=0.0, b2=0.95, eps=EPS, clip_norm=0.0
     )
     tx = make_policy_value_optimizer(config, config, 1, updates_per_step=EPOCHS)
-    objective = partial(ppo_loss, clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF)
+    clips = dict(clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF, entropy_coef=0.0)
+    objective = partial(ppo_loss, **clips)
     loss_fn = make_ppo_loss(both, objective, temperature=TEMPERATURE)
     update = make_ppo_update(loss_fn, None, None, tx, ptx_coef=0.0, accumulate=1, ema_decay=0.0)
     epochs = jax.tree.map(lambda x: jnp.stack([x] * EPOCHS), ppo_batch)

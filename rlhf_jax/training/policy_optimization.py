@@ -1,0 +1,326 @@
+"""PPO and its kin, wired once: sample, score, prepare, update, control.
+
+``make_policy_optimization`` puts the pure functions of one iteration together from a config; the
+experiment, its forks, the doctor, the planner and the benchmarks all run what it returns. An
+ablation hands in another function: ``advantage_fn``, ``objective`` or ``combine``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from rlhf_jax.config import PPOConfig
+from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel
+from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.objectives.ends import is_end
+from rlhf_jax.objectives.kl import update_kl_coef
+from rlhf_jax.objectives.language_losses import count_targets
+from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
+from rlhf_jax.objectives.masked import masked_mean, whiten
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.objectives.rewards import (
+    kl_penalised_rewards,
+    mix_scores,
+    penalise_missing_eos,
+    update_multiplier,
+)
+from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.training.updates import (
+    LossFn,
+    UpdateStep,
+    accumulated_gradients,
+    apply_gradients,
+    make_lm_loss,
+    on_trainable,
+    psum,
+)
+from rlhf_jax.types import LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
+
+Scores = Mapping[str, Float[Array, "B"]]
+"""What each reward says of the episodes, by the reward's name."""
+Coefs = dict[str, Float[Array, ""]]
+"""The numbers that change between iterations: ``kl_coef`` β, and ``second_weight`` λ."""
+AdvantageFn = Callable[..., tuple[Float[Array, "B R"], Float[Array, "B R"] | None]]
+"""(rewards [B R], values [B R] | None, mask [B R]) -> (advantages, returns | None): ``gae``, say.
+The answers to one prompt (``samples_per_prompt``) are rows that follow one another."""
+Objective = Callable[..., tuple[Float[Array, ""], Metrics]]
+"""(new_logprobs, new_values, entropies [B R], batch, *, count) -> (loss, metrics): ``ppo_loss``."""
+Combine = Callable[[Scores, Coefs], Float[Array, "B"]]
+"""(scores by name, coefficients) -> the one score of each episode: ``mix_second``."""
+
+
+class PolicyOptimization(NamedTuple):
+    """The pure functions of one iteration."""
+
+    rollout: Callable[..., Rollout]
+    """(params, ref_params, reward params by name, queries, key) -> episodes with their scores."""
+    batch: Callable[[Rollout, Coefs], tuple[PPOBatch, Metrics]]
+    """(episodes, coefs) -> what the update reads: rewards, advantages, returns."""
+    prepare: Callable[..., tuple[PPOBatch, Metrics]]
+    """(episodes, coefs, key) -> the same as shuffled minibatches of all epochs."""
+    loss: LossFn
+    """Of one minibatch, without pretraining text."""
+    update: UpdateStep
+    """(state, (minibatches, pretraining text | None), key, frozen) -> (state, metrics)."""
+    control: Callable[[Coefs, Metrics], Coefs]
+    """(coefs, metrics of ``prepare``) -> coefs of the next iteration."""
+
+
+def make_policy_optimization(
+    config: PPOConfig,
+    lm: LanguageModel,
+    policy_value: PolicyValue,
+    reward_models: Mapping[str, ScalarModel],
+    tx: optax.GradientTransformation,
+    *,
+    end_ids: Sequence[int],
+    pad_id: int,
+    advantage_fn: AdvantageFn | None = None,
+    objective: Objective | None = None,
+    combine: Combine | None = None,
+) -> PolicyOptimization:
+    """What ``config`` says; ``advantage_fn``, ``objective`` and ``combine`` take its place."""
+    temperature = config.sampling.temperature
+    rollout = make_rollout(
+        lm,
+        policy_value,
+        reward_models,
+        length=config.response_length,
+        temperature=temperature,
+        end_ids=end_ids,
+        pad_id=pad_id,
+        recompute_logprobs=config.recompute_logprobs,
+    )
+    batch = partial(
+        prepare_batch,
+        combine=combine or mix_second,
+        advantage_fn=advantage_fn or partial(gae, gamma=config.gamma, lam=config.lam),
+        whiten_rewards=config.whiten_rewards,
+        whiten_advantages=config.whiten_advantages,
+        missing_eos_penalty=config.missing_eos_penalty,
+        end_ids=end_ids,
+    )
+
+    def prepare(rollout, coefs, key):
+        episodes, metrics = batch(rollout, coefs)
+        epochs, parts = config.ppo_epochs, config.num_minibatches
+        return shuffle_minibatches(episodes, key, epochs=epochs, num_minibatches=parts), metrics
+
+    loss = make_ppo_loss(policy_value, objective or ppo_objective(config), temperature=temperature)
+    lm_loss = make_lm_loss(lm, training=False)
+
+    def ptx_loss(params, batch, key, count):
+        return lm_loss(policy_value.policy(params), batch, key, count)
+
+    update = make_ppo_update(
+        loss,
+        ptx_loss if config.ptx_coef else None,
+        count_targets,
+        tx,
+        ptx_coef=config.ptx_coef,
+        accumulate=config.optim.accumulate,
+        ema_decay=config.optim.ema_decay,
+    )
+    return PolicyOptimization(rollout, batch, prepare, loss, update, partial(control, config))
+
+
+def ppo_objective(config: PPOConfig) -> Objective:
+    """``ppo_loss`` with the coefficients of ``config``."""
+    return partial(
+        ppo_loss,
+        clip_eps=config.clip_eps,
+        value_clip_eps=config.value_clip_eps,
+        vf_coef=config.vf_coef,
+        entropy_coef=config.entropy_coef,
+    )
+
+
+def mix_second(scores: Scores, coefs: Coefs) -> Float[Array, "B"]:
+    """The task's score, mixed with that of a second reward model where there is one."""
+    if "second" not in scores:
+        return scores["task"]
+    return mix_scores(scores["task"], scores["second"], weight=coefs["second_weight"])
+
+
+def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
+    """Ziegler's controller of β and the Lagrange multiplier λ, as far as they are switched on."""
+    kl_coef, second_weight = coefs["kl_coef"], coefs["second_weight"]
+    if config.kl.target:
+        kl_coef = update_kl_coef(
+            kl_coef,
+            metrics["objective/kl"],
+            target=config.kl.target,
+            horizon=config.kl.horizon,
+            batch_size=config.batch_size,
+        )
+    if config.second_reward.floor is not None:
+        second_weight = update_multiplier(
+            second_weight,
+            metrics["objective/second_scores"],
+            floor=config.second_reward.floor,
+            lr=config.second_reward.lr,
+        )
+    return {"kl_coef": kl_coef, "second_weight": second_weight}
+
+
+def prepare_batch(
+    rollout: Rollout,
+    coefs: Coefs,
+    *,
+    combine: Combine,
+    advantage_fn: AdvantageFn,
+    whiten_rewards: bool,
+    whiten_advantages: bool,
+    missing_eos_penalty: float | None,
+    end_ids: Sequence[int],
+) -> tuple[PPOBatch, Metrics]:
+    """Scores → rewards → advantages → whitening, in that order, once for the whole rollout batch of
+    all devices.
+
+    Returns come before the advantages are whitened. The metrics are means over episodes of sums
+    over tokens, in nats, under the names of TRL's PPO (which descend from lm-human-preferences).
+    """
+    r, kl_coef = rollout, coefs["kl_coef"]
+    scores = combine(r.scores, coefs)
+    if missing_eos_penalty is not None:
+        scores = penalise_missing_eos(
+            scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty
+        )
+    rewards = kl_penalised_rewards(scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=kl_coef)
+    metrics = episode_metrics(rollout, scores, rewards, kl_coef, end_ids=end_ids)
+    if len(r.scores) > 1:
+        metrics |= {f"objective/{name}_scores": each.mean() for name, each in r.scores.items()}
+        metrics |= {"objective/second_weight": coefs["second_weight"]}
+    if whiten_rewards:
+        rewards = whiten(rewards, r.mask, shift_mean=False)
+    advantages, returns = advantage_fn(rewards, r.values, r.mask)
+    if r.values is not None:
+        error = masked_mean((returns - r.values) ** 2, r.mask)
+        spread = masked_mean((returns - masked_mean(returns, r.mask)) ** 2, r.mask)
+        metrics |= {"val/var_explained": 1 - error / jnp.maximum(spread, 1e-8)}
+    if whiten_advantages:
+        advantages = whiten(advantages, r.mask, shift_mean=True)
+    batch = PPOBatch(
+        queries=r.queries,
+        query_mask=r.query_mask,
+        responses=r.responses,
+        mask=r.mask,
+        logprobs=r.logprobs,
+        ref_logprobs=r.ref_logprobs,
+        values=r.values,
+        advantages=advantages,
+        returns=None if r.values is None else returns,
+    )
+    return batch, metrics
+
+
+def episode_metrics(
+    rollout: Rollout,
+    scores: Float[Array, "B"],
+    rewards: Float[Array, "B R"],
+    kl_coef: Float[Array, ""],
+    *,
+    end_ids: Sequence[int],
+) -> Metrics:
+    r = rollout
+    per_episode = lambda x: jnp.where(r.mask, x, 0.0).sum(axis=1).mean()
+    total = per_episode(rewards)
+    return {
+        "objective/kl": per_episode(r.logprobs - r.ref_logprobs),
+        "objective/entropy": per_episode(-r.logprobs),
+        "objective/non_score_reward": total - scores.mean(),
+        "objective/rlhf_reward": total,
+        "objective/scores": scores.mean(),
+        "objective/kl_coef": kl_coef,
+        "val/num_eos_tokens": (is_end(r.responses, end_ids) & r.mask).sum().astype(jnp.float32),
+        "response_length": r.mask.sum(axis=1).mean(dtype=jnp.float32),
+    }
+
+
+def shuffle_minibatches(
+    batch: Any, key: Key[Array, ""], *, epochs: int, num_minibatches: int
+) -> Any:
+    """[B, ...] → [epochs · num_minibatches, B / num_minibatches, ...], a new order each epoch.
+
+    Every episode is used exactly ``epochs`` times. Done on the global batch, so that a minibatch
+    holds the same episodes on any number of devices.
+    """
+    B = jax.tree.leaves(batch)[0].shape[0]
+    orders = [jax.random.permutation(jax.random.fold_in(key, e), B) for e in range(epochs)]
+    order = jnp.concatenate(orders).reshape(epochs * num_minibatches, B // num_minibatches)
+    return jax.tree.map(lambda x: x[order], batch)
+
+
+def make_ppo_loss(policy_value: PolicyValue, objective: Objective, *, temperature: float) -> LossFn:
+    """A loss of parameters from ``objective(new_logprobs, new_values, entropies, batch, count=…)``.
+
+    The entropies, in nats, are those of the distribution that each token was sampled from.
+    """
+
+    def loss_fn(params, batch: PPOBatch, key, count):
+        logits, values = policy_value.evaluate(
+            params, batch.queries, batch.query_mask, batch.responses, batch.mask
+        )
+        logits = scale_logits(logits, temperature)
+        logprobs = token_logprobs(logits, batch.responses)
+        return objective(logprobs, values, entropy(logits), batch, count=count)
+
+    return loss_fn
+
+
+def make_ppo_update(
+    loss_fn: LossFn,
+    ptx_loss_fn: LossFn | None,
+    ptx_count_fn: Callable[[LMBatch], Float[Array, ""]] | None,
+    tx: optax.GradientTransformation,
+    *,
+    ptx_coef: float,
+    accumulate: int,
+    ema_decay: float,
+) -> UpdateStep:
+    """``(state, (minibatches, ptx minibatches | None), key, frozen) -> (state, metrics)``: one
+    iteration.
+
+    Minibatches have a leading axis and are taken in turn. PPO-ptx (Ouyang et al. 2022, eq. 2)
+    adds ``ptx_coef`` times the gradient of the language-model loss on pretraining text to that of
+    PPO *before* the sum is clipped and Adam takes one step. Metrics are means over minibatches.
+    """
+
+    def gradients(params, frozen, batch, ptx, key, axis_name):
+        count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)
+        loss = on_trainable(loss_fn, frozen)
+        shares = accumulated_gradients(loss, params, batch, key, count, accumulate=accumulate)
+        grads, metrics = psum(shares, axis_name)
+        metrics |= {"policy/grad_norm": optax.tree.norm(grads["policy"])}
+        if ptx is None:
+            return grads, metrics
+        count = psum(ptx_count_fn(ptx), axis_name)
+        loss = on_trainable(ptx_loss_fn, frozen)
+        shares = accumulated_gradients(loss, params, ptx, key, count, accumulate=accumulate)
+        ptx_grads, ptx_metrics = psum(shares, axis_name)
+        metrics |= {"loss/ptx_avg": ptx_metrics["loss"]}
+        metrics |= {"policy/ptx_grad_norm": ptx_coef * optax.tree.norm(ptx_grads)}
+        return jax.tree.map(lambda g, p: g + ptx_coef * p, grads, ptx_grads), metrics
+
+    def update(
+        state: TrainState,
+        batches: Any,
+        key: Key[Array, ""],
+        frozen: Params | None = None,
+        *,
+        axis_name: str | None = None,
+    ):
+        def minibatch(state, inputs):
+            batch, ptx = inputs
+            grads, metrics = gradients(state.params, frozen, batch, ptx, key, axis_name)
+            return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
+
+        state, metrics = jax.lax.scan(minibatch, state, batches)
+        return state, jax.tree.map(lambda x: x.mean(axis=0), metrics)
+
+    return update

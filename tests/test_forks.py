@@ -1,0 +1,218 @@
+"""Forks of experiments: their own configs, whose runs are whose, and that the shipped ones run."""
+
+import difflib
+import importlib
+import json
+import sys
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from precision import SAME
+
+from configs import quickstart
+from experiments import ppo
+from experiments.identity import fork_of
+from experiments.proj.clip_higher.ppo import ClipHigherConfig, clip_higher_loss
+from experiments.proj.rloo.ppo import leave_one_out
+from rlhf_jax import cli
+from rlhf_jax.config import KLConfig, PPOConfig
+from rlhf_jax.config.bounds import Count
+from rlhf_jax.config.forks import class_named, name_of
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.training.runs import open_run
+from rlhf_jax.types import PPOBatch
+
+PRESET = "configs/quickstart.py"
+FORK = "experiments.proj.clip_higher.ppo:ClipHigherConfig"
+
+
+@dataclass(frozen=True)
+class ManyConfig(PPOConfig):
+    samples_per_prompt: Count = 4
+
+
+@dataclass(frozen=True)
+class UntypedConfig(PPOConfig):
+    samples_per_prompt = 4
+
+
+# --- a config of its own --------------------------------------------------------------------------
+
+
+def test_a_preset_of_the_parent_widens_to_the_forks_config(capsys):
+    flags = ["--clip-eps-high", "0.4", "--kl.coef", "0.3"]
+    config = cli.load(ClipHigherConfig, ["--config", PRESET, *flags])
+    expected = quickstart.get_config().resolve().ppo
+    values = vars(replace(expected, kl=replace(expected.kl, coef=0.3)))
+    assert vars(config) == {**values, "clip_eps_high": 0.4}
+    with pytest.raises(InputError, match=r"--clip-eps-high 0: expected a number over 0"):
+        cli.load(ClipHigherConfig, ["--clip-eps-high", "0"])
+
+
+def test_a_default_that_the_fork_declares_anew_is_its_own_and_is_said(capsys):
+    config = cli.load(ManyConfig, ["--config", PRESET])
+    assert config.samples_per_prompt == 4
+    said = "note: ManyConfig has samples_per_prompt=4, where the preset has 1\n"
+    assert said in capsys.readouterr().err
+    assert cli.load(ManyConfig, ["--samples-per-prompt", "2"]).samples_per_prompt == 2
+
+
+def test_a_default_without_a_type_would_be_ignored_and_is_refused():
+    message = r"UntypedConfig\.samples_per_prompt has no type.*write samples_per_prompt: int = "
+    with pytest.raises(InputError, match=message):
+        cli.load(UntypedConfig, [])
+
+
+def test_a_saved_config_of_a_fork_is_read_again(tmp_path):
+    config = ClipHigherConfig(clip_eps_high=0.4)
+    path = tmp_path / "config.json"
+    saved = {"config_class": name_of(type(config)), "config": cli.to_dict(config)}
+    assert saved["config_class"] == FORK and name_of(PPOConfig) == "PPOConfig"
+    path.write_text(json.dumps(saved))
+    assert cli.read_json(path) == config
+    assert cli.load(ClipHigherConfig, ["--config", str(path)]) == config
+    for name, why in (("gone.fork:X", "No module named 'gone'"), ("json:loads", "no config class")):
+        path.write_text(json.dumps(saved | {"config_class": name}))
+        with pytest.raises(InputError, match=why):
+            cli.read_json(path)
+
+
+def test_a_fork_that_is_being_run_is_the_module_by_its_name(monkeypatch):
+    """python -m runs it as __main__; imported again its class would be another."""
+    module = importlib.import_module("experiments.proj.clip_higher.ppo")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    monkeypatch.setattr(ClipHigherConfig, "__module__", "__main__")
+    assert name_of(ClipHigherConfig) == FORK
+    assert class_named(FORK, "config.json") is ClipHigherConfig
+
+
+# --- whose run it is ------------------------------------------------------------------------------
+
+
+def write_fork(folder, text):
+    folder.mkdir(exist_ok=True)
+    (folder / "mine.py").write_text(text)
+    return fork_of(str(folder / "mine.py"), PPOConfig())
+
+
+def test_original_fork_and_edited_fork_take_no_folder_of_one_another(tmp_path):
+    first = write_fork(tmp_path / "fork", "EPS = 0.2\n")
+    commented = write_fork(tmp_path / "fork", "# another comment\nEPS = (\n    0.2\n)\n")
+    edited = write_fork(tmp_path / "fork", "EPS = 0.3\n")
+    other = write_fork(tmp_path / "other", "EPS = 0.2\n")
+    assert first == commented != edited and first["name"] == "fork/mine.py"
+    assert fork_of(ppo.__file__, PPOConfig()) is None
+
+    def start(fork, into):
+        frame = dict(stage="ppo", config={"x": 1}, config_class="PPOConfig", ignore=())
+        open_run(tmp_path / into, **frame, fork=fork).close()
+
+    for fork, into in ((None, "base"), (first, "first")):
+        start(fork, into)
+        start(fork, into)
+    start(commented, "first")
+    for fork, into, message in (
+        (first, "base", "was started by no fork, and this is the fork fork/mine.py: choose"),
+        (None, "first", "was started by the fork fork/mine.py, and this is no fork: choose"),
+        (other, "first", "the fork fork/mine.py, and this is the fork other/mine.py: choose"),
+        (edited, "first", "the fork fork/mine.py, whose code has changed since: choose"),
+    ):
+        with pytest.raises(InputError, match=message):
+            start(fork, into)
+
+
+def test_a_forks_own_modules_are_part_of_it(tmp_path, monkeypatch):
+    fork = tmp_path / "fork"
+    alone = write_fork(fork, "EPS = 0.2\n")
+    (fork / "my_losses.py").write_text("A = 1\n")
+    monkeypatch.syspath_prepend(str(fork))
+    importlib.import_module("my_losses")
+    both = write_fork(fork, "EPS = 0.2\n")
+    (fork / "my_losses.py").write_text("A = 2\n")
+    edited = write_fork(fork, "EPS = 0.2\n")
+    monkeypatch.delitem(sys.modules, "my_losses")
+    assert len({each["source"] for each in (alone, both, edited)}) == 3
+
+
+def test_an_experiment_refuses_a_forks_config_in_place_of_its_own():
+    with pytest.raises(InputError, match=r"ppo\.py knows nothing of .*ClipHigherConfig: start"):
+        ppo.run(ClipHigherConfig())
+
+
+# --- the shipped ones -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fork,most", [("clip_higher", 32), ("rloo", 12)])
+def test_a_fork_is_a_small_diff(fork, most):
+    """Lines added and removed, but for the module's docstring."""
+    files = ("ppo.py", f"proj/{fork}/ppo.py")
+    texts = [(tiny.ROOT / "experiments" / name).read_text(encoding="utf-8") for name in files]
+    code = [text.split('"""', 2)[2].splitlines() for text in texts]
+    changed = [line for line in difflib.ndiff(*code) if line[0] in "+-"]
+    assert 0 < len(changed) <= most
+
+
+def test_clip_higher_with_one_clip_for_both_is_ppo():
+    rng = np.random.default_rng(0)
+    normal = lambda: jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    mask = jnp.asarray(rng.random((4, 6)) < 0.8)
+    ids = jnp.zeros((4, 6), jnp.int32)
+    batch = PPOBatch(ids, mask, ids, mask, *(normal() for _ in range(5)))
+    new = (batch.logprobs + 0.3 * normal(), normal(), normal())
+    config = ClipHigherConfig(clip_eps=0.2, clip_eps_high=0.2, value_clip_eps=0.4, vf_coef=0.7)
+    ours, _ = clip_higher_loss(*new, batch, config=config, count=None)
+    clips = dict(clip_eps=0.2, value_clip_eps=0.4, vf_coef=0.7, entropy_coef=0.0)
+    assert float(ours) == float(ppo_loss(*new, batch, **clips)[0])
+    higher, _ = clip_higher_loss(*new, batch, config=replace(config, clip_eps_high=0.9), count=None)
+    assert higher < ours
+
+
+def test_rloo_compares_an_answer_with_the_others_to_its_prompt(float64):
+    rng = np.random.default_rng(0)
+    rewards, mask = rng.normal(size=(6, 4)), rng.random((6, 4)) < 0.7
+    rewards = np.where(mask, rewards, 0.0)
+    advantages, returns = leave_one_out(jnp.asarray(rewards), None, jnp.asarray(mask), K=3)
+    total = rewards.sum(axis=1)
+    for n in range(6):
+        others = [m for m in range(n // 3 * 3, n // 3 * 3 + 3) if m != n]
+        expected = np.where(mask[n], total[n] - total[others].mean(), 0.0)
+        np.testing.assert_allclose(advantages[n], expected, rtol=0, atol=SAME)
+    assert returns is None
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """PPO of two iterations from made-up models."""
+    folder = tmp_path_factory.mktemp("forks")
+    task = tiny.make_task(folder)
+    chain = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16)
+    tiny.write_data(chain)
+    c = chain.resolve().ppo
+    tokenizer = load_tokenizer(task.tokenizer)
+    lm = tiny.save_model(folder / "lm", tokenizer)
+    scalar = tiny.save_model(folder / "scalar", tokenizer, kind="scalar")
+    config = replace(c, init=lm, reward=scalar, iterations=2, ptx_coef=0.0, kl=KLConfig(coef=0.1))
+    return lambda name: replace(config, run=replace(config.run, dir=folder / name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip_higher", "rloo"])
+def test_a_fork_runs_and_its_run_is_its_own(name, base):
+    module = importlib.import_module(f"experiments.proj.{name}.ppo")
+    config = base(name)
+    if name == "rloo":
+        config = replace(config, value_trunk="none", samples_per_prompt=2)
+    else:
+        config = ClipHigherConfig(**vars(config))
+    done = module.run(config)
+    rows = [json.loads(line) for line in (config.run.dir / "metrics.jsonl").open()]
+    assert len(rows) == 2 and all(np.isfinite(row["loss/policy_avg"]) for row in rows)
+    assert ("val/var_explained" in rows[0]) == (name != "rloo")
+    assert module.run(config) == done
+    with pytest.raises(InputError, match=f"the fork {name}/ppo.py, and this is no fork"):
+        ppo.run(PPOConfig(**{k: v for k, v in vars(config).items() if k != "clip_eps_high"}))
