@@ -147,7 +147,7 @@ def update(stage, parallel, accumulate, dtype):
         step = parallel.update(make_update_step(loss_fn, count, TX, **frame))
         return step(state(scalar_params), parallel.shard(ranked), key)
 
-    coefs = dict(clip_eps=0.2, value_clip_eps=0.2, vf_coef=0.5, entropy_coef=0.1)
+    coefs = dict(clip_eps=0.2, value_clip_eps=0.2, vf_coef=0.5, entropy_coef=0.0)
     objective = partial(ppo_loss, **coefs)
     loss_fn = make_ppo_loss(policy_value, objective, temperature=0.7)
     step = make_ppo_update(loss_fn, lm_fn, count_targets, TX, ptx_coef=0.5, **frame)

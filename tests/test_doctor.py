@@ -41,7 +41,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.masked import last_index, masked_mean
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
 from rlhf_jax.rollouts import generate, rollout
-from rlhf_jax.training import updates
+from rlhf_jax.training import policy_optimization
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.training.updates import make_update_step
@@ -241,7 +241,7 @@ def test_recomputed_log_probs_hide_the_sampler_from_the_ratio_alone(patient, pro
 
 
 def test_a_loss_that_forgets_the_temperature(patient, prompts, monkeypatch):
-    monkeypatch.setattr(updates, "scale_logits", lambda logits, temperature: logits)
+    monkeypatch.setattr(policy_optimization, "scale_logits", lambda logits, temperature: logits)
     assert {RATIO, SAMPLER} <= logprob_findings(patient, prompts)
 
 
@@ -307,7 +307,7 @@ def test_rewards_that_are_lost_or_turned(patient, episodes, monkeypatch, fault):
 
 @pytest.mark.parametrize("fault", [late_score, other_sign, whole_scores])
 def test_the_same_faults_further_down(patient, episodes, monkeypatch, fault):
-    monkeypatch.setattr(updates, "kl_penalised_rewards", fault)
+    monkeypatch.setattr(policy_optimization, "kl_penalised_rewards", fault)
     assert failed(checks.reward_findings(patient, episodes)) == {FRACTION}
 
 
@@ -346,7 +346,7 @@ def test_adapters_move_the_policy_alone(patient, episodes):
 
 def test_a_policy_that_does_not_move(patient, episodes, monkeypatch):
     stay = lambda state, grads, tx, *, ema_decay: state
-    monkeypatch.setattr(updates, "apply_gradients", stay)
+    monkeypatch.setattr(policy_optimization, "apply_gradients", stay)
     (found,) = checks.reference_findings(patient, episodes)
     assert not found.passed and found.measured == "same; policy 0"
 
@@ -354,9 +354,9 @@ def test_a_policy_that_does_not_move(patient, episodes, monkeypatch):
 FAULTY_DEVICES = """
 import sys
 import test_doctor
-from rlhf_jax.training import updates
+from rlhf_jax.training import policy_optimization
 if sys.argv[1] == "sick":
-    updates.psum = lambda tree, axis_name: tree
+    policy_optimization.psum = lambda tree, axis_name: tree
 found = test_doctor.many_devices()
 print(found.name, found.passed)
 """
