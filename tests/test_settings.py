@@ -77,7 +77,12 @@ MAY_BE = {
     },
     "PPOConfig": {
         **{"gamma": "0", "lam": "0", "clip_eps": "huge", "value_clip_eps": "huge"},
-        **{"vf_coef": "0 huge", "ptx_coef": "0 huge", "min_reward_accuracy": "0"},
+        **{
+            "vf_coef": "0 huge",
+            "entropy_coef": "0 huge",
+            "ptx_coef": "0 huge",
+            "min_reward_accuracy": "0",
+        },
         "missing_eos_penalty": "0 -1 huge",
     },
     "ParallelConfig": {"devices": "0", "data": "0", "process_id": "0"},
@@ -306,6 +311,8 @@ IDLE = [
     ("PPOConfig", "--value-optim.ema-decay 0.9", None),
     ("PPOConfig", "--value-trunk shared --value-optim.lr 1", "value-trunk is shared"),
     ("PPOConfig", "--value-trunk shared --value-init m", "value-trunk is shared"),
+    ("PPOConfig", "--value-trunk none --vf-coef 2", "value-trunk is none"),
+    ("PPOConfig", "--value-trunk none --value-clip-eps 1", "value-trunk is none"),
     ("PPOConfig", "--force True --min-reward-accuracy 0.7", "force is True"),
     ("PPOConfig", "--run.keep-best 2", None),
     ("EvaluateConfig", "--suite safety --best-of 4", "suite is safety"),

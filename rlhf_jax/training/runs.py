@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-import rlhf_jax.config as classes
+from rlhf_jax.config.forks import class_named
 from rlhf_jax.config.moved import relocated
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
@@ -244,8 +244,11 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
 
 def moved_config(saved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The config of a record in ``folder``, which may have been made in another place."""
-    config_class = getattr(classes, saved["config_class"], None)
-    return relocated(saved["config"], config_class, folder) if config_class else saved["config"]
+    try:
+        config_class = class_named(saved["config_class"], str(folder))
+    except InputError:  # of a fork whose code is not here, or of another version
+        return saved["config"]
+    return relocated(saved["config"], config_class, folder)
 
 
 def read_inputs(saved: Mapping[str, Any]) -> dict[str, InputFile]:
