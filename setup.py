@@ -72,7 +72,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["rlhf_jax*", "experiments*", "configs*", "benchmarks*"]),
+    # The library. Experiments, presets and benchmarks are run and forked from a clone, and would
+    # be top-level names in site-packages that other projects have too.
+    packages=find_packages(include=["rlhf_jax*"]),
     package_data={
         "rlhf_jax.evaluation": ["*.jinja"],
         "rlhf_jax.feedback.web": ["templates/*.html", "static/*", "locales/*.json"],

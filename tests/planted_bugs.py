@@ -8,8 +8,8 @@ then. A bug is caught if that test passes on the real code, and with the bug pla
 copy and fails by an assertion: a test that cannot be collected or set up, or that stumbles over
 something else, has noticed nothing. Exit code 1 if any bug escapes.
 
-Numbers up to 48 are those of the list of classical RLHF bugs in the project's notes; from 49 on
-they are faults with other people's files and machines.
+Numbers up to 48 are those of a list of classical RLHF bugs, which this table and ``NOT_HERE`` are;
+tests name them by these numbers. From 49 on they are faults with other people's files and machines.
 """
 
 import json
@@ -356,6 +356,14 @@ PLANTS = (
         f"{TRANSFORMER}cached_decoding_is_the_full_forward[False]",
     ),
     Plant(
+        37,
+        "RLOO's baseline includes the answer itself",
+        "experiments/proj/rloo/ppo.py",
+        " * K / (K - 1)\n",
+        "\n",
+        "tests/test_forks.py::test_rloo_compares_an_answer_with_the_others_to_its_prompt",
+    ),
+    Plant(
         39,
         "not-a-numbers under the mask reach the ratio and its gradient",
         POLICY,
@@ -602,7 +610,6 @@ PLANTS = (
 
 NOT_HERE = {
     36: "there is no GRPO",
-    37: "there is no RLOO",
     38: "there is no GRPO, and no KL term in any loss",
 }
 """Bugs of the list that this project has no place for, and why."""

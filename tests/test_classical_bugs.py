@@ -1,6 +1,6 @@
 """Classical RLHF bugs that only show when a stage runs whole, or over many samples.
 
-Numbers in docstrings are those of the list of classical RLHF bugs in the project's notes; the
+Numbers in docstrings are those of the classical RLHF bugs in planted_bugs.py; the
 others are held by the tests that tests/planted_bugs.py names.
 """
 

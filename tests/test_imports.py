@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -75,3 +76,19 @@ def test_the_main_job_imports_without_the_extras_it_does_not_install(name):
     command = [sys.executable, "-c", f"{block}; import experiments.{name}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_installation_holds_the_library_and_nothing_else(tmp_path):
+    """Its templates too; experiments, presets and benchmarks are run from a clone."""
+    pytest.importorskip("setuptools")  # Python from 3.12 on makes environments without it
+    for name in ("setup.py", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("rlhf_jax", "experiments", "configs", "benchmarks"):
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", "built"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = lambda top: {p.relative_to(top) for p in (top / "rlhf_jax").rglob("*") if p.is_file()}
+    assert [path.name for path in (tmp_path / "built").iterdir()] == ["rlhf_jax"]
+    assert files(tmp_path / "built") == files(tmp_path)

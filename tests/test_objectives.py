@@ -1,6 +1,6 @@
 """The objectives against slow references, identities, invariances, and the classical bugs.
 
-Numbers in docstrings are those of the list of classical RLHF bugs in the project's notes.
+Numbers in docstrings are those of the classical RLHF bugs in planted_bugs.py.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """PPO's update, from a real rollout to new parameters, held against hand-made ones.
 
 The model's config asks for dropout: nothing in PPO may use it. Numbers in docstrings are those of
-the list of classical RLHF bugs in the project's notes.
+the classical RLHF bugs in planted_bugs.py.
 """
 
 from dataclasses import replace
