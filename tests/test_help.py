@@ -137,3 +137,9 @@ def test_defaults_are_those_of_the_preset():
     command = [sys.executable, "-m", "experiments.feedback", "--config", "configs/quickstart.py"]
     done = subprocess.run([*command, "--help", "ppo.kl.coef"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"default: 0.28)" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", config.__all__)
+def test_every_field_says_what_it_is(name):
+    fields = help_pages.fields_of(getattr(config, name)())
+    assert not [field.flag for field in fields if not field.doc]

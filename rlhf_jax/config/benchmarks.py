@@ -15,6 +15,7 @@ class BenchmarkConfig:
     """The same work on our side and on another, in turns A B A B."""
 
     suite: tuple[Suite, ...] = ("generate",)
+    """What is measured, one after the other."""
     shape: Literal["nano", "tiny", "tiny50k", "gpt2"] = "tiny"
     """nano: only to try the benchmark; tiny: 4 layers, width 256, vocabulary 4,096 (tiny50k:
     50,257); gpt2: 124M parameters."""

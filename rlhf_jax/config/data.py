@@ -48,6 +48,7 @@ class TextDataConfig:
     heldout: tuple[Path, ...] = ()
     """One held-out file per corpus; empty holds out ``heldout_fraction`` of the documents."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=())] = 0.02
+    """Share of the documents that is held out, chosen by a hash of each."""
     block_size: Annotated[int, Bounds(2)] | None = None
     """Tokens per packed row. None: the model's context; beside demonstrations or episodes, as many
     as their rows have."""

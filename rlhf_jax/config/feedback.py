@@ -116,6 +116,7 @@ class FeedbackConfig:
     evaluation_prompts: Count = 128
     """Prompts on which each new policy is measured."""
     chat_answers: Annotated[int, Bounds(2, 9)] = 2
+    """Answers to each message of the chat, side by side."""
     simulated: Main[CountOrZero] = 0
     """Labelers that are programs, with run or simulate. They have the gold score, noise and a bias
     of their own, and label while ``update`` waits."""

@@ -22,13 +22,18 @@ class RotaryConfig:
     """Rotary positions (Su et al. 2021), with Llama 3's stretching to longer contexts."""
 
     theta: Positive = 10_000.0
+    """θ: pair i of a head of width d turns by θ^(−2 i / d) per position (Su et al. 2021, §3.2.2:
+    10,000)."""
     fraction: Annotated[float, Bounds(0, 1, over=True)] = 1.0
     """Share of a head's dimensions that is rotated (GPT-NeoX: 0.25)."""
     factor: Positive = 1.0
     """Slow frequencies are divided by this (Llama 3.1: 8); 1 is plain rotary."""
     low_frequency_factor: Annotated[Positive, idle(factor=1.0)] = 1.0
+    """Wavelengths over original_context / this are stretched by ``factor`` (Llama 3.1)."""
     high_frequency_factor: Annotated[Positive, idle(factor=1.0)] = 4.0
+    """Wavelengths under original_context / this stay as they are (Llama 3.1)."""
     original_context: Annotated[Count, idle(factor=1.0)] = 8192
+    """Positions that the model was pretrained on before its context was stretched."""
 
     def __post_init__(self):
         check_bounds(self, "model.rotary.")
@@ -63,10 +68,14 @@ class ModelConfig:
     context: Main[Count] = 256
     """Longest sequence in tokens (rows of the position table)."""
     positions: Literal["learned", "rotary"] = "learned"
+    """Learned vectors that are added (GPT-2), or rotary angles (NeoX, Llama, Qwen)."""
     rotary: Annotated[RotaryConfig, idle(positions="learned")] = field(default_factory=RotaryConfig)
     norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm without mean and bias (Zhang and Sennrich 2019)."""
     norm_eps: Annotated[float, Bounds(0, 1, over=True)] = 1e-5
+    """Added to the variance, or to the mean square."""
     activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
+    """GELU by its tanh approximation (GPT-2), exact GELU (NeoX), or SwiGLU (Shazeer 2020)."""
     bias: Literal["all", "qkv", "none"] = "all"
     """Of dense layers: everywhere (GPT-2, GPT-NeoX), at the queries, keys and values (Qwen2)."""
     qk_norm: bool = False
@@ -156,6 +165,7 @@ class LoRAConfig:
     rank: Main[CountOrZero] = 0
     """r: rank of the adapters; 0 trains all weights."""
     alpha: Annotated[Positive, idle(rank=0)] = 16.0
+    """α: the adapters act as W + (α / r) A B (Hu et al. 2021, §4.1)."""
     targets: Annotated[str, idle(rank=0)] = ".*"
     """Regular expression over a block's dense layers: attn/c_attn (queries, keys and values),
     attn/c_proj, mlp/c_fc, mlp/c_gate, mlp/c_proj."""

@@ -21,6 +21,7 @@ class PlanConfig:
     """KIND:AxB (v5e, v6e) or KIND:AxBxC (v4, v5p)."""
     parallel: Annotated[ParallelConfig, idle(search=True)] = field(default_factory=ParallelConfig)
     programs: tuple[str, ...] = ("sft", "reward", "prefill", "decode", "ppo")
+    """Which programs are compiled and measured."""
     reward: Path | None = None
     """Preset whose pretrained model has the shape of the reward and value models; None: the
     policy's."""

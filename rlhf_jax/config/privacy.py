@@ -30,6 +30,7 @@ class CanaryConfig:
     """Planted secrets, and how well a model remembers them."""
 
     what: tyro.conf.Positional[Literal["plant", "measure"]] = "measure"
+    """Plant the secrets in a copy of the data, or measure how well a model knows them."""
     data: Annotated[Path, only(what="plant")] = Path("demonstrations.jsonl")
     """plant: the demonstrations to hide them among."""
     out: Annotated[Path, only(what="plant")] = Path("planted.jsonl")
@@ -43,6 +44,7 @@ class CanaryConfig:
     alternatives: Annotated[int, Bounds(1, 10**6 - 1), only(what="measure")] = 1023
     """Other secrets that each is ranked among; a secret has six digits."""
     seed: Seed = 0
+    """Of the secrets."""
 
     def __post_init__(self):
         check_bounds(self)
@@ -55,6 +57,7 @@ class CleanConfig:
     data: Path = Path("rows.jsonl")
     """File or folder of rows of any kind."""
     out: Path = Path("clean.jsonl")
+    """Where the cleaned rows are written."""
     test: Path | None = None
     """Rows that must not be in the training data."""
     prefix_words: Count = 20

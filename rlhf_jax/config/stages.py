@@ -77,7 +77,9 @@ class SFTConfig:
     data: Main[Path] = Path("demonstrations.jsonl")
     """Demonstrations: a file, folder or pattern (docs/data.md)."""
     heldout_fraction: ShareBelowOne = 0.05
+    """Share of the demonstrations that is held out, chosen by a hash of the prompt; 0: none."""
     cache: Path = Path(".cache/datasets")
+    """Where prepared data sets are kept (TFDS); any stage may share it."""
     prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the data need within the model's context."""
     response_length: Main[Count | None] = None
@@ -183,9 +185,11 @@ class CompareConfig:
     num_prompts: Main[Count] = 1200
     """Prompts whose comparisons are for training."""
     heldout_prompts: Count = 200
+    """Prompts whose comparisons are kept to measure the reward model."""
     responses_per_prompt: Main[Annotated[int, Bounds(2)]] = 6
     """K of InstructGPT's K-wise loss (4 to 9 there)."""
     prompts_per_batch: Count = 32
+    """Prompts that are answered at once, each with all its answers."""
     prompt_length: Count | None = None
     """None: what the prompts need within the model's context."""
     response_length: Main[Count | None] = None
@@ -225,6 +229,7 @@ class RewardConfig:
     heldout: Main[Path | None] = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=None), only(data=is_file)] = 0.1
+    """Share of the prompts that is held out, chosen by a hash; 0: none."""
     demonstrations: Annotated[Path | None, only(privacy__epsilon=0)] = None
     """These score 0 on average after normalisation (InstructGPT); None: the responses of data."""
     unit_std: bool = False
@@ -232,6 +237,7 @@ class RewardConfig:
     normalise_rows: Annotated[CountOrZero, only(privacy__epsilon=0)] = 0
     """Comparisons, and demonstrations, on which mean and spread are measured; 0: all."""
     cache: Path = Path(".cache/datasets")
+    """Where prepared data sets are kept (TFDS); any stage may share it."""
     prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the data need within the model's context."""
     response_length: Main[Count | None] = None
@@ -239,6 +245,7 @@ class RewardConfig:
     allow_cut: bool = False
     """Go on although more than 2 % of the rows are cut."""
     dropout: ShareBelowOne = 0.0
+    """Share of units that are dropped in training; 0 as in InstructGPT."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Of the comparisons, an example being a prompt with its responses; the score is then not
@@ -282,7 +289,9 @@ class DPOConfig:
     heldout: Main[Path | None] = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
+    """Share of the prompts that is held out, chosen by a hash; 0: none."""
     cache: Path = Path(".cache/datasets")
+    """Where prepared data sets are kept (TFDS); any stage may share it."""
     prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the data need within the model's context."""
     response_length: Main[Count | None] = None
@@ -372,6 +381,7 @@ class PPOConfig:
     prompts: Main[Path] = Path("prompts.jsonl")
     """What is answered: rows with a prompt."""
     cache: Path = Path(".cache/datasets")
+    """Where prepared data sets are kept (TFDS); any stage may share it."""
     prompt_length: Main[Count | None] = None
     """Longer prompts keep their end. None: what the prompts need within the model's context."""
     response_length: Main[Count | None] = None
@@ -389,18 +399,28 @@ class PPOConfig:
     samples_per_prompt: Count = 1
     """Answers to each prompt of an iteration, which stand one after the other in the batch."""
     ppo_epochs: Count = 1
+    """Times that each episode is learnt from (InstructGPT: 1)."""
     num_minibatches: Count = 4
+    """Parts of an iteration's episodes; each is one optimizer update an epoch (InstructGPT: 8)."""
     kl: KLConfig = field(default_factory=KLConfig)
     gamma: Share = 1.0
+    """γ: discount per token (InstructGPT: 1, none)."""
     lam: Share = 0.95
+    """λ of generalised advantage estimation (Schulman et al. 2016; InstructGPT: 0.95)."""
     clip_eps: Positive = 0.2
+    """ε: the ratio π / π_old is clipped to 1 ± this (Schulman et al. 2017, eq. 7; InstructGPT:
+    0.2)."""
     value_clip_eps: Annotated[Positive, idle(value_trunk="none")] = 0.2
+    """The value may move by this from the old one, in units of the score (OpenAI baselines;
+    InstructGPT: 0.2)."""
     vf_coef: Annotated[PositiveOrZero, idle(value_trunk="none")] = 1.0
     """Weight of the value loss; with a separate trunk it only scales that trunk's gradient."""
     entropy_coef: PositiveOrZero = 0.0
     """Weight of the entropy bonus, per nat of the mean entropy of a token; InstructGPT has none."""
     whiten_advantages: bool = True
+    """Advantages get mean 0 and variance 1, over the tokens of all episodes of an iteration."""
     whiten_rewards: bool = False
+    """Rewards per token get variance 1 about their mean, which stays (lm-human-preferences)."""
     missing_eos_penalty: Finite | None = None
     """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
     recompute_logprobs: bool = False

@@ -96,6 +96,7 @@ class AuditConfig:
     """In tokens; what is cut is counted. With the response it must fit the model's context. None
     is what the reward model was trained with, which only a run folder tells."""
     response_length: Count | None = None
+    """Longer answers keep their beginning. None: as the reward model was trained."""
     batch_size: Count = 32
     """Prompts per batch."""
     out: Path | None = None
@@ -162,7 +163,9 @@ class SampleConfig:
     """With a chat template: the system message."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     response_length: Count = 32
+    """Tokens of an answer at most."""
     seed: Seed = 0
+    """Of the sampled tokens."""
     compile_cache: Path | None = RunConfig.compile_cache
     """As run.compile_cache of a stage."""
 
@@ -175,6 +178,7 @@ class ConvertConfig:
     """Weights from and to Hugging Face."""
 
     direction: tyro.conf.Positional[Literal["from-hf", "to-hf"]] = "from-hf"
+    """Read somebody's checkpoint, or write one of ours for others."""
     source: tyro.conf.Positional[Path] = Path("checkpoint")
     """from-hf: a folder with config.json and safetensors, a PEFT adapter, or a .gguf file; to-hf: a
     run folder, or a step of one (RUN@STEP)."""
@@ -226,6 +230,7 @@ class HarnessConfig:
     """Run folder of any language model, step of one (RUN@STEP), Hugging Face checkpoint or .gguf
     file."""
     tasks: tuple[str, ...] = ()
+    """Names that lm-evaluation-harness knows."""
     include_path: Path | None = None
     """Folder with tasks of your own (YAML)."""
     num_fewshot: CountOrZero | None = None
@@ -233,9 +238,11 @@ class HarnessConfig:
     limit: CountOrZero = 0
     """Questions per task; 0: all."""
     batch_size: Count = 16
+    """Requests that are scored at once."""
     max_gen_toks: Count = 64
     """Length of generated answers where the task does not say."""
     seed: Seed = 0
+    """Of few-shot examples and sampled answers."""
     out: Path | None = None
     """JSON file for the results."""
 

@@ -32,6 +32,7 @@ class OptimConfig:
     adam_lr: Annotated[PositiveOrZero, only(optimizer="muon")] = 0.0
     """With muon: learning rate of what is no kernel (embeddings, biases, normalisation, heads)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up: half a cosine or a line from lr to final_lr · lr, or lr all along."""
     warmup_steps: CountOrZero | None = None
     """Steps from ``warmup_init`` x lr up to lr; None: ``warmup_share`` of the run. In PPO a step is
     an iteration, not a minibatch."""
@@ -44,8 +45,11 @@ class OptimConfig:
     weight_decay: PositiveOrZero = 0.05
     """Decoupled; matrices only: not biases, normalisation, nor embeddings."""
     b1: ShareBelowOne = 0.9
+    """β₁: decay of Adam's mean of gradients (Kingma and Ba 2015)."""
     b2: ShareBelowOne = 0.95
+    """β₂: decay of Adam's mean of squared gradients (GPT-3: 0.95)."""
     eps: Annotated[float, Bounds(0, 1, over=True)] = 1e-8
+    """ε of Adam, added to the root of the mean square."""
     clip_norm: PositiveOrZero = 1.0
     """Global norm of the gradient after accumulation; 0 turns clipping off."""
     accumulate: Count = 1
@@ -133,6 +137,7 @@ class RunConfig:
     """How many more to keep, the best by the stage's held-out figure (if one was measured), which
     other stages read as RUN@best."""
     log_every: Count = 20
+    """Steps between rows of metrics.jsonl."""
     eval_every: CountOrZero = 200
     """Steps between evaluations; 0 evaluates after the last step only."""
     stop_after: CountOrZero = 0
@@ -143,6 +148,7 @@ class RunConfig:
     """Steps (batches, where nothing is trained) that jax.profiler records into the run's folder
     ``profile``, from the second of this process on (the first compiles); 0 records none."""
     tensorboard: bool = True
+    """Write event files for TensorBoard too, if tensorboardX is installed."""
     wandb: str = ""
     """Project name; empty turns Weights & Biases off."""
     compile_cache: Path | None = Path(".cache/compiled")
