@@ -177,7 +177,7 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
 def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
     t, length, context = p.policy.tokenizer, p.ppo.prompt_length, p.policy.model.context
     texts = [as_text(row.prompt) for row in prompts]
-    ids = t.encode_batch(texts)
+    ids = t.encode_prompts([row.prompt for row in prompts])
     batch, report = encode_prompts(prompts, t, query_length=length, everything=True)
     return [
         of_data.padding_is_not_the_end(t.pad_id, t.end_ids),
@@ -186,7 +186,9 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
         of_data.ids_fit_the_embedding([*ids, [*t.bos_ids, *t.end_ids]], rows=p.policy.vocab_size),
         of_data.episodes_fit(length + p.ppo.response_length, context=context),
         of_data.prompts_fit(report.cut.get("prompt", 0), len(texts), length=length, bound=0.05),
-        of_data.queries_keep_the_end(batch.queries[:-1], batch.query_mask[:-1], ids),
+        of_data.queries_keep_the_end(
+            batch.queries[:-1], batch.query_mask[:-1], ids, bos_id=t.named_bos_id
+        ),
     ]
 
 

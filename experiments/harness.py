@@ -144,9 +144,9 @@ class HarnessModel(TemplateLM):
         )
         ids = self.tok_encode(text)
         self.cut += len(ids) > room
-        ids = ids[-room:]
-        missing = -len(ids) % BUCKET
         tokenizer = self.trained.tokenizer
+        ids = tokenizer.last_ids(ids, room)
+        missing = -len(ids) % BUCKET
         tokens = jnp.array([[tokenizer.pad_id] * missing + ids], jnp.int32)
         mask = jnp.arange(tokens.shape[1])[None] >= missing
         self._key, key = jax.random.split(self._key)

@@ -71,7 +71,7 @@ def make_answer(config: SampleConfig, trained: Trained):
         room = model.context - config.response_length
         if len(ids) > room:
             say(f"of {len(ids)} tokens the last {room} are read: the model's context is full")
-        ids = ids[-room:]
+        ids = tokenizer.last_ids(ids, room)
         # Lengths in steps of 32: a program is compiled for each, not for each prompt.
         missing = -len(ids) % 32
         query = jnp.array([[tokenizer.pad_id] * missing + ids], jnp.int32)

@@ -17,7 +17,8 @@ from rlhf_jax.cli import from_dict, read_json, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
-from rlhf_jax.data.tokenizers import Tokenizer, bpe_from_vocabulary
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.data.vocabularies import bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.gguf import is_gguf, load_gguf
 from rlhf_jax.models.huggingface import is_checkpoint, load_pretrained, read_shape

@@ -10,7 +10,8 @@ from rlhf_jax.data.encoding import encode_comparisons, encode_demonstrations, en
 from rlhf_jax.data.fates import SEVERAL
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
-from rlhf_jax.data.tokenizers import bpe_from_vocabulary, train_bpe
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.data.vocabularies import bpe_from_vocabulary
 from rlhf_jax.errors import InputError
 
 CHATML = (

@@ -314,7 +314,7 @@ def test_added_tokens_keep_their_ids_in_a_vocabulary_with_holes(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer._backend.token_to_id(TURN_END) == 300 and tokenizer.pad_id == 301
-    assert tokenizer._added_by_text[TURN_END].rstrip
+    assert tokenizer._markup._added[TURN_END].rstrip
 
 
 OWN = "<|own|>"
@@ -389,7 +389,7 @@ def test_tokens_that_other_files_add_keep_their_ids(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("tool") == [257] and tokenizer.encode("spoon") == [259]
     assert 260 not in tokenizer.encode(TURN_END)
-    assert tokenizer._added_by_text[TURN_END].rstrip
+    assert tokenizer._markup._added[TURN_END].rstrip
     assert (tokenizer.pad_id, tokenizer.vocab_size) == (261, 262)
     assert tokenizer.decode([257, 258, 259, 260]) == "toolspoon"
 
@@ -420,7 +420,7 @@ def test_tokens_that_only_the_settings_call_special_are(tmp_path, settings):
 def test_a_token_that_becomes_the_end_of_text_keeps_what_is_said_of_it(tmp_path):
     token = AddedToken(TURN_END, special=True, normalized=False, rstrip=True)
     write(tmp_path, special=(EOS,), added=[token], tokenizer_config={"eos_token": TURN_END})
-    assert load_tokenizer(tmp_path)._added_by_text[TURN_END].rstrip
+    assert load_tokenizer(tmp_path)._markup._added[TURN_END].rstrip
 
 
 def test_templates_by_name(tmp_path):

@@ -31,6 +31,13 @@ def bytes_of(token: str) -> bytes:
     return token.encode()
 
 
+def byte_table(backend: tokenizers.Tokenizer, size: int) -> list[bytes]:
+    """What each id under ``size`` stands for; special tokens and holes stand for nothing."""
+    added = backend.get_added_tokens_decoder()
+    own = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
+    return [own[i] if i in own else bytes_of(backend.id_to_token(i) or "") for i in range(size)]
+
+
 def begin_with(backend: tokenizers.Tokenizer, bos: str) -> None:
     """Have every text begin with ``bos``, a token of ``backend``."""
     backend.post_processor = processors.TemplateProcessing(

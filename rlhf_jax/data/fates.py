@@ -34,7 +34,7 @@ class Fate(NamedTuple):
 
     row: Prompt | Demonstration | Comparison
     query: Ids
-    """Of the prompt: its end, where it is too long."""
+    """Of the prompt: its end (after its begin of text), where it is too long."""
     responses: tuple[Ids, ...]
     """Of each answer with its end of text: the beginning, where it is too long."""
     cut: Mapping[str, int]
@@ -86,13 +86,13 @@ class EncodingReport(NamedTuple):
 def of_prompts(
     rows: Iterable[Prompt], tokenizer: Tokenizer, *, prompt_length: int | None
 ) -> Iterator[Fate]:
-    """The fate of each prompt: a long one keeps its end."""
+    """The fate of each prompt: a long one keeps its end, and its begin of text."""
     for some in _some(rows):
         queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
         for row, query in zip(some, queries, strict=True):
             why = _spelled(row.prompt, (), tokenizer)
             cut = _cut(query, prompt_length, (), None)
-            yield Fate(row, _end(query, prompt_length), (), cut, why)
+            yield Fate(row, tokenizer.last_ids(query, prompt_length), (), cut, why)
 
 
 def of_demonstrations(
@@ -121,7 +121,7 @@ def of_demonstrations(
             if why is None and response_length is not None and len(answer) > response_length:
                 why = TOO_LONG
             cut = _cut(query, prompt_length, (answer,), None)
-            yield Fate(row, _end(query, prompt_length), (answer,), cut, why)
+            yield Fate(row, tokenizer.last_ids(query, prompt_length), (answer,), cut, why)
 
 
 def of_comparisons(
@@ -149,7 +149,7 @@ def of_comparisons(
             if why is None and not _teaches(responses, row.ranks):
                 why = EQUAL
             cut = _cut(query, prompt_length, each, response_length)
-            yield Fate(row, _end(query, prompt_length), responses, cut, why)
+            yield Fate(row, tokenizer.last_ids(query, prompt_length), responses, cut, why)
 
 
 def count(fates: Iterable[Fate]) -> EncodingReport:
@@ -244,10 +244,6 @@ def _sampled_part(answer: str | Conversation, tokenizer: Tokenizer) -> str | Con
 
 def _is_empty(answer: Ids, tokenizer: Tokenizer) -> bool:
     return all(i in tokenizer.end_ids for i in answer)
-
-
-def _end(query: Ids, length: int | None) -> Ids:
-    return query if length is None else query[-length:]
 
 
 def _cut(

@@ -10,8 +10,7 @@ import datetime
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,18 @@ from typing import Any
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, trainers
 
 from rlhf_jax.data.byte_level import (
     BYTE_OF,
-    begin_with,
     byte_level,
-    bytes_of,
+    byte_table,
     with_special_tokens,
     without_tokens,
 )
-from rlhf_jax.data.chat import (
-    FILLED,
-    ChatTemplate,
-    Conversation,
-    Message,
-    Piece,
-    Rendered,
-    as_conversation,
-    as_text,
-    pieces_of,
-    render_answer,
-    render_prompt,
-    special_pattern,
-)
+from rlhf_jax.data.chat import Conversation, Piece, as_conversation, as_text
 from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.markup import Markup
 from rlhf_jax.errors import InputError
 
 EOS = "<|endoftext|>"
@@ -135,12 +121,21 @@ class Tokenizer:
     @property
     def example(self) -> str:
         """How the template renders a short prompt, with the day if it writes one; else empty."""
-        return "".join(piece.text for piece in self._probe(render_prompt, (Message("user", "a"),)))
+        return self._markup.example
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """All ids that end an answer: ``eos_id`` first, then others, the template's own too."""
         return tuple(dict.fromkeys((self.eos_id, *self._ends, *self._template_ends)))
+
+    @cached_property
+    def _template_ends(self) -> tuple[int, ...]:
+        """The special token that the template writes after an answer, if it does."""
+        return tuple(map(self._backend.token_to_id, self._markup.ends))
+
+    @cached_property
+    def _markup(self) -> Markup:
+        return Markup(self._backend, self.chat_template, self._names | self._specials, self._now)
 
     # --- Texts ------------------------------------------------------------------------------------
 
@@ -177,7 +172,18 @@ class Tokenizer:
         pieces = [self._prompt_pieces(prompt) for prompt in prompts]
         plain = [as_text(p) for p, made in zip(prompts, pieces, strict=True) if made is None]
         encoded = iter(self.encode_beginnings(plain))
-        return [next(encoded) if made is None else self._ids(made) for made in pieces]
+        return [next(encoded) if made is None else self._markup.ids(made) for made in pieces]
+
+    def last_ids(self, prompt: Sequence[int], length: int | None) -> list[int]:
+        """The end of a prompt's ids, begin of text before it if the prompt has it: ``length`` ids.
+
+        The same is read where a policy is taught and where it is sampled.
+        """
+        if length is None or len(prompt) <= length:
+            return list(prompt)
+        begins = self.named_bos_id is not None and prompt[0] == self.named_bos_id
+        bos = list(prompt[:1]) if begins and length > 1 else []
+        return [*bos, *prompt[len(prompt) - length + len(bos) :]]
 
     def encode_answers(
         self, prompts: Sequence[str | Conversation], answers: Sequence[str | Conversation]
@@ -202,7 +208,7 @@ class Tokenizer:
                 ids, (_, end) = next(encoded)
                 made.append([*ids, end])
             else:
-                ids = self._ids(self._answer_pieces(prompt, answer), after=pieces)
+                ids = self._markup.ids(self._answer_pieces(prompt, answer), after=pieces)
                 made.append(self._ended(ids))
         return made
 
@@ -212,8 +218,7 @@ class Tokenizer:
         Special tokens are those of the template: what a person wrote stays text. Raises InputError
         without a template, or if it refuses.
         """
-        rendered = render_prompt(self._template, conversation)
-        return self._ids(pieces_of(rendered, self._template.specials))
+        return self._markup.ids(self._markup.prompt(conversation))
 
     def stray_special(
         self, prompt: str | Conversation, answer: str | Conversation = ""
@@ -224,12 +229,11 @@ class Tokenizer:
         document, or an answer it is markup that was not meant as letters. Not where the prompt is
         in the template's markup, and not at the end of an answer.
         """
-        if self._in_markup(prompt):
+        if self._markup.is_markup(prompt):
             return self._behind_end(as_text(answer))
         text, _ = self._without_end(as_text(answer))
-        found = self._special_pattern.search(prompt) if isinstance(prompt, str) else None
-        found = found or self._special_pattern.search(text)
-        return found[0] if found else None
+        found = self._markup.find(prompt) if isinstance(prompt, str) else None
+        return found or self._markup.find(text)
 
     def lacks(self, text: str | Conversation) -> bool:
         """Whether characters of a text would be lost: the vocabulary has not all of their bytes."""
@@ -243,7 +247,7 @@ class Tokenizer:
 
     def _behind_end(self, answer: str) -> str | None:
         """The end token after which an answer in markup goes on, or None."""
-        pieces = pieces_of(Rendered(answer, answer), self._special_texts)
+        pieces = self._markup.pieces(answer)
         ends = [Piece(True, self._backend.id_to_token(i)) for i in self.end_ids]
         for n, piece in enumerate(pieces):
             if piece in ends:
@@ -253,39 +257,20 @@ class Tokenizer:
 
     def _prompt_pieces(self, prompt: str | Conversation) -> list[Piece] | None:
         """None for a plain prompt."""
-        if self._in_markup(prompt):
-            pieces = pieces_of(Rendered(prompt, prompt), self._template.specials)
+        if self._markup.is_markup(prompt):
+            pieces = self._markup.pieces(prompt)
             bos = [Piece(True, self._backend.id_to_token(i)) for i in self.bos_ids]
             return pieces if pieces[: len(bos)] == bos else bos + pieces
-        if not self.chat_prompts:
-            return None
-        rendered = render_prompt(self._template, as_conversation(prompt))
-        return pieces_of(rendered, self._template.specials)
+        return self._markup.prompt(as_conversation(prompt)) if self.chat_prompts else None
 
     def _answer_pieces(self, prompt: str | Conversation, answer: str | Conversation) -> list[Piece]:
-        specials = self._template.specials
-        if self._in_markup(prompt):
-            text = as_text(answer)
-            return pieces_of(Rendered(text, text), specials)
+        if self._markup.is_markup(prompt):
+            return self._markup.pieces(as_text(answer))
         conversation = as_conversation(prompt)
         text, _ = self._without_end(_answer_content(answer))
         if conversation[-1].role != "assistant" and isinstance(answer, str):
             text = text.removeprefix(" ")  # it joins plain strings
-        return pieces_of(render_answer(self._template, conversation, text), specials)
-
-    def _in_markup(self, prompt: str | Conversation) -> bool:
-        """Whether a string ends as the template's own prompts do.
-
-        Where that is no special token, the words before a user's message stand in it, too.
-        """
-        if not isinstance(prompt, str):
-            return False
-        head, ending = self._frame
-        written = prompt.rstrip()
-        if not ending or not written.endswith(ending):
-            return False
-        marked = self._special_pattern.search(ending) is not None
-        return marked or (bool(head) and head in written.removesuffix(ending))
+        return self._markup.answer(conversation, text)
 
     def _without_end(self, text: str) -> tuple[str, int]:
         """A text and the id that ends it: the end token that it spells last, or end of text."""
@@ -301,73 +286,6 @@ class Tokenizer:
         if end is not None:
             return ids[: end + 1]
         return [*ids, (*self._template_ends, self.eos_id)[0]]
-
-    def _ids(self, pieces: Sequence[Piece], after: Sequence[Piece] = ()) -> list[int]:
-        """Ids of rendered text; white space that a special token strips has none.
-
-        ``after`` is what stands before it, whose last token may strip too.
-        """
-        special = self._added_by_text
-        ids: list[int] = []
-        strips = _strips_behind(after, special)
-        for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
-            if piece.special:
-                ids.append(self._backend.token_to_id(piece.text))
-                strips = special[piece.text].rstrip
-                continue
-            text = piece.text.lstrip() if strips else piece.text
-            if following is not None and special[following.text].lstrip:
-                text = text.rstrip()
-            ids += self.encode(text)
-            strips = strips and not text
-        return ids
-
-    @cached_property
-    def _added_by_text(self) -> dict[str, AddedToken]:
-        added = self._backend.get_added_tokens_decoder().values()
-        return {token.content: token for token in added}
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern:
-        return special_pattern(self._special_texts)
-
-    @cached_property
-    def _special_texts(self) -> tuple[str, ...]:
-        return tuple(token.content for token in self._added_by_text.values() if token.special)
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        if self.chat_template is None:
-            raise InputError("the tokenizer has no chat template")
-        names = tuple((self._names | self._specials).items())
-        return ChatTemplate(self.chat_template, names, self._special_texts, self._now)
-
-    @cached_property
-    def _template_ends(self) -> tuple[int, ...]:
-        """The special token that the template writes after an answer, if it does."""
-        pieces = self._probe(render_answer, (Message("user", "a"), Message("assistant", "b")), "")
-        tokens = [piece.text for piece in pieces if piece.special]
-        return tuple(map(self._backend.token_to_id, tokens[:1]))
-
-    @cached_property
-    def _frame(self) -> tuple[str, str]:
-        """What the template writes before a user's words, special tokens aside, and behind them."""
-        pieces = self._probe(render_prompt, (Message("user", FILLED),))
-        head = next((x.text.partition(FILLED)[0] for x in pieces if FILLED in x.text), "")
-        behind = "".join(piece.text for piece in pieces).rpartition(FILLED)[2]
-        return head.strip(), behind.rstrip()
-
-    def _probe(self, render: Callable[..., Rendered], *conversation: Any) -> list[Piece]:
-        """What the template makes of a short conversation; nothing if there is none, or it refuses.
-
-        That is said when a prompt is rendered: a plain text needs no template.
-        """
-        if self.chat_template is None:
-            return []
-        try:
-            return pieces_of(render(self._template, *conversation), self._special_texts)
-        except InputError:
-            return []
 
     # --- And back ---------------------------------------------------------------------------------
 
@@ -397,16 +315,7 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        special = self._backend.get_added_tokens_decoder()
-        table = []
-        for i in range(self.vocab_size):
-            if i in special:
-                token = special[i]
-                table.append(b"" if token.special else token.content.encode())
-            else:
-                # Some vocabularies have holes: an id without a token has no text.
-                table.append(bytes_of(self._backend.id_to_token(i) or ""))
-        return table
+        return byte_table(self._backend, self.vocab_size)
 
     def save(self, folder: str | os.PathLike, *, rows: int | None = None) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``.
@@ -479,52 +388,6 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, eos=EOS, pad=PAD)
-
-
-def bpe_from_vocabulary(
-    tokens: Sequence[str],
-    merges: Sequence[str],
-    *,
-    special: Sequence[str],
-    eos: str,
-    pre: str,
-    chat_template: str | None,
-    added: Sequence[str] = (),
-    ends: Sequence[int] = (),
-    bos: str | None = None,
-    begins: bool = False,
-) -> Tokenizer:
-    """A byte-level BPE from its vocabulary; ``pre`` says what else splits a text before BPE.
-
-    ``added`` tokens are whole wherever a text has them; ``begins``: every text begins with ``bos``.
-    Raises InputError for a ``pre`` that is not known, and for a merge that is no pair of tokens.
-    """
-    splits = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
-    if pre not in splits:
-        raise InputError(f"pre-tokenizer {pre!r} is not supported, only {[*splits]}")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    try:
-        model = models.BPE(vocab=vocabulary, merges=pairs)
-    except Exception as error:  # the package raises bare Exception
-        raise InputError(f"the merges do not fit the tokens: {error}") from error
-    backend = byte_level(model, *splits[pre])
-    backend.add_special_tokens(list(special))
-    backend.add_tokens([AddedToken(text, normalized=False) for text in added])
-    if begins:
-        begin_with(backend, bos)
-    names = {} if bos is None else {"bos_token": bos}
-    return Tokenizer(backend, eos=eos, pad=PAD, names=names, ends=ends, chat_template=chat_template)
-
-
-def _strips_behind(pieces: Sequence[Piece], special: Mapping[str, AddedToken]) -> bool:
-    """Whether white space after these pieces belongs to the last special token among them."""
-    for piece in reversed(pieces):
-        if piece.special:
-            return special[piece.text].rstrip
-        if piece.text.strip():
-            return False
-    return False
 
 
 def _answer_content(answer: str | Conversation) -> str:

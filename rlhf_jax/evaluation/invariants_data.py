@@ -90,12 +90,20 @@ def queries_keep_the_end(
     queries: Int[np.ndarray, "P Q"],
     mask: Bool[np.ndarray, "P Q"],
     ids: Sequence[Sequence[int]],
+    *,
+    bos_id: int | None,
 ) -> Finding:
-    """The real tokens of a query are the last tokens of its prompt, at the right margin."""
+    """The real tokens of a query are the last tokens of its prompt, at the right margin.
+
+    A prompt that begins with ``bos_id`` keeps it as its first token.
+    """
     Q = queries.shape[1]
-    rows = zip(queries, mask, ids, strict=True)
-    is_end = lambda query, real, end: list(query[Q - len(end) :]) == end and sum(real) == len(end)
-    wrong = sum(not is_end(query, real, list(each[-Q:])) for query, real, each in rows)
+    wrong = 0
+    for query, real, prompt in zip(queries, mask, ids, strict=True):
+        end = list(prompt[-Q:])
+        if len(prompt) > Q > 1 and prompt[0] == bos_id:
+            end[0] = bos_id
+        wrong += list(query[Q - len(end) :]) != end or sum(real) != len(end)
     return share_at_most(
         "queries that lose their end",
         wrong,
