@@ -253,6 +253,24 @@ ENDS = {
 }
 
 
+def test_an_end_that_the_vocabulary_lacks_is_passed_over_and_said(tmp_path, caplog):
+    """GPT-2's 50256 stays in the config.json of many a smaller vocabulary."""
+    config = {"eos_token_id": [256, 50256]}
+    write(tmp_path, special=(EOS,), tokenizer_config=SETTINGS, config=config)
+    assert load_tokenizer(tmp_path).end_ids == (256,)
+    assert "config.json: eos_token_id 50256 is passed over" in caplog.text
+
+
+@pytest.mark.parametrize("length, kept", [(4, [257, 3, 4, 5]), (2, [257, 5]), (1, [5])])
+def test_a_prompt_that_is_cut_keeps_its_begin_of_text(tmp_path, length, kept):
+    folder = write(tmp_path, special=(EOS, BEGIN), bos=BEGIN, tokenizer_config=SETTINGS)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.last_ids([257, 1, 2, 3, 4, 5], length) == kept
+    assert tokenizer.last_ids([1, 2, 3, 4, 5], length) == [1, 2, 3, 4, 5][-length:]
+    assert tokenizer.last_ids([257, 5], length) == ([257, 5] if length > 1 else [5])
+    assert tokenizer.last_ids([257, 5], None) == [257, 5]
+
+
 @pytest.mark.parametrize("files, ends", ENDS.values(), ids=ENDS)
 def test_all_ends_of_a_model_are_read_and_saved(tmp_path, files, ends):
     write(tmp_path, special=(EOS, BEGIN, TURN_END), tokenizer_config=SETTINGS, **files)
@@ -328,6 +346,7 @@ PADDING = {
     "a letter": ({"pad_token": "!"}, PAD),
     "its own": ({"pad_token": OWN}, OWN),
     "new": ({"pad_token": "<pad>"}, "<pad>"),
+    "in the template": ({"pad_token": OWN, "chat_template": f"{CHAT} {OWN}"}, PAD),
 }
 
 
@@ -428,8 +447,59 @@ def test_templates_by_name(tmp_path):
     settings = SETTINGS | {"chat_template": named}
     write(tmp_path, special=(EOS, TURN_END), tokenizer_config=settings)
     assert load_tokenizer(tmp_path).chat_template == CHAT
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "new"}')
+    assert load_tokenizer(tmp_path).chat_template == "new"
     (tmp_path / "chat_template.jinja").write_text("newer")
     assert load_tokenizer(tmp_path).chat_template == "newer"
+
+
+def test_several_templates_of_which_none_is_the_default_are_said(tmp_path, caplog):
+    settings = SETTINGS | {"chat_template": [{"name": "tool_use", "template": "x"}]}
+    write(tmp_path, special=(EOS, TURN_END), tokenizer_config=settings)
+    assert load_tokenizer(tmp_path).chat_template is None
+    assert "none of the chat templates tool_use is named default" in caplog.text
+
+
+def test_merges_are_never_left_out_at_random(tmp_path):
+    write(tmp_path, special=(EOS,), tokenizer_config=SETTINGS)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"] |= {"dropout": 1.0, "merges": ["a b"]}
+    content["model"]["vocab"]["ab"] = 257
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path).encode("ab") == [257]
+
+
+def other_kind(content):
+    return content | {"model": {"type": "WordLevel", "vocab": {EOS: 0, "a": 1}, "unk_token": "a"}}
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (other_kind, "tokenizer.json is not a byte-level BPE.* model is WordLevel"),
+        (lambda content: content | {"decoder": None}, "its decoder NoneType"),
+    ],
+)
+def test_another_kind_of_vocabulary_is_refused(tmp_path, change, match):
+    write(tmp_path, special=(EOS,), tokenizer_config=SETTINGS)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(change(content)))
+    with pytest.raises(InputError, match=match):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, match",
+    [
+        ("vocab.json", "has vocab.json, but no merges.txt beside it"),
+        ("tokenizer.model", "has tokenizer.model, which is no byte-level BPE"),
+        ("README.md", "has no vocabulary"),
+    ],
+)
+def test_a_vocabulary_that_is_not_read_is_named(tmp_path, name, match):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=f"{match}.*: expected tokenizer.json, or vocab.json"):
+        load_tokenizer(tmp_path)
 
 
 def test_tokens_beyond_the_embedding_are_named(tmp_path):
@@ -450,6 +520,13 @@ def test_tokens_beyond_the_embedding_are_named(tmp_path):
             {"tokenizer_config": SETTINGS | {"bos_token": "<s>", "add_bos_token": True}},
             r"the begin of text, '<s>', is no token",
         ),
+        ({"tokenizer_config": {"eos_token": "a"}}, "'a', is a token that texts are made of"),
+        ({"tokenizer_config": {"eos_token": ["a"]}}, r"found \['a'\], expected a token"),
+        ({"tokenizer_config": SETTINGS | {"pad_token": {"id": 1}}}, r"found {'id': 1}, expected"),
+        ({"tokenizer_config": SETTINGS | {"chat_template": 3}}, "chat_template is a number"),
+        ({"added_tokens": {"<x>": "many"}}, "the id of '<x>' is 'many', expected a whole number"),
+        ({"added_tokens": {"<x>": 5}}, "'<x>' is given the id 5, but the vocabulary has '&' there"),
+        ({"added_tokens": {EOS: 300}}, r"is given the id 300, but the vocabulary has 256"),
     ],
 )
 def test_special_tokens_that_are_not_there(tmp_path, files, match):

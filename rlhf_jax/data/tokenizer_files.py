@@ -9,18 +9,20 @@ read here, in the order in which it counts:
 | added tokens | ``added_tokens_decoder`` of ``tokenizer_config.json``; ``added_tokens.json`` |
 | end of text, begin of text, padding | ``tokenizer_config.json``; ``special_tokens_map.json`` |
 | end of text without a name, further ends | ``generation_config.json``; ``config.json`` |
-| chat template | ``chat_template.jinja``; ``tokenizer_config.json`` |
+| chat template | ``chat_template.jinja``; ``chat_template.json``; ``tokenizer_config.json`` |
 """
 
 import datetime
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, models, processors
+from tokenizers import AddedToken, decoders, models, processors
 
 from rlhf_jax.data.byte_level import (
     backend_of,
@@ -29,11 +31,23 @@ from rlhf_jax.data.byte_level import (
     with_special_tokens,
     with_tokens,
 )
+from rlhf_jax.data.files import type_name
 from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer
 from rlhf_jax.errors import InputError, check_fetched
 
+log = logging.getLogger(__name__)
+
 SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
 """Classes of transformers whose ``vocab.json`` and ``merges.txt`` say all about them."""
+OTHER_KINDS = {
+    "vocab.json": "but no merges.txt beside it",
+    "encoder.json": "but no vocab.bpe beside it",
+    "tokenizer.model": "which is no byte-level BPE of its own (transformers' fast tokenizers save "
+    "some of them as tokenizer.json)",
+    "spiece.model": "which is no byte-level BPE",
+    "vocab.txt": "which is no byte-level BPE",
+}
+"""Vocabularies that are not read, and why."""
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 NAMES = ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
@@ -41,44 +55,54 @@ NAMES = ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a folder: one that ``Tokenizer.save`` wrote, transformers', or GPT-2's.
 
-    Padding that is no token of its own (also end, begin or unknown) gets an id over all others.
-    Raises InputError, naming the file, for what is no byte-level tokenizer with an end of text.
+    Padding that is no token of its own (also end, begin or unknown, or one that the chat template
+    writes) gets an id over all others. Raises InputError, naming the file, for what is no
+    byte-level tokenizer with an end of text.
     """
     folder = Path(path)
     settings = _json_of(folder / "tokenizer_config.json")
     backend = _backend(folder, settings)
     if backend is None:
-        found = "has no vocabulary" if folder.is_dir() else "is not a folder"
-        raise InputError(
-            f"{folder} {found}: expected tokenizer.json, or vocab.json and merges.txt, or "
-            "encoder.json and vocab.bpe"
-        )
+        raise InputError(_why_none(folder))
+    _check_byte_level(folder, backend)
     backend = with_tokens(backend, _added_tokens(folder, settings, backend))
     backend.encode_special_tokens = True
     backend = with_special_tokens(backend, _special(folder, settings, backend))
     named = _named(folder, settings)
-    ends = _end_ids(folder, settings)
-    eos = named.pop("eos_token", None) or next(filter(None, map(backend.id_to_token, ends)), None)
+    ends = _end_ids(folder, settings, backend)
+    eos = named.pop("eos_token", None) or next(map(backend.id_to_token, ends), None)
     pad = named.pop("pad_token", None)
     if eos is None and not (folder / "tokenizer.json").is_file():
         eos = EOS  # what GPT-2's class of transformers takes
     _check_end(folder, backend, eos)
     _put_bos_first(folder, backend, settings.get("add_bos_token"), named.get("bos_token"))
-    now = settings.get("strftime_now")
+    now, template = settings.get("strftime_now"), _chat_template(folder, settings)
     made = dict(
         eos=eos,
         names=named,
         ends=[i for i in ends if i != backend.token_to_id(eos)],
-        chat_template=_chat_template(folder, settings),
+        chat_template=template,
         chat_prompts=settings.get("chat_prompts", False),
         now=datetime.datetime.fromisoformat(now) if now else None,
     )
-    if not _is_padding(backend, pad, (eos, *named.values())):
+    if not _is_padding(backend, pad, (eos, *named.values())) or pad in (template or ""):
         pad = PAD
     tokenizer = Tokenizer(backend, pad=pad, **made)
     if tokenizer.pad_id in tokenizer.end_ids:
         tokenizer = Tokenizer(backend, pad=PAD, **made)
     return tokenizer
+
+
+def _why_none(folder: Path) -> str:
+    """What is wrong with a folder without a vocabulary that can be read."""
+    expected = (
+        "expected tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe"
+    )
+    if not folder.is_dir():
+        return f"{folder} is not a folder: {expected}"
+    other = next((name for name in OTHER_KINDS if (folder / name).is_file()), None)
+    found = f"has {other}, {OTHER_KINDS[other]}" if other else "has no vocabulary"
+    return f"{folder} {found}: {expected}"
 
 
 def has_tokenizer(folder: str | os.PathLike) -> bool:
@@ -117,31 +141,61 @@ def _from_merges(
         )
     lines = _read(merges).split("\n")
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    ids = _required_json(vocabulary)
     try:
-        model = models.BPE(vocab=_required_json(vocabulary), merges=pairs)
+        model = models.BPE(vocab=ids, merges=pairs)
     except Exception as error:  # as above: a pair that is no token
         raise InputError(f"{merges} does not fit {vocabulary.name}: {error}") from error
     return byte_level(model, add_prefix_space=settings.get("add_prefix_space", False))
+
+
+def _check_byte_level(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Raise InputError for another kind of vocabulary."""
+    kind = type(backend.model).__name__
+    if kind != "BPE" or not isinstance(backend.decoder, decoders.ByteLevel):
+        raise InputError(
+            f"{folder / 'tokenizer.json'} is not a byte-level BPE, which this project needs: its "
+            f"model is {kind}, its decoder {type(backend.decoder).__name__}"
+        )
 
 
 def _added_tokens(
     folder: Path, settings: Mapping[str, Any], backend: tokenizers.Tokenizer
 ) -> list[tuple[AddedToken, int]]:
     """Tokens that the other files add to the vocabulary, and what they say of those in it."""
-    known = backend.get_added_tokens_decoder()
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    path = folder / "tokenizer_config.json"
     decoder = settings.get("added_tokens_decoder") or {}
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    made = [
-        (AddedToken(token["content"], **{k: token[k] for k in flags if k in token}), int(i))
+    made = {
+        _content(token, path): (token, _id(i, path, backend, _content(token, path)))
         for i, token in decoder.items()
-        if int(i) not in known
+    }
+    path = folder / "added_tokens.json"
+    more = {text: _id(i, path, backend, text) for text, i in _json_of(path).items()}
+    tokens = [
+        (AddedToken(text, **{flag: token[flag] for flag in flags if flag in token}), i)
+        for text, (token, i) in made.items()
     ]
-    said = {token.content for token, _ in made} | {token.content for token in known.values()}
-    more = _json_of(folder / "added_tokens.json")
-    made += [
-        (AddedToken(text, normalized=False), i) for text, i in more.items() if text not in said
+    tokens += [
+        (AddedToken(text, normalized=False), i) for text, i in more.items() if text not in made
     ]
-    return sorted(made, key=lambda each: each[1])
+    new = [(token, i) for token, i in tokens if token.content not in known]
+    return sorted(new, key=lambda each: each[1])
+
+
+def _id(given: Any, path: Path, backend: tokenizers.Tokenizer, text: str) -> int:
+    """The id that a file gives a token. Raises InputError if the vocabulary says otherwise."""
+    if isinstance(given, bool) or not re.fullmatch(r"[0-9]{1,9}", str(given)):
+        raise InputError(f"{path}: the id of {text!r} is {given!r}, expected a whole number")
+    held, own = backend.id_to_token(int(given)), backend.token_to_id(text)
+    if held not in (None, text) or own not in (None, int(given)):
+        other = f"has {own}" if own is not None else f"has {held!r} there"
+        raise InputError(
+            f"{path}: {text!r} is given the id {given}, but the vocabulary {other}: expected the "
+            "files of one tokenizer"
+        )
+    return int(given)
 
 
 # --- Special tokens ---------------------------------------------------------------------------
@@ -151,7 +205,11 @@ def _named(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Special tokens by name."""
     mapped = _json_of(folder / "special_tokens_map.json")
     names = ("eos_token", "pad_token", *NAMES)
-    named = {name: _content(settings.get(name)) or _content(mapped.get(name)) for name in names}
+    at, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    named = {
+        name: _content(settings.get(name), at) or _content(mapped.get(name), beside)
+        for name in names
+    }
     return {name: token for name, token in named.items() if token}
 
 
@@ -164,24 +222,36 @@ def _special(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Toke
             listed += tokens.values() if isinstance(tokens, dict) else tokens
     more = [token for name, token in _named(folder, settings).items() if name in NAMES]
     known = [token for token in more if backend.token_to_id(token) is not None]
-    texts = dict.fromkeys([*map(_content, listed), *known])
-    # A piece that a text is made of cannot be special: texts would lose it.
-    return [
-        text
-        for text in texts
-        if backend.encode(text, add_special_tokens=False).ids != [backend.token_to_id(text)]
-    ]
+    texts = dict.fromkeys([*(_content(token, folder) for token in listed), *known])
+    return [text for text in texts if not _is_piece(backend, text)]
 
 
-def _end_ids(folder: Path, settings: Mapping[str, Any]) -> list[int]:
-    """``eos_token_id`` of a model: one id or several, all of which stop sampling."""
+def _is_piece(backend: tokenizers.Tokenizer, text: str) -> bool:
+    """Whether texts are made of this token: it cannot be special, or texts would lose it."""
+    return backend.encode(text, add_special_tokens=False).ids == [backend.token_to_id(text)]
+
+
+def _end_ids(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[int]:
+    """``eos_token_id`` of a model: one id or several, all of which stop sampling.
+
+    An id that no token has is passed over, and said: GPT-2's stays in many a config.json of a
+    smaller vocabulary.
+    """
     for name in ("generation_config.json", "config.json"):
         found = _json_of(folder / name).get("eos_token_id")
-        if found is not None:
-            ids = found if isinstance(found, list) else [found]
-            if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-                raise InputError(f"{folder / name}: eos_token_id is {found!r}, expected ids")
-            return ids
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in ids):
+            raise InputError(f"{folder / name}: eos_token_id is {found!r}, expected ids")
+        unknown = [i for i in ids if backend.id_to_token(i) is None]
+        if unknown:
+            log.warning(
+                "%s: eos_token_id %s is passed over: the vocabulary has no such token",
+                folder / name,
+                ", ".join(map(str, unknown)),
+            )
+        return [i for i in ids if i not in unknown]
     return list(settings.get("end_token_ids", ()))
 
 
@@ -193,6 +263,11 @@ def _check_end(folder: Path, backend: tokenizers.Tokenizer, eos: str | None) -> 
         )
     if backend.token_to_id(eos) is None:
         raise InputError(f"{folder}: the end of text, {eos!r}, is no token of the vocabulary")
+    if _is_piece(backend, eos):
+        raise InputError(
+            f"{folder}: the end of text, {eos!r}, is a token that texts are made of, expected a "
+            "special one"
+        )
 
 
 def _put_bos_first(
@@ -225,15 +300,27 @@ def _is_padding(backend: tokenizers.Tokenizer, pad: str | None, others: tuple[st
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name
-        return {each["name"]: each["template"] for each in template}.get("default")
+    path = folder / "chat_template.json"  # of models that read more than text
+    path = path if path.is_file() else folder / "tokenizer_config.json"
+    template = _json_of(path).get("chat_template", settings.get("chat_template"))
+    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
+        template = {each.get("name"): each.get("template") for each in template}
+    if isinstance(template, dict):  # several by name
+        if "default" not in template:
+            names = ", ".join(map(str, template))
+            log.warning("%s: none of the chat templates %s is named default", path, names)
+        template = template.get("default")
+    if not isinstance(template, str | None):
+        raise InputError(f"{path}: chat_template is {type_name(template)}, expected a string")
     return template
 
 
-def _content(token: str | dict | None) -> str | None:
+def _content(token: Any, path: Path) -> str | None:
     """A token in transformers' files is a string or ``{"content": ...}``."""
-    return token["content"] if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str) and token is not None:
+        raise InputError(f"{path}: found {token!r}, expected a token: a string, or its content")
+    return text
 
 
 def _read(path: Path) -> str:

@@ -65,6 +65,8 @@ class Tokenizer:
         backend = with_special_tokens(backend, (eos, pad))
         # Not part of the saved file, so it is set on every tokenizer, wherever it came from.
         backend.encode_special_tokens = True
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None  # merges left out at random: a text has one encoding
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend

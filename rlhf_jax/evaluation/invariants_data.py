@@ -103,7 +103,7 @@ def queries_keep_the_end(
         end = list(prompt[-Q:])
         if len(prompt) > Q > 1 and prompt[0] == bos_id:
             end[0] = bos_id
-        wrong += list(query[Q - len(end) :]) != end or sum(real) != len(end)
+        wrong += int(list(query[Q - len(end) :]) != end or sum(real) != len(end))
     return share_at_most(
         "queries that lose their end",
         wrong,
