@@ -415,9 +415,9 @@ PLANTS = (
     Plant(
         45,
         "long prompts keep their beginning",
-        FATES,
-        "query if length is None else query[-length:]",
-        "query if length is None else query[:length]",
+        TOKENIZERS,
+        "*prompt[len(prompt) - length + len(bos) :]",
+        "*prompt[len(bos) : length]",
         f"{BATCHES}queries_are_left_padded_and_keep_their_end",
     ),
     Plant(
