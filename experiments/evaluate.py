@@ -24,9 +24,10 @@ import numpy as np
 from experiments import safety
 from experiments.answers import with_cache
 from experiments.fit import fit_prompts
-from experiments.inputs import Corpora, load_corpora, make_text_evaluation, with_block
+from experiments.inputs import load_corpora, with_block
 from experiments.sampling import make_sampler, prompt_report
 from experiments.stage import Stage
+from experiments.tax import describe_text_loss, text_change, text_losses
 from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, ModelConfig
@@ -128,9 +129,14 @@ def run(config: EvaluateConfig) -> dict:
             name: describe_text(texts, respond(texts), base, task)
             for name, respond in task.baselines.items()
         }
-        text = text_losses(config, parallel, policies | text_only, corpora) if corpora else {}
+        losses = text_losses(config, parallel, policies | text_only, corpora) if corpora else {}
         return stage.finish(
-            None, baseline=baseline, policies=table, baselines=without_model, text=text
+            None,
+            baseline=baseline,
+            policies=table,
+            baselines=without_model,
+            text={name: describe_text_loss(loss, corpora) for name, loss in losses.items()},
+            text_change=text_change(losses, "pretrain" if "pretrain" in losses else baseline),
         )
 
 
@@ -274,42 +280,6 @@ def write_alpaca(config: EvaluateConfig, name: str, prompts: list[str], answers:
     rows = alpaca_rows(prompts, [group[0] for group in answers.texts], name)
     path = config.run.dir / f"alpaca_eval_{name}.json"
     write_atomically(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
-
-
-def text_losses(
-    config: EvaluateConfig, parallel: Parallel, models: dict[str, Trained], corpora: Corpora
-) -> dict:
-    """Held-out loss of every model on every corpus: what alignment cost (the tax).
-
-    Perplexities are e^nats: per token of this tokenizer, and per word between spaces by the
-    corpus's bytes per word (WikiText's convention, whose texts are cut into words already).
-    """
-    evaluations = {}  # models that are alike share what is encoded and compiled
-    losses = {}
-    for name, trained in models.items():
-        kind = (trained.model, trained.vocab_size, trained.tokenizer.digest)
-        if kind not in evaluations:
-            evaluations[kind] = make_text_evaluation(
-                make_language_model(trained.model, trained.vocab_size),
-                parallel,
-                corpora,
-                trained.tokenizer,
-                config.text,
-                batch_size=16,
-                max_batches=config.text_batches,
-            )
-        losses[name] = evaluations[kind](trained.params)
-    for name, rows in zip(corpora.names, corpora.heldout, strict=True):
-        texts = [row.text for row in rows]
-        bytes_per_word = sum(len(t.encode()) for t in texts) / sum(len(t.split()) for t in texts)
-        for loss in losses.values():
-            nats_per_byte = loss[f"eval/{name}/bits_per_byte"] * np.log(2)
-            loss[f"eval/{name}/perplexity"] = float(np.exp(loss[f"eval/{name}/nats_per_token"]))
-            # Where words are not cut apart, as in Chinese, this would be of whole lines.
-            if bytes_per_word < 20:
-                word = float(np.exp(nats_per_byte * bytes_per_word))
-                loss[f"eval/{name}/word_perplexity"] = word
-    return losses
 
 
 def sample_rows(name: str, prompts: list[str], answers: Answers) -> list[dict]:

@@ -1,7 +1,7 @@
 """Corpora of raw text: for pretraining, PPO-ptx and the alignment tax."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -78,6 +78,16 @@ def text_stream(
     )
 
 
+class TextLoss(NamedTuple):
+    """A model's loss on a corpus, batch by batch."""
+
+    nats: np.ndarray
+    """Summed over the batch's target tokens."""
+    tokens: np.ndarray
+    bytes: np.ndarray
+    """Of the target tokens; an end of text has none."""
+
+
 def make_text_evaluation(
     lm: LanguageModel,
     parallel: Parallel,
@@ -88,11 +98,38 @@ def make_text_evaluation(
     batch_size: int,
     max_batches: int,
 ) -> Callable[[Params], dict[str, float]]:
-    """Held-out loss of a model on each corpus: nats per token, and bits per byte.
+    """Held-out loss of a model on each corpus: nats per token, and bits per byte."""
+    losses = make_text_losses(
+        lm, parallel, corpora, tokenizer, config, batch_size=batch_size, max_batches=max_batches
+    )
+    return lambda params: describe_losses(losses(params))
+
+
+def describe_losses(losses: Mapping[str, TextLoss]) -> dict[str, float]:
+    """Nats per token and bits per byte of each corpus.
 
     Bits per byte = Σ nats / ln 2 / Σ bytes of the target tokens, which does not depend on the
     tokenizer (an end of text has no bytes but its nats count).
     """
+    results = {}
+    for name, loss in losses.items():
+        total = sum(loss.nats.tolist())
+        results[f"eval/{name}/nats_per_token"] = total / sum(loss.tokens.tolist())
+        results[f"eval/{name}/bits_per_byte"] = total / np.log(2) / loss.bytes.sum()
+    return results
+
+
+def make_text_losses(
+    lm: LanguageModel,
+    parallel: Parallel,
+    corpora: Corpora,
+    tokenizer: Tokenizer,
+    config: TextDataConfig,
+    *,
+    batch_size: int,
+    max_batches: int,
+) -> Callable[[Params], dict[str, TextLoss]]:
+    """``params -> loss on each corpus``, of the first ``max_batches`` of its held-out text."""
     token_bytes = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
     sets = {}
     for name, rows in zip(corpora.names, corpora.heldout, strict=True):
@@ -114,14 +151,13 @@ def make_text_evaluation(
         loss, _ = loss_fn(params, batch, None, jnp.float32(1))
         return loss, count_targets(batch)
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(params: Params) -> dict[str, TextLoss]:
         results = {}
         for name, batches in sets.items():
             sums = parallel.fetch([nats(params, parallel.shard_whole(batch)) for batch in batches])
-            total, tokens = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
-            bytes_ = sum(token_bytes[b.tokens][b.loss_mask].sum() for b in batches)
-            results[f"eval/{name}/nats_per_token"] = total / tokens
-            results[f"eval/{name}/bits_per_byte"] = total / np.log(2) / bytes_
+            columns = (np.array([float(x) for x in column]) for column in zip(*sums, strict=True))
+            bytes_ = [token_bytes[b.tokens][b.loss_mask].sum() for b in batches]
+            results[name] = TextLoss(*columns, np.array(bytes_))
         return results
 
     return evaluate

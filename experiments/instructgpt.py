@@ -21,7 +21,7 @@ from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.effect import value_of
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check
-from rlhf_jax.evaluation.figures import load_matplotlib
+from rlhf_jax.evaluation.drawing import load_matplotlib
 from rlhf_jax.tasks.task import check_corpora, check_leaks, read_task, write
 from rlhf_jax.training.hosts import several
 from rlhf_jax.training.progress import peak_memory

@@ -29,7 +29,8 @@ from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
-from rlhf_jax.evaluation.figures import Panel, Series, load_matplotlib
+from rlhf_jax.evaluation.drawing import load_matplotlib
+from rlhf_jax.evaluation.figures import Panel, Series
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
 from rlhf_jax.evaluation.report import Section, render
 from rlhf_jax.evaluation.report import Table as ReportTable
@@ -290,5 +291,6 @@ def page(table: dict[str, Figures], references: dict[str, float]) -> str:
     )
     listed = ReportTable("All measures, ± 95 % interval", ["measure", *table], text_rows(table))
     text = ["docs/safety.md says what each measure is, and how far to trust it."]
-    section = Section("safety", "Policies side by side", text, [panel], [listed])
-    return render("Safety", "The safety suite's measures of each policy.", [section])[0]
+    caption = "Shares, and entropies in bits, of each policy. Bars are 95 % intervals."
+    section = Section("safety", "Policies side by side", text, [panel], [listed], caption=caption)
+    return render("Safety", ["The safety suite's measures of each policy."], [section])[0]

@@ -131,6 +131,12 @@ def test_summary(chain):
     assert policies["sft"]["kl"]["mean"] == pytest.approx(0, abs=no_kl(c))
     assert policies["sft"]["win_rate"]["mean"] == 0.5
     assert on_disk["stages"]["comparisons"]["noise_ceiling"] > 0.5
+    text = on_disk["stages"]["evaluate"]["text"]
+    changes = on_disk["stages"]["evaluate"]["text_change"]
+    assert set(changes) == {"sft", "ppo"} and len(changes["ppo"]) == 2 * len(c.corpora)
+    for model, figures in changes.items():
+        for name, change in figures.items():
+            assert change["mean"] == pytest.approx(text[model][name] - text["pretrain"][name])
     assert (c.dir / "report.html").stat().st_size > 1000
 
 

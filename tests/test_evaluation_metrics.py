@@ -37,6 +37,24 @@ def test_intervals_cover_the_truth_95_times_in_100():
     assert np.mean([f["low"] <= 0.9 <= f["high"] for f in found]) == pytest.approx(0.95, abs=0.03)
 
 
+def test_ratio_of_equal_sizes_is_the_mean():
+    values = np.random.default_rng(0).normal(size=12)
+    expected = metrics.mean_ci(values)
+    assert metrics.ratio_ci(7 * values, np.full(12, 7.0)) == pytest.approx(expected)
+    assert np.isnan(metrics.ratio_ci([1.0], [2.0])["ci"])
+
+
+def test_ratio_of_other_sizes_has_the_jackknifes_interval():
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(50, 150, 400)
+    sums = 4.2 * sizes + rng.normal(0, 3, 400) * np.sqrt(sizes)
+    found = metrics.ratio_ci(sums, sizes)
+    assert found["mean"] == pytest.approx(sums.sum() / sizes.sum()) and found["n"] == 400
+    left_out = (sums.sum() - sums) / (sizes.sum() - sizes)
+    deviation = np.sqrt(399 / 400 * ((left_out - left_out.mean()) ** 2).sum())
+    assert found["ci"] == pytest.approx(stats.t.ppf(0.975, 399) * deviation, rel=0.01)
+
+
 def test_win_rate_counts_ties_half_and_is_wilsons():
     scores, baseline = [3.0, 1.0, 2.0, 5.0, 4.0], [1.0, 1.0, 3.0, 2.0, 0.0]
     assert metrics.win_rate(scores, baseline)["mean"] == pytest.approx(3.5 / 5)

@@ -1,253 +1,27 @@
 """The report, on run folders made here."""
 
+import base64
 import csv
 import json
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from report_run import CHINESE, TEXT, XSS, Page, make_run
 
-from experiments.report import CHAIN, group_runs, write
+from experiments.report import group_runs, write
+from experiments.report_records import CHAIN
 from rlhf_jax.cli import load
 from rlhf_jax.config import ReportConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluation import report, report_policies, report_stages
-from rlhf_jax.evaluation.figures import Panel, Series, band, draw, legend, to_csv
-from rlhf_jax.evaluation.numbers import with_unit
-from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, show, visible
+from rlhf_jax.evaluation import report, report_answers, report_stages, report_tax
+from rlhf_jax.evaluation.drawing import draw, legend
+from rlhf_jax.evaluation.figures import Panel, Series, band, to_csv
+from rlhf_jax.evaluation.numbers import show, with_unit
+from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, visible
 from rlhf_jax.training.logs import read_rows
-
-XSS = '</td><script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
-CHINESE = "这部电影非常好看，演员的表演令人难忘。"
-BIDI = "safe\u202etxt.exe\u2066"
-CORPORA = ("gutenberg", "reviews")
-GOLD = {"sft": (0.4, 0.2), "ppo": (0.8, 0.12), "ppo_without_ptx": (0.81, 0.12)}
-KL = {"sft": 0.0, "ppo": 4.2, "ppo_without_ptx": 4.6, "best_of_4": 0.64, "best_of_16": 1.84}
-
-
-# --- run folders ----------------------------------------------------------------------------------
-
-
-def make_stage(folder, name, seed, *, config=(), done=None, metrics=(), samples=()):
-    path = folder / name
-    path.mkdir(parents=True)
-    run = {"dir": f"{folder}/{name}", "seed": seed, "data_seed": 0, "save_every": 200}
-    record = {
-        "schema": 1,
-        "stage": name.split("_")[0],
-        "config_class": "X",
-        "config": {"run": run, "init": f"{folder}/sft", **dict(config)},
-        "config_digest": "c0ffee" * 10,
-        "git": {"sha": "0123456789abcdef" * 2, "dirty": True},
-        "versions": {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.8"},
-        "platform": "Linux-6.1-x86_64",
-        "devices": ["cpu:0 cpu"],
-        "processes": 1,
-    }
-    (path / "config.json").write_text(json.dumps(record))
-    lines = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (path / "metrics.jsonl").write_text(lines(metrics), encoding="utf-8")
-    (path / "samples.jsonl").write_text(lines(samples), encoding="utf-8")
-    if done is not None:
-        summary = {"seconds": 61.5 + seed, "peak_memory_mib": 1290, **done}
-        (path / "DONE").write_text(json.dumps(summary))
-    return record
-
-
-def language_metrics(rng, steps, every, names):
-    rows = []
-    for step in range(20, steps + 1, 20):
-        loss = 4.2 + 3 * np.exp(-step / 200) + rng.normal(0, 0.06)
-        rows.append(
-            {
-                "step": step,
-                "time": step / 6,
-                "loss": loss,
-                "grad_norm": 0.8,
-                "tokens_per_second": 8e3,
-            }
-        )
-        if step % every == 0:
-            rows.append({"step": step, "time": step / 6, **{n: loss + 0.1 for n in names}})
-    return rows
-
-
-def ppo_metrics(rng, ptx):
-    rows = []
-    for step in range(1, 29):
-        t = step / 28
-        row = {
-            "objective/scores": 2.3 * t + rng.normal(0, 0.06),
-            "objective/kl": 4.4 * t**1.3 + rng.normal(0, 0.05),
-            "policy/entropy_avg": 3.1 - 0.7 * t,
-            "val/var_explained": 0.7 * (1 - np.exp(-5 * t)),
-            "policy/approxkl_avg": 0.01 + rng.normal(0, 0.001),
-            "policy/clipfrac_avg": 0.09 + rng.normal(0, 0.01),
-            "loss/value_avg": 0.3 - 0.1 * t,
-            "policy/grad_norm": 0.5 + rng.normal(0, 0.05),
-            "response_length": 24 - 2 * t,
-            "episodes_per_second": 160.0,
-            "objective/kl_coef": None,
-        }
-        if ptx:
-            row |= {"loss/ptx_avg": 4.6 + 0.04 * t, "policy/ptx_grad_norm": 0.4}
-        rows.append({"step": step, "time": step * 3.0, **row})
-    return rows
-
-
-def answers(rng, policy, texts):
-    mean, spread = GOLD[policy]
-    return [
-        {
-            "step": 0,
-            "policy": policy,
-            "prompt": f"The film {i} {CHINESE if i == 1 else ''}",
-            "response": texts[i] if i < len(texts) else f"{policy} answer number {i} , which is .",
-            "score": float(rng.normal(5 * mean - 2, 1)),
-            "gold": float(np.clip(rng.normal(mean, spread), 0, 1)),
-            "kl": KL[policy],
-            "length": 22,
-        }
-        for i in range(100)
-    ]
-
-
-def policy_row(rng, name):
-    gold = {"best_of_4": 0.6, "best_of_16": 0.7}.get(name) or GOLD[name][0]
-    gold += rng.normal(0, 0.01)
-    figure = lambda mean, ci: {"mean": mean, "ci": ci, "n": 256}
-    return {
-        "gold": figure(gold, 0.02),
-        "gold_gain_in_sd": 5 * (gold - 0.4),
-        "win_rate": figure(0.5 if name == "sft" else 0.9, 0.03),
-        "score": figure(5 * gold - 2, 0.1),
-        "kl": figure(KL[name], 0.2 if "ppo" in name else 0.0),
-        "length": figure(22.5, 0.6),
-        "ended": 0.93,
-        "distinct_2": 0.72,
-        "repeated_words": 0.11,
-        "judges": {"second classifier": figure(gold - 0.1, 0.03), "lexicon": figure(0.3, 0.03)},
-    }
-
-
-TEXT = {"pretrain": 4.4, "sft_without_mix": 4.7, "sft": 4.5, "ppo_without_ptx": 5.0, "ppo": 4.6}
-
-
-def make_run(folder, seed, *, stages=7, kl_coef=0.25):
-    """A chain of the first ``stages`` stages, as the experiments write it."""
-    rng = np.random.default_rng(seed)
-    nats = [f"eval/{c}/nats_per_token" for c in CORPORA]
-    bits = {f"eval/{c}/bits_per_byte": 1.86 for c in CORPORA}
-    heldout = {name: 4.4 for name in nats} | bits
-    make = lambda name, **rest: make_stage(folder, name, seed, **rest)
-    sha = {"params_sha256": f"{seed}abcdef0123456789"}
-    bins = [
-        {"predicted": 0.5 + i / 20 + 0.02, "observed": 0.5 + i / 25, "count": 900 - 80 * i}
-        for i in range(9)
-    ]
-    text = {
-        model: {f"eval/{c}/{unit}": loss for c in CORPORA for unit in ("nats_per_token",)}
-        for model, loss in TEXT.items()
-    }
-    chain = [
-        lambda: make(
-            "pretrain",
-            done={"steps": 1400, "heldout": heldout, **sha},
-            metrics=language_metrics(rng, 1400, 200, nats),
-        ),
-        lambda: make(
-            "sft",
-            done={"steps": 400, "heldout": {"eval/loss": 4.18}, **sha},
-            metrics=language_metrics(rng, 400, 200, ["eval/loss"]),
-        ),
-        lambda: make("comparisons", done={"comparisons": 3000, "noise_ceiling": 0.75}),
-        lambda: make(
-            "reward",
-            done={
-                "steps": 375,
-                "heldout": {"eval/accuracy": 0.71, "eval/margin": 0.6, "eval/ece": 0.02},
-                "calibration": bins,
-                **sha,
-            },
-            metrics=[
-                {"step": t, "time": t, "loss": 0.6, "accuracy": 0.6 + t / 4000, "margin": 0.4}
-                for t in range(20, 376, 20)
-            ],
-        ),
-        lambda: make(
-            "ppo",
-            config={"kl": {"coef": kl_coef}},
-            done={"steps": 28, "kl_coef": kl_coef, **sha},
-            metrics=ppo_metrics(rng, True),
-            samples=[{"step": 4 * i, "prompt": "p", "response": f"r{i}"} for i in (1, 2)],
-        ),
-        lambda: make("ppo_without_ptx", done={"steps": 28}, metrics=ppo_metrics(rng, False)),
-        lambda: make(
-            "evaluate",
-            done={
-                "baseline": "sft",
-                "policies": {name: policy_row(rng, name) for name in KL},
-                "text": text,
-            },
-            samples=[
-                row
-                for policy, texts in (("sft", [XSS, CHINESE, BIDI]), ("ppo", ["", XSS + CHINESE]))
-                for row in answers(rng, policy, texts)
-            ],
-        ),
-    ]
-    for build in chain[:stages]:
-        record = build()
-    if stages == len(chain):
-        summary = {k: v for k, v in record.items() if not k.startswith("config")}
-        summary |= {"config_digest": "feed" * 16, "seconds": 512.4, "peak_memory_mib": 1290}
-        (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
-
-
-class Page(HTMLParser):
-    """Ids, tags, outside references and the texts of the answers."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.ids, self.tags, self.outside, self.answers, self.table_rows = [], [], [], [], []
-        self._row = None
-        self._text = False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.append(tag)
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        for name in ("src", "href", "xlink:href", "data", "action"):
-            if name in attributes and not attributes[name].startswith("#"):
-                self.outside.append(attributes[name])
-        if attributes.get("class") == "text":
-            self.answers.append("")
-        self._text = attributes.get("class") == "text"
-        if tag == "tr":
-            self.table_rows.append([])
-        if tag in ("td", "th") and self.table_rows:
-            self.table_rows[-1].append("")
-            self._row = self.table_rows[-1]
-
-    def handle_endtag(self, tag):
-        self._text = False
-        if tag in ("td", "th"):
-            self._row = None
-
-    def handle_data(self, data):
-        if self._text:
-            self.answers[-1] += data
-        if self._row:
-            self._row[-1] += data
-
-    def row(self, name, at=0):
-        return [row for row in self.table_rows if row and row[0].strip() == name][at]
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +35,7 @@ def full(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """For tests that look at the words and tables only: drawing takes most of the time."""
-    monkeypatch.setattr(report, "draw", lambda panel: "<svg></svg>")
+    monkeypatch.setattr(report, "draw", lambda panel, columns: '<svg viewBox="0 0 1 1"></svg>')
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -272,7 +46,7 @@ def test_page_is_one_small_file_without_script_or_network(full):
     page = Page(text)
     assert len(text.encode()) < 1_000_000
     assert "script" not in page.tags and "img" not in page.tags
-    assert page.outside == []
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.outside)
     assert not re.search(r"@import|url\((?!#)", text)
     assert len(page.ids) == len(set(page.ids))
     assert {m for m in re.findall(r"(?:url\(|href=\")#([^)\"]+)", text)} <= set(page.ids)
@@ -280,7 +54,7 @@ def test_page_is_one_small_file_without_script_or_network(full):
 
 def test_every_part_is_there(full):
     ids = Page(full[0]).ids
-    parts = "results frontier distributions tax runs reward ppo sft pretrain answers"
+    parts = "results answers frontier distributions tax reward ppo sft pretrain runs recipe"
     assert [i for i in ids if i in parts.split()] == parts.split()
 
 
@@ -362,6 +136,21 @@ def test_drawings_are_well_formed_and_described(full):
     assert "#0b62a8" not in "".join(drawings) and "var(--c0)" in "".join(drawings)
 
 
+def test_every_drawing_can_be_saved(full):
+    text, folder = full
+    links = re.findall(r'download="([^"]+)\.svg" href="data:image/svg\+xml;base64,([^"]+)"', text)
+    assert len(links) == text.count('role="img"')
+    assert {name for name, _ in links} == {p.stem for p in (folder / "report_data").glob("*.csv")}
+    for _, data in links:
+        assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+
+
+def test_figures_and_tables_are_numbered_through(full):
+    for word in ("Figure", "Table"):
+        numbers = [int(n) for n in re.findall(rf'"number-of">{word} (\d+)\.<', full[0])]
+        assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 4
+
+
 def test_model_text_is_escaped_and_otherwise_untouched(full):
     answers = Page(full[0]).answers
     assert answers[1] == XSS
@@ -369,24 +158,39 @@ def test_model_text_is_escaped_and_otherwise_untouched(full):
     assert "safe⟦U+202E⟧txt.exe⟦U+2066⟧" in answers and "\u202e" not in full[0]
 
 
-def test_first_prompts_are_shown_side_by_side(full):
-    answers = Page(full[0]).answers
-    assert len(answers) == 64 * 3
-    assert answers[-3:] == ["The film 63 ", "sft answer number 63 , which is .", answers[-1]]
-    assert answers[-1].startswith("ppo answer number 63")
-    assert "The first 64 held-out prompts of chain, unselected." in full[0]
+def test_answers_are_of_the_extremes_and_of_a_random_draw(full):
+    """Of the same prompt, in order of the gain; 8 gained and lost most, 24 are drawn."""
+    samples = read_rows(full[1] / "chain" / "evaluate" / "samples.jsonl")
+    before, after = ([r for r in samples if r["policy"] == p] for p in ("sft", "ppo"))
+    gains = [b["gold"] - a["gold"] for a, b in zip(before, after, strict=True)]
+    order = sorted(range(100), key=lambda i: -gains[i])
+    losses = [i for i in reversed(order) if gains[i] < 0][:8]
+    page = Page(full[0])
+    shown = [page.answers[i : i + 3] for i in range(0, len(page.answers), 3)]
+    row = lambda i: [before[i]["prompt"], before[i]["response"], after[i]["response"]]
+    plain = [i for i in (*order[:8], *losses) if i > 2]  # the others hold marked characters
+    assert [s for s in shown[: 8 + len(losses)] if "film 0" not in s[0]][2:] == [
+        row(i) for i in plain
+    ]
+    assert len(shown) == 8 + len(losses) + 24
+    assert page.tags.count("details") > 3 and "Largest losses" in full[0]
+    assert "Random draw: 24 of the 100 held-out prompts of chain." in full[0]
+    figures = f"gold {show(after[order[3]]['gold'], decimals=2)} "
+    figures += f"({show(gains[order[3]], sign=True, decimals=2)}) · score"
+    assert figures in full[0] and "· KL 4.20 · 22 tokens" in full[0]
 
 
 def test_results_keep_the_interval_over_prompts(full):
     row = Page(full[0]).row("PPO")
-    assert row[1] == "0.900 ± 0.030" and row[5] == "4.200 ± 0.200"
+    assert row[1] == "0.900 ± 0.030" and row[5] == "4.20 ± 0.20"
     assert "over prompts" in full[0]
 
 
 def test_tax_is_the_change_from_pretraining(full):
     page = Page(full[0])
     assert page.row("pretraining")[1] == "4.400"
-    assert page.row("PPO", 1)[1] == "4.600 (+0.200)"
+    assert page.row("PPO", 2)[1] == "4.600 (+0.200 ± 0.015)"
+    assert "over the 32 batches of text of each corpus" in full[0]
     assert "its change from pretraining." in full[0]
     assert "0.800 on gutenberg" in full[0]  # (5.0 − 4.6) / (5.0 − 4.5)
 
@@ -394,10 +198,11 @@ def test_tax_is_the_change_from_pretraining(full):
 def test_tax_without_pretraining_is_the_change_from_the_baseline():
     text = {m: {"eval/a/nats_per_token": TEXT[m]} for m in ("sft_without_mix", "sft", "ppo")}
     stages = {"evaluate": StageRecord({"baseline": "sft", "text": text}, [], [])}
-    section = report_policies.tax_section([Group("g", [RunRecord("g", {}, [], stages)])])
+    section = report_tax.tax_section([Group("g", [RunRecord("g", {}, [], stages)])])
     rows = {row[0]: row[1] for row in section.tables[0].rows}
     assert rows["SFT"] == "4.500" and rows["PPO"] == "4.600 (+0.100)"
     assert section.text[0].endswith("its change from SFT.")
+    assert section.text[1] == "The evaluation did not record intervals of these changes."
 
 
 def test_stages_say_what_they_took(full):
@@ -491,7 +296,8 @@ def test_seeds_are_one_group_with_an_interval_over_them(tmp_path, undrawn):
         for f in folders
     ]
     half = 12.7062047 * np.std(golds, ddof=1) / np.sqrt(2)  # t with one degree of freedom
-    assert Page(text).row("PPO")[2] == f"{np.mean(golds):.3f} ± {half:.3f}"
+    mean, ci = map(float, Page(text).row("PPO")[2].split(" ± "))
+    assert (mean, ci) == (pytest.approx(np.mean(golds), abs=6e-3), pytest.approx(half, abs=6e-3))
     assert "over runs that differ in their seed only (n = 2)" in text
     assert Page(text).row("seed")[1:] == ["0", "1"]
     rows = read_csv(tmp_path / "both_data" / "ppo_kl_from_sft.csv")
@@ -662,6 +468,6 @@ def test_labels_cannot_leave_the_drawing():
 def test_one_policy_only_has_no_second_column():
     samples = [{"policy": "mine", "prompt": "p", "response": "r", "score": 1.0, "step": 0}]
     stages = {"evaluate": StageRecord(None, [], samples)}
-    section = report_policies.samples_section([Group("g", [RunRecord("g", {}, [], stages)])])
-    assert section.samples.policies == ["mine"]
-    assert section.samples.rows[0][1][0].figures == "score 1.00"
+    section = report_answers.samples_section([Group("g", [RunRecord("g", {}, [], stages)])])
+    (table,) = section.samples
+    assert table.policies == ["mine"] and table.rows[0][1][0].figures == "score 1.00"

@@ -36,6 +36,21 @@ def mean_ci(values: Values) -> Interval:
     return {"mean": float(values.mean()), "ci": float(half), "n": n}
 
 
+def ratio_ci(numerators: Values, denominators: Values) -> Interval:
+    """R = Σ a / Σ b, ± t₀.₉₇₅,ₙ₋₁ √(Σ (aᵢ − R bᵢ)² n / (n − 1)) / Σ b: a ratio of means.
+
+    Of things drawn at random that are of different sizes b, such as batches of text with their
+    numbers of tokens. Where all sizes are equal it is ``mean_ci`` of a / b.
+    """
+    a, b = _same_length(numerators, denominators)
+    n, ratio = len(a), a.sum() / b.sum()
+    half = float("nan")
+    if n > 1:
+        spread = np.sqrt(((a - ratio * b) ** 2).sum() * n / (n - 1)) / b.sum()
+        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * spread
+    return {"mean": float(ratio), "ci": float(half), "n": n}
+
+
 def win_rate(scores: Values, baseline: Values) -> Interval:
     """Share of prompts on which ``scores`` beats ``baseline``, ties counting 1/2.
 

@@ -2,19 +2,22 @@
 
 Reads no files: records come in (``experiments/report.py`` reads them), HTML and CSV texts go out.
 Runs with equal config apart from the seed form a group, shown as mean ± 95 % interval over seeds.
-What a page says of the stages and the policies is in ``report_stages`` and ``report_policies``.
+What a page says is in the modules ``report_*``: the first sentence, the policies, the answers,
+trade-offs, what alignment cost, the rounds with people, the stages, how to make it again.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from rlhf_jax.evaluation.figures import Panel, draw, legend, to_csv
+from rlhf_jax.evaluation.drawing import as_link, draw, legend, standalone
+from rlhf_jax.evaluation.figures import COLORS, DARK_COLORS, Panel, to_csv
 from rlhf_jax.evaluation.metrics import mean_ci
 
 Row = Mapping[str, Any]
@@ -29,6 +32,29 @@ class StageRecord(NamedTuple):
     samples: Sequence[Row]
 
 
+class Recipe(NamedTuple):
+    """What a run is made again with; parts that were not recorded are empty."""
+
+    commands: Sequence[str] = ()
+    commit: str = ""
+    local_changes: bool = False
+    """The code was not that of the commit."""
+    task: str = ""
+    version: str = ""
+    """Of the package."""
+    configs: Mapping[str, str] = {}
+    """Stage → its fields, a line each."""
+
+
+class Feedback(NamedTuple):
+    """Rounds of labels by people, as the store of the labelling page has them."""
+
+    rounds: Sequence[Row]
+    labelers: int
+    agreement: Row | None
+    """Share of pairs that two labelers order alike: mean, ci and n; None if no two met."""
+
+
 class RunRecord(NamedTuple):
     name: str
     facts: Mapping[str, str]
@@ -36,6 +62,9 @@ class RunRecord(NamedTuple):
     missing: Sequence[str]
     """What is not there, in words."""
     stages: Mapping[str, StageRecord]
+    recipe: Recipe = Recipe()
+    feedback: Feedback | None = None
+    """None where no people were asked."""
 
 
 class Group(NamedTuple):
@@ -54,6 +83,8 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """The first cell of a row is its header."""
+    folded: bool = False
+    """Only the caption is seen until it is opened."""
 
 
 class Answer(NamedTuple):
@@ -62,10 +93,20 @@ class Answer(NamedTuple):
 
 
 class SideBySide(NamedTuple):
+    """Answers of policies to the same prompts, folded under the caption."""
+
     caption: str
     policies: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Answer]]]
     """(prompt, one answer of each policy)"""
+
+
+class Listing(NamedTuple):
+    """Text as it is typed or saved: a command, a config, a reference."""
+
+    title: str
+    text: str
+    folded: bool
 
 
 class Section(NamedTuple):
@@ -74,7 +115,14 @@ class Section(NamedTuple):
     text: Sequence[str]
     panels: Sequence[Panel] = ()
     tables: Sequence[Table] = ()
-    samples: SideBySide | None = None
+    samples: Sequence[SideBySide] = ()
+    listings: Sequence[Listing] = ()
+    caption: str = ""
+    """Of the panels, which are one numbered figure; the title where it is empty."""
+
+    @property
+    def holds_something(self) -> bool:
+        return bool(self.panels or self.tables or self.samples or self.listings)
 
 
 TITLES = {
@@ -85,10 +133,14 @@ TITLES = {
     "reward": "reward model",
     "ppo": "PPO",
     "ppo_without_ptx": "PPO without ptx",
+    "dpo": "DPO",
     "evaluate": "evaluation",
 }
 """Folder of a stage (or policy) → what it is called."""
-HUES = {"sft": 0, "ppo": 1, "ppo_without_ptx": 2, "sft_without_mix": 3, "reward": 4, "pretrain": 5}
+HUES = {
+    **{"sft": 0, "ppo": 1, "dpo": 1, "ppo_without_ptx": 2},
+    **{"sft_without_mix": 3, "reward": 5, "pretrain": 4},
+}
 """Folder of a stage (or policy) → its colour all over the page, when there is one group."""
 
 
@@ -119,20 +171,6 @@ def estimate(values: Sequence[Any]) -> Row | None:
     return mean_ci([v["mean"] for v in found])
 
 
-def show(figure: Row | float | int | None, *, sign: bool = False) -> str:
-    """ "0.912 ± 0.034"; digits by magnitude; a dash for what is not there."""
-    figure = figure if isinstance(figure, Mapping) else {"mean": figure}
-    mean, ci = figure["mean"], figure.get("ci")
-    if mean is None or not np.isfinite(mean):
-        return "–"
-    digits = next((d for d, size in enumerate((1000, 100, 10)) if abs(mean) >= size), 3)
-    digits = 0 if isinstance(mean, int) else digits
-    # Equal figures of several seeds have an interval of rounding errors only.
-    known = ci is not None and np.isfinite(ci) and ci > 1e-9 * max(abs(mean), 1)
-    half = f" ± {ci:,.{digits}f}" if known else ""
-    return f"{mean:{'+' if sign else ''},.{digits}f}{half}".replace("-", "−")
-
-
 # --- text -----------------------------------------------------------------------------------------
 
 BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -153,16 +191,71 @@ def name_of(stage: str, group: Group, groups: Groups) -> str:
 # --- page -----------------------------------------------------------------------------------------
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> tuple[str, dict[str, str]]:
-    """(the page, {CSV file name: text}); the page needs no other file, no script, no network."""
+def figure_columns(panels: Sequence[Panel]) -> int:
+    """How many panels stand beside each other on a wide screen; a single one has its caption there.
+
+    Rows are full, or the caption fills the last one.
+    """
+    return len(panels) if len(panels) < 3 else 2 if len(panels) == 4 else 3
+
+
+def caption_width(panels: Sequence[Panel]) -> int:
+    """Columns left beside the last panel for the figure's caption; 0 gives it a row of its own."""
+    if any(panel.rows for panel in panels):
+        return 0
+    if len(panels) == 1:
+        return 1
+    columns = figure_columns(panels)
+    return -len(panels) % columns
+
+
+INTERVAL = re.compile(r" (± [\d.,]+)")
+
+
+def cell(text: str) -> Markup:
+    """A table's cell; its interval may stand on a line of its own, and is not broken."""
+    return Markup(INTERVAL.sub(r' <span class="ci">\1</span>', str(escape(visible(text)))))
+
+
+def prose(text: str) -> str:
+    """A sentence in which no line ends between a number and its sign."""
+    return visible(text).replace(" %", "\u00a0%").replace("± ", "±\u00a0")
+
+
+def letter(number: int) -> str:
+    """a, b, ..., z, aa, ab, ...: of a panel in its figure."""
+    rest, last = divmod(number, 26)
+    return (letter(rest - 1) if rest else "") + ascii_lowercase[last]
+
+
+def render(
+    title: str, lead: Sequence[str], sections: Sequence[Section], *, facts: str = ""
+) -> tuple[str, dict[str, str]]:
+    """(the page, {CSV file name: text}); the page needs no other file, no script, no network.
+
+    The paragraphs of ``lead`` stand first, the first of them larger; ``facts`` is the line below.
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "visible": visible,
-        "draw": lambda panel: Markup(draw(panel)),
+        "prose": prose,
+        "cell": cell,
+        "letter": letter,
+        "columns": figure_columns,
+        "caption_width": caption_width,
         "legend": lambda panel: [(Markup(swatch), label) for swatch, label in legend(panel)],
+        "as_link": lambda drawn, panel: as_link(standalone(panel, str(drawn))),
     }
     source = files("rlhf_jax.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(title=title, lead=lead, sections=sections)
+    page = environment.from_string(source).render(
+        title=title,
+        lead=lead,
+        facts=facts,
+        sections=sections,
+        draw=lambda panel, columns: Markup(draw(panel, columns)),
+        colors=COLORS,
+        dark_colors=DARK_COLORS,
+    )
     return page, {f"{p.name}.csv": to_csv(p) for section in sections for p in section.panels}

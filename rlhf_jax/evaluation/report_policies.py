@@ -1,45 +1,52 @@
-"""What the report says of the policies: results, score distributions, tax, answers."""
+"""What the report says of the policies: the table of results, and how scores are distributed."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_jax.evaluation.figures import Panel, Series
+from rlhf_jax.evaluation.numbers import decimals_of, show
 from rlhf_jax.evaluation.report import (
     HUES,
-    TITLES,
-    Answer,
     Group,
     Groups,
     Row,
     RunRecord,
     Section,
-    SideBySide,
     Table,
     done_figures,
     estimate,
     look_up,
     name_of,
-    show,
 )
 
-SHOWN_PROMPTS = 64
 BINS = 30
 """Of the histograms."""
 FIGURES = {
     "win_rate": "win rate",
     "win_rate_by_people": "win rate by people",
     "gold": "gold",
-    "gold_gain_in_sd": "gold gain (SDs)",
+    "gold_difference": "gold gain",
     "score": "reward model",
     "second_score": "second reward model",
     "kl": "KL (nats)",
     "length": "tokens",
+}
+"""Columns of the results, with the task's own metrics after the gold gain."""
+OTHERS = {
+    "gold_gain_in_sd": "gold gain (SDs)",
+    "win_rate_at_equal_length": "win rate at equal length",
+    "win_rate_by_reward_model": "win rate by reward model",
     "ended": "ended",
     "distinct_2": "distinct‑2",
     "repeated_words": "repeated words",
 }
-"""Columns of the results."""
+"""Columns of the folded table, with the judges after them."""
+AGAINST_BASELINE = ("win_rate", "gold_difference", "gold_gain_in_sd")
+"""How the names of figures begin that say nothing of the baseline itself."""
+MOST_COLUMNS = 8
+"""Of a table, so that it fits; further ones are folded."""
 
 
 def policies_of(group: Group) -> list[str]:
@@ -48,35 +55,104 @@ def policies_of(group: Group) -> list[str]:
     return list(dict.fromkeys(policy for policies in found for policy in policies))
 
 
+def baseline_of(group: Group) -> str:
+    """The policy that the others are compared with; empty where nothing was evaluated."""
+    return next(iter([*done_figures(group, "evaluate", "baseline"), *policies_of(group)]), "")
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
+class Rated(NamedTuple):
+    """One row of the results."""
+
+    group: Group
+    kind: str
+    """policies, or baselines: answers that no model of ours gave."""
+    name: str
+
+    def figures(self, *path: str) -> list:
+        return done_figures(self.group, "evaluate", self.kind, self.name, *path)
+
+    def figure(self, path: Sequence[str]) -> Row | None:
+        value = estimate(self.figures(*path))
+        compared = path[0].startswith(AGAINST_BASELINE)
+        if value and compared and self.name == baseline_of(self.group):
+            return {"mean": value["mean"]}  # an interval of something compared with itself
+        return value
+
+
 def results_section(groups: Groups) -> Section:
-    rows = [(group, policy) for group in groups for policy in policies_of(group)]
-    figures = lambda kind, row: done_figures(row[0], "evaluate", "policies", row[1], kind)
-    names = lambda kind: list(
-        dict.fromkeys(n for row in rows for f in figures(kind, row) for n in f)
-    )
-    judges, metrics = names("judges"), names("metrics")
-    shown = {name: title for name, title in FIGURES.items() if any(figures(name, r) for r in rows)}
-    paths = [*((name,) for name in shown), *(("judges", judge) for judge in judges)]
-    paths += [("metrics", metric) for metric in metrics]
-    cells = lambda group, policy: (
-        show(estimate(done_figures(group, "evaluate", "policies", policy, *path))) for path in paths
-    )
-    table = Table(
-        interval_caption(groups),
-        ("policy", *shown.values(), *(f"judge: {judge}" for judge in judges), *metrics),
-        [(name_of(policy, group, groups), *cells(group, policy)) for group, policy in rows],
-    )
+    rows = [Rated(group, "policies", policy) for group in groups for policy in policies_of(group)]
+    rows += [
+        Rated(group, "baselines", name)
+        for group in groups
+        for name in dict.fromkeys(
+            name for found in done_figures(group, "evaluate", "baselines") for name in found
+        )
+    ]
+    columns = main_columns(rows)
+    main, others = columns[:MOST_COLUMNS], [*columns[MOST_COLUMNS:], *other_columns(rows)]
+    caption = f"Results on held-out prompts{prompts_of(rows)}. {interval_caption(groups)}"
+    tables = [results_table(caption, main, rows, groups, folded=False)]
+    for start in range(0, len(others), MOST_COLUMNS):
+        part = others[start : start + MOST_COLUMNS]
+        named = ", ".join(title for title, _ in part)
+        tables.append(
+            results_table(f"More measures of them: {named}.", part, rows, groups, folded=True)
+        )
     text = (
         "Every policy answers the same held-out prompts. The gold scorer stands for people and is "
         "never the reward model; the judges labelled nothing. The first policy is the baseline: "
         "win rate (by gold, ties half; by people, where they judged on the labelling page) and "
-        "gold gain (in standard deviations of its gold) are against it, and best of n is the one "
-        "of n of its answers that the reward model likes best.",
+        "gold gain are against it, and best of n is the one of n of its answers that the reward "
+        "model likes best.",
     )
-    return Section("results", "Results", text, (), [table] if rows else [])
+    return Section("results", "Results", text, (), tables if rows else [])
+
+
+Column = tuple[str, tuple[str, ...]]
+"""Title, and where the figure is in a policy's record."""
+
+
+def main_columns(rows: Sequence[Rated]) -> list[Column]:
+    columns = [(title, (name,)) for name, title in FIGURES.items() if measured(rows, name)]
+    at = next((n for n, (_, path) in enumerate(columns) if path == ("score",)), len(columns))
+    return [*columns[:at], *nested_columns(rows, "metrics", "{}"), *columns[at:]]
+
+
+def other_columns(rows: Sequence[Rated]) -> list[Column]:
+    columns = [(title, (name,)) for name, title in OTHERS.items() if measured(rows, name)]
+    return [*columns, *nested_columns(rows, "judges", "judge: {}")]
+
+
+def measured(rows: Sequence[Rated], name: str) -> bool:
+    return any(row.figures(name) for row in rows)
+
+
+def nested_columns(rows: Sequence[Rated], kind: str, title: str) -> list[Column]:
+    names = dict.fromkeys(n for row in rows for found in row.figures(kind) for n in found)
+    return [(title.format(name), (kind, name)) for name in names]
+
+
+def results_table(
+    caption: str, columns: Sequence[Column], rows: Sequence[Rated], groups: Groups, *, folded: bool
+) -> Table:
+    """A column's figures have the same decimals."""
+    figures = [[row.figure(path) for row in rows] for _, path in columns]
+    cells = [[show(f, decimals=decimals_of(column)) for f in column] for column in figures]
+    names = [
+        name_of(row.name, row.group, groups) + " (no model)" * (row.kind == "baselines")
+        for row in rows
+    ]
+    titles = ("policy", *(title for title, _ in columns))
+    return Table(caption, titles, list(zip(names, *cells, strict=True)), folded)
+
+
+def prompts_of(rows: Sequence[Rated]) -> str:
+    """How many prompts, if all rows say the same."""
+    counts = {n for row in rows for f in row.figures("gold") if (n := look_up(f, "n"))}
+    return f" (n = {counts.pop()})" if len(counts) == 1 else ""
 
 
 def interval_caption(groups: Groups) -> str:
@@ -107,8 +183,11 @@ def distribution_section(groups: Groups) -> Section:
             panels.append(
                 Panel(f"distribution_{figure}", title, figure, "share of answers", series)
             )
-    text = ("One answer per held-out prompt and policy, before and after reinforcement learning.",)
-    return Section("distributions", "Score distributions", text, panels)
+    caption = (
+        "How the scores of the answers are distributed: one answer per held-out prompt and "
+        "policy, before and after reinforcement learning."
+    )
+    return Section("distributions", "Score distributions", (), panels, caption=caption)
 
 
 def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> list[Series]:
@@ -117,10 +196,9 @@ def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> li
     for i, ((g, policy), found) in enumerate(values.items()):
         share = np.histogram(found, edges)[0] / len(found)
         color = g if len(groups) > 1 else HUES.get(policy, 3 + i)
-        shape = int(policy != "sft") if len(groups) > 1 else 0
         outline = [edges[0], *edges], [0.0, *share, 0.0], None, None
         label = name_of(policy, groups[g], groups)
-        series.append(Series(label, *outline, "steps", color, shape))
+        series.append(Series(label, *outline, "steps", color, i))
     return series
 
 
@@ -130,7 +208,8 @@ def evaluation_samples(run: RunRecord) -> Sequence[Row]:
 
 def sampled(group: Group, policy: str, figure: str) -> list[float]:
     rows = [row for run in group.runs for row in evaluation_samples(run)]
-    return [row[figure] for row in rows if row["policy"] == policy and row.get(figure) is not None]
+    found = [row.get(figure) for row in rows if row["policy"] == policy]
+    return [value for value in found if value is not None and np.isfinite(value)]
 
 
 def before_and_after(group: Group) -> list[str]:
@@ -138,118 +217,3 @@ def before_and_after(group: Group) -> list[str]:
     rows = [row for run in group.runs for row in evaluation_samples(run)]
     names = list(dict.fromkeys(row["policy"] for row in rows))
     return [*names[:1], *(["ppo"] if "ppo" in names[1:] else names[1:][-1:])]
-
-
-# --- alignment tax --------------------------------------------------------------------------------
-
-TAX_ORDER = ("pretrain", "sft_without_mix", "sft", "ppo_without_ptx", "ppo")
-
-
-def tax_section(groups: Groups) -> Section:
-    """What alignment cost on held-out text."""
-    tables = [tax_table(groups, unit) for unit in ("nats_per_token", "bits_per_byte")]
-    references = dict.fromkeys(name_of(reference(g), g, [g]) for g in groups if reference(g))
-    text = [
-        "Loss of each model on held-out text, and in parentheses its change from "
-        f"{' or '.join(references)}.",
-        *filter(None, (given_back(group, groups) for group in groups)),
-    ]
-    return Section("tax", "Alignment tax", text, (), [table for table in tables if table.rows])
-
-
-def tax_table(groups: Groups, unit: str) -> Table:
-    rows = []
-    corpora = list(dict.fromkeys(c for group in groups for c in corpora_of(group, unit)))
-    for group in groups:
-        models = measured(group)
-        models = [m for m in TAX_ORDER if m in models] + [m for m in models if m not in TAX_ORDER]
-        for model in models if corpora else ():
-            cells = [tax_cell(group, model, f"eval/{c}/{unit}") for c in corpora]
-            rows.append((name_of(model, group, groups), *cells))
-    return Table(f"Held-out text, {unit.replace('_', ' ')}", ("model", *corpora), rows)
-
-
-def measured(group: Group) -> list[str]:
-    """Models whose loss on text was measured."""
-    return list(dict.fromkeys(m for text in done_figures(group, "evaluate", "text") for m in text))
-
-
-def reference(group: Group) -> str:
-    """The pretrained model if it was measured, else the evaluation's baseline."""
-    baselines = done_figures(group, "evaluate", "baseline")
-    return "pretrain" if "pretrain" in measured(group) else next(iter(baselines), "")
-
-
-def corpora_of(group: Group, unit: str) -> list[str]:
-    texts = done_figures(group, "evaluate", "text")
-    names = dict.fromkeys(n for text in texts for losses in text.values() for n in losses)
-    return [name.split("/")[1] for name in names if name.endswith(f"/{unit}")]
-
-
-def tax_cell(group: Group, model: str, key: str) -> str:
-    first = reference(group)
-    texts = done_figures(group, "evaluate", "text")
-    pairs = [(look_up(text, model, key), look_up(text, first, key)) for text in texts]
-    value = show(estimate([loss for loss, _ in pairs]))
-    change = estimate([a - b for a, b in pairs if a is not None and b is not None])
-    return value if model == first or not change else f"{value} ({show(change, sign=True)})"
-
-
-def given_back(group: Group, groups: Groups) -> str:
-    """How much of the loss that plain PPO added the ptx term gives back, by corpus."""
-    shares = []
-    for corpus in corpora_of(group, "nats_per_token"):
-        key, found = f"eval/{corpus}/nats_per_token", []
-        for text in done_figures(group, "evaluate", "text"):
-            sft, plain, ptx = (look_up(text, m, key) for m in ("sft", "ppo_without_ptx", "ppo"))
-            if None not in (sft, plain, ptx) and plain > sft:
-                found.append((plain - ptx) / (plain - sft))
-        if found:
-            shares.append(f"{show(estimate(found))} on {corpus}")
-    head = name_of("Share of plain PPO's added loss that PPO-ptx gives back", group, groups)
-    return f"{head}: {', '.join(shares)}." if shares else ""
-
-
-# --- answers --------------------------------------------------------------------------------------
-
-
-def samples_section(groups: Groups) -> Section:
-    """Unselected answers: of the evaluation, or else of PPO's last logged iteration."""
-    runs = [run for group in groups for run in group.runs]
-    table = next((t for run in runs if (t := answers_of(run))), None)
-    table = table or next((t for run in runs if (t := ppo_answers(run))), None)
-    text = ("Text by models, shown as it came; marks like ⟦U+202E⟧ stand for control characters.",)
-    return Section("answers", "Answers side by side", text, samples=table)
-
-
-def answers_of(run: RunRecord) -> SideBySide | None:
-    policies = before_and_after(Group("", [run]))
-    rows = evaluation_samples(run)
-    columns = [[row for row in rows if row["policy"] == policy] for policy in policies]
-    shown = list(zip(*columns, strict=False))[:SHOWN_PROMPTS]
-    if not shown:
-        return None
-    caption = f"The first {len(shown)} held-out prompts of {run.name}, unselected."
-    titles = [TITLES.get(policy, policy) for policy in policies]
-    return SideBySide(caption, titles, [(r[0]["prompt"], [*map(answer, r)]) for r in shown])
-
-
-def ppo_answers(run: RunRecord) -> SideBySide | None:
-    rows = run.stages["ppo"].samples if "ppo" in run.stages else ()
-    last = [row for row in rows if row["step"] == rows[-1]["step"]]
-    if not last:
-        return None
-    step = last[0]["step"]
-    caption = f"Training prompts of {run.name} at PPO iteration {step} (no evaluation yet)."
-    return SideBySide(caption, ["PPO"], [(row["prompt"], [answer(row)]) for row in last])
-
-
-def answer(row: Row) -> Answer:
-    formats = {
-        "gold": "gold {:.2f}",
-        "score": "score {:.2f}",
-        "kl": "KL {:.2f}",
-        "length": "{} tokens",
-    }
-    found = [text.format(row[name]) for name, text in formats.items() if row.get(name) is not None]
-    return Answer(row["response"], " · ".join(found).replace("-", "−"))

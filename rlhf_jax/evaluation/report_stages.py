@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
-from rlhf_jax.evaluation.figures import Panel, Series, band, bounded
+from rlhf_jax.evaluation.figures import Panel, Series, band, bounded, smooth
 from rlhf_jax.evaluation.metrics import CONFIDENCE
+from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.evaluation.report import (
     HUES,
     TITLES,
@@ -21,7 +22,6 @@ from rlhf_jax.evaluation.report import (
     done_figures,
     estimate,
     name_of,
-    show,
 )
 
 # --- facts and costs ------------------------------------------------------------------------------
@@ -40,8 +40,14 @@ def runs_section(groups: Groups) -> Section:
     ]
     columns = ("stage", "seconds", "per second", "peak MiB", "result", "params sha256")
     tables = [
-        Table("Stages", columns, rows),
-        Table("Runs", ("", *(run.name for run in runs)), facts),
+        Table(
+            "Stages: what each took (speed is the median of what was logged) and came to.",
+            columns,
+            rows,
+        ),
+        Table(
+            "Runs: what they are, and what they ran on.", ("", *(run.name for run in runs)), facts
+        ),
     ]
     missing = [f"Missing in {run.name}: {'; '.join(run.missing)}." for run in runs if run.missing]
     return Section("runs", "Stages and runs", missing, (), tables)
@@ -109,6 +115,12 @@ class Curve(NamedTuple):
 
 
 GRADIENT = Curve("Gradient norm", "before clipping", {"grad_norm": "line"})
+PREFERENCES = (
+    Curve("Pair accuracy", "share", {"accuracy": "faint", "eval/accuracy": "points"}),
+    Curve("Loss", "nats per pair", {"loss": "faint"}),
+    Curve("Margin", "score", {"margin": "faint", "eval/margin": "points"}),
+    GRADIENT,
+)
 CURVES = {
     "pretrain": (
         Curve("Loss", "nats per token", {"loss": "faint", "eval/*/nats_per_token": "points"}),
@@ -116,12 +128,8 @@ CURVES = {
         GRADIENT,
     ),
     "sft": (Curve("Loss", "nats per token", {"loss": "faint", "eval/loss": "points"}), GRADIENT),
-    "reward": (
-        Curve("Pair accuracy", "share", {"accuracy": "faint", "eval/accuracy": "points"}),
-        Curve("Loss", "nats per pair", {"loss": "faint"}),
-        Curve("Margin", "score", {"margin": "faint", "eval/margin": "points"}),
-        GRADIENT,
-    ),
+    "reward": PREFERENCES,
+    "dpo": PREFERENCES,
     "ppo": (
         Curve("Reward model's score", "score", {"objective/scores": "line"}),
         Curve("KL from SFT", "nats per episode", {"objective/kl": "line"}),
@@ -140,15 +148,26 @@ VARIANTS = {"sft": ("sft", "sft_without_mix"), "ppo": ("ppo", "ppo_without_ptx")
 
 
 def curve_section(groups: Groups, stage: str) -> Section:
-    title = TITLES[stage]
-    text = ()
-    if any(len(group.runs) > 1 for group in groups):
-        text = (
-            "Lines are means over the seeds that reached a step, shades their 95 % intervals (cut "
-            "at the panel's edge where few seeds make them wide).",
-        )
+    title = TITLES[stage][0].upper() + TITLES[stage][1:]
     panels = curve_panels(groups, stage, {})
-    return Section(stage, f"{title[0].upper()}{title[1:]}: learning curves", text, panels)
+    caption = f"{title}, step by step. {curve_caption(groups, panels)}"
+    return Section(stage, f"{title}: learning curves", (), panels, caption=caption)
+
+
+def curve_caption(groups: Groups, panels: Sequence[Panel]) -> str:
+    """What lines and shades of these panels are."""
+    parts = []
+    if any(series.kind == "faint" for panel in panels for series in panel.series):
+        parts.append(
+            "Faint lines are what training logged, the lines over them their means over a tenth of "
+            "the curve; points are held out."
+        )
+    if any(len(group.runs) > 1 for group in groups):
+        parts.append(
+            "Lines are means over the seeds that reached a step, shades their 95 % intervals (cut "
+            "at the panel's edge where few seeds make them wide)."
+        )
+    return " ".join(parts)
 
 
 def curve_panels(
@@ -182,19 +201,30 @@ def curve_series(groups: Groups, stages: Sequence[str], spec: Curve) -> list[Ser
                 parts = (label, TITLES[stage] if len(stages) > 1 else "")
                 parts = (*parts, group.label if len(groups) > 1 else "")
                 m = solid.index(name) if name in solid else -1
-                look = curve_look(g, len(groups), stage, v, len(stages), m, len(solid))
+                shape = (g * len(stages) + v) * max(len(solid), 1) + max(m, 0)
+                color = curve_color(g, len(groups), stage, len(stages), m, len(solid))
                 text = " · ".join(filter(None, parts)) or metric_label(name)
-                series.append(Series(text, *bounded(*curve(group, stage, name)), kind, *look))
+                x, y, low, high = bounded(*curve(group, stage, name))
+                series.append(Series(text, x, y, low, high, kind, color, shape))
+                if kind == "faint" and len(x) >= SMOOTHED:
+                    label = f"{text}, smoothed"
+                    means = smooth(y).tolist()
+                    series.append(Series(label, x, means, None, None, "line", color, shape))
     return series
 
 
-def curve_look(g, groups, stage, v, stages, m, metrics) -> tuple[int, int]:
-    """(colour, shape): colour tells groups apart, else stages, else metrics; shape the rest."""
+SMOOTHED = 10
+"""Logged steps from which a noisy curve is drawn smoothed too."""
+
+
+def curve_color(g: int, groups: int, stage: str, stages: int, m: int, metrics: int) -> int:
+    """Colour tells groups apart, else stages, else metrics, neutral what is not held out (m < 0).
+
+    The shape tells all apart.
+    """
     if groups > 1:
-        return g, v * max(metrics, 1) + max(m, 0)
-    if stages > 1 or metrics < 2:
-        return HUES[stage], max(m, 0)
-    return m, max(m, 0)
+        return g
+    return HUES[stage] if stages > 1 or metrics < 2 else m
 
 
 def logged(group: Group, stage: str) -> set[str]:
@@ -230,7 +260,8 @@ def reward_section(groups: Groups) -> Section:
         bins = [b for rows in done_figures(group, "reward", "calibration") for b in rows]
         if bins:
             label = group.label if len(groups) > 1 else "held-out pairs"
-            series.append(Series(label, *reliability(bins), "dots", look_hue(g, groups), g))
+            hue = g if len(groups) > 1 else HUES["reward"]
+            series.append(Series(label, *reliability(bins), "dots", hue, g))
         accuracy = estimate(done_figures(group, "reward", "heldout", "eval/accuracy"))
         ceiling = estimate(done_figures(group, "comparisons", "noise_ceiling"))
         if ceiling:
@@ -246,16 +277,18 @@ def reward_section(groups: Groups) -> Section:
         labels = "predicted P(preferred)", "observed share"
         calibration = Panel("reward_calibration", "Calibration", *labels, series, diagonal=True)
         panels.insert(0, calibration)
-        text.append(
+    return Section("reward", "Reward model", text, panels, caption=reward_caption(groups, panels))
+
+
+def reward_caption(groups: Groups, panels: Sequence[Panel]) -> str:
+    parts = ["The reward model.", curve_caption(groups, panels)]
+    if any(panel.diagonal for panel in panels):
+        parts.append(
             "Calibration: pairs binned by how sure the model is of the one it prefers; on the "
             "dotted diagonal it is right as often as it says. Bars are 95 % Wilson intervals that "
             "take pairs as independent, so they are somewhat short (pairs share answers)."
         )
-    return Section("reward", "Reward model", text, panels)
-
-
-def look_hue(g: int, groups: Groups) -> int:
-    return g if len(groups) > 1 else HUES["reward"]
+    return " ".join(filter(None, parts))
 
 
 def reliability(bins: Sequence[Row]) -> tuple[list, list, list, list]:

@@ -33,11 +33,12 @@ def frontier_section(groups: Groups) -> Section:
                 name = f"frontier_{figure}_{'sqrt_kl' if axis is root else 'kl'}"
                 x = f"{kl} from SFT ({unit})"
                 panels.append(Panel(name, f"{title} against {kl}", x, figure, series))
-    text = (
-        "What each nat of KL buys. The faint path is training, iteration by iteration; where gold "
-        "falls while the reward model's score rises, the policy exploits its errors.",
+    caption = (
+        "What each nat of KL from SFT buys. The faint path is training, iteration by iteration; "
+        "where gold falls while the reward model's score rises, the policy exploits its errors. "
+        "Bars are 95 % intervals."
     )
-    return Section("frontier", "Reward against KL", text, panels)
+    return Section("frontier", "Reward against KL", (), panels, caption=caption)
 
 
 def root(kl) -> np.ndarray:
@@ -64,7 +65,8 @@ def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
             several = "best of " + ", ".join(policy.removeprefix("best_of_") for policy in best)
             label = name_of(several if members is best else members[0], group, groups)
             kind = "points" if members is best else "dots"
-            series.append(Series(label, *bounded(axis(x), y, ci), kind, hue(members[0], 3), i))
+            shape = g * (len(rows) + 1) + i
+            series.append(Series(label, *bounded(axis(x), y, ci), kind, hue(members[0], 3), shape))
     return series
 
 
@@ -101,11 +103,11 @@ def size_section(groups: Groups) -> Section:
         series = [s for n, p in enumerate(policies) for s in size_series(of_size, p, path, n)]
         labels = (f"{name} against size".replace("_", " "), "parameters of the policy", name)
         panels.append(Panel(f"size_{name}", *labels, series, log_x=True))
-    text = (
+    caption = (
         "Each point is one size of model, with everything else in its recipe; intervals as in the "
-        "results.",
+        "results."
     )
-    return Section("size", "Quality and size", text, panels)
+    return Section("size", "Quality and size", (), panels, caption=caption)
 
 
 def parameters_of(group: Group) -> int | None:
@@ -144,11 +146,12 @@ def tradeoff_section(groups: Groups) -> Section:
                 x, y, ci = np.array([point]).T
                 label = name_of(policy, group, groups)
                 hue = g if len(groups) > 1 else i
-                series.append(Series(label, *bounded(x, y, ci), "dots", hue, i))
-    text = (
+                shape = len(series)
+                series.append(Series(label, *bounded(x, y, ci), "dots", hue, shape))
+    caption = (
         "What more of the second reward costs in gold: policies trained on other mixes of the two, "
-        "or with other floors, lie along a curve.",
+        "or with other floors, lie along a curve."
     )
     x = "mean score of the second reward model"
     panels = [Panel("tradeoff", "Gold score against second reward", x, "gold", series)]
-    return Section("tradeoff", "Two rewards", text, panels if series else ())
+    return Section("tradeoff", "Two rewards", (), panels if series else (), caption=caption)
