@@ -33,8 +33,9 @@ test-isa: .venv/installed-test
 	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) .venv/bin/python -m pytest -m "not torch" $(TWO) \
 	    $(NUMERIC:%=tests/test_%.py) $(ARGS)
 
-# Two processes, each with whole files, whose tests share what they prepare.
-TWO := -n 2 --dist loadfile
+# Two processes, each with whole files, whose tests share what they prepare; the longest come first
+# (tests/conftest.py).
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 test-torch: .venv-torch/installed-torch
 	XLA_FLAGS= OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/parity -m torch $(TWO) $(ARGS)

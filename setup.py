@@ -47,7 +47,7 @@ TEST = [
     "beartype>=0.20",
     "chex>=0.1.90",
     "pytest>=8.3",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.7",
 ]
 # The labelling page's tests drive Chromium, which is not in here.
 TEST_FEEDBACK = [*TEAM, "axe-playwright-python>=0.1.4", "httpx2>=2.0", "playwright>=1.50"]

@@ -28,7 +28,7 @@ RUN = {
     "ppo": ppo.run,
 }
 ROWS = 4
-MODEL = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
+MODEL = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
 
 
 def make_inputs(folder: Path) -> None:

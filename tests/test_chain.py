@@ -46,7 +46,7 @@ def tiny(folder: Path):
         run=replace(stage.run, save_every=3, log_every=1, eval_every=4, tensorboard=False),
         **changes,
     )
-    model = replace(c.pretrain.model, n_layers=2, d_model=16, n_heads=2)
+    model = replace(c.pretrain.model, n_layers=1, d_model=16, n_heads=2)
     cut = dict(allow_cut=True)  # a small vocabulary makes rows long
     return replace(
         c,

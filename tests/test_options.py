@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     tiny.write_data(c)
     c = c.resolve()
     tokenizer = load_tokenizer(task.tokenizer)
-    model = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
+    model = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
     lm = tiny.save_model(folder / "lm", tokenizer, model=model)
     scalar = tiny.save_model(folder / "scalar", tokenizer, kind="scalar", model=model)
     answers = {"responses": [" good film .", " film", " bad ."], "ranks": [0, 2, 1]}
@@ -69,9 +69,7 @@ def run(tmp_path_factory):
     ranked = dict(data=folder / "comparisons.jsonl", heldout=folder / "comparisons.jsonl")
     plain = dict(optim=ADAM, value_optim=ADAM, kl=KLConfig(coef=0.1))
     base = {
-        "pretrain": replace(
-            c.pretrain, optim=ADAM, steps=3, model=replace(c.pretrain.model, dtype="float64")
-        ),
+        "pretrain": replace(c.pretrain, optim=ADAM, steps=3, model=replace(model, n_layers=2)),
         "sft": replace(c.sft, init=lm, optim=ADAM),
         "compare": replace(c.compare, init=lm, prompts_per_batch=8),
         "reward": replace(c.reward, init=lm, optim=ADAM, demonstrations=None, **ranked),

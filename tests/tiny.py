@@ -105,7 +105,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def shrink(
     preset: InstructGPTConfig, folder: Path, task: Task, *, d_model: int = 32
 ) -> InstructGPTConfig:
-    """``preset`` with two layers and two steps per stage; its ``reward_init`` lies beside it.
+    """``preset`` with one layer and two steps per stage; its ``reward_init`` lies beside it.
 
     Not sizes but changed all the same: PPO is forced, as a model of two steps passes no gate, and
     rows may be cut, as a small vocabulary makes them long.
@@ -117,6 +117,8 @@ def shrink(
     # Sampled rows are as many in comparing as in evaluating, so that one program does for both.
     K = p.compare.responses_per_prompt
     sampled = math.lcm(K, *p.evaluate.best_of)
+    # What layers do to each other is tested of the model; scanned ones are compiled once.
+    layers = 2 if p.pretrain.model.scan_layers else 1
 
     def stage(config, **changes):
         run = replace(config.run, save_every=1, log_every=1, eval_every=1, tensorboard=False)
@@ -138,7 +140,7 @@ def shrink(
             data=text(p.pretrain.data),
             tokenizer=tokenizer,
             model=replace(
-                p.pretrain.model, n_layers=2, d_model=d_model, n_heads=2, context=CONTEXT
+                p.pretrain.model, n_layers=layers, d_model=d_model, n_heads=2, context=CONTEXT
             ),
             batch_size=rows,
             steps=2,
@@ -193,7 +195,7 @@ def save_model(
     params: Params | None = None,
 ) -> Path:
     """What a finished stage leaves, for stages that only read it: random unless given."""
-    model = model or ModelConfig(n_layers=2, d_model=16, n_heads=2, context=context)
+    model = model or ModelConfig(n_layers=1, d_model=16, n_heads=2, context=context)
     if params is None:
         params = make_language_model(model, tokenizer.vocab_size).init(jax.random.key(0))
     if kind == "scalar":

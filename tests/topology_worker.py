@@ -25,8 +25,8 @@ from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch
 
-B, T, V = 16, 16, 4096
-MODEL = ModelConfig(n_layers=2, d_model=256, n_heads=8, context=T, dtype="float64")
+B, T, V = 16, 16, 1024
+MODEL = ModelConfig(n_layers=1, d_model=128, n_heads=8, context=T, dtype="float64")
 
 
 def batch(step: int, rows: np.ndarray) -> LMBatch:

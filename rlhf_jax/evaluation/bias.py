@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.special import expit, logsumexp, xlogy
 
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
 
@@ -12,7 +12,7 @@ from rlhf_jax.evaluation.metrics import Interval, mean_ci
 def binary_entropy_bits(p: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """−p log₂ p − (1 − p) log₂(1 − p): 1 bit is undecided, 0 is sure."""
     p = np.asarray(p, float)
-    return -(xlogy(p, p) + xlogy(1 - p, 1 - p)) / np.log(2)
+    return -(scipy.special.xlogy(p, p) + scipy.special.xlogy(1 - p, 1 - p)) / np.log(2)
 
 
 def pair_bias(first: Float[np.ndarray, "N"], second: Float[np.ndarray, "N"]) -> dict[str, Interval]:
@@ -25,7 +25,7 @@ def pair_bias(first: Float[np.ndarray, "N"], second: Float[np.ndarray, "N"]) -> 
     margin = np.asarray(first, float) - np.asarray(second, float)
     return {
         "prefers_first": mean_ci((1 + np.sign(margin)) / 2),
-        "entropy_bits": mean_ci(binary_entropy_bits(expit(margin))),
+        "entropy_bits": mean_ci(binary_entropy_bits(scipy.special.expit(margin))),
     }
 
 
@@ -41,7 +41,10 @@ def multiple_choice(
     """
     rows = list(zip(right, wrong, best, strict=True))
     mc1 = [float(r[n] > np.max(w)) for r, w, n in rows]
-    mc2 = [float(expit(logsumexp(r) - logsumexp(w))) for r, w, _ in rows]
+    mc2 = [
+        float(scipy.special.expit(scipy.special.logsumexp(r) - scipy.special.logsumexp(w)))
+        for r, w, _ in rows
+    ]
     return {"mc1": mean_ci(mc1), "mc2": mean_ci(mc2)}
 
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 from jaxtyping import Float, Int, Num
-from scipy.special import expit
 
 from rlhf_jax.evaluation.pairs import ordered_pairs, right
 
@@ -170,7 +169,7 @@ class Calibration(NamedTuple):
 def calibration(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"]) -> Calibration:
     """Predicted against actual shares of rightly ordered pairs; equal scores are right by half."""
     margins = ordered_pairs(ranks).margins(scores)
-    predicted = expit(np.abs(margins))
+    predicted = scipy.special.expit(np.abs(margins))
     index = np.minimum((2 * (predicted - 0.5) * BINS).astype(int), BINS - 1)
     count = np.bincount(index, minlength=BINS)
     sums = [np.bincount(index, x, BINS) for x in (predicted, right(margins))]

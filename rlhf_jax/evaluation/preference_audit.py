@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 from jaxtyping import Float, Int, Num
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from rlhf_jax.evaluation.metrics import Interval, calibration
 from rlhf_jax.evaluation.pairs import ordered_pairs, right
@@ -161,7 +159,7 @@ def length_coefficient(lengths: Num[np.ndarray, "P K"], ranks: Int[np.ndarray, "
     ratio = pairs.margins(np.log1p(lengths))
     weights = 1 / np.bincount(pairs.prompt, minlength=len(lengths))[pairs.prompt]
     loss = lambda b: (weights * np.logaddexp(0, -b * ratio)).sum()
-    return float(minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
+    return float(scipy.optimize.minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
 
 
 def tie_margins(
@@ -175,7 +173,7 @@ def tie_margins(
     ties, pairs = np.abs(margins_of_ties), np.abs(margins_of_pairs)
     auc = scipy.stats.mannwhitneyu(pairs, ties).statistic / (len(pairs) * len(ties))
     return {
-        "confidence_on_ties": float(expit(ties).mean()),
-        "confidence_on_pairs": float(expit(pairs).mean()),
+        "confidence_on_ties": float(scipy.special.expit(ties).mean()),
+        "confidence_on_pairs": float(scipy.special.expit(pairs).mean()),
         "pairs_above_ties": float(auc),
     }

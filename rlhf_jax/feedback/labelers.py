@@ -11,9 +11,8 @@ from itertools import combinations
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.optimize import brentq
-from scipy.special import expit
 
 from rlhf_jax.errors import InputError
 
@@ -107,7 +106,7 @@ def order_probabilities(
     join up through a third response).
     """
     d = np.asarray(gaps, float) / tau
-    return expit(d - tie_width), expit(-d - tie_width)
+    return scipy.special.expit(d - tie_width), scipy.special.expit(-d - tie_width)
 
 
 def noise_ceiling(gaps: Float[np.ndarray, "N"], *, tau: float, tie_width: float) -> float:
@@ -146,7 +145,11 @@ def calibrate_tau(gaps: Float[np.ndarray, "N"], *, agreement: float, tie_width: 
             f"at rates between {rate(high):.3f} and {rate(low):.3f}, as "
             f"{np.mean(np.asarray(gaps) == 0):.0%} of the pairs have equal scores"
         )
-    return float(np.exp(brentq(lambda log_tau: rate(log_tau) - agreement, low, high, xtol=1e-10)))
+    return float(
+        np.exp(
+            scipy.optimize.brentq(lambda log_tau: rate(log_tau) - agreement, low, high, xtol=1e-10)
+        )
+    )
 
 
 def agreement(

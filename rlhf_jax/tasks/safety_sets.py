@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from rlhf_jax.data.files import find_files
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
@@ -54,7 +54,7 @@ class Toxicity(NamedTuple):
     """Of the classifier, on comments it did not see."""
 
     def probability(self, texts: Sequence[str]) -> np.ndarray:
-        return expit(self.classifier.logits(texts))
+        return scipy.special.expit(self.classifier.logits(texts))
 
     def listed(self, text: str) -> bool:
         """Whether a word or phrase of either list is in the text."""

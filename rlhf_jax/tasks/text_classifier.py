@@ -11,10 +11,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sparse
+import scipy
 from jaxtyping import Bool, Float
-from scipy.optimize import minimize
-from scipy.special import expit
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
@@ -50,7 +48,7 @@ class TextClassifier(NamedTuple):
 
 def tfidf(
     found: Sequence[Sequence[str]], vocabulary: dict[str, int], idf: Float[np.ndarray, "F"]
-) -> sparse.csr_array:
+) -> "scipy.sparse.csr_array":
     """Row b holds idf_t of the distinct known terms of text b, scaled to unit length."""
     rows = [{vocabulary[term] for term in text if term in vocabulary} for text in found]
     ends = np.cumsum([0, *map(len, rows)])
@@ -59,7 +57,9 @@ def tfidf(
     row_of = np.repeat(np.arange(len(rows)), np.diff(ends))
     # bincount adds in order: with reduceat the last bit would depend on the texts beside it.
     lengths = np.sqrt(np.bincount(row_of, values**2, len(rows)))
-    return sparse.csr_array((values / lengths[row_of], columns, ends), (len(rows), len(vocabulary)))
+    return scipy.sparse.csr_array(
+        (values / lengths[row_of], columns, ends), (len(rows), len(vocabulary))
+    )
 
 
 def train_classifier(
@@ -116,17 +116,17 @@ def logistic_regression(
     def objective(parameters):
         w, offset = parameters[:-1], parameters[-1]
         z = signs * (x @ w + offset)
-        slope = -loss_weight * weights * signs * expit(-z)
+        slope = -loss_weight * weights * signs * scipy.special.expit(-z)
         value = loss_weight * (weights * np.logaddexp(0, -z)).sum() + (w**2).sum() / 2
         return value, np.append(x.T @ slope + w, bias * slope.sum())
 
     def hessian_times(parameters, vector):
         z = x @ parameters[:-1] + parameters[-1]
-        curvature = loss_weight * weights * expit(z) * expit(-z)
+        curvature = loss_weight * weights * scipy.special.expit(z) * scipy.special.expit(-z)
         along = curvature * (x @ vector[:-1] + vector[-1])
         return np.append(x.T @ along + vector[:-1], bias * along.sum())
 
-    best = minimize(
+    best = scipy.optimize.minimize(
         objective,
         np.zeros(x.shape[1] + 1),
         jac=True,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sparse
+import scipy
 from jaxtyping import Float
 
 from rlhf_jax.data.formats import Demonstration
@@ -141,9 +141,9 @@ def make_memory(pairs: Sequence[Pair]) -> Callable[[Sequence[str]], list[str]]:
         columns = [[index[term] for term in some if term in index] for some in found]
         ends = np.cumsum([0, *map(len, columns)])
         flat = np.fromiter((c for some in columns for c in some), np.int64, ends[-1])
-        matrix = sparse.csr_array((idf[flat], flat, ends), (len(columns), len(index)))
+        matrix = scipy.sparse.csr_array((idf[flat], flat, ends), (len(columns), len(index)))
         lengths = np.sqrt((matrix**2).sum(axis=1))
-        return sparse.diags_array(1 / np.maximum(lengths, 1e-9)) @ matrix
+        return scipy.sparse.diags_array(1 / np.maximum(lengths, 1e-9)) @ matrix
 
     memory = rows(known)
 
