@@ -181,6 +181,33 @@ def test_an_interval_is_not_broken_and_text_is_escaped():
     assert cell("<b>\u202e") == "&lt;b&gt;⟦U+202E⟧"
 
 
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_the_main_columns_come_first_and_the_others_are_folded():
+    """With everything that an evaluation can record, KL is seen and nothing is lost."""
+    figure_of = lambda mean, ci=0.05: {"mean": mean, "ci": ci, "n": 256}
+    names = [*report_policies.FIGURES, *report_policies.OTHERS]
+    policy = {name: figure_of(0.25) for name in names}
+    policy |= {"metrics": {f"m{i}": figure_of(1.0) for i in range(4)}}
+    policy |= {"judges": {f"j{i}": figure_of(0.5) for i in range(5)}}
+    done = {
+        "baseline": "sft",
+        "policies": {"sft": policy, "ppo": policy},
+        "baselines": {"lead_3": {"gold": figure_of(0.3)}},
+    }
+    run = RunRecord("r", {}, [], {"evaluate": StageRecord(done, [], [])})
+    main, *others = report_policies.results_section([Group("g", [run])]).tables
+    titles = [title for table in (main, *others) for title in table.columns[1:]]
+    assert len(titles) == len(set(titles)) == len(names) + 4 + 5
+    assert all(len(table.columns) <= 9 for table in (main, *others))
+    assert {"win rate", "win rate by people", "gold", "gold gain", "KL (nats)"} < set(main.columns)
+    assert not main.folded and all(table.folded for table in others)
+    assert main.caption.startswith("Results on 256 held-out prompts. Mean ± 95 % interval")
+    assert main.rows[0][1] == "0.250" and main.rows[1][1] == "0.250 ± 0.050"
+    assert main.rows[2][0] == "lead_3 (no model)" and main.rows[2][3] == "0.300 ± 0.050"
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 

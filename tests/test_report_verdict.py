@@ -121,7 +121,7 @@ def test_groups_are_judged_one_by_one():
         group_of(evaluation(0.8, 0.85, 0.9), label="kl.coef=0.1"),
         group_of(evaluation(0.1, 0.15, 0.2), label="kl.coef=2"),
     ]
-    first, second, *_ = lead(groups)
+    first, second = lead(groups)
     assert first.startswith("kl.coef=0.1: A model") and "and it worked" in first
     assert second.startswith("kl.coef=2: A model") and "made the answers worse" in second
 

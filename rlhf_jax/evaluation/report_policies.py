@@ -29,11 +29,11 @@ FIGURES = {
     "gold": "gold",
     "gold_difference": "gold gain",
     "score": "reward model",
-    "second_score": "second reward model",
     "kl": "KL (nats)",
+    "second_score": "second reward model",
     "length": "tokens",
 }
-"""Columns of the results, with the task's own metrics after the gold gain."""
+"""Columns of the results, the most important first; the task's own metrics come after KL."""
 OTHERS = {
     "gold_gain_in_sd": "gold gain (SDs)",
     "win_rate_at_equal_length": "win rate at equal length",
@@ -93,7 +93,7 @@ def results_section(groups: Groups) -> Section:
     ]
     columns = main_columns(rows)
     main, others = columns[:MOST_COLUMNS], [*columns[MOST_COLUMNS:], *other_columns(rows)]
-    caption = f"Results on held-out prompts{prompts_of(rows)}. {interval_caption(groups)}"
+    caption = f"Results on {prompts_of(rows)}held-out prompts. {interval_caption(groups)}"
     tables = [results_table(caption, main, rows, groups, folded=False)]
     for start in range(0, len(others), MOST_COLUMNS):
         part = others[start : start + MOST_COLUMNS]
@@ -117,7 +117,7 @@ Column = tuple[str, tuple[str, ...]]
 
 def main_columns(rows: Sequence[Rated]) -> list[Column]:
     columns = [(title, (name,)) for name, title in FIGURES.items() if measured(rows, name)]
-    at = next((n for n, (_, path) in enumerate(columns) if path == ("score",)), len(columns))
+    at = next((n for n, (_, path) in enumerate(columns, 1) if path == ("kl",)), len(columns))
     return [*columns[:at], *nested_columns(rows, "metrics", "{}"), *columns[at:]]
 
 
@@ -152,7 +152,7 @@ def results_table(
 def prompts_of(rows: Sequence[Rated]) -> str:
     """How many prompts, if all rows say the same."""
     counts = {n for row in rows for f in row.figures("gold") if (n := look_up(f, "n"))}
-    return f" (n = {counts.pop()})" if len(counts) == 1 else ""
+    return f"{counts.pop()} " if len(counts) == 1 else ""
 
 
 def interval_caption(groups: Groups) -> str:

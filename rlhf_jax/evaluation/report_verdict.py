@@ -30,8 +30,10 @@ TRAINED = {
 
 
 def lead(groups: Groups) -> list[str]:
-    """The verdict of each group, then what belongs to it."""
-    return [*(verdict(group, groups) for group in groups), *filter(None, map(costs, groups))]
+    """The verdict, then what belongs to it; of several groups a paragraph each with both."""
+    if len(groups) == 1:
+        return [part for part in (verdict(groups[0], groups), costs(groups[0])) if part]
+    return [f"{verdict(group, groups)} {costs(group)}".rstrip() for group in groups]
 
 
 # --- verdict --------------------------------------------------------------------------------------
