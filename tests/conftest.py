@@ -29,7 +29,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from beartype.claw import beartype_packages  # noqa: E402
 
-TEXT = ("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", "rlhf_jax.errors")
+TEXT = (
+    *("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", "rlhf_jax.errors"),
+    "rlhf_jax.help_pages",
+)
 """Called a million times, so that pyproject.toml's checks would take longer than they do. A module
 that both name has its shapes checked."""
 beartype_packages(TEXT)
