@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.trained import trained_lengths
 from rlhf_jax.config import OptimConfig
+from rlhf_jax.config.bounds import LARGEST_WHOLE
 from rlhf_jax.config.data import ANSWER_LENGTH
 from rlhf_jax.data.fates import (
     EncodingReport,
@@ -20,7 +21,7 @@ from rlhf_jax.data.fates import (
 from rlhf_jax.data.formats import Comparison, Prompt
 from rlhf_jax.data.lengths import choose_lengths
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.training.optimizers import check_warmup
 from rlhf_jax.training.progress import say
 
@@ -124,6 +125,10 @@ def check_pace(
     stage: str, total: int, *, rows: int = 0, batch_size: int = 0, **optims: OptimConfig
 ) -> None:
     """Say what a run of ``total`` steps is too short for, or refuse one that cannot learn."""
+    check(
+        total <= LARGEST_WHOLE,
+        f"{stage}: so many epochs are {total} steps, at most {LARGEST_WHOLE} can be counted",
+    )
     if rows < batch_size:
         say(f"{stage}: {rows} rows are fewer than a batch of {batch_size}: each step sees all")
     for flag, optim in optims.items():

@@ -10,12 +10,12 @@ PPO-ptx → evaluation → report. Every stage can be killed; the same command g
 import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
+from experiments.trained import check_model
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.effect import value_of
@@ -96,12 +96,11 @@ def run(config: InstructGPTConfig) -> dict:
 
 
 def check_models(c: InstructGPTConfig) -> None:
-    """Raise InputError if a model that a stage is to start from, or to use, is not there."""
+    """Raise InputError if a model that a stage is to start from, or to use, is none (yet)."""
     for flag in OTHER_MODELS:
         path = value_of(c, flag)
-        name = flag.replace("_", "-")
-        there = path is None or path.exists() or Path(str(path).partition("@")[0]).exists()
-        check(there, f"--{name} {path}: there is no such file or folder")
+        if path is not None:
+            check_model(path, flag=flag.replace("_", "-"))
 
 
 OTHER_MODELS = (

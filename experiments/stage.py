@@ -27,7 +27,13 @@ from rlhf_jax.cli import to_dict
 from rlhf_jax.config.forks import name_of
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.fates import EncodingReport
-from rlhf_jax.errors import DivergedError, InputError, RunError, describe_os_error
+from rlhf_jax.errors import (
+    DivergedError,
+    InputError,
+    RunError,
+    describe_os_error,
+    describe_out_of_memory,
+)
 from rlhf_jax.training.checkpoint_files import list_steps, remove_step
 from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
@@ -160,8 +166,11 @@ class Stage:
         if jax.process_count() > 1 and isinstance(error, Exception | KeyboardInterrupt):
             leave(error)  # peers wait for this process, or it for them: nothing ends by itself
         self._stack.__exit__(kind, error, trace)
-        if isinstance(error, InputError | OSError | RunError):
+        short = describe_out_of_memory(error) if error is not None else ""
+        if short or isinstance(error, InputError | OSError | RunError):
             self._remove_if_fresh()
+        if short:
+            raise RunError(short) from error
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise RunError(f"{describe_os_error(error)}{self._goes_on()}") from error
         if isinstance(error, KeyboardInterrupt):

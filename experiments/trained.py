@@ -12,7 +12,15 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from experiments.kept import Kept, is_run, kept_digest, kept_step, load_kept, run_of
+from experiments.kept import (
+    Kept,
+    is_run,
+    kept_digest,
+    kept_step,
+    load_kept,
+    number_of,
+    run_of,
+)
 from rlhf_jax.cli import from_dict, read_json, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.data.files import write_atomically
@@ -365,13 +373,28 @@ def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> Non
         raise InputError(f"--{flags[0]} and --{flags[1]} have different tokenizers")
 
 
-def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
+def check_model(path: Path, *, flag: str) -> None:
+    """Raise InputError, as loading it would, if ``path`` holds no model (yet). Loads nothing."""
+    if is_adapter(path) or is_gguf(path) or is_checkpoint(path):
+        return
+    kept = kept_step(path)
+    if kept is None:
+        _check_finished(path, flag)
+    else:
+        number_of(kept)
+
+
+def _check_finished(folder: Path, flag: str) -> None:
     if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
         there = "" if folder.exists() else "nothing is there; "
         raise InputError(
             f"--{flag} {folder}: {there}expected the run folder of a finished stage, a Hugging "
             f"Face checkpoint (config.json and safetensors) or a .gguf file{steps_of(folder)}"
         )
+
+
+def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
+    _check_finished(folder, flag)
     card = _read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
     done = read_done(folder) or {}

@@ -36,7 +36,13 @@ from rlhf_jax.config.bounds import number_in
 from rlhf_jax.config.effect import value_of, without_effect
 from rlhf_jax.config.forks import check_declared, class_named, extends, widened
 from rlhf_jax.config.moved import relocated
-from rlhf_jax.errors import InputError, RunError, check, describe_os_error
+from rlhf_jax.errors import (
+    InputError,
+    RunError,
+    check,
+    describe_os_error,
+    describe_out_of_memory,
+)
 
 C = TypeVar("C")
 TASK_PRESETS = Path(__file__).parents[1] / "configs" / "tasks"
@@ -56,6 +62,12 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
         raise SystemExit(2) from None
     except RunError as error:
         print(f"stopped: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        said = describe_out_of_memory(error)
+        if not said:
+            raise
+        print(f"stopped: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:
         end(141)  # who read our output has enough of it (| head): a shell's 128 + SIGPIPE

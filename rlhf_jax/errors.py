@@ -25,6 +25,17 @@ def describe_os_error(error: OSError) -> str:
     return said if error.filename is None else f"{said} ({error.filename})"
 
 
+def describe_out_of_memory(error: BaseException) -> str:
+    """A sentence if ``error`` says that this machine, or a device, has no memory left; else ""."""
+    said = str(error).strip().partition("\n")[0][:200]
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in said:
+        return ""
+    return (
+        f"out of memory{f' ({said})' if said else ''}: fewer rows at once (a smaller --batch-size, "
+        "a larger --optim.accumulate), shorter lengths or more devices need less"
+    )
+
+
 def check(condition: bool, message: str) -> None:
     """Raise ``InputError(message)`` unless ``condition`` holds."""
     if not condition:

@@ -414,3 +414,19 @@ def test_an_output_is_asked_for_without_making_anything(tmp_path):
         check_writable(deep / "more" / "out.json")
     with pytest.raises(InputError, match="is a folder"):
         check_writable(tmp_path)
+
+
+@pytest.mark.parametrize("short", [MemoryError("no room"), RuntimeError("RESOURCE_EXHAUSTED: no")])
+def test_no_memory_left_is_one_sentence_of_every_command(monkeypatch, capsys, short):
+    def run(config):
+        raise short
+
+    monkeypatch.setattr(sys, "argv", ["sample"])
+    with pytest.raises(SystemExit) as stop:
+        main(run, SampleConfig)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith(f"stopped: out of memory ({short}): fewer rows")
+    short.args = ("a fault of our own",)
+    if not isinstance(short, MemoryError):
+        with pytest.raises(RuntimeError, match="a fault of our own"):
+            main(run, SampleConfig)

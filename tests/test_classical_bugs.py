@@ -5,6 +5,7 @@ others are held by the tests that tests/planted_bugs.py names.
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -161,7 +162,7 @@ def write(path: Path, rows) -> Path:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory) -> Stages:
-    """A model of a few steps, a reward model and one PPO iteration, on made-up text."""
+    """A model of a few steps, a reward model and three PPO iterations, on made-up text."""
     folder = tmp_path_factory.mktemp("stages")
     run = lambda name: RunConfig(dir=folder / name, log_every=1, tensorboard=False)
     sentences = [f"{FIRST[n % 4]} {n}{SECOND[n // 4 % 4]}" for n in range(PROMPTS)]
@@ -206,11 +207,11 @@ def stages(tmp_path_factory) -> Stages:
     )
     ppo.run(
         PPOConfig(
-            run=run("ppo"),
+            run=replace(run("ppo"), eval_every=1),
             init=folder / "sft",
             reward=folder / "reward",
             prompts=at["prompts"],
-            iterations=2,
+            iterations=3,
             batch_size=PROMPTS,
             num_minibatches=1,
             optim=fast,
@@ -246,11 +247,17 @@ def test_demonstrations_score_zero(stages):
 
 
 def test_the_kl_to_the_reference_starts_at_zero(stages):
-    """Bugs 17, 21, 22: at step 0, on 64 prompts, the reference is the policy; later it is not."""
+    """Bugs 17, 21, 22: at step 1, on 64 prompts, the reference is the policy; at step 2 it is not.
+
+    Then the answers are looked at one by one: of their mean, which is an estimate, chance may make
+    anything near 0.
+    """
     log = [json.loads(line) for line in (stages.ppo / "metrics.jsonl").open()]
-    first, second = (row for row in log if "objective/kl" in row)
+    first, *_ = (row for row in log if "objective/kl" in row)
     bound = partial(log_ratio_bound, MODEL, PROMPT + RESPONSE, 280)
     assert abs(first["objective/kl"]) < bound(tokens=RESPONSE)
     assert abs(first["val/ratio"] - 1) < bound(tokens=1)
-    # An estimate from 64 answers, which chance may take below 0.
-    assert abs(second["objective/kl"]) > 10 * bound(tokens=RESPONSE)
+    answers = [json.loads(line) for line in (stages.ppo / "samples.jsonl").open()]
+    left = lambda step: [abs(row["kl"]) for row in answers if row["step"] == step]
+    assert max(left(1)) < bound(tokens=RESPONSE)
+    assert np.median(left(2)) > 10 * bound(tokens=RESPONSE)

@@ -142,3 +142,5 @@ def test_a_run_that_cannot_learn_says_so(capsys):
     with pytest.raises(InputError, match=r"only update is at .* of 0; give --optim.warmup-steps 0"):
         check_pace("dpo", 1, optim=OptimConfig(warmup_steps=20))
     check_pace("dpo", 1, optim=OptimConfig(warmup_steps=20, warmup_init=0.1))
+    with pytest.raises(InputError, match="so many epochs are 2147483648 steps, at most 2147483647"):
+        check_pace("dpo", 2**31, optim=OptimConfig())

@@ -13,6 +13,7 @@ from experiments import convert, sft
 from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
+    check_model,
     load_trained,
     load_value,
     model_digest,
@@ -88,9 +89,11 @@ def test_steps_of_a_finished_run(init, tmp_path, ema):
     assert figures_of(tmp_path / "run@2") == {"eval/loss": 1.0}
     assert figures_of(tmp_path / "run@4") == figures_of(run) == {"eval/loss": 4.0}
     assert training_config(tmp_path / "run@2") == training_config(run)
+    check_model(tmp_path / "run@2", flag="init")
     for wrong in ("run@3", "run@worst"):
-        with pytest.raises(InputError, match=f"{wrong}: expected one of 2, 4, latest, best"):
-            load_trained(tmp_path / wrong, flag="init")
+        for read in (load_trained, check_model):
+            with pytest.raises(InputError, match=f"{wrong}: expected one of 2, 4, latest, best"):
+                read(tmp_path / wrong, flag="init")
         assert model_digest(tmp_path / wrong) is None
 
 
@@ -111,8 +114,9 @@ def test_best_of_every_measured_step_saved_for_it(init, tmp_path):
     assert steps == ["2", "3"]
     best = load_trained(tmp_path / "run@best", flag="init")
     assert model_digest(tmp_path / "run@2") == params_sha256(best.params)
-    with pytest.raises(InputError, match=r"finished stage.* given as .*run@latest or .*run@2"):
-        load_trained(tmp_path / "run", flag="init")
+    for read in (load_trained, check_model):
+        with pytest.raises(InputError, match=r"finished stage.* given as .*run@latest or .*run@2"):
+            read(tmp_path / "run", flag="init")
     out = tmp_path / "exported"
     convert.run(ConvertConfig("to-hf", tmp_path / "run" / "checkpoints" / "2", out=out))
     same(load_trained(out, flag="init").params, best.params)

@@ -12,6 +12,7 @@ import typing
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 import rlhf_jax.config as configs
 from experiments import audit, convert, sft
@@ -29,6 +30,7 @@ from rlhf_jax.config import (
 )
 from rlhf_jax.config.bounds import Bounds, Number, numbers_of
 from rlhf_jax.config.effect import notes_of
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.kl import update_kl_coef
 
@@ -653,11 +655,18 @@ def test_what_a_round_reads_is_there_before_it_waits_for_people(missing, tmp_pat
     ["--reward-init", "--ppo.value-init", "--ppo.second-reward.model", "--evaluate.second-reward"],
 )
 def test_other_models_of_a_chain_are_looked_for_before_its_first_stage(flag, tmp_path):
-    for path in (tmp_path / "none", tmp_path / "none@best"):
+    """A folder above a run may have an @ in its name, too."""
+    folder = tmp_path / "me@home"
+    for path in (folder / "none", folder / "none@best"):
         config = load(configs.InstructGPTConfig, [flag, str(path)])
-        with pytest.raises(InputError, match=rf"{flag} .*none.*: there is no such file or folder"):
+        with pytest.raises(InputError, match=rf"{flag} .*none.*: nothing is there; expected"):
             check_models(config)
-    check_models(load(configs.InstructGPTConfig, [flag, f"{tmp_path}@best"]))
+    tiny.save_model(folder / "run", train_bpe([""], vocab_size=258))
+    config = load(configs.InstructGPTConfig, [flag, str(folder / "run")])
+    check_models(config)
+    (folder / "run" / "final").rename(folder / "half")
+    with pytest.raises(InputError, match="expected the run folder of a finished stage"):
+        check_models(config)
 
 
 def test_demonstrations_are_read_before_a_reward_model_is_trained(tmp_path):

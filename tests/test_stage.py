@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -132,6 +133,25 @@ def test_nothing_is_left_of_a_start_that_failed(tmp_path):
         train(make_config(tmp_path / "run"), total=3, before=unreadable)
     assert list((tmp_path / "run").iterdir()) == []
     train(make_config(tmp_path / "run", epochs=1), total=3)
+
+
+@pytest.mark.parametrize(
+    "error,said",
+    [
+        (MemoryError(), "^out of memory: fewer rows at once"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory (8 bytes).\nmore"),
+            r"^out of memory \(RESOURCE_EXHAUSTED: Out of memory \(8 bytes\)\.\): fewer",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_fit_memory_is_one_sentence(tmp_path, error, said):
+    def full(stage, step):
+        raise error
+
+    with pytest.raises(RunError, match=said):
+        train(make_config(tmp_path / "run"), total=3, before=full)
+    assert not (tmp_path / "run").exists()
 
 
 def test_stopped_by_a_signal_the_same_command_goes_on(tmp_path, capsys):

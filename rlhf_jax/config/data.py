@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rlhf_jax.config.bounds import Bounds, Count, PositiveOrZero, ShareBelowOne, check_bounds
+from rlhf_jax.config.bounds import (
+    BlockTokens,
+    Bounds,
+    Count,
+    PositiveOrZero,
+    ShareBelowOne,
+    check_bounds,
+)
 from rlhf_jax.config.effect import Main, only
 from rlhf_jax.errors import check
 
@@ -49,7 +56,7 @@ class TextDataConfig:
     """One held-out file per corpus; empty holds out ``heldout_fraction`` of the documents."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=())] = 0.02
     """Share of the documents that is held out, chosen by a hash of each."""
-    block_size: Annotated[int, Bounds(2)] | None = None
+    block_size: BlockTokens | None = None
     """Tokens per packed row. None: the model's context; beside demonstrations or episodes, as many
     as their rows have."""
     cache: Path = Path(".cache/datasets")

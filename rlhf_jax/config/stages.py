@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rlhf_jax.config.bounds import (
+    BatchRows,
+    BlockTokens,
     Bounds,
     Count,
     CountOrZero,
@@ -52,7 +54,7 @@ class PretrainConfig:
         default_factory=lambda: OptimConfig(lr=4e-3, warmup_share=0.05, weight_decay=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Main[Count] = 16
+    batch_size: Main[BatchRows] = 16
     """Rows per step over all devices."""
     steps: Main[Count] = 1000
     """Updates, each on a batch."""
@@ -84,7 +86,7 @@ class SFTConfig:
     """Longer prompts keep their end. None: what the data need within the model's context."""
     response_length: Main[Count | None] = None
     """With its end of text; demonstrations of longer ones are left out. None: as prompt_length."""
-    block_size: Annotated[int, Bounds(2)] | None = None
+    block_size: BlockTokens | None = None
     """Demonstrations are packed into rows of this many tokens. None: prompt_length +
     response_length."""
     allow_cut: bool = False
@@ -103,7 +105,7 @@ class SFTConfig:
     """Of the demonstrations; then each has a row of its own, and pretrain_mix must be 0."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1.5e-3))
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Main[Count] = 16
+    batch_size: Main[BatchRows] = 16
     """Packed rows per step over all devices."""
     epochs: Main[Count] = 2
     """Passes over the demonstrations."""
@@ -188,7 +190,7 @@ class CompareConfig:
     """Prompts whose comparisons are kept to measure the reward model."""
     responses_per_prompt: Main[Annotated[int, Bounds(2)]] = 6
     """K of InstructGPT's K-wise loss (4 to 9 there)."""
-    prompts_per_batch: Count = 32
+    prompts_per_batch: BatchRows = 32
     """Prompts that are answered at once, each with all its answers."""
     prompt_length: Count | None = None
     """None: what the prompts need within the model's context."""
@@ -254,7 +256,7 @@ class RewardConfig:
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.1, warmup_share=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Main[Count] = 4
+    batch_size: Main[BatchRows] = 4
     """Prompts per step, each with all its K-choose-2 pairs."""
     epochs: Main[Count] = 2
     """Passes over the comparisons."""
@@ -307,7 +309,7 @@ class DPOConfig:
         default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_share=0.05)
     )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    batch_size: Main[Count] = 4
+    batch_size: Main[BatchRows] = 4
     """Prompts per step, each with all its K-choose-2 pairs."""
     epochs: Main[Count] = 1
     """Passes over the comparisons."""
@@ -394,7 +396,7 @@ class PPOConfig:
     none: advantages are then made of the rewards alone."""
     iterations: Main[Count] = 24
     """Each samples episodes, scores them and learns from them."""
-    batch_size: Main[Count] = 128
+    batch_size: Main[BatchRows] = 128
     """Episodes per iteration over all devices."""
     samples_per_prompt: Count = 1
     """Answers to each prompt of an iteration, which stand one after the other in the batch."""
@@ -427,7 +429,7 @@ class PPOConfig:
     """Take the old log-probs from a forward pass instead of from the sampler."""
     ptx_coef: Main[PositiveOrZero] = 0.0
     """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
-    ptx_batch_size: Annotated[Count, idle(ptx_coef=0)] = 32
+    ptx_batch_size: Annotated[BatchRows, idle(ptx_coef=0)] = 32
     """Rows of pretraining text per minibatch."""
     ptx_data: Annotated[TextDataConfig, idle(ptx_coef=0)] = field(default_factory=TextDataConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)

@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rlhf_jax.config.bounds import Count, CountOrZero, Seed, check_bounds
+from rlhf_jax.config.bounds import (
+    BatchRows,
+    Count,
+    CountOrZero,
+    Seed,
+    check_bounds,
+)
 from rlhf_jax.config.data import TextDataConfig, is_file
 from rlhf_jax.config.effect import Main, idle, only
 from rlhf_jax.config.stages import SamplingConfig
@@ -54,7 +60,7 @@ class EvaluateConfig:
     models' context (suite safety: all that the answers leave of it)."""
     response_length: Count | None = None
     """None: as the first policy that says so was trained."""
-    batch_size: Count = 256
+    batch_size: BatchRows = 256
     """Responses sampled at a time."""
     text_batches: Annotated[Count, only(suite="task"), idle(text__path=())] = 32
     """Held-out batches of 16 rows per corpus."""
@@ -97,7 +103,7 @@ class AuditConfig:
     is what the reward model was trained with, which only a run folder tells."""
     response_length: Count | None = None
     """Longer answers keep their beginning. None: as the reward model was trained."""
-    batch_size: Count = 32
+    batch_size: BatchRows = 32
     """Prompts per batch."""
     out: Path | None = None
     """JSON file for the results."""
@@ -237,7 +243,7 @@ class HarnessConfig:
     """Examples before each question; None: as the task says."""
     limit: CountOrZero = 0
     """Questions per task; 0: all."""
-    batch_size: Count = 16
+    batch_size: BatchRows = 16
     """Requests that are scored at once."""
     max_gen_toks: Count = 64
     """Length of generated answers where the task does not say."""
