@@ -424,6 +424,8 @@ def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
     imported = load_pretrained(folder, on_default_device if shardings is None else in_parts)
     if imported.unread:
         say(f"{folder}: as transformers does, nothing is read of {', '.join(imported.unread)}")
+    if imported.prefix:
+        say(f"{folder}: all names of its tensors begin with {imported.prefix}, which is left out")
     return _imported(folder, imported, load_tokenizer(folder))
 
 

@@ -224,6 +224,26 @@ def test_pointers_and_second_sets_of_weights(gpt2, tmp_path, capsys):
             load_trained(folder, flag="init")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_compiled_and_parallel_models_are_read(gpt2, tmp_path, capsys, prefix):
+    folder = tmp_path / "hf"
+    shutil.copytree(gpt2, folder)
+    tensors = load_file(gpt2 / "model.safetensors")
+    wrapped = {prefix + name: tensor for name, tensor in tensors.items()}
+    save_file(wrapped, folder / "model.safetensors")
+    found, plain = (load_trained(each, flag="init").params for each in (folder, gpt2))
+    jax.tree.map(np.testing.assert_array_equal, found, plain)
+    said = f"all names of its tensors begin with {prefix}, which is left out"
+    assert said in capsys.readouterr().err
+    (first, value), *rest = wrapped.items()
+    save_file({first.removeprefix(prefix): value, **dict(rest)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=rf"the tensors do not fit .* extra {prefix}"):
+        load_trained(folder, flag="init")
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="there is not one tensor in its weights"):
+        load_trained(folder, flag="init")
+
+
 def test_bad_sources_are_named(gpt2, tmp_path):
     with pytest.raises(InputError, match="expected the run folder of a finished stage, a Hugging"):
         to_convert("from-hf", tmp_path, "--out", tmp_path / "run")

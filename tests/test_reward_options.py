@@ -1,4 +1,7 @@
-"""Training on named human preferences, pairs for themselves, length control, and the audit."""
+"""Training on named human preferences, pairs for themselves, length control, and the audit.
+
+In float64: a training's own figures and the audit's are of two programs (see precision.py).
+"""
 
 import json
 import shutil
@@ -9,10 +12,18 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from precision import SAME
 
 from experiments import audit, convert, reward
 from experiments.trained import load_trained
-from rlhf_jax.config import AuditConfig, ConvertConfig, OptimConfig, RewardConfig, RunConfig
+from rlhf_jax.config import (
+    AuditConfig,
+    ConvertConfig,
+    ModelConfig,
+    OptimConfig,
+    RewardConfig,
+    RunConfig,
+)
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
@@ -21,13 +32,15 @@ from rlhf_jax.tasks.preferences import load_preferences
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = dict(prompt_length=8, response_length=24)
+MODEL = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
+pytestmark = pytest.mark.usefixtures("module_in_float64")
 
 
 @pytest.fixture(scope="module")
-def sft(tmp_path_factory):
+def sft(tmp_path_factory, module_in_float64):
     words = ["the film is", "and so on", "fine", "poor", "Chinese English Human Assistant 我们的"]
     tokenizer = train_bpe(words * 20, vocab_size=300)
-    return tiny.save_model(tmp_path_factory.mktemp("sft") / "run", tokenizer)
+    return tiny.save_model(tmp_path_factory.mktemp("sft") / "run", tokenizer, model=MODEL)
 
 
 def config(sft, folder, **changes):
@@ -83,8 +96,8 @@ def test_a_named_set_is_trained_on_and_audited(sft, tmp_path, capsys):
     found = audit.run(check)[name]
     assert json.loads(out.read_text())[name]["accuracy"] == found["accuracy"]
     # The audit scores the same held-out pairs as training's evaluation, at the same lengths.
-    assert found["accuracy"]["mean"] == pytest.approx(done["heldout"]["eval/accuracy"], abs=1e-6)
-    assert found["ece"] == pytest.approx(done["heldout"]["eval/ece"], abs=1e-4)
+    assert found["accuracy"]["mean"] == pytest.approx(done["heldout"]["eval/accuracy"], abs=SAME)
+    assert found["ece"] == pytest.approx(done["heldout"]["eval/ece"], abs=SAME)
     assert 0.4 < found["bag_of_words"]["mean"] < 0.9 < 1 - found["ece"] + 0.5
     assert "ties" in found
     assert "two labelers" in capsys.readouterr().out
@@ -126,7 +139,7 @@ def test_folds_are_audited_as_one(sft, tmp_path):
     alone = [audit.run(check(folder))[name] for folder in runs]
     for done, found in zip(made, alone, strict=True):
         right = done["heldout"]["eval/accuracy"]
-        assert found["accuracy"]["mean"] == pytest.approx(right, abs=1e-6)
+        assert found["accuracy"]["mean"] == pytest.approx(right, abs=SAME)
     both = audit.run(check(*runs))[name]
     whole = load_preferences(name, ROOT / "data")
     orders = np.array([row.ranks for row in whole.train + whole.heldout if len(row.ranks) == 10])

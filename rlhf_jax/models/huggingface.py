@@ -55,18 +55,18 @@ def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device)
 
     def shape(name: str) -> tuple[int, ...]:
         with open_weights(weights.files[name]) as file:
-            return tuple(file.get_slice(name).get_shape())
+            return tuple(file.get_slice(weights.prefix + name).get_shape())
 
     def read(name: str) -> np.ndarray:
         # Opened for each tensor: a closed file gives its mapped pages back.
         with open_weights(weights.files[name]) as file:
-            dtype = file.get_slice(name).get_dtype()
+            dtype = file.get_slice(weights.prefix + name).get_dtype()
             if dtype not in READ_DTYPES:
                 raise InputError(
                     f"{weights.files[name]}: {name} is stored as {dtype}, only "
                     f"{', '.join(READ_DTYPES)} are read; export the model without quantisation"
                 )
-            return file.get_tensor(name).astype(np.float32, copy=False)
+            return file.get_tensor(weights.prefix + name).astype(np.float32, copy=False)
 
     imported = import_model(
         Source(
@@ -79,7 +79,7 @@ def load_pretrained(folder: str | os.PathLike, place: Place = on_default_device)
         ),
         place,
     )
-    return imported._replace(unread=weights.unread)
+    return imported._replace(unread=weights.unread, prefix=weights.prefix)
 
 
 # --- Writing ----------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class Imported(NamedTuple):
     """{"trunk", "lm_head"?}, or {"trunk", "head"} of a sequence classifier with one label."""
     unread: tuple[str, ...] = ()
     """Files of weights that lie beside those that were read."""
+    prefix: str = ""
+    """What stood before the name of every tensor and was left out."""
 
 
 Place = Callable[[tuple[str, ...], np.ndarray], jax.Array]

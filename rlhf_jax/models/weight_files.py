@@ -6,7 +6,7 @@ Chosen as transformers chooses: ``model.safetensors`` if it is there, else the s
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from rlhf_jax.errors import InputError, check, check_fetched
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD_BIAS = "rlhf_jax.json"
 """Where an export keeps the bias of a scalar head, for which transformers has no place."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Put before the name of every tensor by DistributedDataParallel and by torch.compile."""
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", "*.tmp")
 """As programs that download name a file until it is whole."""
@@ -24,9 +26,11 @@ UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", 
 
 class Weights(NamedTuple):
     files: dict[str, Path]
-    """The file of each tensor."""
+    """The file of each tensor, by its name without ``prefix``."""
     unread: tuple[str, ...]
     """Names of other safetensors files and indices beside them."""
+    prefix: str = ""
+    """What wrappers have put before the name of every tensor."""
 
 
 def find_weights(folder: Path) -> Weights:
@@ -40,11 +44,21 @@ def find_weights(folder: Path) -> Weights:
         files = dict.fromkeys(_names(single), single)
     else:
         raise InputError(_why_not(folder, present))
+    check(bool(files), f"{folder}: there is not one tensor in its weights")
     used = set(files.values())
     unread = [path.name for path in present if path not in used]
     if index.is_file() and single in used and set(weight_map(index).values()) != {single.name}:
         unread.append(index.name)
-    return Weights(files, tuple(unread))
+    prefix = wrapped_in(files)
+    return Weights({k.removeprefix(prefix): v for k, v in files.items()}, tuple(unread), prefix)
+
+
+def wrapped_in(names: Collection[str]) -> str:
+    """The ``WRAPPERS`` before all of ``names``, which the outermost begins; empty without any."""
+    prefix = ""
+    while found := [w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)]:
+        prefix += found[0]
+    return prefix
 
 
 def open_weights(path: Path):
