@@ -17,6 +17,7 @@ JAX.
 
 import importlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,15 +63,13 @@ def run(config: FeedbackConfig) -> None:
 
 def serve(config: FeedbackConfig) -> None:
     """The site, until it is stopped."""
-    try:
-        from rlhf_jax.feedback.web.serve import admin_token, listen
-        from rlhf_jax.feedback.web.serve import serve as serve_site
-        from rlhf_jax.feedback.web.site import Site
-    except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install 'rlhf_jax[feedback]'") from None
     check_run(config)
     c = config.serve
-    listener = listen(c.host, c.port)
+    listener = take_port(config)
+    from rlhf_jax.feedback.web.serve import admin_token
+    from rlhf_jax.feedback.web.serve import serve as serve_site
+    from rlhf_jax.feedback.web.site import Site
+
     site = Site(
         open_database(config.place),
         url=c.url,
@@ -82,6 +81,20 @@ def serve(config: FeedbackConfig) -> None:
     serve_site(site, listener, token=admin_token(config.dir, c.token), host=c.host)
 
 
+def check_sft(config: FeedbackConfig) -> None:
+    finished = (config.sft / "final").is_dir()
+    check(finished, f"--run {config.run}: it has no finished sft/ to start from")
+
+
+def take_port(config: FeedbackConfig) -> socket.socket:
+    """The site's socket, before anything else is made: a taken port costs nothing."""
+    try:
+        from rlhf_jax.feedback.web.serve import listen
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: pip install 'rlhf_jax[feedback]'") from None
+    return listen(config.serve.host, config.serve.port)
+
+
 def check_run(config: FeedbackConfig) -> None:
     """Nothing is made in a folder whose name was mistyped."""
     check(config.run.is_dir(), f"--run {config.run}: no such folder")
@@ -89,7 +102,8 @@ def check_run(config: FeedbackConfig) -> None:
 
 def everything(config: FeedbackConfig) -> None:
     """Site, answers and updates as processes of their own; ends when the updates do."""
-    check(config.sft.is_dir(), f"--run {config.run}: it has no finished sft/ to start from")
+    check_sft(config)
+    take_port(config).close()  # the site's own process takes it again
     commands = ["serve", "answer", *["simulate"] * bool(config.simulated)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the others end too
     # Before it is up: until then, the updates leave the queue to it.

@@ -247,7 +247,8 @@ def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable
 
 
 def prepare(config: FeedbackConfig) -> None:
-    check(config.sft.is_dir(), f"--run {config.run}: it has no finished sft/ to start from")
+    finished = (config.sft / "final").is_dir()
+    check(finished, f"--run {config.run}: it has no finished sft/ to start from")
     run = config.ppo_stage(1).run
     start(tune_malloc=run.tune_malloc, compile_cache=run.compile_cache)
 

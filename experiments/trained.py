@@ -46,6 +46,7 @@ from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.models.weight_files import find_weights
 from rlhf_jax.training.checkpoint_files import json_sha256, list_steps
 from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.training.hosts import agreed_time
 from rlhf_jax.training.parallel import place
 from rlhf_jax.training.progress import say
 from rlhf_jax.training.run_inputs import file_sha256
@@ -345,7 +346,7 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
 
 
 def for_run(trained: Trained, run_dir: Path) -> Trained:
-    """``trained`` as a run takes it: a template writes the day on which the run began.
+    """``trained`` as a run takes it: a template writes the time at which the run began.
 
     That a template is not used is said.
     """
@@ -355,10 +356,9 @@ def for_run(trained: Trained, run_dir: Path) -> Trained:
             "prompts are plain text, though the model has a chat template; convert from-hf "
             "--chat-prompts True makes a model whose prompts are in it"
         )
-    if not has_tokenizer(run_dir / "tokenizer"):
-        return trained
-    begun = load_tokenizer(run_dir / "tokenizer")
-    return trained._replace(tokenizer=tokenizer.at_time_of(begun))
+    begun = run_dir / "tokenizer"
+    now = load_tokenizer(begun).now if has_tokenizer(begun) else agreed_time(tokenizer.now)
+    return trained._replace(tokenizer=tokenizer.at_time(now)) if now != tokenizer.now else trained
 
 
 def same_shape(first: Trained, second: Trained, flags: Sequence[str]) -> None:

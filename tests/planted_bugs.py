@@ -490,7 +490,7 @@ PLANTS = (
         64,
         "a resumed run's template writes the day of today",
         "experiments/trained.py",
-        "return trained._replace(tokenizer=tokenizer.at_time_of(begun))",
+        "now = load_tokenizer(begun).now if has_tokenizer(begun) else agreed_time(tokenizer.now)",
         "return trained",
         "tests/test_convert.py::test_a_run_keeps_the_day_on_which_it_began",
     ),

@@ -109,19 +109,22 @@ def test_an_export_makes_its_folder_or_says_why_not(config, tmp_path):
         open_database(out / "store.sqlite")
 
 
-def test_a_taken_port_is_named_before_anything_is_made(config):
+@pytest.mark.parametrize("command", ["serve", "run"])
+def test_a_taken_port_is_named_before_anything_is_made(config, command):
+    (config.sft / "final").mkdir(parents=True)
     pytest.importorskip("uvicorn", reason="the site needs the extra feedback")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         serve = replace(config.serve, port=port)
         with pytest.raises(InputError, match=rf"{port}: cannot listen.*another --serve.port"):
-            feedback.run(replace(config, command="serve", serve=serve))
+            feedback.run(replace(config, command=command, serve=serve))
     assert not config.dir.exists()
     # The flag that it advises is one.
     assert load(FeedbackConfig, ["serve", "--serve.port", "8421"]).serve.port == 8421
 
 
 def test_what_is_missing_is_said(config):
+    (config.sft / "checkpoints").mkdir(parents=True)  # unfinished
     for command in ("run", "sample", "update", "answer"):
         with pytest.raises(InputError, match="no finished sft"):
             feedback.run(replace(config, command=command))

@@ -1,6 +1,7 @@
 """Two processes of two devices are one process of four; a dead peer ends all, and all go on."""
 
 import contextlib
+import datetime
 import json
 import signal
 import socket
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import hosts_worker
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -20,6 +22,7 @@ from configs import quickstart
 from experiments import instructgpt
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.training import hosts
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.fingerprints import share
 from rlhf_jax.training.hosts import cluster, connect, leave
@@ -64,6 +67,16 @@ def test_a_process_that_leaves_says_why_in_one_line(error, code, said, monkeypat
     lines = capsys.readouterr().err.splitlines()
     assert codes == [code] and lines[-1].startswith("stopped: process") and said in lines[-1]
     assert len(lines) == 1 or isinstance(error, ValueError)
+
+
+def test_all_take_the_time_of_the_first(monkeypatch):
+    here, first = datetime.datetime(2026, 3, 1, 0, 0, 5), datetime.datetime(2026, 2, 28, 23, 59, 59)
+    assert hosts.agreed_time(here) == here  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    sent = []
+    one_to_all = lambda value: sent.append(value) or sent[0]
+    monkeypatch.setattr(hosts.multihost_utils, "broadcast_one_to_all", one_to_all)
+    assert [hosts.agreed_time(each) for each in (first, here)] == [first, first]
 
 
 def test_the_chain_says_before_any_work_that_it_is_one_process(monkeypatch, tmp_path):

@@ -143,6 +143,11 @@ def test_folder_of_another_stage_or_another_person(tmp_path):
     with pytest.raises(InputError, match=r"not a run folder and not empty \(it holds thesis.tex\)"):
         open_sft(tmp_path / "home")
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(InputError, match=r"config\.json: not a config saved by this project"):
+        open_sft(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
     with pytest.raises(InputError, match="is a file"):
         open_sft(tmp_path / "home" / "thesis.tex")
     with pytest.raises(InputError, match=r"run folder .*tex/a/b: .*thesis\.tex is a file"):

@@ -355,9 +355,14 @@ class Tokenizer:
         """The same with prompts in the chat template. Raises InputError without one."""
         return self._with(chat_prompts=True)
 
-    def at_time_of(self, other: "Tokenizer") -> "Tokenizer":
-        """The same, whose template takes the time to be that of ``other``."""
-        return self._with(now=other._now)
+    @property
+    def now(self) -> datetime.datetime:
+        """What the template takes the time to be."""
+        return self._now
+
+    def at_time(self, now: datetime.datetime) -> "Tokenizer":
+        """The same, whose template takes the time to be ``now``."""
+        return self._with(now=now)
 
     def _with(self, **changes: Any) -> "Tokenizer":
         as_it_is = dict(

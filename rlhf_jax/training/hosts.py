@@ -4,6 +4,7 @@ On a pod each host runs the same command and drives its own chips. Only process 
 the run folder; all write, and read, their parts of a checkpoint, so the folder must be shared.
 """
 
+import datetime
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from rlhf_jax.config import ParallelConfig
@@ -69,6 +71,16 @@ def sync(name: str) -> None:
     """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def agreed_time(here: datetime.datetime) -> datetime.datetime:
+    """``here`` of process 0, to the second: clocks and time zones of hosts differ. All call this."""
+    if jax.process_count() == 1:
+        return here
+    day, seconds = here.toordinal(), 3600 * here.hour + 60 * here.minute + here.second
+    day, seconds = multihost_utils.broadcast_one_to_all(np.array([day, seconds], np.int32))
+    midnight = datetime.datetime.fromordinal(int(day))
+    return midnight + datetime.timedelta(seconds=int(seconds))
 
 
 def asked_to_stop(step: int, alone: bool) -> bool:

@@ -294,7 +294,9 @@ def check_free(folder: Path) -> None:
         if path.exists() and not path.is_dir():
             below = "" if path == folder else f"{folder}: "
             raise InputError(f"run folder {below}{path} is a file")
-    if folder.is_dir() and not (folder / "config.json").exists():
+    if (folder / "config.json").exists():
+        read_run(folder, stage=None)  # config.json is also what a model of Hugging Face has
+    elif folder.is_dir():
         others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
         if others:
             raise InputError(f"{folder} is not a run folder and not empty (it holds {others[0]})")
