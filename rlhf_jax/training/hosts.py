@@ -74,7 +74,7 @@ def sync(name: str) -> None:
 
 
 def agreed_time(here: datetime.datetime) -> datetime.datetime:
-    """``here`` of process 0, to the second: clocks and time zones of hosts differ. All call this."""
+    """``here`` of process 0, to the second: clocks and zones of hosts differ. All call this."""
     if jax.process_count() == 1:
         return here
     day, seconds = here.toordinal(), 3600 * here.hour + 60 * here.minute + here.second
