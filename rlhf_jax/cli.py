@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import io
 import json
 import os
 import re
@@ -132,7 +133,8 @@ def parse(config_class: type[C], default: C, argv: list[str]) -> C:
     """``default`` with the flags of ``argv``. What tyro says in a box ends here."""
     arguments = dict(default=default, args=argv, config=(tyro.conf.FlagConversionOff,))
     try:
-        return tyro.cli(config_class, **arguments, console_outputs=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # what a check raises is shown all the same
+            return tyro.cli(config_class, **arguments, console_outputs=False)
     except SystemExit as end:
         cause = end.__context__
         while cause is not None and not isinstance(cause, InputError):

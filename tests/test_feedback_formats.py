@@ -263,6 +263,7 @@ TWO = ["response-1", "response-2"]
         ({"responses": ["a", "b"], "ranks": [0, 1]}, "prompt"),
         ({"prompt": "p", "responses": [HALF, "b"], "ranks": [0, 1]}, "half a surrogate"),
         ({"prompt": HALF, "chosen": "a", "rejected": "b"}, "half a surrogate"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "labeler": "a\0"}, "holds a NUL"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "labeler": HALF}, "labeler: holds half"),
         ({"data": {"prompt": "p"}, "annotations": [{"result": [{"type": "ranker"}]}]}, "0 lists"),
         (studio({"best": ["z"], "poor": ["a"]}), "names 'z', expected some of a, b, c"),

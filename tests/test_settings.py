@@ -235,11 +235,12 @@ def test_a_number_is_refused_under_the_flag_that_was_typed(config_class, flags, 
         ),
     ],
 )
-def test_settings_that_cannot_be_together(config_class, flags, message):
-    """One line, not a box of tyro's that cuts it."""
+def test_settings_that_cannot_be_together(config_class, flags, message, capsys):
+    """One line, and no box of tyro's around or beside it."""
     with pytest.raises(InputError) as error:
         load(config_class, flags.split())
     assert str(error.value).startswith(message)
+    assert "Value error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 128, 1000])

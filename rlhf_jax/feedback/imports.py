@@ -15,7 +15,7 @@ from rlhf_jax.data.files import Origin, find_files, read_rows
 from rlhf_jax.data.formats import read_as
 from rlhf_jax.data.messages import RowError
 from rlhf_jax.data.rows import Account, Comparison, LeftOut
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback.argilla import argilla_rows, is_argilla
 from rlhf_jax.feedback.fields import MOST_RESPONSES
 from rlhf_jax.feedback.label_studio import label_studio_rows
@@ -90,6 +90,7 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
             made = [("" if labeler is None else str(labeler), row)]
         for labeler, _ in made:
             check_whole("labeler", labeler)
+            check("\0" not in labeler, f"labeler: {labeler!r} holds a NUL, which no name may hold")
     except (RowError, InputError) as error:
         raise InputError(f"{origin}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
