@@ -46,16 +46,17 @@ def run(config: SFTConfig) -> dict:
         # Data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
+        text_rows = round(config.pretrain_mix * config.batch_size)
+        check(
+            (config.pretrain_mix == 0 or text_rows > 0) and text_rows < config.batch_size,
+            f"pretrain_mix={config.pretrain_mix} of batch_size={config.batch_size} is {text_rows} "
+            "rows of text: expected a row of it, and a row of demonstrations, or more",
+        )
         pretrained = load_trained(config.init, flag="init", shardings=parallel.shardings)
         pretrained = for_run(pretrained, config.run.dir)
         pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
         tokenizer = pretrained.tokenizer
         model = replace(pretrained.model, dropout=config.dropout)
-        text_rows = round(config.pretrain_mix * config.batch_size)
-        check(
-            config.pretrain_mix == 0 or text_rows > 0,
-            f"pretrain_mix={config.pretrain_mix} of batch_size={config.batch_size} is no whole row",
-        )
         private = config.privacy.epsilon > 0
         rows, heldout = split(
             load_demonstrations(config.data, data_dir=config.cache),

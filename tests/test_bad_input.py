@@ -216,6 +216,13 @@ def test_prompt_and_response_over_the_context(monkeypatch, capsys, tmp_path, mod
     assert "context=80" in message and ("100" in message or "70" in message)
 
 
+@pytest.mark.parametrize("mix, rows", [("0.01", 0), ("0.99", 8)])
+def test_a_batch_has_rows_of_text_and_of_demonstrations(monkeypatch, capsys, tmp_path, mix, rows):
+    flags = ("--batch-size", 8, "--pretrain-mix", mix)
+    message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "sft", *flags)
+    assert f"pretrain_mix={mix} of batch_size=8 is {rows} rows of text: expected" in message
+
+
 def test_missing_text_is_said_before_anything_is_sampled(monkeypatch, capsys, tmp_path, models):
     file = write(tmp_path, "p.jsonl", [{"prompt": SHORT}])
     flags = ["--policies", models / "lm", "--reward", models / "scalar", "--prompts", file]

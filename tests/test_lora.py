@@ -102,11 +102,18 @@ def test_targets_choose_layers_by_their_path():
         adapt("q_proj")
 
 
+def test_a_rank_that_no_layer_has_is_refused():
+    width = SHAPES["gpt2"].d_model
+    adapt(".*", rank=width)
+    with pytest.raises(InputError, match=rf"lora.rank={width + 1}: expected at most {width}, the"):
+        adapt(".*", rank=width + 1)
+
+
 SHAPE_TREE = random_params(SHAPES["gpt2"], vocab_size=VOCAB)["trunk"]
 
 
-def adapt(targets):
-    config = dataclasses.replace(LORA, targets=targets)
+def adapt(targets, **changes):
+    config = dataclasses.replace(LORA, targets=targets, **changes)
     return add_adapters(jax.random.key(0), {"trunk": SHAPE_TREE}, SHAPES["gpt2"], config)
 
 

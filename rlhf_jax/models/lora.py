@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from rlhf_jax.config import LoRAConfig, ModelConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.types import Params
 
@@ -33,23 +33,31 @@ def add_adapters(
     """``params`` with an adapter on each dense layer of the trunk that ``config.targets`` names.
 
     A ~ U(−1/√in, 1/√in) and B = 0, as in PEFT: nothing changes before the first step. The same
-    adapters whether layers are scanned or not. Raises InputError if no layer is named.
+    adapters whether layers are scanned or not. Raises InputError if no layer is named, or all have
+    fewer dimensions than ``config.rank``.
     """
     trunk = params["trunk"]
     unroll = partial(as_layout, config=replace(model, scan_layers=False))
     target = re.compile(config.targets)
-    known, found = set(), {}
+    known, chosen = set(), {}
     for number, (path, kernel) in enumerate(kernels(jax.eval_shape(unroll, trunk))):
         module = "/".join(path[1:])
         known.add(module)
         if target.fullmatch(module):
-            found[path] = _adapter(jax.random.fold_in(key, number), kernel, config.rank)
-    if not found:
+            chosen[path] = number, kernel
+    if not chosen:
         raise InputError(
             f"lora.targets={config.targets!r} names no dense layer; there are {sorted(known)}"
         )
+    full = max(min(kernel.shape) for _, kernel in chosen.values())
+    check(
+        config.rank <= full,
+        f"lora.rank={config.rank}: expected at most {full}, the rank of the largest kernel that "
+        "lora.targets names",
+    )
     adapters: Params = {}
-    for path, adapter in found.items():
+    for path, (number, kernel) in chosen.items():
+        adapter = _adapter(jax.random.fold_in(key, number), kernel, config.rank)
         _insert(adapters, path, adapter)
     return params | {"trunk": combine(trunk, as_layout(adapters, model))}
 
