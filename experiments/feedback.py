@@ -77,6 +77,7 @@ def serve(config: FeedbackConfig) -> None:
         scrub=c.scrub,
         lease_seconds=60 * c.lease_minutes,
         per_second=c.requests_per_second,
+        proxies=c.proxies,
     )
     serve_site(site, listener, token=admin_token(config.dir, c.token), host=c.host)
 

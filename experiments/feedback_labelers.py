@@ -18,6 +18,8 @@ from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.labelers import Score, SimulatedLabeler, calibrate_tau, score_gaps
+from rlhf_jax.feedback.names import SIMULATED
+from rlhf_jax.feedback.secret_files import is_there, read_secret, write_secret
 from rlhf_jax.tasks.task import read_task
 
 NOISE = (0.8, 1.25)
@@ -98,11 +100,9 @@ def make_labelers(
 def labeler_token(config: FeedbackConfig, database: Database, number: int) -> str:
     """A simulated labeler's token, kept in the loop's folder so that it goes on after a stop."""
     path = Path(config.dir) / f"labeler_{number}.token"
-    if not path.exists():
-        _, token = accounts.add_labeler(database, f"simulated {number}")
-        path.touch(mode=0o600)
-        path.write_text(token)
-    return path.read_text()
+    if not is_there(path):
+        write_secret(path, accounts.add_program(database, f"{SIMULATED}{number}"))
+    return read_secret(path)
 
 
 def wait_for_tasks(database: Database) -> list[queue.Task]:

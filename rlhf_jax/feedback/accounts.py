@@ -8,18 +8,14 @@ import hmac
 import json
 import secrets
 import time
-import unicodedata
 from typing import Any, NamedTuple
 
-from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.database import Database, Rows
+from rlhf_jax.feedback.names import IMPORTED, NAME_LIMIT, check_name, check_new
 
 SESSION_SECONDS = 30 * 86400.0
 INVITE_SECONDS = 7 * 86400.0
-NAME_LIMIT = 40
 ADMIN = "admin"
-IMPORTED = "import "
-"""How the names of accounts begin that stand for labelers of imported files."""
 
 
 class Account(NamedTuple):
@@ -56,8 +52,17 @@ def pseudonym(secret: bytes, account: str) -> str:
 
 
 def set_admin(database: Database, token: str) -> None:
-    """The one administrator signs in with ``token`` from now on."""
+    """The one administrator signs in with ``token`` from now on.
+
+    With another token than before nobody stays signed in by the old one.
+    """
     with database.write() as rows:
+        rows(
+            """DELETE FROM session WHERE account = :id
+                AND (SELECT token_hash FROM account WHERE id = :id) <> :hash""",
+            id=ADMIN,
+            hash=hashed(token),
+        )
         rows(
             """INSERT INTO account VALUES (:id, :id, :id, :hash, :now, NULL)
                 ON CONFLICT (id) DO UPDATE SET token_hash = :hash""",
@@ -68,10 +73,27 @@ def set_admin(database: Database, token: str) -> None:
 
 
 def add_labeler(database: Database, name: str) -> tuple[Account, str]:
-    """A new account and its token. Raises InputError for a name that cannot be shown."""
+    """A new account and its token. Raises InputError for a name that is none, or taken."""
     name = check_name(name)
     with database.write() as rows:
+        _check_new(rows, name)
         return _add(rows, name)
+
+
+def add_program(database: Database, name: str) -> str:
+    """The token of a labeler that is a program: a new one if it has an account already."""
+    with database.write() as rows:
+        found = rows("SELECT id FROM account WHERE name = :name", name=name)
+        if not found:
+            return _add(rows, name)[1]
+        token = new_token()
+        values = {"hash": hashed(token), "id": found[0]["id"]}
+        rows("UPDATE account SET token_hash = :hash WHERE id = :id", **values)
+        return token
+
+
+def _check_new(rows: Rows, name: str) -> None:
+    check_new(name, [row["name"] for row in rows("SELECT name FROM account")])
 
 
 def named(rows: Rows, labeler: str) -> Account:
@@ -97,17 +119,6 @@ def _add(rows: Rows, name: str) -> tuple[Account, str]:
         now=time.time(),
     )
     return account, token
-
-
-def check_name(name: str) -> str:
-    name = name.strip()
-    if not 0 < len(name) <= NAME_LIMIT:
-        raise InputError(f"name: found {len(name)} characters, expected 1 to {NAME_LIMIT}")
-    if name.startswith(IMPORTED):
-        raise InputError(f"name: those that begin with {IMPORTED!r} are for imports")
-    if any(unicodedata.category(character)[0] == "C" for character in name):
-        raise InputError("name: found an invisible or control character")
-    return name
 
 
 def invite(database: Database, *, seconds: float = INVITE_SECONDS) -> str:
@@ -138,6 +149,7 @@ def accept(database: Database, token: str, name: str) -> tuple[Account, str] | N
     with database.write() as rows:
         if not rows(f"SELECT 1 FROM invite WHERE {OPEN}", hash=hashed(token), now=time.time()):
             return None
+        _check_new(rows, name)
         account, own = _add(rows, name)
         rows(
             "UPDATE invite SET account = :account WHERE token_hash = :hash",
@@ -170,7 +182,7 @@ def by_token(database: Database, token: str) -> Account | None:
     return _by_hash(database, "SELECT id, name, role, token_hash FROM account", "account", token)
 
 
-def start_session(database: Database, account: Account) -> str:
+def start_session(database: Database, account: Account, *, seconds: float = SESSION_SECONDS) -> str:
     token, now = new_token(), time.time()
     with database.write() as rows:
         rows("DELETE FROM session WHERE expires < :now", now=now)
@@ -178,7 +190,7 @@ def start_session(database: Database, account: Account) -> str:
             "INSERT INTO session VALUES (:hash, :account, :expires)",
             hash=hashed(token),
             account=account.id,
-            expires=now + SESSION_SECONDS,
+            expires=now + seconds,
         )
     return token
 

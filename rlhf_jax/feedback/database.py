@@ -11,12 +11,13 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.feedback.schema import POSTGRESQL, SQLITE, VERSION
+from rlhf_jax.feedback.texts import check_whole, has_half
 
 BUSY_SECONDS = 10.0
 """How long a writer waits for another one."""
@@ -41,6 +42,20 @@ class StoreUnavailable(RunError):
     def __init__(self, reason: str, detail: str):
         super().__init__(f"the label store is {reason}: {detail}")
         self.reason = reason
+
+
+def check_storable(values: Mapping[str, Any]) -> None:
+    """Raise InputError for what one of the databases cannot hold: the last wall before a store.
+
+    Texts of people are in ``body``, as JSON in ASCII, where NUL is an escape.
+    """
+    for name, value in values.items():
+        if isinstance(value, str):
+            check_whole(name, value)
+            if "\x00" in value:
+                raise InputError(f"{name}: holds a NUL character, expected text without")
+            if name == "body" and has_half(value):
+                raise InputError("the text holds half a surrogate pair, expected whole characters")
 
 
 @runtime_checkable
@@ -92,6 +107,11 @@ def open_database(
     return database
 
 
+def _execute(connection: sqlite3.Connection, sql: str, values: dict) -> list[dict[str, Any]]:
+    check_storable(values)
+    return list(map(dict, connection.execute(sql, values)))
+
+
 class SQLite:
     """WAL with ``synchronous=FULL``: what was committed survives kill -9 and a power cut.
 
@@ -141,7 +161,7 @@ class SQLite:
         with contextlib.closing(self._connect()) as connection, self._translated():
             connection.execute(begin)
             try:
-                yield lambda sql, **values: list(map(dict, connection.execute(sql, values)))
+                yield lambda sql, **values: _execute(connection, sql, values)
             except BaseException:
                 connection.rollback()
                 raise

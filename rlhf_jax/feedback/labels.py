@@ -9,7 +9,7 @@ from rlhf_jax.data.rows import without_gaps
 from rlhf_jax.feedback.accounts import pseudonym, site_secret
 from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.queue import Response, Task, parse_task
-from rlhf_jax.feedback.texts import has_half, parse_body
+from rlhf_jax.feedback.texts import has_half, opinion, parse_body
 
 HELDOUT = 0.15
 """Share of the prompts whose rankings no reward model learns from."""
@@ -50,13 +50,16 @@ class Written(NamedTuple):
 
 
 def read_labels(database: Database) -> list[Label]:
-    """Live labels in the order they came, from one snapshot, with their tasks."""
+    """Labels that stand, in the order they came, from one snapshot, with their tasks.
+
+    Of several thumbs on one answer by one labeler, and of several corrections, the newest stands.
+    """
     secret = site_secret(database)
     with database.read() as rows:
         sql = "SELECT * FROM task WHERE id IN (SELECT task FROM label)"
         tasks = {row["id"]: (parse_task(row), has_half(row["body"])) for row in rows(sql)}
         found = rows("SELECT * FROM live_label ORDER BY number")
-    return [
+    labels = [
         Label(
             row["number"],
             tasks[row["task"]][0],
@@ -69,6 +72,8 @@ def read_labels(database: Database) -> list[Label]:
         )
         for row in found
     ]
+    newest = {opinion(each.task.id, each.account, each.kind, each.body): each for each in labels}
+    return sorted(newest.values(), key=lambda label: label.number)
 
 
 def version(database: Database) -> tuple[int, ...]:

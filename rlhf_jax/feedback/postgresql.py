@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback.database import ONE_WRITER, Rows, StoreUnavailable
+from rlhf_jax.feedback.database import ONE_WRITER, Rows, StoreUnavailable, check_storable
 
 try:
     import sqlalchemy as sa
@@ -47,6 +47,7 @@ class PostgreSQL:
                 connection.execute(sa.text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
 
                 def rows(sql, **values):
+                    check_storable(values)
                     result = connection.execute(sa.text(sql), values)
                     return [dict(row) for row in result.mappings()] if result.returns_rows else []
 

@@ -14,7 +14,15 @@ from rlhf_jax.data.chat import as_json
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import Account, named
 from rlhf_jax.feedback.database import Database, Rows
-from rlhf_jax.feedback.fields import TEXT_LIMIT, check_ranking, check_skip, check_text
+from rlhf_jax.feedback.fields import (
+    TEXT_LIMIT,
+    Clean,
+    brief,
+    check_place,
+    check_ranking,
+    check_skip,
+    check_text,
+)
 from rlhf_jax.feedback.queue import (
     DECIDED,
     LEASE_SECONDS,
@@ -25,7 +33,7 @@ from rlhf_jax.feedback.queue import (
     parse_task,
     visible_task,
 )
-from rlhf_jax.feedback.texts import parse_body
+from rlhf_jax.feedback.texts import opinion, parse_body
 
 DECISIONS = ("ranking", "skip")
 """Kinds of label of which a labeler gives one per task."""
@@ -43,11 +51,12 @@ def submit(
     task: str,
     kind: str,
     body: Mapping[str, Any],
+    clean: Clean = str,
 ) -> bool:
     """Store a label; when this returns it is on disk. False if it was there already.
 
-    ``body`` is by the labeler's own order of the answers. Raises InputError for a label that is
-    not one, AlreadyLabelled for a second decision.
+    ``body`` is by the labeler's own order of the answers; ``clean`` is done to its texts. Raises
+    InputError for a label that is not one, AlreadyLabelled for a second decision.
     """
     if not 8 <= len(submission) <= 64 or not submission.isalnum() or not submission.isascii():
         raise InputError("submission: expected 8 to 64 letters and digits")
@@ -59,8 +68,8 @@ def submit(
             raise InputError("submission: this id belongs to another label")
         target = visible_task(rows, task, account)
         if target is None:
-            raise InputError(f"task: {task!r} is not in this labeler's hands")
-        stored = _check(target, account, kind, body)
+            raise InputError(f"task: {brief(task)} is not in this labeler's hands")
+        stored = _check(target, account, kind, body, clean)
         if kind in DECISIONS:
             _decide(rows, task, account)
         _insert_label(rows, submission, task, account, kind, stored)
@@ -92,31 +101,31 @@ def _decide(rows: Rows, task: str, account: Account) -> None:
     rows("DELETE FROM lease WHERE task = :task AND account = :account", **names)
 
 
-def _check(task: Task, account: Account, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _check(
+    task: Task, account: Account, kind: str, body: Mapping[str, Any], clean: Clean
+) -> dict[str, Any]:
     """The label as it is stored: by the task's own order of the answers."""
     order, count = task.order(account), len(task.responses)
     if kind == "ranking":
-        made = check_ranking(body, count)
+        made = check_ranking(body, count, clean)
         for name in ("ranks", "quality", "flags", "notes"):
             shown = made[name]
             made[name] = [shown[order.index(n)] for n in range(count)]
         return made | {"shown": order}
     if kind == "skip":
-        return check_skip(body)
+        return check_skip(body, clean)
     if kind == "thumb":
-        place, up = body.get("response"), body.get("up")
-        if place not in range(count) or not isinstance(up, bool):
-            raise InputError(
-                f"thumb: found {place!r}, {up!r}, expected an answer and true or false"
-            )
-        return {"response": order[place], "up": up}
+        up = body.get("up")
+        if not isinstance(up, bool):
+            raise InputError(f"up: found {brief(up)}, expected true or false")
+        return {"response": order[check_place("response", body.get("response"), count)], "up": up}
     if kind == "demonstration":
-        text = check_text("text", body.get("text"), TEXT_LIMIT)
-        place = body.get("corrects")
-        if not text or (place is not None and place not in range(count)):
-            raise InputError("text: expected a text, and of which answer it is a correction")
-        return {"text": text, "corrects": None if place is None else order[place]}
-    raise InputError(f"kind: found {kind!r}, expected ranking, skip, thumb or demonstration")
+        text, place = check_text("text", body.get("text"), TEXT_LIMIT, clean), body.get("corrects")
+        if not text:
+            raise InputError("text: found none, expected a better answer")
+        corrected = None if place is None else order[check_place("corrects", place, count)]
+        return {"text": text, "corrects": corrected}
+    raise InputError(f"kind: found {brief(kind)}, expected ranking, skip, thumb or demonstration")
 
 
 def add_ranked(database: Database, ranked: Iterable[tuple[str, NewTask, Sequence[int]]]) -> int:
@@ -171,7 +180,15 @@ def undo(database: Database, account: Account) -> tuple[Task, str, dict] | None:
 
 
 def count_labels(database: Database) -> int:
-    """Live rankings and demonstrations: what ``update`` waits for."""
+    """What ``update`` waits for: rankings, and thumbs and written answers that stand.
+
+    Several of one labeler on one answer are one, the newest.
+    """
     with database.read() as rows:
-        sql = "SELECT COUNT(*) AS n FROM live_label WHERE kind <> 'skip'"
-        return rows(sql)[0]["n"]
+        ranked = rows("SELECT COUNT(*) AS n FROM live_label WHERE kind = 'ranking'")[0]["n"]
+        others = rows(
+            """SELECT task, account, kind, body FROM live_label
+                WHERE kind IN ('thumb', 'demonstration')"""
+        )
+    about = (opinion(x["task"], x["account"], x["kind"], parse_body(x["body"])) for x in others)
+    return ranked + len(set(about))

@@ -23,6 +23,11 @@ def parse_body(body: str) -> dict[str, Any]:
     return whole(parsed) if HALF_ESCAPED in body else parsed
 
 
+def opinion(task: str, account: str, kind: str, body: dict[str, Any]) -> tuple[Any, ...]:
+    """What a label is about: of several with the same only the newest stands."""
+    return task, account, kind, body.get("response"), body.get("corrects")
+
+
 def has_half(body: str) -> bool:
     """Whether the JSON of a row holds half a character."""
     return HALF_ESCAPED in body and parse_body(body) != json.loads(body)

@@ -149,11 +149,9 @@ def blocks(text: str) -> Iterator[tuple[int, str]]:
     while start < len(text):
         end = min(start + BLOCK, len(text))
         if end < len(text):
-            places = range(end, start, -1)
-            end = next(
-                (n for is_place in (is_between_forms, is_joint) for n in places if is_place(text, n)),
-                end,
-            )
+            kinds = (is_between_forms, is_joint)
+            places = ((kind, n) for kind in kinds for n in range(end, start, -1))
+            end = next((n for kind, n in places if kind(text, n)), end)
         yield start, text[start:end]
         start = end
 

@@ -19,7 +19,7 @@ from rlhf_jax.tasks.languages import language_of
 ABBREVIATION = re.compile(
     r"\b(?:(?i:mr|mrs|ms|dr|prof|sr|jr|st|vs|etc|e\.g|i\.e|a\.m|p\.m|inc|ltd|co)|[A-Z])\.$"
 )
-STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|[。！？]+[”』」]*")
+STOP = re.compile(r"(?<![.!?])[.!?]+[\"')\]]*(?=\s|$)|[。！？]+[”』」]*")
 
 
 class Constraint(NamedTuple):
@@ -126,7 +126,7 @@ def nth_paragraph(text: str, num_paragraphs: int, nth_paragraph: int, first_word
 
 
 def bullets(text: str, num_bullets: int) -> bool:
-    return len(re.findall(r"^\s*(?:\*[^*\n]|-(?!-)).*$", text, re.MULTILINE)) == num_bullets
+    return len(re.findall(r"^[^\S\n]*(?:\*[^*\n]|-(?!-)).*$", text, re.MULTILINE)) == num_bullets
 
 
 def highlights(text: str, num_highlights: int) -> bool:
@@ -140,7 +140,7 @@ def sections(text: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def title(text: str) -> bool:
-    return any(found.strip() for found in re.findall(r"<<([^\n]+?)>>", text))
+    return any(found.strip() for found in re.findall(r"<<(>?(?:(?!<<|>>)[^\n])*)>>", text))
 
 
 def is_json(text: str) -> bool:
@@ -201,7 +201,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     ),
     "length_constraints:nth_paragraph_first_word": nth_paragraph,
     "detectable_content:number_placeholders": lambda text, num_placeholders: (
-        len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+        len(re.findall(r"\[[^\[\]\n]*\]", text)) >= num_placeholders
     ),
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": bullets,

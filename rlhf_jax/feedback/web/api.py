@@ -10,33 +10,26 @@ one string, each turn after Human: or Assistant:.
 
 import json
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
-from rlhf_jax.feedback.database import StoreUnavailable
+from rlhf_jax.feedback.fields import brief
 from rlhf_jax.feedback.figures import read_status
 from rlhf_jax.feedback.texts import check_whole
-from rlhf_jax.feedback.web.security import Refused
-from rlhf_jax.feedback.web.site import Site, bearer, describe
+from rlhf_jax.feedback.web.site import Site, bearer, guarded
 
 
 def endpoint(handler):
-    async def answer(request: Request) -> Response:
+    def answer(request: Request, body: bytes) -> Response:
         site: Site = request.app.state.site
-        try:
-            body = await request.body()
-            account = await run_in_threadpool(bearer, site, request)
-            given = _parse(body) if request.method == "POST" else {}
-            return JSONResponse(await run_in_threadpool(handler, site, account, given))
-        except (InputError, StoreUnavailable, Refused) as error:
-            status, message = describe(request, error)
-            return JSONResponse({"error": message}, status)
+        account = bearer(site, request)
+        given = _parse(body) if request.method == "POST" else {}
+        return JSONResponse(handler(site, account, given))
 
-    return answer
+    return guarded(answer, lambda _, status, message: JSONResponse({"error": message}, status))
 
 
 def _parse(body: bytes) -> dict:
@@ -65,7 +58,11 @@ def label(site: Site, account, given: dict) -> dict:
     if not all(isinstance(value, str) for value in names.values()):
         raise InputError("submission and task: expected text")
     kind = given.get("kind", "ranking")
-    stored = submissions.submit(site.database, account, kind=str(kind), body=given, **names)
+    if not isinstance(kind, str):
+        raise InputError(f"kind: found {brief(kind)}, expected text")
+    stored = submissions.submit(
+        site.database, account, kind=kind, body=given, clean=site.clean, **names
+    )
     return {"stored": True, "again": not stored}
 
 

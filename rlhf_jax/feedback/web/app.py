@@ -1,5 +1,7 @@
 """The site as a Starlette application. Needs neither JAX nor a model."""
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -10,7 +12,7 @@ from rlhf_jax.feedback.web import account_pages, api, chat_pages, dashboard_page
 from rlhf_jax.feedback.web import team_pages as team
 from rlhf_jax.feedback.web.address import host_of
 from rlhf_jax.feedback.web.render import HERE, render, text_of
-from rlhf_jax.feedback.web.security import Walls
+from rlhf_jax.feedback.web.security import HEADERS, Walls
 from rlhf_jax.feedback.web.site import Site, page
 
 STATIC = {
@@ -29,18 +31,25 @@ async def static(request: Request) -> Response:
 
 
 async def not_found(request: Request, error) -> Response:
-    message = text_of(request, "error.not_found")
+    root = request.app.state.site.root
+    left_on = root and f"{request.url.path}/".startswith(f"{root}/")
+    message = text_of(request, "error.prefix" if left_on else "error.not_found", prefix=root)
     return HTMLResponse(render(request, "error.html", account=None, csrf="", message=message), 404)
 
 
-def create_app(site: Site, *, host: str = "127.0.0.1") -> Starlette:
-    """All pages; ``host`` and the host of ``site.url`` are the names it answers to."""
+def create_app(
+    site: Site, *, host: str = "127.0.0.1", headers: Sequence[tuple[str, str]] = HEADERS
+) -> Starlette:
+    """All pages; ``host`` and the host of ``site.url`` are the names it answers to.
+
+    ``headers`` are those of every response that the server does not give by itself.
+    """
     get, post = {"methods": ["GET"]}, {"methods": ["POST"]}
     both = {"methods": ["GET", "POST"]}
     routes = [
         Route("/", page(account_pages.home, public=True), **get),
-        Route("/enter", page(account_pages.enter, public=True), **both),
-        Route("/join", page(account_pages.join, public=True), **both),
+        Route("/enter", page(account_pages.enter, public=True, own_check=True), **both),
+        Route("/join", page(account_pages.join, public=True, own_check=True), **both),
         Route("/language", page(account_pages.language, public=True), **post),
         Route("/leave", page(account_pages.leave), **post),
         Route("/account", page(account_pages.account), **get),
@@ -60,7 +69,8 @@ def create_app(site: Site, *, host: str = "127.0.0.1") -> Starlette:
         Route("/static/{name}", static, **get),
     ]
     hosts = [name for name in (host, host_of(site.url)) if name]
-    walls = Middleware(Walls, hosts=hosts, per_second=site.per_second)
+    client_asks = lambda scope: site.limits.client_asks(site.client(scope))
+    walls = Middleware(Walls, hosts=hosts, client_asks=client_asks, headers=headers)
     app = Starlette(routes=routes, middleware=[walls], exception_handlers={404: not_found})
     # Redirects of the framework name the host that a proxy wrote, and know no prefix.
     app.router.redirect_slashes = False

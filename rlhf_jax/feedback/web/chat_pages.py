@@ -1,5 +1,6 @@
 """Talking to the current policy; what people say of its answers is stored as labels."""
 
+import re
 import secrets
 from http import HTTPStatus
 
@@ -11,18 +12,18 @@ from rlhf_jax.feedback import conversation as talk
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.fields import TEXT_LIMIT, check_text
 from rlhf_jax.feedback.figures import read_status
-from rlhf_jax.feedback.scrub import scrub
-from rlhf_jax.feedback.web.forms import LETTERS
+from rlhf_jax.feedback.web.forms import LETTERS, parse_number
 from rlhf_jax.feedback.web.render import ago
 from rlhf_jax.feedback.web.site import Visit
 
+CONVERSATION = re.compile("[0-9A-Za-z]{1,64}")
 ANSWERER_SECONDS = 60
 """An answering process that has said nothing for so long is taken for gone."""
 
 
 def chat(visit: Visit) -> Response:
     name = visit.request.query_params.get("conversation", "")
-    if not name.isalnum():
+    if not CONVERSATION.fullmatch(name):
         name = talk.newest_conversation(visit.database, visit.account) or secrets.token_hex(8)
     return _page(visit, name)
 
@@ -78,17 +79,16 @@ def shown(visit: Visit, turn: talk.Turn) -> dict:
 def act(visit: Visit) -> Response:
     """A message, or an opinion of an answer."""
     name = visit.field("conversation")
-    if not name.isalnum() or len(name) > 64:
-        raise InputError("conversation: expected letters and digits")
+    if not CONVERSATION.fullmatch(name):
+        raise InputError("conversation: expected up to 64 letters and digits")
     if visit.field("action") == "say":
         return _say(visit, name)
-    clean = scrub if visit.site.scrub else str
-    place = int(visit.field("place")) if visit.field("place").isdigit() else None
+    place = parse_number("place", visit.field("place")) if visit.field("place") else None
     body: dict = {
         "better": lambda: {"ranks": _ranks(visit, place)},
         "up": lambda: {"response": place, "up": True},
         "down": lambda: {"response": place, "up": False},
-        "correct": lambda: {"text": clean(visit.field("text")), "corrects": place},
+        "correct": lambda: {"text": visit.field("text"), "corrects": place},
     }.get(visit.field("action"), dict)()
     kinds = {"better": "ranking", "up": "thumb", "down": "thumb", "correct": "demonstration"}
     submissions.submit(
@@ -99,6 +99,7 @@ def act(visit: Visit) -> Response:
         task=visit.field("task"),
         kind=kinds.get(visit.field("action"), ""),
         body=body,
+        clean=visit.site.clean,
     )
     return visit.go(f"/chat?conversation={name}")
 
@@ -111,10 +112,9 @@ def _ranks(visit: Visit, place: int | None) -> list[int]:
 
 
 def _say(visit: Visit, name: str) -> Response:
-    message = check_text("message", visit.field("message"), TEXT_LIMIT)
+    message = check_text("message", visit.field("message"), TEXT_LIMIT, visit.site.clean)
     if not message.strip():
         return visit.go(f"/chat?conversation={name}")
-    message = scrub(message) if visit.site.scrub else message
     turn = talk.say(visit.database, visit.account, name, message, dialogue=visit.site.dialogue)
     if turn is None:
         error, status = visit.t("chat.too_many"), HTTPStatus.TOO_MANY_REQUESTS

@@ -1,18 +1,46 @@
-"""The labelling form to a label's body, and back into a form when it could not be stored."""
+"""A request's form to its fields; the labelling form to a label's body, and back into a form when
+it could not be stored.
+"""
 
+import re
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import FormData
 
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS
+from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, brief
 from rlhf_jax.feedback.queue import Response
 
 LETTERS = "ABCDEFGHI"
+URLENCODED = "application/x-www-form-urlencoded"
+MOST_FIELDS = 1000
+"""The largest form has nine answers with eleven flags each."""
+
+
+def parse_form(kind: str, body: bytes) -> FormData:
+    """The fields of a form with this content type; all are texts. Raises InputError."""
+    kind = kind.partition(";")[0].strip().lower()
+    if body and kind != URLENCODED:
+        raise InputError(f"the form: found {kind or 'no content type'!r}, expected {URLENCODED}")
+    try:
+        pairs = parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS
+        )
+    except UnicodeDecodeError:
+        raise InputError("the form: holds bytes that are no UTF-8") from None
+    except ValueError:
+        raise InputError(f"the form: expected at most {MOST_FIELDS} fields") from None
+    return FormData(pairs)
+
+
+NUMBER = re.compile("[0-9]{1,3}")
+TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
+"""When the page was made, in seconds since 1970."""
 
 
 class Answer(NamedTuple):
@@ -54,8 +82,16 @@ def entered_in(form: FormData, texts: Sequence[str]) -> Entered:
 
 
 def _number(form: FormData, name: str) -> int | None:
+    """A chosen number; None if none was chosen. Raises InputError for anything else."""
     value = form.get(name, "")
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+    return parse_number(name, value) if value else None
+
+
+def parse_number(name: str, text: str) -> int:
+    """A whole number as the pages' forms have it: up to three of the digits 0 to 9."""
+    if not NUMBER.fullmatch(text):
+        raise InputError(f"{name}: found {brief(text)}, expected a whole number")
+    return int(text)
 
 
 def ranking_body(entered: Entered, *, started: str) -> dict[str, Any]:
@@ -63,7 +99,7 @@ def ranking_body(entered: Entered, *, started: str) -> dict[str, Any]:
     missing = [answer.letter for answer in entered.answers if answer.rank is None]
     if missing:
         raise InputError(f"no rank for {', '.join(missing)}")
-    began = float(started) if started.replace(".", "", 1).isdigit() else None
+    began = float(started) if TIME.fullmatch(started) else None
     return {
         "ranks": [answer.rank - 1 for answer in entered.answers],
         "quality": [answer.quality for answer in entered.answers],

@@ -11,7 +11,6 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, QUALITY, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
-from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.web import forms
 from rlhf_jax.feedback.web.site import Visit, describe
 
@@ -65,6 +64,7 @@ def store(visit: Visit) -> Response:
             task=task.id,
             kind=kind,
             body=body,
+            clean=visit.site.clean,
         )
     except (InputError, StoreUnavailable) as error:
         if visit.wants_json:
@@ -76,13 +76,8 @@ def store(visit: Visit) -> Response:
 
 
 def _label(visit: Visit, entered: forms.Entered) -> tuple[str, Mapping]:
-    clean = scrub if visit.site.scrub else str
     if visit.field("action") == "skip":
-        return "skip", {"reason": entered.reason, "note": clean(entered.note)}
-    entered = entered._replace(
-        demonstration=clean(entered.demonstration),
-        answers=[answer._replace(note=clean(answer.note)) for answer in entered.answers],
-    )
+        return "skip", {"reason": entered.reason, "note": entered.note}
     return "ranking", forms.ranking_body(entered, started=visit.field("started"))
 
 

@@ -4,10 +4,12 @@ Pure ASGI, so that they stand before any parsing. Cookies are HttpOnly and SameS
 carries a token that only its session could have got; a program uses its token as bearer instead.
 """
 
+import asyncio
 import hmac
 import json
-import time
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -15,13 +17,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlhf_jax.feedback.web.address import host_of, origin_of
+from rlhf_jax.feedback.web.limits import Refused
 
 BODY_LIMIT = 1 << 20
 """Bytes. The largest form, nine notes and a demonstration, is under a third of it."""
-SIGN_IN_PER_SECOND, SIGN_IN_BURST = 0.5, 10.0
-PEOPLE_PER_CLIENT = 25
-"""Behind one address, at their full rate."""
-MOST_BUCKETS = 10_000
+BODY_SECONDS = 30.0
+"""Until all of a body is there."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -31,8 +32,9 @@ HEADERS = (
     ("content-security-policy", POLICY),
     ("x-content-type-options", "nosniff"),
     ("x-frame-options", "DENY"),
-    # Not no-referrer: with it browsers hide the origin of our own forms from us.
-    ("referrer-policy", "same-origin"),
+    # Addresses carry tokens: no request says from which page it comes, only from which site. Not
+    # no-referrer: with it browsers hide the origin of our own forms from us.
+    ("referrer-policy", "strict-origin"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
     ("permissions-policy", "camera=(), microphone=(), geolocation=()"),
@@ -40,22 +42,26 @@ HEADERS = (
 )
 
 
-class Refused(Exception):
-    """A request that is not let in."""
-
-    def __init__(self, status: HTTPStatus, why: str):
-        super().__init__(why)
-        self.status, self.why = status, why
+DIGITS = re.compile("[0-9]{1,12}")
+LOG = logging.getLogger(__name__)
 
 
 class Walls:
-    """Middleware: hosts, body size, rate, headers."""
+    """Middleware: hosts, body size and time, clients' rates, headers, and faults of our own.
 
-    def __init__(self, app: ASGIApp, *, hosts: Sequence[str], per_second: float):
-        self._app, self._hosts = app, {*LOOPBACK, *hosts}
-        self._requests = Buckets(per_second, burst=4 * per_second)
-        self._clients = Buckets(PEOPLE_PER_CLIENT * per_second, burst=100 * per_second)
-        self._sign_ins = Buckets(SIGN_IN_PER_SECOND, burst=SIGN_IN_BURST)
+    ``client_asks`` raises Refused if the client of a request has asked too often.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Sequence[str],
+        client_asks: Callable[[Scope], None],
+        headers: Sequence[tuple[str, str]] = HEADERS,
+    ):
+        self._app, self._hosts, self._client_asks = app, {*LOOPBACK, *hosts}, client_asks
+        self._headers = [(name.encode(), value.encode()) for name, value in headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,8 +73,7 @@ class Walls:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                given = [(name.encode(), value.encode()) for name, value in HEADERS]
-                message["headers"] = [*message["headers"], *given]
+                message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
         try:
@@ -78,38 +83,39 @@ class Walls:
             if started:
                 raise
             await _refuse(refused, guarded)
+        except Exception:
+            LOG.exception("a fault at %s %r", scope["method"], scope["path"])
+            if not started:
+                fault = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the server's own")
+                await _refuse(fault, guarded)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > BODY_LIMIT:
+        if not DIGITS.fullmatch(length) or int(length) > BODY_LIMIT:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {BODY_LIMIT} bytes")
         # A name that an attacker's DNS points here is not one of ours.
         if host_of(f"//{headers.get('host', '')}") not in self._hosts:
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "unknown host name")
-        client = (scope.get("client") or ("",))[0]
-        who = headers.get("authorization") or headers.get("cookie") or client
-        # Both: credentials are the asker's choice, and many people may share an address.
-        if not (self._clients.take(client) and self._requests.take(who)):
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests, wait a second")
-        signs_in = scope["path"] in ("/enter", "/join") or not _has_credentials(headers)
-        costs = signs_in and (scope["method"] == "POST" or b"=" in scope["query_string"])
-        if costs and not self._sign_ins.take(client):
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many attempts, wait some seconds")
-
-
-def _has_credentials(headers: Headers) -> bool:
-    return "authorization" in headers or "cookie" in headers
+        self._client_asks(scope)
 
 
 def _limited(receive: Receive) -> Receive:
-    """``receive`` that stops a body without, or with a false, content-length."""
-    total = 0
+    """``receive`` that stops a body without, or with a false, content-length, or a slow one."""
+    total, more = 0, True
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def limited() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
+        nonlocal total, more
+        if not more:  # what comes now is that the connection ends
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            why = f"the body took longer than {BODY_SECONDS:g} seconds"
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, why) from None
+        total, more = total + len(message.get("body", b"")), message.get("more_body", False)
         if total > BODY_LIMIT:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {BODY_LIMIT} bytes")
         return message
@@ -125,23 +131,6 @@ async def _refuse(refused: Refused, send: Send) -> None:
     start = {"type": "http.response.start", "status": refused.status, "headers": headers}
     await send(start)
     await send({"type": "http.response.body", "body": body})
-
-
-class Buckets:
-    """Token buckets by name: ``per_second`` on average, ``burst`` at once."""
-
-    def __init__(self, per_second: float, *, burst: float):
-        self._rate, self._burst = per_second, burst
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def take(self, name: str, now: float | None = None) -> bool:
-        now = time.monotonic() if now is None else now
-        level, then = self._buckets.pop(name, (self._burst, now))
-        level = min(self._burst, level + (now - then) * self._rate)
-        self._buckets[name] = (max(level - 1, 0.0), now)  # last: newest
-        while len(self._buckets) > MOST_BUCKETS:
-            del self._buckets[next(iter(self._buckets))]
-        return level >= 1
 
 
 def csrf_token(secret: bytes, session: str) -> str:
@@ -166,7 +155,6 @@ def check_origin(request: Request, url: str) -> None:
         raise Refused(HTTPStatus.FORBIDDEN, "the request comes from another site")
 
 
-def check_csrf(request: Request, url: str, secret: bytes, session: str, given: str) -> None:
-    check_origin(request, url)
-    if not hmac.compare_digest(csrf_token(secret, session).encode(), given.encode()):
-        raise Refused(HTTPStatus.FORBIDDEN, "the form is of another session: reload the page")
+def is_csrf(secret: bytes, session: str, given: str) -> bool:
+    """Whether a form's token is that of the session."""
+    return hmac.compare_digest(csrf_token(secret, session).encode(), given.encode())

@@ -2,30 +2,42 @@
 
 import os
 import socket
+import sys
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import quote
 
 import uvicorn
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts
+from rlhf_jax.feedback.secret_files import check_token, is_there, read_secret, write_secret
 from rlhf_jax.feedback.web.app import create_app
+from rlhf_jax.feedback.web.limits import is_address
+from rlhf_jax.feedback.web.security import HEADERS
 from rlhf_jax.feedback.web.site import Site
 
 TOKEN_FILE = "token"
 BACKLOG = 2048
 """Connections that wait to be taken."""
+OPEN_TO_ALL = (
+    "feedback: listens on {host} itself: no TLS, no time limit for headers, and 512 connections in "
+    "all, so that one stranger can keep everybody out. Put a proxy before it (docs/feedback.md)."
+)
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 
 def admin_token(folder: Path, given: str) -> str:
     """The administrator's token: as given, else the folder's, which only its owner can read."""
-    path = folder / TOKEN_FILE
     if given:
-        return given
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(accounts.new_token())
-    return path.read_text().strip()
+        return check_token(given, "--serve.token")
+    path = folder / TOKEN_FILE
+    if not is_there(path):
+        write_secret(path, accounts.new_token())
+    return read_secret(path)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -50,10 +62,14 @@ def serve(site: Site, listener: socket.socket, *, token: str, host: str) -> None
     accounts.set_admin(site.database, token)
     port = listener.getsockname()[1]
     base = site.url.rstrip("/") or f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"Open {base}/enter?token={token}", flush=True)
+    print(f"Open {base}/enter?token={quote(token, safe='')}", flush=True)
+    if not (site.url or is_loopback(host)):
+        print(OPEN_TO_ALL.format(host=host), file=sys.stderr, flush=True)
     # No access log: links carry tokens. No headers that name the software.
     config = uvicorn.Config(
-        create_app(site, host=host),
+        create_app(site, host=host, headers=()),
+        # What uvicorn answers by itself (no HTTP, too many connections) has the headers too.
+        headers=list(HEADERS),
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -1,7 +1,8 @@
 """What all pages share: settings, who is signed in, errors in words, answers as page or JSON."""
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -10,16 +11,23 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import Scope
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import SESSION_SECONDS, Account, by_session, by_token, site_secret
 from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label, read_labels, version
 from rlhf_jax.feedback.queue import LEASE_SECONDS
+from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.address import prefix_of
+from rlhf_jax.feedback.web.forms import parse_form
+from rlhf_jax.feedback.web.limits import Limits, Refused, client_of
 from rlhf_jax.feedback.web.render import render, text_of
-from rlhf_jax.feedback.web.security import Refused, check_csrf, csrf_token
+from rlhf_jax.feedback.web.security import check_origin, csrf_token, is_csrf
+
+LOG = logging.getLogger(__name__)
+WANTED = "expected the header Authorization: Bearer TOKEN"
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,23 @@ class Site:
     lease_seconds: float = LEASE_SECONDS
     per_second: float = 20.0
     """Requests of one labeler."""
+    proxies: Sequence[str] = ()
+    """Addresses or networks whose X-Forwarded-For is believed."""
     secret: bytes = field(init=False)
+    limits: Limits = field(init=False)
     _read: dict[tuple[int, ...], list[Label]] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "secret", site_secret(self.database))
+        object.__setattr__(self, "limits", Limits(self.per_second))
+
+    def client(self, scope: Scope) -> str | None:
+        """Who asks, as limits name them; None if only a proxy is known."""
+        return client_of(scope, behind_proxy=bool(self.url), proxies=self.proxies)
+
+    def clean(self, text: str) -> str:
+        """What people type, as it is stored."""
+        return scrub(text) if self.scrub else text
 
     def labels(self) -> list[Label]:
         """All labels, read anew only when they have changed: dashboards ask every two seconds."""
@@ -56,6 +76,11 @@ class Site:
     def cookie(self) -> str:
         """Cookies know no ports: each store has its own name."""
         return f"labeler_{hashlib.sha256(self.secret).hexdigest()[:8]}"
+
+    @property
+    def offer_cookie(self) -> str:
+        """Holds a session that this browser has not taken up yet."""
+        return f"{self.cookie}_next"
 
     @property
     def secure(self) -> bool:
@@ -79,7 +104,10 @@ class Site:
         )
 
     def forget_session(self, response: Response) -> None:
-        response.delete_cookie(self.cookie, path=self.root or "/")
+        self.forget(response, self.cookie)
+
+    def forget(self, response: Response, name: str) -> None:
+        response.delete_cookie(name, path=self.root or "/", httponly=True, samesite="strict")
 
 
 @dataclass(frozen=True)
@@ -101,14 +129,20 @@ class Visit:
         return csrf_token(self.site.secret, self.session)
 
     @property
+    def is_own_form(self) -> bool:
+        """Whether the form carries the token of this session."""
+        return is_csrf(self.site.secret, self.session, self.field("csrf"))
+
+    @property
     def wants_json(self) -> bool:
         return "application/json" in self.request.headers.get("accept", "")
 
+    @property
+    def client(self) -> str | None:
+        return self.site.client(self.request.scope)
+
     def field(self, name: str, default: str = "") -> str:
-        value = self.form.get(name, default)
-        if not isinstance(value, str):
-            raise InputError(f"{name}: found a file, expected text")
-        return value
+        return self.form.get(name, default)
 
     def t(self, key: str, **names: Any) -> str:
         return text_of(self.request, key, **names)
@@ -134,35 +168,73 @@ class Visit:
 Handler = Callable[[Visit], Response]
 
 
-def page(handler: Handler, *, public: bool = False, admin: bool = False) -> Callable:
-    """An endpoint: finds out who asks, checks the form's token, and turns errors into words."""
+def page(
+    handler: Handler, *, public: bool = False, admin: bool = False, own_check: bool = False
+) -> Callable:
+    """An endpoint: finds out who asks, checks the form's token, and turns errors into words.
+
+    With ``own_check`` the handler itself decides what a form without the session's token may do.
+    """
+
+    def answer(request: Request, body: bytes) -> Response:
+        visit = _visit(request, body, own_check=own_check)
+        if not public and visit.account is None:
+            response = visit.page("signin.html", status=HTTPStatus.UNAUTHORIZED, failed=False)
+        elif admin and not visit.account.is_admin:
+            raise Refused(HTTPStatus.FORBIDDEN, "for the administrator only")
+        else:
+            response = handler(visit)
+        if visit.session and visit.account is None and "set-cookie" not in response.headers:
+            visit.site.forget_session(response)  # it would count as a failure again and again
+        return response
+
+    return guarded(answer, _error_page)
+
+
+def guarded(answer: Callable[[Request, bytes], Response], show_error: Callable) -> Callable:
+    """An endpoint that answers in a thread, so that nobody waits for another's work.
+
+    ``show_error(request, status, message)`` makes the response for what ``describe`` knows.
+    """
 
     async def endpoint(request: Request) -> Response:
-        site: Site = request.app.state.site
+        body = await request.body()
+        return await run_in_threadpool(answered, request, body)
+
+    def answered(request: Request, body: bytes) -> Response:
         try:
-            form = await request.form() if request.method == "POST" else FormData()
-            visit = await run_in_threadpool(_visit, site, request, form)
-            if not public and visit.account is None:
-                return visit.page("signin.html", status=HTTPStatus.UNAUTHORIZED, failed=False)
-            if admin and not visit.account.is_admin:
-                raise Refused(HTTPStatus.FORBIDDEN, "for the administrator only")
-            return await run_in_threadpool(handler, visit)
-        except (InputError, StoreUnavailable, Refused) as error:
-            status, message = describe(request, error)
-            if "application/json" in request.headers.get("accept", ""):
-                return JSONResponse({"error": message}, status)
-            page_ = render(request, "error.html", account=None, csrf="", message=message)
-            return HTMLResponse(page_, status)
+            return answer(request, body)
+        except Exception as error:
+            return show_error(request, *describe(request, error))
 
     return endpoint
 
 
-def _visit(site: Site, request: Request, form: FormData) -> Visit:
+def _error_page(request: Request, status: int, message: str) -> Response:
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse({"error": message}, status)
+    page_ = render(request, "error.html", account=None, csrf="", message=message)
+    return HTMLResponse(page_, status)
+
+
+def _visit(request: Request, body: bytes, *, own_check: bool) -> Visit:
+    site: Site = request.app.state.site
     session = request.cookies.get(site.cookie, "")
     account = by_session(site.database, session) if session else None
-    if request.method == "POST" and account is not None:
-        check_csrf(request, site.url, site.secret, session, str(form.get("csrf", "")))
-    return Visit(site, request, form, account, session)
+    if account is not None:
+        site.limits.account_asks(account.id)
+    elif session:
+        site.limits.failed(site.client(request.scope), None)
+    form = FormData()
+    if request.method == "POST":
+        form = parse_form(request.headers.get("content-type", ""), body)
+    visit = Visit(site, request, form, account, session)
+    if request.method == "POST":
+        if account is not None or own_check:
+            check_origin(request, site.url)
+        if account is not None and not own_check and not visit.is_own_form:
+            raise Refused(HTTPStatus.FORBIDDEN, "the form is of another session: reload the page")
+    return visit
 
 
 def describe(request: Request, error: Exception) -> tuple[int, str]:
@@ -175,13 +247,31 @@ def describe(request: Request, error: Exception) -> tuple[int, str]:
         return HTTPStatus.CONFLICT, text_of(request, "error.already")
     if isinstance(error, Refused):
         return error.status, text_of(request, "error.refused", why=error.why)
-    return HTTPStatus.UNPROCESSABLE_ENTITY, text_of(request, "error.input", why=str(error))
+    if isinstance(error, InputError):
+        return HTTPStatus.UNPROCESSABLE_ENTITY, text_of(request, "error.input", why=str(error))
+    LOG.error("a fault at %s %r", request.method, request.url.path, exc_info=error)
+    return HTTPStatus.INTERNAL_SERVER_ERROR, text_of(request, "error.fault")
 
 
 def bearer(site: Site, request: Request) -> Account:
     """The account of a program that shows its token. Raises Refused."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    account = by_token(site.database, token.strip()) if scheme.lower() == "bearer" else None
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Refused(HTTPStatus.UNAUTHORIZED, WANTED)
+    account = signed_in_by(site, request, token, None)
     if account is None:
-        raise Refused(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Bearer TOKEN")
+        raise Refused(HTTPStatus.UNAUTHORIZED, WANTED)
+    site.limits.account_asks(account.id)
     return account
+
+
+def signed_in_by(
+    site: Site, request: Request, token: str, account: Account | None
+) -> Account | None:
+    """The account of a token that ``account`` or a stranger shows; one that is none is counted."""
+    who = (site.client(request.scope), account and account.id)
+    site.limits.may_try(*who)
+    found = by_token(site.database, token.strip())
+    if found is None:
+        site.limits.failed(*who)
+    return found
