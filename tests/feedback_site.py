@@ -1,6 +1,7 @@
 """What the tests of the feedback room share: stores, tasks, a server of its own process."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -17,12 +18,12 @@ from rlhf_jax.feedback.queue import NewTask, Response, add_tasks
 
 ROOT = Path(__file__).parents[1]
 SERVER = """
-import sys
+import json, sys
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.web.serve import listen, serve
 from rlhf_jax.feedback.web.site import Site
-store, port, token, per_second = sys.argv[1:]
-site = Site(open_database(store), per_second=float(per_second))
+store, port, token, options = sys.argv[1:]
+site = Site(open_database(store), **json.loads(options))
 serve(site, listen("127.0.0.1", int(port)), token=token, host="127.0.0.1")
 assert "jax" not in sys.modules
 """
@@ -56,8 +57,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start_server(store: Path, port: int, token: str = "admin", per_second: float = 1e6):
-    arguments = [sys.executable, "-c", SERVER, str(store), str(port), token, str(per_second)]
+def start_server(store: Path, port: int, token: str = "admin", **options):
+    """A site's process; ``options`` are its settings."""
+    settings = json.dumps({"per_second": 1e6} | options)
+    arguments = [sys.executable, "-c", SERVER, str(store), str(port), token, settings]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -74,10 +77,10 @@ def wait_for(port: int, *, seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def running(store: Path):
+def running(store: Path, **options):
     """(port, process) of a server that ends with the block."""
     port = free_port()
-    process = start_server(store, port)
+    process = start_server(store, port, **options)
     try:
         wait_for(port)
         yield port, process

@@ -32,7 +32,7 @@ async def static(request: Request) -> Response:
 
 async def not_found(request: Request, error) -> Response:
     root = request.app.state.site.root
-    left_on = root and f"{request.url.path}/".startswith(f"{root}/")
+    left_on = root and f"{request.scope['path']}/".startswith(f"{root}/")
     message = text_of(request, "error.prefix" if left_on else "error.not_found", prefix=root)
     return HTMLResponse(render(request, "error.html", account=None, csrf="", message=message), 404)
 

@@ -92,10 +92,11 @@ def client_of(scope: Scope, *, behind_proxy: bool, proxies: Sequence[str]) -> st
         return subscriber(peer)
     if not is_one_of(peer, proxies):
         return subscriber(peer) if proxies else None
-    said = ",".join(Headers(scope=scope).getlist(FORWARDED)).split(",")
+    said = [x.strip() for x in ",".join(Headers(scope=scope).getlist(FORWARDED)).split(",")]
     # The proxy nearest to us wrote the last one; what stands before it anybody may have written.
-    others = [each.strip() for each in said if not is_one_of(each.strip(), proxies)]
-    return subscriber(others[-1]) if others and is_address(others[-1]) else None
+    others = [each for each in said if not is_one_of(each, proxies)]
+    asker = others[-1] if others else said[0]
+    return subscriber(asker) if is_address(asker) else None
 
 
 def subscriber(address: str) -> str:

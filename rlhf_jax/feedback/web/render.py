@@ -76,7 +76,7 @@ def render(request: Request, template: str, **values: Any) -> str:
         t=t,
         language=language,
         root=request.app.state.site.root,
-        path=request.url.path,
+        path=request.scope["path"],
         **values,
     )
 

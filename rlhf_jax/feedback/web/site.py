@@ -249,7 +249,7 @@ def describe(request: Request, error: Exception) -> tuple[int, str]:
         return error.status, text_of(request, "error.refused", why=error.why)
     if isinstance(error, InputError):
         return HTTPStatus.UNPROCESSABLE_ENTITY, text_of(request, "error.input", why=str(error))
-    LOG.error("a fault at %s %r", request.method, request.url.path, exc_info=error)
+    LOG.error("a fault at %s %r", request.method, request.scope["path"], exc_info=error)
     return HTTPStatus.INTERNAL_SERVER_ERROR, text_of(request, "error.fault")
 
 
