@@ -267,6 +267,30 @@ def test_rounds_are_reported_as_recorded():
     assert section.samples[0].rows[0][1][1].text == "fine 2"
 
 
+def test_a_round_that_trained_no_policy_says_why():
+    refused = {"round": 1, "labels": 60, "accuracy": 0.52, "half_width": 0.06, "pairs": 48}
+    feedback = Feedback([round_of(0) | {"round": 0}], 2, None, [refused | {"gate": 0.55}])
+    run = RunRecord("r", {}, [], {}, feedback=feedback)
+    section = rounds_section([Group("g", [run])])
+    assert section.text[1] == (
+        "Round 1 trained no policy on 60 labels: its reward model ordered 52 % ± 6 % of 48 "
+        "held-out pairs as people did, and 55 % were asked for (--ppo.min-reward-accuracy)."
+    )
+
+
+def test_newer_rounds_have_an_interval_of_accuracy_and_scores_of_samples():
+    row = round_of(1) | {"accuracy_ci": 0.04}
+    row["samples"] = [
+        {"prompt": "p", "before": "a", "after": "b", "gold": [0.1, 0.5], "score": [-1, 2]}
+    ]
+    section = feedback_of(round_of(0), row)
+    assert section.tables[0].rows[1][2] == "0.700 ± 0.040"
+    accuracy = next(p for p in section.panels if p.name == "rounds_accuracy").series[0]
+    assert (accuracy.low, accuracy.high) == ([pytest.approx(0.66)], [pytest.approx(0.74)])
+    answers = section.samples[0].rows[0][1]
+    assert [a.figures for a in answers] == ["gold 0.10 · score −1.00", "gold 0.50 · score 2.00"]
+
+
 def test_a_difference_that_the_rounds_do_not_show_is_called_so():
     section = feedback_of(round_of(0), round_of(0) | {"gold": figure(-0.15), "labels": 250})
     assert section.text[-1].endswith("after round 1; a difference is not shown.")

@@ -53,6 +53,8 @@ class Feedback(NamedTuple):
     labelers: int
     agreement: Row | None
     """Share of pairs that two labelers order alike: mean, ci and n; None if no two met."""
+    refusals: Sequence[Row] = ()
+    """Rounds that trained no policy: accuracy, half_width, pairs, gate, labels, round."""
 
 
 class RunRecord(NamedTuple):

@@ -1,7 +1,5 @@
 """Rounds of labels by people: what each learnt from, and what became of the policy."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from rlhf_jax.evaluation.figures import Panel, Series, bounded
@@ -15,7 +13,6 @@ from rlhf_jax.evaluation.report import (
     Section,
     SideBySide,
     Table,
-    look_up,
 )
 
 COLUMNS = {
@@ -81,7 +78,19 @@ def described(run: RunRecord, *, several: bool) -> list[str]:
             f"Where two labelers ordered the same pair, they agree on {percent(alike['mean'])}"
             f"{half} (n = {alike['n']} pairs)."
         )
-    return [" ".join(sentences), *outcome(feedback)]
+    refused = [f"{of}{refusal(row)}" for row in feedback.refusals]
+    return [" ".join(sentences), *refused, *outcome(feedback)]
+
+
+def refusal(row: Row) -> str:
+    """Why a round trained no policy."""
+    ci = row["half_width"]
+    half = f" ± {percent(ci)}" if np.isfinite(ci) else ""
+    return (
+        f"Round {row['round']} trained no policy on {row['labels']} labels: its reward model "
+        f"ordered {percent(row['accuracy'])}{half} of {row['pairs']} held-out pairs as people did, "
+        f"and {percent(row['gate'])} were asked for (--ppo.min-reward-accuracy)."
+    )
 
 
 def counted(number: int, word: str) -> str:
@@ -110,6 +119,8 @@ def figure_of(row: Row, name: str) -> Row | float | int | None:
     if name == "minutes":
         seconds = row.get("seconds")
         return None if seconds is None else seconds / 60
+    if name == "accuracy" and row.get(name) is not None:
+        return {"mean": row[name], "ci": row.get("accuracy_ci")}
     return row.get(name)
 
 
@@ -137,11 +148,10 @@ def round_series(run: RunRecord, name: str, number: int) -> list[Series]:
     """One curve over the rounds, if there are points."""
     points = []
     for row in run.feedback.rounds:
-        value = row.get(name)
+        value = figure_of(row, name)
         if value is not None:
-            mean = look_up(value, "mean") if isinstance(value, dict) else value
-            ci = look_up(value, "ci") if isinstance(value, dict) else None
-            points.append((row["round"], mean, np.nan if ci is None else ci))
+            ci = value.get("ci")
+            points.append((row["round"], value["mean"], np.nan if ci is None else ci))
     if not points:
         return []
     return [Series(run.name, *bounded(*zip(*points, strict=True)), "points", number, number)]
@@ -154,7 +164,14 @@ def round_samples(run: RunRecord, *, several: bool) -> list[SideBySide]:
         return []
     of = f" of {run.name}" if several else ""
     caption = f"The first prompts{of} before and after round {row['round']}, unselected."
-    rows: Sequence = [
-        (s["prompt"], [Answer(s["before"], ""), Answer(s["after"], "")]) for s in row["samples"]
+    rows = [
+        (sample["prompt"], [round_answer(sample, n) for n in range(2)]) for sample in row["samples"]
     ]
     return [SideBySide(caption, ["round before", f"round {row['round']}"], rows)]
+
+
+def round_answer(sample: Row, n: int) -> Answer:
+    """Before (0) or after (1) a round, with the scores that were recorded."""
+    known = [name for name in ("gold", "score") if sample.get(name)]
+    figures = [f"{name} {show(float(sample[name][n]), decimals=2)}" for name in known]
+    return Answer(sample[("before", "after")[n]], " · ".join(figures))
