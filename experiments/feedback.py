@@ -16,31 +16,25 @@ JAX.
 """
 
 import importlib
-import signal
 import socket
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from experiments import feedback_verdict
+from experiments.feedback_processes import run_together, tell
 from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.rows import Comparison
-from rlhf_jax.errors import InputError, RunError, check
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback import figures, formats, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.texts import map_text
-
-PATIENCE = 30.0
-"""Seconds that a process of ``run`` gets to end by itself."""
 
 
 def run(config: FeedbackConfig) -> None:
@@ -102,42 +96,22 @@ def check_run(config: FeedbackConfig) -> None:
 
 
 def everything(config: FeedbackConfig) -> None:
-    """Site, answers and updates as processes of their own; ends when the updates do."""
+    """Site, answers and updates as processes of their own, until Ctrl-C.
+
+    After ``rounds`` the site stays for who is at the page. Simulated labelers leave nobody there:
+    then all ends with the last round.
+    """
     check_sft(config)
     take_port(config).close()  # the site's own process takes it again
-    commands = ["serve", "answer", *["simulate"] * bool(config.simulated)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the others end too
     # Before it is up: until then, the updates leave the queue to it.
     figures.set_status(open_database(config.place), "answerer", phase="sample", round=0)
-    with ExitStack() as stack:
-        processes = {command: start(command) for command in [*commands, "update"]}
-        for process in processes.values():
-            stack.callback(stop, process)
-        while (status := processes["update"].poll()) is None:
-            for command, process in processes.items():
-                if process.poll() not in (None, 0):
-                    raise RunError(f"{command} ended with status {process.returncode}")
-            time.sleep(0.5)
-    if status:
-        raise SystemExit(status)
-
-
-def start(command: str) -> subprocess.Popen:
-    """This program with another command and the same flags."""
-    given = sys.argv[1:]
-    # Not a value that happens to be "run", as in --run run.
-    is_command = lambda n: given[n] == "run" and not (n and given[n - 1].startswith("--"))
-    flags = [flag for n, flag in enumerate(given) if not is_command(n)]
-    return subprocess.Popen([sys.executable, "-m", "experiments.feedback", command, *flags])
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    simulate = ["simulate"] * bool(config.simulated)
+    store = " --store ..." if config.store else ""
+    run_together(
+        ["serve", "answer", *simulate, "update"],
+        forever=not simulate,
+        open_site=f"python -m experiments.feedback serve --run {config.run}{store}",
+    )
 
 
 def export(config: FeedbackConfig) -> None:
@@ -188,9 +162,13 @@ def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask
     return queue.NewTask(map_text(clean, row.prompt), responses)
 
 
-def tell(text: str) -> None:
-    print(f"feedback: {text}", file=sys.stderr)
+def ask_for_command(config: FeedbackConfig) -> None:
+    """Bare, it would start the loop on a run and with settings that nobody named."""
+    raise InputError(
+        "which command? python -m experiments.feedback run --config configs/quickstart.py does all "
+        "on this machine; --help shows the others"
+    )
 
 
 if __name__ == "__main__":
-    main(run, FeedbackConfig)
+    main(run if sys.argv[1:] else ask_for_command, FeedbackConfig)

@@ -5,7 +5,7 @@
     python -m experiments.sample --init SmolLM2-135M-Instruct.gguf --sampling.temperature 0
 
 A model with a chat template is spoken to through it; typed lines are then one conversation, piped
-ones each their own.
+ones each their own. ``/help`` lists what else can be typed (experiments/sample_session.py).
 """
 
 import sys
@@ -14,10 +14,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from experiments.sample_session import Session, answer_lines, converse
 from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import SampleConfig
-from rlhf_jax.data.chat import Message
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
 from rlhf_jax.training.progress import say
@@ -27,33 +27,19 @@ from rlhf_jax.training.startup import start
 def run(config: SampleConfig) -> None:
     start(tune_malloc=False, compile_cache=config.compile_cache)
     trained = load_trained(config.init, flag="init")
-    answer = make_answer(config, trained)
-    tokenizer = trained.tokenizer
-    chat = config.chat and tokenizer.chat_template is not None
-    opening = (Message("system", config.system),) if config.system else ()
-    if opening and not chat:
+    chat = config.chat and trained.tokenizer.chat_template is not None
+    if config.system and not chat:
         say(f"note: --system has no effect: {config.init} is spoken to without a chat template")
-    key = jax.random.key(config.seed)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        print(f"{config.init}: type a prompt, Enter to send, Ctrl-D to leave")
-    messages = opening
-    for number, prompt in enumerate(read_prompts(interactive)):
-        if not interactive:
-            messages = opening
-        messages = (*messages, Message("user", prompt))
-        encode = tokenizer.encode_chat if chat else tokenizer.encode_beginning
-        ids = encode(messages if chat else prompt)
-        text = ""
-        for piece in stream_text(tokenizer, answer(ids, jax.random.fold_in(key, number))):
-            print(piece, end="", flush=True)
-            text += piece
-        print()
-        messages = (*messages, Message("assistant", text))
+    make = partial(make_answer, trained=trained)
+    session = Session(config, trained.tokenizer, chat, make(config))
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        converse(session, make)
+    else:
+        answer_lines(session, sys.stdin.buffer)
 
 
 def make_answer(config: SampleConfig, trained: Trained):
-    """``(ids, key) -> ids of the answer``, one by one, up to what ends it."""
+    """``(ids, number) -> ids of the answer``, one by one, up to what ends it: Session.answer."""
     tokenizer, model = trained.tokenizer, trained.model
     model.check_context(prompt_length=1, response_length=config.response_length)
     lm = make_language_model(model, trained.vocab_size)
@@ -67,7 +53,8 @@ def make_answer(config: SampleConfig, trained: Trained):
         options = vars(config.sampling)
         return draw(jax.random.fold_in(key, t)[None], filter_logits(logits, **options))[0]
 
-    def answer(ids, key):
+    def answer(ids, number):
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
         room = model.context - config.response_length
         if len(ids) > room:
             say(f"of {len(ids)} tokens the last {room} are read: the model's context is full")
@@ -85,28 +72,6 @@ def make_answer(config: SampleConfig, trained: Trained):
             logits, cache = decode(trained.params, token, cache)
 
     return answer
-
-
-def read_prompts(interactive: bool):
-    while True:
-        try:
-            line = input("> " if interactive else "")
-        except (EOFError, KeyboardInterrupt):
-            return
-        if line.strip():
-            yield line
-
-
-def stream_text(tokenizer, ids):
-    """Text as it grows; bytes of a character that is not complete yet are held back."""
-    held = b""
-    for token in ids:
-        held += tokenizer.decode_bytes([token])
-        text = held.decode("utf-8", errors="ignore")
-        if text.encode() == held:
-            yield text
-            held = b""
-    yield held.decode("utf-8", errors="replace")
 
 
 if __name__ == "__main__":

@@ -254,7 +254,8 @@ class Stage:
 
     def steps(self, total: int) -> Iterator[int]:
         """Numbers of the steps still to do; ends the process politely when asked to stop."""
-        with Progress(self.name, total, start=self.done) as self._progress:
+        unit = "iteration" if hasattr(self.config, "iterations") else "step"
+        with Progress(self.name, total, start=self.done, unit=unit) as self._progress:
             for step in range(self.done, total):
                 self._last = step + 1 == total
                 with jax.profiler.StepTraceAnnotation(self.name, step_num=step):
@@ -267,7 +268,8 @@ class Stage:
 
         ``of`` names them where a stage has several kinds.
         """
-        with Progress(f"{self.name} {of}".rstrip(), total, start=start) as progress:
+        name, units = f"{self.name} {of}".rstrip(), dict(unit="batch", units="batches")
+        with Progress(name, total, start=start, **units) as progress:
             for number, item in enumerate(items, start=start + 1):
                 yield item
                 self._fresh = False

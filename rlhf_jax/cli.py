@@ -27,7 +27,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
@@ -57,27 +57,48 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
     try:
         show_help(run, config_class, sys.argv[1:])
         run(load(config_class, sys.argv[1:]))
-        sys.stdout.flush()
+        if reader_is_gone():
+            end(141)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        leave(f"error: {error}", 2)
     except RunError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        leave(f"stopped: {error}", 1)
     except (MemoryError, RuntimeError) as error:
         said = describe_out_of_memory(error)
         if not said:
             raise
-        print(f"stopped: {said}", file=sys.stderr)
-        raise SystemExit(1) from None
+        leave(f"stopped: {said}", 1)
+    except SystemExit as stop:
+        if reader_is_gone():
+            end(141)
+        raise stop from None
     except BrokenPipeError:
         end(141)  # who read our output has enough of it (| head): a shell's 128 + SIGPIPE
     except OSError as error:
-        print(f"stopped: {describe_os_error(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        leave(f"stopped: {describe_os_error(error)}", 1)
     except KeyboardInterrupt:
-        print("stopped: Ctrl-C", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print("stopped: Ctrl-C", file=sys.stderr)
         end(130)
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """End with one line; quietly where nobody reads any more."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
+    if reader_is_gone():
+        end(status)
+    raise SystemExit(status) from None
+
+
+def reader_is_gone() -> bool:
+    """Whether what was printed can no longer be written: Python would say so at its end."""
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed
+            stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def show_help(run: Callable[[C], Any], config_class: type[C], argv: Sequence[str]) -> None:
@@ -119,14 +140,20 @@ def load(config_class: type[C], argv: Sequence[str]) -> C:
         preset, rest = take_task(rest)
     given = config_class() if preset is None else read_preset(preset)
     default = section(given, config_class)
+    config = with_flags(default, rest)
     typed = read_flags(rest, default)
-    check_flags(rest, typed, default)
-    config = parse(config_class, default, rest)
     check_not_filled_in(config, typed)
     if preset is not None and not preset.endswith(".json"):
         say_idle(given, set_in(given), f"{preset}: ")
     say_idle(config, [flag.field for flag in typed], "--")
     return config
+
+
+def with_flags(config: C, argv: Sequence[str]) -> C:
+    """``config`` with the flags of ``argv``. Raises InputError for one that it has not, or a value
+    that it may not hold."""
+    check_flags(argv, read_flags(argv, config), config)
+    return parse(type(config), config, list(argv))
 
 
 def parse(config_class: type[C], default: C, argv: list[str]) -> C:

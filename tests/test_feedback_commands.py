@@ -1,8 +1,13 @@
 """The command line of the loop: what needs no model."""
 
 import json
+import os
+import re
+import signal
 import socket
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +15,8 @@ import pytest
 from feedback_site import ROOT, fill, labeler
 
 from configs import quickstart
-from experiments import feedback
-from rlhf_jax.cli import load
+from experiments import feedback, feedback_processes
+from rlhf_jax.cli import load, main
 from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.feedback import accounts, queue, submissions
@@ -149,28 +154,96 @@ def test_flags_and_presets(monkeypatch):
     first, second = config.reward_stage(3, 0), config.reward_stage(3, 1)
     assert first.init == chain.sft.run.dir and first.run.seed != second.run.seed
 
-    started = []
-    monkeypatch.setattr(feedback.subprocess, "Popen", started.append)
     monkeypatch.setattr(sys, "argv", ["feedback", "run", "--run", "run", "--rounds", "2"])
-    feedback.start("serve")
-    assert started[0][-5:] == ["serve", "--run", "run", "--rounds", "2"]
+    assert feedback_processes.program("serve")[-5:] == ["serve", "--run", "run", "--rounds", "2"]
 
 
-def test_run_ends_when_a_part_of_it_does(config, monkeypatch):
-    config.sft.mkdir(parents=True)
-    code = {"serve": "raise SystemExit(3)"}
-    started = []
+UP = "import os; os.write(1, b'up\\n'); "
+SLEEP = "import time; time.sleep(600)"
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {UP}{SLEEP}"
 
-    def start(command):
-        program = code.get(command, "import time; time.sleep(600)")
-        started.append(feedback.subprocess.Popen([sys.executable, "-c", program]))
-        return started[-1]
 
-    monkeypatch.setattr(feedback, "start", start)
-    monkeypatch.setattr(feedback.signal, "signal", lambda *_: None)
-    with pytest.raises(RunError, match="serve ended with status 3"):
-        feedback.run(config)
-    assert len(started) == 3 and all(process.poll() is not None for process in started)
+def run_stubs(*commands, forever=False, **code):
+    """``run_together`` of stubs, as a process that leads a group: each prints "up", then runs."""
+    stubs = {name: UP + code.get(name, SLEEP) for name in commands}
+    program = f"""
+import signal, sys
+from experiments import feedback_processes
+sys.argv = ["feedback.py", "run", "--run", "my runs/x"]
+feedback_processes.program = lambda command: [sys.executable, "-c", {stubs!r}[command]]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+feedback_processes.run_together({commands!r}, forever={forever}, open_site="OPEN")
+"""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, process_group=0, **pipes)
+    for _ in commands:
+        assert process.stdout.readline() == "up\n"
+    return process
+
+
+GO_ON = "feedback: to go on: python -m experiments.feedback run --run 'my runs/x'"
+
+
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
+def test_ctrl_c_ends_all_with_a_line_each_and_the_command_to_go_on(number, status):
+    """The whole group gets it, as from a terminal."""
+    process = run_stubs("serve", "answer", "update")
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=30)[1].splitlines()
+    assert process.returncode == status
+    ended = [f"feedback: {name}: ended" for name in ("serve", "answer", "update")]
+    assert said[-4:] == [*ended, GO_ON]
+    assert said[:-4] == [STOPPING] * (number == signal.SIGINT)
+
+
+STOPPING = "feedback: Ctrl-C: stopping; training finishes its step and saves (again: at once)"
+
+
+def test_a_second_ctrl_c_waits_for_nobody():
+    process = run_stubs("serve", "update", update=STUBBORN)
+    assert process.stdout.readline() == "up\n"  # it does not heed SIGTERM any more
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stderr.readline().strip() == STOPPING
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=30)[1].splitlines()
+    assert process.returncode == 130
+    assert said[-3:] == [
+        "feedback: serve: ended",
+        "feedback: update: killed; it goes on from what it had saved",
+        GO_ON,
+    ]
+
+
+def test_run_ends_when_a_part_of_it_fails():
+    process = run_stubs("serve", "answer", "update", serve="raise SystemExit(3)")
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 1 and "serve ended with status 3; what it said is above" in said
+    assert "feedback: answer: ended\nfeedback: update: ended" in said
+
+
+def test_after_the_rounds_the_site_stays_for_people():
+    process = run_stubs("serve", "update", forever=True, update="")
+    line = process.stderr.readline()
+    assert line == "feedback: the rounds are done; the site stays open until Ctrl-C (later: OPEN)\n"
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=30)[1].splitlines()[-1] == GO_ON
+    process = run_stubs("serve", "update", update="")
+    said = process.communicate(timeout=30)[1].splitlines()
+    assert process.returncode == 0
+    assert said[0] == "feedback: the rounds are done; the site opens again with: OPEN"
+    assert said[1:] == ["feedback: serve: ended", "feedback: update: ended"]
+
+
+def test_bare_it_asks_which_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["feedback"])
+    with pytest.raises(SystemExit) as end:
+        main(feedback.ask_for_command, FeedbackConfig)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.fullmatch(r"error: which command\?.*--help.*\n", said)
 
 
 def test_nobody_takes_the_name_of_an_import(config):

@@ -3,6 +3,7 @@
 import errno
 import importlib.machinery
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -14,7 +15,14 @@ import pytest
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.training import progress as progress_module
 from rlhf_jax.training.logs import MetricsLog, make_sinks, open_lines, read_rows
-from rlhf_jax.training.progress import Progress, Throughput, clock, peak_memory, show
+from rlhf_jax.training.progress import (
+    Progress,
+    Throughput,
+    clock,
+    duration,
+    peak_memory,
+    show,
+)
 
 
 def open_log(folder, *, resume_step=None, watch=("loss", "grad_norm"), sinks=()):
@@ -278,35 +286,48 @@ def test_progress_lines_without_a_terminal(monkeypatch, capsys):
             progress.update(step, loss=5.1234, **{"tok/s": 18420.0})
             time.now += 0.5
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "pretrain 101/1200 8% loss 5.12 18.4k tok/s ETA ?"
-    assert lines[1] == "pretrain 121/1200 10% loss 5.12 18.4k tok/s ETA 9:00"
-    assert lines[-1] == "pretrain 1200/1200 100% loss 5.12 18.4k tok/s ETA 0:00"
+    numbers = "loss 5.12, 18.4k tok/s"
+    assert lines[0] == f"pretrain 101/1200 steps, 8 %, {numbers}"
+    assert lines[1] == f"pretrain 121/1200 steps, 10 %, 9:00 left, 0.5 s/step, {numbers}"
+    assert lines[-1] == f"pretrain 1200/1200 steps, 100 %, 0.5 s/step, {numbers}"
     assert len(lines) == 56  # every 20 steps
 
 
 def test_progress_shows_where_it_stopped(monkeypatch, capsys):
     time = Clock(monkeypatch)
-    progress = Progress("ppo", 10, start=0, seconds=60)
+    progress = Progress("ppo", 10, start=0, unit="iteration", seconds=60)
     progress.update(1)
     time.now += 5
     progress.update(2, kl=0.01)
     progress.close()
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
-        "ppo 1/10 10% ETA ?",
-        "ppo 2/10 20% kl 0.01 ETA 0:40",
+        "ppo 1/10 iterations, 10 %",
+        "ppo 2/10 iterations, 20 %, 0:40 left, 5 s/iteration, kl 0.01",
     ]
 
 
-def test_progress_bar_on_a_terminal(monkeypatch, capsys):
+@pytest.mark.parametrize("columns", [60, 100])
+def test_progress_bar_on_a_terminal(monkeypatch, capsys, columns):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns, 24))
+    time = Clock(monkeypatch)
     with Progress("sft", 4, start=2) as progress:
         progress.update(3, loss=1.0)
         progress_module.say("a line above the bar")
+        time.now += 0.012
         progress.update(4, loss=0.5)
-    shown = capsys.readouterr().err
-    assert "sft:  50%" in shown and "2/4" in shown and "4/4" in shown and "loss 0.5" in shown
-    assert "a line above the bar\n" in shown and "ETA" not in shown
+    lines = re.split("[\r\n]", capsys.readouterr().err)
+    assert any(re.fullmatch(r"sft 2/4 steps, 50 % \|█+ +\|", line) for line in lines)
+    last = [line for line in lines if line.strip()][-1]
+    assert re.fullmatch(r"sft 4/4 steps, 100 % \|█+\| 12 ms/step, loss 0.5", last)
+    assert "a line above the bar" in lines and max(map(len, lines)) <= columns
+
+
+def test_a_step_is_always_so_long(monkeypatch):
+    """Never so many a second: 0.3 s/step cannot be taken for 0.3 steps/s."""
+    said = [duration(seconds) for seconds in (0.0004, 0.012, 0.0999, 0.31, 12.4, 99.6, 1800)]
+    assert said == ["0.4 ms", "12 ms", "0.1 s", "0.31 s", "12 s", "1.66 min", "30 min"]
 
 
 def test_only_process_zero_writes(tmp_path, monkeypatch, capsys):

@@ -137,7 +137,8 @@ class FeedbackConfig:
     labels_per_round: Main[Count] = 250
     """New labels that ``update`` waits for."""
     rounds: Main[CountOrZero] = 0
-    """Rounds until ``update`` and ``run`` stop; 0 goes on until they are stopped."""
+    """Rounds until ``update`` stops; 0 goes on until it is stopped. With ``run`` the site stays up
+    for people, and ends where all labelers are simulated."""
     ensemble: Count = 2
     """Reward models; PPO's is the first. They differ in seed."""
     epochs: Count = 2
