@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import io
 import json
 import shutil
 from pathlib import Path
@@ -263,20 +264,15 @@ def test_a_language_model_is_no_reward_model(gpt2):
 
 
 def test_a_piped_prompt_is_answered(gpt2, monkeypatch, capsys):
-    lines = iter(["The capital of France"])
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end())
+    lines = io.TextIOWrapper(io.BytesIO(b"The capital of France\n"))
+    monkeypatch.setattr("sys.stdin", lines)
     argv = ["--init", str(gpt2), "--sampling.temperature", "0", "--response-length", "5"]
     sample.run(load(SampleConfig, argv))
     answer = capsys.readouterr().out
     trained = load_trained(gpt2, flag="init")
     make = sample.make_answer(load(SampleConfig, argv), trained)
-    ids = list(make(trained.tokenizer.encode("The capital of France"), jax.random.key(0)))
+    ids = list(make(trained.tokenizer.encode("The capital of France"), 0))
     assert answer == trained.tokenizer.decode(ids) + "\n" and len(ids) == 5
-
-
-def _end():
-    raise EOFError
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What leaves here runs elsewhere, and says there what it says here: TRL, lm-eval, SmolLM2."""
 
+import io
 import json
 import math
 import os
@@ -189,9 +190,8 @@ def smollm(tmp_path_factory):
 
 def test_smollm_knows_the_capital_of_france(smollm, monkeypatch, capsys):
     file, _ = smollm
-    lines = iter(["What is the capital of France?"])
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    monkeypatch.setattr("experiments.sample.read_prompts", lambda interactive: lines)
+    lines = io.TextIOWrapper(io.BytesIO(b"What is the capital of France?\n"))
+    monkeypatch.setattr("sys.stdin", lines)
     sample.run(load(SampleConfig, ["--init", str(file), "--sampling.temperature", "0"]))
     assert capsys.readouterr().out == "The capital of France is Paris.\n"
 
