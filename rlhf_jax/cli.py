@@ -116,14 +116,13 @@ def show_help(run: Callable[[C], Any], config_class: type[C], argv: Sequence[str
     config = section(config_class() if preset is None else read_preset(preset), config_class)
     module = inspect.getmodule(run)
     name = getattr(module.__spec__, "name", module.__name__)
-    sys.stdout.write(help_pages.page(config, topic, command=name, about=module.__doc__ or ""))
-    sys.stdout.flush()
+    print(help_pages.page(config, topic, command=name, about=module.__doc__ or ""), flush=True)
     raise SystemExit(0)
 
 
 def end(status: int) -> None:
     """End this process now: nothing more is written, and no thread at work is waited for."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(status)

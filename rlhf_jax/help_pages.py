@@ -68,7 +68,7 @@ def page(config: Any, topic: str, *, command: str, about: str) -> str:
     """
     width = max(40, min(100, shutil.get_terminal_size().columns))
     lines = topic_page(config, topic, width) if topic else main_page(config, command, about, width)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main_page(config: Any, command: str, about: str, width: int) -> list[str]:

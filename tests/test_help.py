@@ -1,6 +1,7 @@
 """--help: a page of what most people set, and every field on the page of its group."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -143,3 +144,24 @@ def test_defaults_are_those_of_the_preset():
 def test_every_field_says_what_it_is(name):
     fields = help_pages.fields_of(getattr(config, name)())
     assert not [field.flag for field in fields if not field.doc]
+
+
+@pytest.mark.parametrize("words, status", [(["--help"], 141), (["--nonsense"], 2)])
+def test_a_reader_who_has_enough_is_no_error(words, status, monkeypatch):
+    """| head: what is left to write is dropped, and Python says nothing of it at its end."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = open(writing, "w", buffering=10**6)  # noqa: SIM115
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(sys, "argv", ["task", *words])
+    monkeypatch.setattr(sys, "stdout", closed)
+    monkeypatch.setattr(sys, "stderr", closed)
+    with pytest.raises(SystemExit) as end:
+        cli.main(importlib.import_module("experiments.task").run, config.TaskConfig)
+    assert end.value.code == status
+    with pytest.raises(BrokenPipeError):
+        closed.close()
