@@ -20,6 +20,7 @@ from rlhf_jax.training.progress import (
     Throughput,
     clock,
     duration,
+    fitting,
     peak_memory,
     show,
 )
@@ -322,6 +323,14 @@ def test_progress_bar_on_a_terminal(monkeypatch, capsys, columns):
     last = [line for line in lines if line.strip()][-1]
     assert re.fullmatch(r"sft 4/4 steps, 100 % \|█+\| 12 ms/step, loss 0.5", last)
     assert "a line above the bar" in lines and max(map(len, lines)) <= columns
+
+
+def test_a_narrow_terminal_cuts_no_number_from_its_unit():
+    parts = ["0:48 left", "3.4 s/step", "21.3 episodes/s"]
+    assert [fitting(parts, n) for n in (5, 20, 21, 37, 38)] == [
+        *("", "0:48 left", "0:48 left, 3.4 s/step", "0:48 left, 3.4 s/step"),
+        "0:48 left, 3.4 s/step, 21.3 episodes/s",
+    ]
 
 
 def test_a_step_is_always_so_long(monkeypatch):

@@ -66,7 +66,8 @@ class Progress:
         self._first = self._first or (step, now)
         shown = [*self._times(step, now), *(show(name, value) for name, value in numbers.items())]
         if self._bar is not None:
-            text = ", ".join(shown)
+            columns = self._bar.format_dict["ncols"] or 80
+            text = fitting(shown, columns - len(self._counted(step)) - BAR)
             self._bar.bar_format = f"{self._counted(step)} |{{bar}}| {text}".rstrip()
             self._bar.update(step - self._bar.n)
             return
@@ -97,6 +98,18 @@ class Progress:
         each = (now - first_time) / (step - first_step)
         left = [f"{clock((self._total - step) * each)} left"] if step < self._total else []
         return [*left, f"{duration(each)}/{self._unit}"]
+
+
+BAR = 8
+"""Columns of a terminal for the bar and what is around it, at the least."""
+
+
+def fitting(parts: list[str], columns: int) -> str:
+    """The first of ``parts`` that fit into so many columns, whole: a number without its unit would
+    be another."""
+    while parts and len(", ".join(parts)) > columns:
+        parts = parts[:-1]
+    return ", ".join(parts)
 
 
 def duration(seconds: float | int) -> str:
