@@ -31,7 +31,7 @@ CORE = [
 ]
 REPORT = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboardX>=2.6"]
-FEEDBACK = ["starlette>=1.0", "uvicorn>=0.35", "python-multipart>=0.0.20"]
+FEEDBACK = ["starlette>=1.0", "uvicorn>=0.35", "python-multipart>=0.0.20", "markdown-it-py>=3.0"]
 # The label store on PostgreSQL, for a team larger than one machine.
 TEAM = [*FEEDBACK, "sqlalchemy>=2.0", "psycopg[binary]>=3.2"]
 EVAL = ["rouge-score>=0.1.2", "sacrebleu>=2.5"]
@@ -77,7 +77,7 @@ setup(
     packages=find_packages(include=["rlhf_jax*"]),
     package_data={
         "rlhf_jax.evaluation": ["*.jinja"],
-        "rlhf_jax.feedback.web": ["templates/*.html", "static/*", "locales/*.json"],
+        "rlhf_jax.feedback.web": ["templates/*.html", "static/*", "locales/*.json", "guides/*.md"],
     },
     install_requires=CORE,
     extras_require={

@@ -60,13 +60,16 @@ def serve(config: FeedbackConfig) -> None:
     check_run(config)
     c = config.serve
     listener = take_port(config)
+    from rlhf_jax.feedback.web.guide import own_guide, task_guide
     from rlhf_jax.feedback.web.serve import admin_token
     from rlhf_jax.feedback.web.serve import serve as serve_site
     from rlhf_jax.feedback.web.site import Site
 
+    guide = own_guide(c.guide) if c.guide else task_guide(config.task)
     site = Site(
         open_database(config.place),
         url=c.url,
+        guide=guide,
         dialogue=c.dialogue,
         scrub=c.scrub,
         lease_seconds=60 * c.lease_minutes,

@@ -9,6 +9,7 @@ a killed update starts the unfinished round again, from the same labels, where i
 import json
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from experiments.feedback_answers import (
 from experiments.fit import fit_prompts
 from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, FeedbackConfig
-from rlhf_jax.data.chat import as_text
+from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.files import find_files, write_atomically
 from rlhf_jax.data.formats import Prompt, read_prompts
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
@@ -40,6 +41,7 @@ from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.formats import ranking_row, to_lines
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_labels
+from rlhf_jax.feedback.standing import add_refusal
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
@@ -129,11 +131,7 @@ def one_round(config: FeedbackConfig, database: Database, number: int, labels: l
         reward.run(config.reward_stage(number, member))
     accuracy = read_done(config.reward_model(number, 0))["heldout"]["eval/accuracy"]
     if accuracy < config.ppo.min_reward_accuracy and not config.ppo.force:
-        say(
-            f"feedback: round {number}: the reward model orders {accuracy:.3f} of held-out pairs "
-            f"as labelled, under ppo.min_reward_accuracy={config.ppo.min_reward_accuracy}: "
-            f"it waits for {config.labels_per_round} more labels"
-        )
+        refuse(config, database, number, snapshot["labels"], accuracy)
         shutil.rmtree(folder)
         return snapshot["labels"]
     tell("ppo")
@@ -149,6 +147,20 @@ def one_round(config: FeedbackConfig, database: Database, number: int, labels: l
     )
     fill_alone(config, database, number)
     return snapshot["labels"]
+
+
+def refuse(
+    config: FeedbackConfig, database: Database, number: int, labels: int, accuracy: float
+) -> None:
+    """Tell the operator and, on the dashboard, those who label, why there is no policy."""
+    gate, more = config.ppo.min_reward_accuracy, config.labels_per_round
+    say(
+        f"feedback: round {number}: the reward model orders {accuracy:.3f} of held-out pairs "
+        f"as labelled, under ppo.min_reward_accuracy={gate}: it waits for {more} more labels"
+    )
+    measured = against_people(config, number)
+    body = {"labels": labels, "accuracy": accuracy, "half_width": measured["accuracy_ci"]}
+    add_refusal(database, number, body | {"pairs": measured["pairs"], "gate": gate, "wait": more})
 
 
 def forget_snapshot(folder: Path) -> None:
@@ -221,14 +233,13 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
         body = described(first) | {"labels": 0, "samples": [], "accuracy": None}
         figures.add_round(database, 0, body)
     answers = answer(load_policy(config, number), prompts, key, n=1)
-    before = figures.read_rounds(database)[-1]["texts"]
-    samples = zip(map(as_text, prompts), before, answers.texts, strict=False)
+    before, after = figures.read_rounds(database)[-1], described(answers)
     heldout = read_done(config.reward_model(number, 0))["heldout"]
-    return described(answers) | {
-        "accuracy": heldout["eval/accuracy"],
-        "labelers": by_labeler(config, number),
-        "samples": [{"prompt": as_text(p), "before": b, "after": a[0]} for p, b, a in samples],
-    }
+    return (
+        after
+        | {"accuracy": heldout["eval/accuracy"], "samples": beside(prompts, before, after)}
+        | against_people(config, number)
+    )
 
 
 def described(answers: Answers) -> dict[str, Any]:
@@ -239,20 +250,43 @@ def described(answers: Answers) -> dict[str, Any]:
         "kl": mean_ci(answers.kl[:, 0]),
         "length": mean_ci(answers.length[:, 0]),
         "texts": [group[0] for group in answers.texts[:SHOWN]],
+        "text_gold": gold[:SHOWN].tolist() if np.isfinite(gold).all() else None,
+        "text_score": answers.scores[:SHOWN, 0].tolist(),
     }
 
 
-def by_labeler(config: FeedbackConfig, number: int) -> dict[str, dict[str, float]]:
-    """Share of each labeler's own held-out pairs that the reward model orders as they did."""
+def beside(prompts: Sequence[str | Conversation], before: dict, after: dict) -> list[dict]:
+    """Answers of two rounds to the same prompts, with the scores of each where there are any."""
+    names = {"text_gold": "gold", "text_score": "score"}
+    known = [name for name in names if before.get(name) and after[name]]
+    return [
+        {"prompt": as_text(prompt), "before": before["texts"][n], "after": after["texts"][n]}
+        | {names[name]: [before[name][n], after[name][n]] for name in known}
+        for n, prompt in enumerate(prompts[: len(before["texts"])])
+    ]
+
+
+def against_people(config: FeedbackConfig, number: int) -> dict[str, Any]:
+    """How the reward model orders held-out pairs: of all labelers, and of each one's own.
+
+    ``accuracy_ci`` and ``ci`` are half-widths of 95 % intervals, from the spread between prompts.
+    """
     compared, _ = read_rankings(config.round_dir(number) / "heldout.jsonl")
     scores = scores_of(config, config.reward_model(number, 0), [each.row for each in compared])
-    ranks = np.full(scores.shape, -1)
-    for n, each in enumerate(compared):
-        ranks[n, : len(each.row.ranks)] = each.row.ranks
-    made = {}
-    for labeler in sorted({each.labeler for each in compared}):
-        own = np.array([each.labeler == labeler for each in compared])
-        accuracy = pair_accuracy(scores[own], ranks[own])
-        if accuracy.pairs:
-            made[labeler] = {"accuracy": accuracy.overall, "pairs": accuracy.pairs}
-    return made
+    counts: dict[str | None, dict[str, tuple[float, int]]] = defaultdict(dict)
+    for row, each in zip(scores, compared, strict=True):
+        ranks = np.full(len(row), -1)
+        ranks[: len(each.row.ranks)] = each.row.ranks
+        accuracy = pair_accuracy(row[None], ranks[None])
+        prompt = as_text(each.row.prompt)
+        for who in (None, each.labeler) if accuracy.pairs else ():
+            right, pairs = counts[who].get(prompt, (0.0, 0))
+            right += accuracy.overall * accuracy.pairs
+            counts[who][prompt] = right, pairs + accuracy.pairs
+    shares = {who: figures.ratio([*by_prompt.values()]) for who, by_prompt in counts.items()}
+    _, pairs, half_width = shares.pop(None)
+    labelers = {
+        who: {"accuracy": right / pairs, "pairs": pairs, "ci": half}
+        for who, (right, pairs, half) in sorted(shares.items())
+    }
+    return {"accuracy_ci": half_width, "pairs": pairs, "labelers": labelers}

@@ -10,6 +10,7 @@ from feedback_site import fill, running
 from rlhf_jax.feedback import accounts, conversation, figures, queue
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import rankings, read_labels
+from rlhf_jax.feedback.web.guide import GENERAL, task_guide
 
 pytest.importorskip("uvicorn", reason="the server needs the extra feedback")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -47,7 +48,9 @@ def database(server):
     database, _ = server
     with database.write() as rows:
         rows("DELETE FROM retraction")
-        for table in ("turn", "label", "lease", "task", "session", "round", "status", "invite"):
+        for table in ("turn", "label", "lease", "task", "session", "invite"):
+            rows(f"DELETE FROM {table}")
+        for table in ("round", "refusal", "status"):
             rows(f"DELETE FROM {table}")
         rows("DELETE FROM account WHERE id <> 'admin'")
     return database
@@ -58,9 +61,12 @@ def visit(chromium, server, database):
     """``visit(...) -> page`` of a new labeler who is signed in; its errors fail the test."""
     contexts, errors = [], []
 
-    def open_page(*, name="Ann", viewport=DESK, **options):
+    def open_page(*, name="Ann", viewport=DESK, guided=True, **options):
         context = chromium.new_context(viewport=viewport, **options)
         contexts.append(context)
+        if guided:  # has read the guide and put it away
+            cookie = {"name": "guide", "value": task_guide(GENERAL).version, "url": server[1]}
+            context.add_cookies([cookie])
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: errors.append(f"dialog {dialog.message}"))
@@ -79,9 +85,9 @@ def enter(page, token):
     page.wait_for_url("**/label")
 
 
-def shown_ranks(database):
+def shown_ranks(labels):
     """Ranks of the only label in the order in which the labeler saw the answers."""
-    (label,) = read_labels(database)
+    (label,) = labels
     return [label.body["ranks"][n] for n in label.body["shown"]], label
 
 
@@ -90,6 +96,7 @@ def test_keys(visit, database):
     page = visit()
     for key in ["4", "7", "1", "5"]:  # rates, one after the other
         page.keyboard.press(key)
+    assert "All rated" in page.inner_text(".message")
     for key in ["2", "1"]:  # then ranks
         page.keyboard.press(key)
     page.keyboard.press("Enter")
@@ -99,9 +106,190 @@ def test_keys(visit, database):
         page.keyboard.press(key)
     page.keyboard.press("Enter")
     page.wait_for_selector("text=Nothing to label")
-    ranks, label = shown_ranks(database)
+    ranks, label = shown_ranks(read_labels(database))
     assert ranks == [1, 0, 1, 2]
     assert [label.body["quality"][n] for n in label.body["shown"]] == [4, 7, 1, 5]
+
+
+def test_four_answers_take_six_keys(visit, database):
+    fill(database, 4)
+    page = visit()
+    page.evaluate(
+        "sessionStorage.keys = 0;"
+        "addEventListener('keydown', () => sessionStorage.keys = +sessionStorage.keys + 1, true)"
+    )
+
+    def press(keys):
+        saved = len(read_labels(database))
+        for key in keys:
+            page.keyboard.press(key)
+        page.wait_for_selector("text=Saved")
+        assert len(read_labels(database)) == saved + 1
+        return shown_ranks(read_labels(database)[-1:])
+
+    keys = ["3", "7", "3", "1", "f", "Enter"]  # rate, rank by the ratings, save
+    ranks, label = press(keys)
+    assert len(keys) == 6 and page.evaluate("sessionStorage.keys") == "6"
+    assert ranks == [1, 0, 1, 2]
+    assert [label.body["quality"][n] for n in label.body["shown"]] == [3, 7, 3, 1]
+    # In rank mode, which is remembered, five; and the digits go round.
+    page.goto(page.base + "/label")
+    for key in ("r", "j", "j", "4", "3"):  # C and D
+        page.keyboard.press(key)
+    assert "current" in page.get_attribute("[data-letter=A]", "class")
+    assert press(["1", "2", "3", "Enter"])[0] == [0, 1, 2, 2]  # A, B, and C once more
+    assert page.get_attribute("[data-mode=rank]", "aria-pressed") == "true"
+    assert press(["2", "1", "1", "2", "Enter"])[0] == [1, 0, 0, 1]
+
+
+def test_the_guide_opens_first_and_again(visit, database):
+    fill(database, 2)
+    page = visit(guided=False)
+    guide = page.locator("#guide")
+    assert guide.is_visible() and "7 is best" in guide.inner_text()
+    page.keyboard.press("4")  # nothing is rated behind it
+    assert page.locator("input:checked[type=radio]").count() == 0
+    with page.expect_response("**/guide"):
+        page.keyboard.press("Enter")
+    assert not guide.is_visible()
+    page.keyboard.press("4")
+    assert page.is_checked("input[name=quality-A][value='4']")
+    page.reload()
+    assert not guide.is_visible() and page.is_checked("input[name=quality-A][value='4']")
+    for again in (lambda: page.keyboard.press("?"), lambda: page.click("#help")):
+        again()
+        assert guide.is_visible()
+        page.keyboard.press("Escape")
+        assert not guide.is_visible()
+    page.click("text=Write a better answer")
+    page.focus("textarea[name=demonstration]")
+    page.keyboard.type("why?")
+    assert not guide.is_visible() and page.input_value("textarea[name=demonstration]") == "why?"
+
+
+def test_the_guide_without_javascript(visit, database):
+    fill(database, 1)
+    page = visit(guided=False, java_script_enabled=False, viewport=PHONE, locale="zh-CN")
+    assert page.is_visible("#guide") and "7 为最好" in page.inner_text("#guide")
+    page.click("text=知道了")
+    assert not page.is_visible("#guide")
+    page.click("#help")
+    assert page.is_visible("#guide")
+
+
+LONG = "The committee met on Tuesday and discussed the budget. " * 60
+CODE = "def area(r):\n\treturn 3.14 * r ** 2\n" + "# a line that does not fit " * 9
+
+
+def add(database, prompt, texts):
+    queue.add_tasks(database, [queue.NewTask(prompt, [queue.Response(x, "p") for x in texts])])
+
+
+SHIFTS = """() => new Promise((done) => {
+    const seen = ({value, sources}) => [value, ...sources.map((each) => each.node?.outerHTML ?? "")];
+    new PerformanceObserver((list) => done(list.getEntries().map(seen)))
+        .observe({type: "layout-shift", buffered: true});
+    setTimeout(() => done([]), 300);
+})"""
+HIDDEN = """() => {
+    const found = [];
+    const controls = "main :is(input, button, a, summary, textarea, select)";
+    for (const each of document.querySelectorAll(controls)) {
+        if (!each.checkVisibility({visibilityProperty: true}) || each.closest("dialog")) continue;
+        each.focus();
+        const at = each.closest("label.check, .steps label, .checks label") ?? each;
+        const box = at.getBoundingClientRect();
+        for (const y of [box.top + 3, box.bottom - 3]) {
+            const top = document.elementFromPoint(box.left + box.width / 2, y);
+            if (!at.contains(top)) found.push([each.outerHTML.slice(0, 90), Math.round(y)]);
+        }
+    }
+    return found;
+}"""
+TOUCHED = "button, a, summary, .steps label, .checks label, .check, select"
+SMALL = """(touched) => [...document.querySelectorAll(touched)]
+    .filter((each) => each.checkVisibility({visibilityProperty: true})
+        && !each.matches(".skip-link") && !each.closest("dialog, .languages, [data-mode]"))
+    .map((each) => [each, each.getBoundingClientRect()])
+    .filter(([each, box]) => box.height < 43.9 || box.width < 43.9)
+    .map(([each, box]) => [each.outerHTML.slice(0, 90), box.width, box.height])"""
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("kind", ["long", "nine", "short"])
+def test_nothing_hides_and_nothing_jumps(visit, database, viewport, kind):
+    """Opened at the prompt's beginning; what is focused is clear of the bars, flags opened too."""
+    prompt, *answers = {
+        "long": [LONG, *(LONG + str(n) for n in range(4))],
+        "nine": ["Write a function.", *(f"\n{CODE}{n}" for n in range(9))],
+        "short": ["Write a positive review: with his", *(f" hand {n}" for n in range(4))],
+    }[kind]
+    add(database, prompt, answers)
+    page = visit(viewport=viewport)
+    assert page.evaluate("scrollY") == 0 and page.evaluate(SHIFTS) == []
+    prompt_top = page.locator(".asked").bounding_box()["y"]
+    dock = page.locator(".dock").bounding_box()
+    assert 0 < prompt_top < viewport["height"] / 3 and dock["height"] < viewport["height"] / 3
+    if kind == "long" and viewport is DESK:  # beside the answers, to its end above the dock
+        box = page.locator(".passage").bounding_box()
+        assert box["y"] + box["height"] < dock["y"]
+        assert page.locator(".answer").first.bounding_box()["x"] > box["x"] + box["width"]
+    if kind == "nine":
+        style = "getComputedStyle(document.querySelector('.answer .written'))"
+        assert "mono" in page.evaluate(f"{style}.fontFamily") and "U+0009" not in page.content()
+    page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
+    assert page.evaluate(HIDDEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    if viewport is PHONE:
+        assert page.evaluate(SMALL, TOUCHED) == []
+
+
+@pytest.mark.parametrize(
+    "language,words", [("en-US", ["worst", "best"]), ("zh-CN", ["最差", "最好"])]
+)
+def test_both_scales_say_which_end_is_best_on_a_phone(visit, database, language, words):
+    add(database, "with his", [f" hand {n}" for n in range(4)])
+    page = visit(viewport=PHONE, locale=language)
+    for scale, ends in (("quality", words), ("rank", words[::-1])):
+        steps = page.locator(f"[data-letter=B] [data-scale={scale}] .steps label")
+        for step, word in ((steps.first, ends[0]), (steps.last, ends[1])):
+            step.scroll_into_view_if_needed()
+            assert word in step.inner_text() and step.locator("small").is_visible()
+    assert page.locator(".bucket[data-rank='1']").inner_text().endswith(words[1])
+    assert page.locator(".before").first.inner_text() == "with his"
+    assert page.locator(".before").first.is_visible()
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_saved_and_skipped_do_not_move_the_page_and_undo_gives_back(visit, database, viewport):
+    fill(database, 3)
+    waiting = {"phase": "waiting", "round": 4, "new": 0, "wanted": 200, "goal": 200}
+    figures.set_status(database, "updater", **waiting)
+    figures.add_round(database, 3, {"labels": 0, "samples": []})
+    page = visit(viewport=viewport)
+    places = lambda: [page.locator(x).first.bounding_box() for x in (".prompt", ".answer", ".dock")]
+    before = places()
+    page.fill("textarea[name=demonstration]", "my own", force=True)
+    for letter, rank in zip("ABCD", "2134", strict=True):
+        page.check(f"input[name=rank-{letter}][value='{rank}']", force=True)
+    page.click("text=Save and next")
+    page.wait_for_selector("text=Saved.")
+    assert "1 of 200 labels until the model learns again · round 3 is out" in page.inner_text(
+        ".strip"
+    )
+    assert places() == before
+    page.click("summary:has-text('Skip this task')")
+    page.click("button[value=skip]")
+    page.wait_for_selector("text=Skipped.")
+    assert places() == before
+    for said, kinds in (("that you skipped", ["ranking"]), ("your ranking", [])):
+        page.click("text=Undo")
+        page.wait_for_selector(f"text=Taken back: {said}")
+        page.reload()  # repeats nothing
+        assert [x.kind for x in read_labels(database)] == kinds
+    assert page.is_checked("input[name=rank-D][value='4']")
+    assert page.input_value("textarea[name=demonstration]") == "my own"
+    assert page.locator(".bucket[data-rank='1'] .chip").all_inner_texts() == ["B"]
 
 
 def test_keys_do_not_reach_into_text_and_can_be_turned_off(visit, database):
@@ -139,13 +327,17 @@ def test_dragging_keeps_ties(visit, database, viewport):
     assert page.locator(".bucket[data-rank='2'] .chip").all_inner_texts() == ["A", "C"]
     page.click("text=Save and next")
     page.wait_for_selector("text=Nothing to label")
-    assert shown_ranks(database)[0] == [1, 0, 1, 0]
+    assert shown_ranks(read_labels(database))[0] == [1, 0, 1, 0]
 
 
 def test_without_javascript(visit, database):
     fill(database, 2)
     page = visit(java_script_enabled=False)
     assert not page.is_visible(".board") and not page.is_visible(".modes")
+    for letter, rating in zip("AB", (2, 5), strict=True):
+        page.check(f"input[name=quality-{letter}][value='{rating}']", force=True)
+    page.click("text=Rank by ratings")
+    assert page.is_checked("input[name=rank-B][value='1']")
     page.click("text=Save and next")
     assert page.url.endswith("/label")  # the browser asks for the ranks itself
     for letter, rank in zip("ABCD", (1, 3, 2, 1), strict=True):
@@ -154,9 +346,9 @@ def test_without_javascript(visit, database):
     page.check("[data-letter=B] input[value=sexual]")
     page.click("text=Save and next")
     assert page.is_visible("text=Saved.")
-    ranks, label = shown_ranks(database)
+    ranks, label = shown_ranks(read_labels(database))
     assert ranks == [0, 2, 1, 0] and label.body["flags"][label.body["shown"][1]]["sexual"]
-    page.click("text=Undo the last one")
+    page.click("text=Undo")
     assert page.is_checked("input[name=rank-B][value='3']") and read_labels(database) == []
     page.click("text=Save and next")
     page.click("summary:has-text('Skip this task')")
@@ -188,7 +380,7 @@ def test_a_draft_survives_a_reload_and_is_nobody_elses(visit, database):
         page.check(f"input[name=rank-{letter}][value='1']", force=True)
     page.click("text=Save and next")
     page.wait_for_selector("text=Nothing to label")
-    assert page.evaluate("Object.keys(localStorage).length") == 0
+    assert page.evaluate("Object.keys(localStorage)") == []
 
 
 def test_offline(visit, database):
@@ -202,7 +394,7 @@ def test_offline(visit, database):
     assert read_labels(database) == []
     page.context.set_offline(False)
     page.wait_for_selector("text=Nothing to label")
-    assert shown_ranks(database)[0] == [0, 1, 2, 3]
+    assert shown_ranks(read_labels(database))[0] == [0, 1, 2, 3]
 
 
 def test_two_tabs(visit, database):
@@ -218,7 +410,7 @@ def test_two_tabs(visit, database):
     second.click("text=Save and next")
     second.wait_for_selector("text=You have labelled this task before")
     assert second.is_checked("input[name=rank-D][value='3']")
-    assert shown_ranks(database)[0] == [0, 1, 1, 2]
+    assert shown_ranks(read_labels(database))[0] == [0, 1, 1, 2]
 
 
 ATTACK = (
@@ -248,7 +440,7 @@ def test_nothing_that_is_written_runs(visit, database):
     (question,) = conversation.waiting(database)
     conversation.answer(database, question, responses[:2], round=0, sampling={})
     page.wait_for_selector("text=Which of these is better")  # drawn live
-    for path in ("/chat", "/dashboard", "/account", f"/label?saved={ATTACK}"):
+    for path in ("/chat", "/dashboard", "/account", f"/label?did={ATTACK}&task={ATTACK}&guide"):
         page.goto(page.base + path)
         page.wait_for_timeout(100)
         assert "owned" not in page.title()
@@ -264,27 +456,78 @@ def test_nothing_that_is_written_runs(visit, database):
     assert "owned" not in page.title()
 
 
-def test_chat(visit, database):
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_chat(visit, database, viewport):
     figures.set_status(database, "answerer", phase="ready", round=1)
-    page = visit()
+    page = visit(viewport=viewport)
     page.goto(page.base + "/chat")
-    page.fill("textarea[name=message]", "this film is")
-    page.click("text=Send")
-    page.wait_for_selector("text=is answering")
-    (question,) = conversation.waiting(database)
-    answers = [queue.Response(" good", "p"), queue.Response(" bad", "p")]
-    conversation.answer(database, question, answers, round=1, sampling={})
-    page.wait_for_selector("text=Which of these is better")
-    page.locator(".reply", has=page.get_by_text("good", exact=True)).locator(".primary").click()
+    field = page.locator("textarea[name=message]")
+    pressed = "new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, %s})"
+    composing = f"e => e.dispatchEvent({pressed})"
+    for n in range(4):
+        field.click()
+        page.keyboard.type("this film")
+        page.keyboard.press("Shift+Enter")
+        page.keyboard.type(f"is {n}")
+        # The Enter that chooses a word in an input method, in Chromium and in Safari.
+        field.evaluate(composing % "isComposing: true")
+        field.evaluate(composing % "keyCode: 229")
+        assert conversation.waiting(database) == []
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=is answering")
+        assert field.input_value() == "" and field.evaluate("e => e === document.activeElement")
+        (question,) = conversation.waiting(database)
+        assert question.prompt == f"this film\nis {n}"
+        answers = [queue.Response(f" {word} {n}", "p") for word in ("good", "bad")]
+        conversation.answer(database, question, answers, round=1, sampling={})
+        page.wait_for_selector(f"text=good {n}")
+    say = page.locator(".say").bounding_box()
+    for word in ("good", "bad"):  # the newest answer is in view, above the field
+        box = page.get_by_text(f"{word} 3", exact=True).first.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= say["y"]
+    scrolled = page.evaluate("scrollY")
+    best = page.locator(".reply", has=page.get_by_text("good 3", exact=True))
+    best.locator(".primary").click()
     page.wait_for_selector("text=chosen")
-    bad = page.locator(".reply", has=page.get_by_text("bad", exact=True))
+    assert page.url.endswith("/chat")  # the page stays, and where it was
+    assert abs(page.evaluate("scrollY") - scrolled) < 120
+    bad = page.locator(".reply", has=page.get_by_text("bad 3", exact=True))
     bad.locator("button[value=down]").click()
+    page.wait_for_selector("button[value=down][aria-pressed=true]")
+    assert page.evaluate("document.activeElement.value") == "down"  # drawn anew, focused still
     bad.locator("summary").click()
     bad.locator("textarea").fill("superb")
     bad.locator("button[value=correct]").click()
     page.wait_for_selector(".correction")
     made = [([r.text for r in x.responses], x.ranks) for x in rankings(read_labels(database))]
-    assert ([" good", " bad"], (0, 1)) in made and ([" superb", " bad"], (0, 1)) in made
+    assert ([" good 3", " bad 3"], (0, 1)) in made and ([" superb", " bad 3"], (0, 1)) in made
+    page.goto(page.base + "/chat")
+    assert page.evaluate("scrollY") > 0 and page.get_by_text("good 3", exact=True).is_visible()
+
+
+@pytest.mark.parametrize("clipboard", ["allowed", "refused", "missing"])
+def test_an_invite_link_is_copied_or_selected(visit, database, clipboard):
+    page = visit()
+    if clipboard == "allowed":
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    else:  # without permission, and as on plain HTTP
+        broken = {"refused": "{writeText: () => Promise.reject()}", "missing": "undefined"}[
+            clipboard
+        ]
+        script = f"Object.defineProperty(navigator, 'clipboard', {{value: {broken}}});"
+        page.add_init_script(script + "document.execCommand = () => false;")
+    enter(page, "admin")
+    page.goto(page.base + "/team")
+    page.click("button[value=invite]")
+    page.click("[data-copy]")
+    link = page.input_value("#link")
+    assert "/join?invite=" in link
+    if clipboard == "allowed":
+        page.wait_for_selector("text=Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == link
+    else:
+        page.wait_for_selector("text=Selected: press Ctrl-C")
+        assert page.evaluate("getSelection().toString()") == link
 
 
 @pytest.mark.parametrize("width", [320, 1280])
@@ -296,7 +539,7 @@ def test_nine_answers_fit(visit, database, width):
         page.click(f"label:has(input[name=rank-{letter}][value='{rank}'])")
     page.click("text=Save and next")
     page.wait_for_selector("text=Nothing to label")
-    assert shown_ranks(database)[0] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert shown_ranks(read_labels(database))[0] == [8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +565,7 @@ def test_accessible_in_both_languages_on_both_screens(visit, database, language,
     for letter in "ABCDEF":
         page.check(f"input[name=rank-{letter}][value='1']", force=True)
     page.click("button[value=rank]")
-    page.wait_for_selector("[data-saved]")
+    page.wait_for_selector("[data-saved]", state="attached")
     for path in ("/chat", "/dashboard", "/account", "/nowhere"):
         check_page(page, path, language, open_details=path == "/chat")
     enter(page, "admin")

@@ -23,12 +23,16 @@ from rlhf_jax.feedback import accounts, conversation, figures, queue, submission
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
 from rlhf_jax.feedback.labels import rankings, read_labels, written
-from rlhf_jax.feedback.web import limits, security
+from rlhf_jax.feedback.plots import plot
+from rlhf_jax.feedback.standing import add_refusal, read_standing
+from rlhf_jax.feedback.web import forms, limits, reading, security
 from rlhf_jax.feedback.web.address import origin_of
 from rlhf_jax.feedback.web.app import create_app
-from rlhf_jax.feedback.web.render import CATALOGS, HERE
+from rlhf_jax.feedback.web.guide import own_guide, task_guide
+from rlhf_jax.feedback.web.render import CATALOGS, HERE, duration
 from rlhf_jax.feedback.web.serve import admin_token
 from rlhf_jax.feedback.web.site import Site
+from rlhf_jax.tasks.task import task_names
 
 LOCAL = "http://localhost"
 ATTACKS = (
@@ -64,8 +68,8 @@ class Browser:
             self.http.get("/enter", params={"token": token})
             assert self.http.get("/enter", follow_redirects=False).status_code == 303
 
-    def get(self, path: str, status: int = 200) -> str:
-        answer = self.http.get(path)
+    def get(self, path: str, status: int = 200, **query) -> str:
+        answer = self.http.get(path, params=query or None)
         assert answer.status_code == status, answer.text
         return answer.text
 
@@ -133,22 +137,48 @@ def test_a_task_from_form_to_training_row(database, app):
     assert written([label])[0].completion == " My own"
 
     page = ann.post("/undo", page)  # taken back, filled in as it was
+    assert "Taken back: your ranking" in page
     assert re.search(r'name="rank-D" value="3" checked', page) and ">My own</textarea>" in page
     assert re.search(r'name="flag-B" value="sexual" checked', page)
     page = ann.post("/label", page, action="skip", reason="offensive", note="no")
-    assert [x.kind for x in read_labels(database)] == ["skip"]
+    assert [x.kind for x in read_labels(database)] == ["skip"] and "Skipped." in page
     page = ann.post("/label", page, **RANKS)
     assert "Nothing to label" in page
 
 
-def test_an_answer_that_goes_on_inside_a_word_says_so(database, app):
-    responses = [queue.Response(text, "p") for text in ("ly good", " good", ", good", "良")]
-    queue.add_tasks(database, [queue.NewTask("strange", responses), queue.NewTask("a ", responses)])
-    ann = Browser(app)
-    page = ann.get("/label")
-    joined = re.findall(r'class="written joined" dir="auto">([^<]*)<', page)
-    assert joined == ["ly good"]
-    assert "joined" not in ann.post("/label", page, **RANKS)
+@pytest.mark.parametrize(
+    "prompt,answer,before,text",
+    [
+        ("Write a positive review: with his", " acting ,", "with his", " acting ,"),
+        ("This is strange", "ly good ", "This is strange", "ly good"),
+        ("One. Two, and", " three", "Two, and", " three"),
+        ("a ", "good", "a ", "good"),
+        ("今天天气很好。我们", "去公园", "我们", "去公园"),
+        ("word " * 50, "end", "… " + "word " * 11, "end"),
+        # Answered, not continued:
+        ("What is it?", " A dog", "", "A dog"),
+        ("TL;DR:", " short", "", "short"),
+        ('He said "no."', " Then", "", "Then"),
+        ("Write a poem", "\n\nRoses", "", "Roses"),
+        ("Code:\n", "\n    x = 1\n", "", "    x = 1"),
+        ("", " all", "", "all"),
+        ((Message("user", "and then"),), (Message("assistant", "what"),), "", "what"),
+    ],
+)
+def test_the_prompts_end_stands_before_an_answer_that_goes_on_from_it(prompt, answer, before, text):
+    assert reading.continued(prompt, answer) == (before, text)
+
+
+def test_the_prompts_end_is_greyed_on_the_page(database, app):
+    responses = [queue.Response(text, "p") for text in ("ly good", " good", ", good", "\ton")]
+    queue.add_tasks(database, [queue.NewTask("this is strange", responses)])
+    page = Browser(app).get("/label")
+    shown = re.findall(r'<span class="before">(.*?)</span>(.*?)</div>', page)
+    assert sorted(text for _, text in shown) == ["\ton", " good", ", good", "ly good"]
+    assert {before for before, _ in shown} == {"this is strange"}
+    assert re.search(r'class="written {2}code" dir="auto">', page)  # the one with a tab
+    assert not any(map(reading.is_code, ("a\n b", "verse\n  one indented line", "x")))
+    assert reading.is_code("if x:\n  y\n  z") and reading.is_code("```\nx\n```")
 
 
 def test_what_cannot_be_stored_comes_back_filled_in(database, app, tmp_path):
@@ -182,6 +212,40 @@ def test_what_cannot_be_stored_comes_back_filled_in(database, app, tmp_path):
     database._connect = connect
     assert "Nothing to label" in ann.post("/label", page, **given)
     assert len(read_labels(database)) == 1
+
+
+def test_undo_redirects_and_reloading_repeats_nothing(database, app):
+    fill(database, 3)
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    page = ann.get("/label")
+    for _ in range(2):
+        page = ann.post("/label", page, **RANKS)
+    answer = ann.http.post("/undo", data=ann.fields(page), follow_redirects=False)
+    assert answer.status_code == 303
+    for _ in range(3):
+        page = ann.get(answer.headers["location"])
+        assert "Taken back: your ranking" in page and len(read_labels(database)) == 1
+        assert re.search(r'name="rank-D" value="3" checked', page)  # ranks have no gaps
+    # Saved anew, it is no draft any more; a skip is taken back with its reason.
+    ann.post("/label", page, **RANKS | {"rank_D": 3})
+    ann.post("/label", ann.get("/label"), action="skip", reason="too_long", note="novel")
+    page = ann.post("/undo", page)
+    assert "Taken back: that you skipped" in page and '"too_long" selected' in page
+    assert 'value="novel"' in page and "checked" not in page.partition('id="keys-on"')[0]
+    ann.post("/undo", page), ann.post("/undo", page)
+    assert "There is nothing to take back" in ann.post("/undo", page)
+
+
+def test_ranks_from_ratings_without_a_script(database, app):
+    fill(database, 1)
+    ann = Browser(app)
+    given = {f"quality-{letter}": n for letter, n in zip("ABCD", (3, 7, 3, 1), strict=True)}
+    page = ann.post("/label", ann.get("/label"), action="fill", **given, demonstration="mine")
+    ranks = re.findall(r'name="rank-(\w)" value="(\d)" checked', page)
+    assert ranks == [("A", "2"), ("B", "1"), ("C", "2"), ("D", "3")] and ">mine<" in page
+    assert read_labels(database) == []
+    half = forms.Entered([forms.Answer("A", "", rank=4), forms.Answer("B", "", quality=2)])
+    assert [x.rank for x in forms.ranked_by_ratings(half).answers] == [4, 1]
 
 
 def test_two_tabs(database, app):
@@ -233,6 +297,78 @@ def test_api(database, app):
     assert Browser(app).http.post("/api/label", json=label).status_code == 401
 
 
+# --- the guide, and how the loop stands -----------------------------------------------------------
+
+
+def test_the_guide_is_shown_until_it_is_put_away(database, tmp_path):
+    fill(database, 1, wanted=2)
+    path = tmp_path / "guide.md"
+    path.write_text("# Judge *kindly*\n\n<script>x</script>")
+    (tmp_path / "guide.zh.md").write_text("请**仔细**判断")
+    app = create_app(Site(database, guide=own_guide(path), per_second=1e6))
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    page = ann.get("/label")
+    assert "<h1>Judge <em>kindly</em></h1>" in page and "&lt;script&gt;x" in page
+    assert "7 is best" in page and "1 is best" in page and "the end of the prompt" in page
+    is_open = lambda page: re.search(r"<dialog [^>]*open>", page) is not None
+    assert is_open(page)
+    assert not is_open(ann.post("/guide", page)) and not is_open(ann.get("/label"))
+    assert is_open(ann.get("/label?guide"))
+    chinese = Browser(app, **{"Accept-Language": "zh"})
+    assert "请<strong>仔细</strong>判断" in chinese.get("/label")
+    path.write_text("Another text")  # is shown to those who know the old one
+    ann.http.app = create_app(Site(database, guide=own_guide(path), per_second=1e6))
+    again = Browser(ann.http.app, None)
+    again.http.cookies = ann.http.cookies
+    assert is_open(again.get("/label"))
+
+
+def test_every_task_has_a_guide_in_both_languages():
+    names = task_names()
+    guides = {name: task_guide(name) for name in [*names, "my_task.py"]}
+    for guide in guides.values():
+        assert guide.pages.keys() == CATALOGS.keys() and guide.pages["en"] != guide.pages["zh"]
+        assert re.search("[\u4e00-\u9fff]{4}", guide.pages["zh"])
+    own = {name for name in names if guides[name] != guides["my_task.py"]}
+    assert own == set(names) - {"language"}  # a language model's task asks people nothing
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        (None, "no such file"),
+        (b" \n", "found 0 characters"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b"x" * 20_001, "found 20001 characters, expected 1 to 20000"),
+    ],
+)
+def test_a_guide_that_cannot_be_shown_is_refused(tmp_path, content, message):
+    path = tmp_path / "guide.md"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"--serve.guide.*{message}"):
+        own_guide(path)
+
+
+def test_people_see_how_far_the_next_round_is(database, app):
+    fill(database, 2)
+    ann = Browser(app)
+    assert "no round is running" in ann.get("/label")
+    figures.add_round(database, 3, {"labels": 40, "samples": []})
+    waiting = {"round": 4, "new": 0, "wanted": 200, "goal": 200}
+    figures.set_status(database, "updater", phase="waiting", **waiting)
+    page = ann.post("/label", ann.get("/label"), **RANKS)
+    assert "1 of 200 labels until the model learns again" in page and "round 3 is out" in page
+    for goal, new in ((201, 0), (1, 200), (-300, 200)):  # never under 0, never over what is wanted
+        figures.set_status(database, "updater", phase="waiting", **waiting | {"goal": goal})
+        assert read_standing(database).new == new
+    figures.set_status(database, "updater", phase="ppo", round=4)
+    assert "learning from 1 labels now" in ann.get("/label")
+    with database.write() as rows:  # silent for too long
+        rows("UPDATE status SET updated = updated - 999")
+    assert read_standing(database).state == "idle"
+
+
 # --- chat -----------------------------------------------------------------------------------------
 
 
@@ -280,6 +416,42 @@ def _account(database, name):
 
 def _conversation(page):
     return re.search(r'name="conversation" value="(\w+)"', page)[1]
+
+
+def test_earlier_conversations_examples_and_the_round_that_answers(database, app):
+    queue.add_tasks(
+        database,
+        [queue.NewTask(p, [queue.Response(" x", "p")]) for p in ("a b & c", "a b & c", "y" * 161)],
+    )
+    token = accounts.add_labeler(database, "Ann")[1]
+    ann, account = Browser(app, token), _account(database, "Ann")
+    page = ann.get("/chat")
+    assert "Each message stands alone" in page and "Earlier conversations" not in page
+    (example,) = re.findall(r'href="(/chat\?[^"]*message=[^"]*)"', page)
+    assert ">a b &amp; c</textarea>" in ann.get(html.unescape(example))
+    figures.set_status(database, "answerer", phase="ready", round=3)
+    for name, message in (("one", "first words"), ("two", "x"), ("one", "more"), ("two", "z")):
+        conversation.say(database, account, name, message, dialogue=False)
+        (question,) = conversation.waiting(database)
+        answers = [queue.Response(" good", "p")]
+        conversation.answer(database, question, answers, round=2, sampling={})
+    found = conversation.talks(database, account, most=9)
+    assert [(each.name, each.first, each.turns) for each in found] == [
+        *(("two", "x", 2), ("one", "first words", 2)),
+    ]
+    page = ann.get("/chat")
+    assert "The policy of round 3 answers" in page and page.count("Answered by round 2") == 2
+    assert re.search(r'conversation=one#newest"><span class="first"[^>]*>first words<', page)
+    assert page.count('id="newest"') == 1 and "Prompts to try" not in page
+    answer = ann.http.post(
+        "/chat", data=ann.fields(page) | {"action": "say", "message": "m"}, follow_redirects=False
+    )
+    assert answer.headers["location"].endswith("#newest")
+    talking = Browser(create_app(Site(database, dialogue=True, per_second=1e6)), token)
+    assert "reads the whole conversation" in talking.get("/chat")
+    assert talking.get("/chat?conversation=one&part=turns") == talking.get(
+        "/chat?conversation=one&part=turns"
+    )  # nothing is drawn anew for nothing
 
 
 def test_a_dialogues_prompt_holds_what_was_said(database):
@@ -368,14 +540,70 @@ def test_dashboard(database, app):
     figures.set_status(database, "updater", phase="ppo", round=2)
     page = ann.get("/dashboard?part=figures")
     assert "<html" not in page and "71.5 %" in page and "improving the policy by PPO" in page
-    assert "-0.2, 0.35" in page and page.count("<polyline") == 4
+    assert "Round 0 -0.2 ± 0.05, Round 1 0.35 ± 0.05" in page and page.count("<polyline") == 4
     assert "<script" not in page and html.escape(ATTACKS[0], quote=False)[:20] in page
     ben = Browser(app, accounts.add_labeler(database, "Ben")[1])
     assert "Ann" not in ben.get("/dashboard") and alias in ben.get("/dashboard")
     assert "Ann" in Browser(app).get("/dashboard")
 
 
+def test_the_dashboard_says_why_a_round_trained_no_policy(database, app):
+    tried = {"accuracy": 0.483, "half_width": 0.11, "pairs": 35, "gate": 0.55, "wait": 200}
+    for labels in (203, 403, 403):  # the last one again, after a crash
+        add_refusal(database, 1, tried | {"labels": labels})
+    page = Browser(app).get("/dashboard")
+    assert "Round 1 trained no policy" in page and "from 403 labels" in page
+    assert "orders 48.3 % ± 11 of 35 held-out pairs" in page and "needs 55.0 %" in page
+    assert "200 labels after this one" in page and "The interval reaches the gate" in page
+    assert page.count("trained no policy</th>") == 2
+    body = {"gold": None, "score": {"mean": 1.0, "ci": 0.1}, "kl": {"mean": 1.0, "ci": 0.1}}
+    body |= {"accuracy": 0.6, "labels": 600, "seconds": 1123.0, "samples": []}
+    figures.add_round(database, 1, body)  # then it came out
+    page = Browser(app).get("/dashboard")
+    assert "What helps" not in page and page.count("trained no policy</th>") == 2
+    assert "19 min" in page and "1123" not in page
+    assert "没有训练策略" in Browser(app, **{"Accept-Language": "zh"}).get("/dashboard")
+
+
+def test_a_plots_axis_holds_zero_and_a_share_is_drawn_from_0_to_1():
+    drawn = plot([(1, 0.62, 0.06), (2, 0.97, 0.1), (3, float("nan"), 0.0)], limits=(0.0, 1.0))
+    assert [tick.text for tick in drawn.y_ticks] == ["0", "0.5", "1"] and len(drawn.points) == 2
+    assert drawn.points[1].high == drawn.y_ticks[-1].at  # the interval ends where shares do
+    assert drawn.points[0].text == "0.62 ± 0.06"
+    drawn = plot([(0, 3.0, 0.5), (1, 3.1, float("nan"))], reference=0.5)
+    assert drawn.y_ticks[0].text == "0" and float(drawn.y_ticks[-1].text) >= 3.5
+    assert drawn.points[1].low == drawn.points[1].high == drawn.points[1].y
+    assert drawn.y_ticks[-1].at < drawn.reference < drawn.y_ticks[0].at
+    assert plot([]) is None
+
+
+def test_durations_are_in_units_that_one_reads():
+    found = [duration(seconds) for seconds in (0.4, 42, 119, 120, 1123, 7300, 200_000)]
+    assert found == [
+        *(("seconds", 0), ("seconds", 42), ("seconds", 119), ("minutes", 2), ("minutes", 19)),
+        *(("hours", 2), ("days", 2)),
+    ]
+
+
 # --- who comes in ---------------------------------------------------------------------------------
+
+
+def test_the_team_page_says_who_labelled_and_who_is_invited(database, app):
+    fill(database, 1)
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    accounts.add_labeler(database, "Ben")
+    ann.post("/label", ann.get("/label"), **RANKS)
+    admin = Browser(app)
+    page = admin.get("/team")
+    rows = [re.sub(r"<[^>]*>|\s+", " ", row) for row in re.findall(r"<tr.*?</tr>", page, re.S)]
+    row = lambda name: next(row for row in rows if f" {name} " in row)
+    assert " 1 " in row("Ann") and "0 s ago" in row("Ann").replace("1 s", "0 s")
+    assert " 0 " in row("Ben") and "never" in row("Ben")
+    assert "No invitation is open" in page and "close-invites" not in page
+    page = admin.post("/team", page, action="invite")
+    assert "Open invitations: 1" in page and "works for 7 days more" in page
+    assert re.search(r'id="link" readonly value="http://localhost/join\?invite=', page)
+    assert "No invitation is open" in admin.post("/team", page, action="close-invites")
 
 
 def test_invite_link_account_and_revocation(database, app):
@@ -575,7 +803,7 @@ def test_everything_is_below_the_prefix(database):
     form = {**Browser.fields(None, http.get("/label/label").text), "rank-A": 1}
     form |= {f"rank-{letter}": 1 for letter in "BCD"}
     scripted = http.post("/label/label", data=form, headers={"Accept": "application/json"})
-    assert scripted.json()["next"].startswith("/label/label?saved=")
+    assert scripted.json()["next"].startswith("/label/label?did=saved&task=")
     form = Browser.fields(None, http.get("/label/account").text)
     page = http.post("/label/team", data=form | {"action": "invite"}).text
     assert "https://lab.example.org/label/join?invite=" in page
@@ -667,7 +895,8 @@ def test_what_people_and_models_write_is_only_text(database, app, attack):
     ann.post("/label", page, **given, **{"note-A": attack})
     ann.post("/chat", ann.get("/chat"), action="say", message=attack)
     pages += [ann.post("/undo", page), ann.get("/chat")]
-    pages.append(ann.get(f"/label?saved={attack}") if attack.isascii() else "")
+    pages.append(ann.get("/label", did=attack, task=attack, guide=attack))
+    pages.append(ann.get("/chat", message=attack))
     for page in pages:
         tags = Tags(page).found
         assert [attributes for tag, attributes in tags if tag == "script"] == [
@@ -715,7 +944,7 @@ def test_catalogs_match(app):
     wanted |= set(re.findall(r"\bt\('([a-z_]+(?:\.[a-z_]+)*)'[,)]", used))
     assert wanted <= CATALOGS["en"].keys()
     prefixes = ("flag.", "prompt.", "use.", "skip.", "phase.", "process.", "error.", "nav.")
-    prefixes += ("role.",)
+    prefixes += ("role.", "happened.", "time.")
     unused = {key for key in CATALOGS["en"].keys() - wanted if not key.startswith(prefixes)}
     assert not unused
 

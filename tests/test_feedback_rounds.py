@@ -27,6 +27,7 @@ from rlhf_jax.feedback import conversation, figures, queue, submissions
 from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import is_heldout, read_labels
+from rlhf_jax.feedback.standing import read_refusals
 from rlhf_jax.tasks.task import find_task
 
 PER_ROUND = 24
@@ -88,6 +89,10 @@ def test_two_rounds_over_http(loop, monkeypatch):
         assert row["kl"]["mean"] != 0 and 0 <= row["accuracy"] <= 1
         assert np.isfinite([row["gold"]["mean"], row["score"]["mean"]]).all()
         assert len(row["samples"]) == feedback_rounds.SHOWN and row["labelers"]
+        right = sum(each["accuracy"] * each["pairs"] for each in row["labelers"].values())
+        assert right / row["pairs"] == pytest.approx(row["accuracy"]) and row["accuracy_ci"] >= 0
+        sample = row["samples"][0]
+        assert sample["score"][1] == row["text_score"][0] and len(sample["gold"]) == 2
     assert [s["before"] for s in rounds[2]["samples"]] == rounds[1]["texts"]
     assert figures.read_status(database)["updater"]["phase"] == "stopped"
 
@@ -200,4 +205,7 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
     learnt = feedback_rounds.one_round(config, database, number, labels)
     assert learnt == len(labels) and not config.round_dir(number).exists()
     assert figures.read_rounds(database) == []
+    (refusal,) = read_refusals(database)
+    assert (refusal.round, refusal.labels, refusal.gate) == (number, learnt, 1.0)
+    assert 0 <= refusal.accuracy < 1 and refusal.pairs > 0 and refusal.half_width >= 0
     assert time.time() - figures.read_status(database)["updater"]["updated"] < 600

@@ -66,6 +66,9 @@ class ServeConfig:
     """How long a task stays in one labeler's hands."""
     scrub: bool = True
     """Replace e-mail addresses, phone, card and id numbers in what people type and in prompts."""
+    guide: Path | None = None
+    """A Markdown file that says what a good answer is; guide.zh.md beside guide.md is what readers
+    of Chinese see. None: the guide of ``task``."""
     dialogue: bool = False
     """The chat's prompts are whole conversations, not single messages."""
 

@@ -158,6 +158,35 @@ def preferred(turn: Turn) -> str | Conversation:
     return turn.task.responses[best].text
 
 
+class Talk(NamedTuple):
+    """One of a person's conversations, for a list of them."""
+
+    name: str
+    first: str
+    """Its first message."""
+    turns: int
+    newest: float
+    """When the last message was written."""
+
+
+def talks(database: Database, account: Account, *, most: int) -> list[Talk]:
+    """This person's conversations, the one that they last wrote in first."""
+    with database.read() as rows:
+        found = rows(
+            """SELECT g.*, t.body FROM (
+                    SELECT conversation AS name, MIN(number) AS start, MAX(number) AS stop,
+                        COUNT(*) AS turns, MAX(created) AS newest
+                    FROM turn WHERE account = :account GROUP BY conversation) g
+                JOIN turn t ON t.number = g.start ORDER BY g.stop DESC LIMIT :most""",
+            account=account.id,
+            most=most,
+        )
+    return [
+        Talk(row["name"], parse_body(row["body"])["message"], row["turns"], row["newest"])
+        for row in found
+    ]
+
+
 def newest_conversation(database: Database, account: Account) -> str | None:
     with database.read() as rows:
         found = rows(

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label
@@ -47,8 +47,8 @@ def agreement(labels: Sequence[Label]) -> tuple[Agreement, dict[str, Agreement]]
         for who, (alike, both) in of_task.items():
             if both:
                 counts[who].append((alike, both))
-    everyone = _agreement(counts.pop(None, []))
-    return everyone, {who: _agreement(each) for who, each in counts.items()}
+    everyone = Agreement(*ratio(counts.pop(None, [])))
+    return everyone, {who: Agreement(*ratio(each)) for who, each in counts.items()}
 
 
 def count_alike(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
@@ -58,15 +58,21 @@ def count_alike(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
     return products.count(1), len(products) - products.count(0)
 
 
-def _agreement(counts: Sequence[tuple[int, int]]) -> Agreement:
-    """A ratio of sums over tasks; pairs of one task are not independent, tasks are."""
+Number = TypeVar("Number", int, float)
+
+
+def ratio(counts: Sequence[tuple[Number, int]]) -> tuple[Number, int, float]:
+    """(Σ alike, Σ pairs, half-width of their ratio's 95 % interval) over tasks, or prompts.
+
+    Pairs of one task are not independent, tasks are. The half-width is NaN for fewer than two.
+    """
     alike, pairs = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     n = len(counts)
     if n < 2:
-        return Agreement(alike, pairs, float("nan"))
+        return alike, pairs, float("nan")
     share, mean = alike / pairs, pairs / n
     variance = sum((a - share * p) ** 2 for a, p in counts) / (n - 1) / n / mean**2
-    return Agreement(alike, pairs, 1.96 * variance**0.5)
+    return alike, pairs, 1.96 * variance**0.5
 
 
 def per_hour(labels: Sequence[Label], *, hours: int, now: float) -> list[int]:

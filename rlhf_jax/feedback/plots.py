@@ -14,7 +14,9 @@ class Point(NamedTuple):
     low: float
     """Ends of the error bar."""
     high: float
+    round: str
     text: str
+    """The value, with its interval."""
 
 
 class Tick(NamedTuple):
@@ -23,57 +25,58 @@ class Tick(NamedTuple):
 
 
 class Plot(NamedTuple):
-    points: list[list[Point]]
-    """Of each series."""
+    points: list[Point]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    band: tuple[float, float] | None
-    """Top and height of a horizontal band."""
+    reference: float | None
+    """Height of a line to compare with."""
 
-    def path(self, series: int) -> str:
-        return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points[series])
+    @property
+    def path(self) -> str:
+        return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
 
 
-Series = Sequence[tuple[float, float, float]]
-"""(x, y, half-width of y's interval); a point whose y is NaN is left out."""
+Series = Sequence[tuple[int, float, float]]
+"""(round, y, half-width of y's interval); a point whose y is NaN is left out."""
 
 
 def plot(
-    *series: Series, band: tuple[float, float] | None = None, zero: bool = False
+    series: Series,
+    *,
+    limits: tuple[float, float] | None = None,
+    reference: float | None = None,
 ) -> Plot | None:
-    """Scaled to the data, with round tick marks; None if there is nothing to draw."""
-    shown = [[point for point in each if math.isfinite(point[1])] for each in series]
-    points = [point for each in shown for point in each]
-    if not points:
+    """Drawn with its intervals and 0, or between ``limits``; None if there is nothing to draw.
+
+    A share has limits. Neither axis begins at the smallest value: a small difference looks small.
+    """
+    shown = [_bar(*point, *(limits or (-math.inf, math.inf))) for point in series]
+    shown = [point for point in shown if math.isfinite(point[1])]
+    if not shown:
         return None
-    half = lambda point: point[2] if math.isfinite(point[2]) else 0.0
-    lows = [y - half((x, y, h)) for x, y, h in points] + ([band[0]] if band else [])
-    highs = [y + half((x, y, h)) for x, y, h in points] + ([band[1]] if band else [])
-    y_ticks = round_ticks(min(lows + ([0.0] if zero else [])), max(highs))
-    xs = [x for x, _, _ in points]
+    ends = limits or (0.0, *(end for point in shown for end in point[2:4]))
+    y_ticks = round_ticks(min(ends), max(ends))
+    xs = [float(point[0]) for point in shown]
     # Rounds are whole numbers.
-    ticks = round_ticks(min(xs), max(xs))
-    x_ticks = [x for x in ticks if min(xs) <= x <= max(xs) and x == round(x)]
-    x_of = _scale(min(xs), max(xs), LEFT + 8, WIDTH - RIGHT - 8)
+    x_ticks = [x for x in round_ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs) and x == int(x)]
+    x_of = _scale(min(xs), max(xs), LEFT + 12, WIDTH - RIGHT - 12)
     y_of = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     return Plot(
         [
-            [
-                Point(
-                    x_of(x),
-                    y_of(y),
-                    y_of(y - half((x, y, h))),
-                    y_of(y + half((x, y, h))),
-                    f"{y:.3g}",
-                )
-                for x, y, h in each
-            ]
-            for each in shown
+            Point(x_of(x), y_of(y), y_of(low), y_of(high), f"{x:g}", text)
+            for x, y, low, high, text in shown
         ],
         [Tick(x_of(x), f"{x:g}") for x in x_ticks],
         [Tick(y_of(y), f"{y:g}") for y in y_ticks],
-        (y_of(band[1]), y_of(band[0]) - y_of(band[1])) if band else None,
+        None if reference is None else y_of(reference),
     )
+
+
+def _bar(x: int, y: float, half: float, least: float, most: float):
+    """(x, y, ends of its interval as far as they can be, the figure in words)."""
+    if not (math.isfinite(half) and half):
+        return x, y, y, y, f"{y:.3g}"
+    return x, y, max(y - half, least), min(y + half, most), f"{y:.3g} ± {half:.2g}"
 
 
 def round_ticks(low: float, high: float, *, about: int = 4) -> list[float]:

@@ -162,6 +162,16 @@ def prompts_asked(database: Database) -> list[str | Conversation]:
     return [from_json(parse_body(row["body"])["prompt"]) for row in found]
 
 
+def example_prompts(database: Database, *, most: int, longest: int) -> list[str]:
+    """Short prompts that were asked, newest first: what the policy can be asked in the chat."""
+    sql = "SELECT body FROM task WHERE kind = 'rank' ORDER BY number DESC LIMIT :some"
+    with database.read() as rows:
+        found = rows(sql, some=20 * most)
+    prompts = [parse_body(row["body"])["prompt"] for row in found]
+    short = [each for each in prompts if isinstance(each, str) and len(each) <= longest]
+    return list(dict.fromkeys(short))[:most]
+
+
 def open_tasks(database: Database, *, most: int) -> list[Task]:
     """The oldest tasks that still want a label."""
     sql = "SELECT * FROM task WHERE labels < wanted AND kind = 'rank' ORDER BY number LIMIT :most"

@@ -52,6 +52,10 @@ TABLES = (
         name TEXT PRIMARY KEY, updated DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS round (
         number INTEGER PRIMARY KEY, created DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
+    # A round whose reward model was under the gate, by the labels that it had learnt from.
+    """CREATE TABLE IF NOT EXISTS refusal (
+        number INTEGER NOT NULL, labels INTEGER NOT NULL, created DOUBLE PRECISION NOT NULL,
+        body TEXT NOT NULL, PRIMARY KEY (number, labels))""",
     # That a person's data was deleted, and how much: not what.
     """CREATE TABLE IF NOT EXISTS deletion (
         pseudonym TEXT PRIMARY KEY, created DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",

@@ -155,7 +155,8 @@ def _add_ranked(rows: Rows, labeler: str, task: NewTask, ranks: Sequence[int]) -
 def undo(database: Database, account: Account) -> tuple[Task, str, dict] | None:
     """Take back this labeler's newest decision and put the task back in hand.
 
-    Returns the task, the kind and what was entered, by the labeler's own order.
+    Returns the task, the kind and what was entered, by the labeler's own order; None if there is
+    nothing to take back.
     """
     now = time.time()
     with database.write() as rows:
@@ -172,11 +173,35 @@ def undo(database: Database, account: Account) -> tuple[Task, str, dict] | None:
         if row["decision"] == "ranking":
             rows("UPDATE task SET labels = labels - 1 WHERE id = :id", id=row["id"])
         lease(rows, row["id"], account, now + LEASE_SECONDS)
-    task, entered = parse_task(row), parse_body(row["label"])
+    return parse_task(row), row["decision"], _by_shown_order(row["label"])
+
+
+def _by_shown_order(body: str) -> dict[str, Any]:
+    """A decision as its labeler entered it."""
+    entered = parse_body(body)
     for name in ("ranks", "quality", "flags", "notes"):
         if name in entered:
             entered[name] = [entered[name][n] for n in entered["shown"]]
-    return task, row["decision"], entered
+    return entered
+
+
+def taken_back(database: Database, account: Account, task: str) -> tuple[str, dict] | None:
+    """What this labeler last took back of a task: the kind and what was entered; None if nothing.
+
+    Also None if they have decided on the task again since.
+    """
+    with database.read() as rows:
+        found = rows(
+            """SELECT l.kind, l.body, r.submission AS retracted FROM label l
+                LEFT JOIN retraction r ON r.submission = l.submission
+                WHERE l.account = :account AND l.task = :task AND l.kind IN ('ranking', 'skip')
+                ORDER BY l.number DESC LIMIT 1""",
+            account=account.id,
+            task=task,
+        )
+    if not found or found[0]["retracted"] is None:
+        return None
+    return found[0]["kind"], _by_shown_order(found[0]["body"])
 
 
 def count_labels(database: Database) -> int:

@@ -7,7 +7,7 @@ hide inside words, and terminal controls do worse. Each is shown as a mark with 
 import unicodedata
 from typing import NamedTuple
 
-SHOWN_AS_THEY_ARE = "\n"
+SHOWN_AS_THEY_ARE = "\n\t"
 BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u034f\u2800"
 """Letters and marks in name, but without a shape."""
 JOINER = "\u200d"

@@ -57,6 +57,7 @@ def create_app(
         Route("/label", page(label_pages.label), **get),
         Route("/label", page(label_pages.store), **post),
         Route("/undo", page(label_pages.undo), **post),
+        Route("/guide", page(label_pages.put_guide_away), **post),
         Route("/chat", page(chat_pages.chat), **get),
         Route("/chat", page(chat_pages.act), **post),
         Route("/dashboard", page(dashboard_pages.dashboard), **get),

@@ -1,7 +1,9 @@
 """Talking to the current policy; what people say of its answers is stored as labels."""
 
+import hmac
 import re
 import secrets
+import time
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
@@ -13,37 +15,57 @@ from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.fields import TEXT_LIMIT, check_text
 from rlhf_jax.feedback.figures import read_status
 from rlhf_jax.feedback.web.forms import LETTERS, parse_number
-from rlhf_jax.feedback.web.render import ago
 from rlhf_jax.feedback.web.site import Visit
 
 CONVERSATION = re.compile("[0-9A-Za-z]{1,64}")
 ANSWERER_SECONDS = 60
 """An answering process that has said nothing for so long is taken for gone."""
+TALKS = 50
+"""Earlier conversations that are listed."""
+EXAMPLES, EXAMPLE_LENGTH = 3, 160
+"""Prompts that a new conversation offers, and their most characters."""
 
 
 def chat(visit: Visit) -> Response:
-    name = visit.request.query_params.get("conversation", "")
+    """A conversation: the one that is named, else the newest."""
+    given = visit.request.query_params
+    name = given.get("conversation", "")
     if not CONVERSATION.fullmatch(name):
         name = talk.newest_conversation(visit.database, visit.account) or secrets.token_hex(8)
-    return _page(visit, name)
+    return _page(visit, name, message=given.get("message", "")[:TEXT_LIMIT])
 
 
-def _page(visit: Visit, name: str, **options) -> Response:
+def _page(visit: Visit, name: str, *, message: str, error: str = "", status: int = 200) -> Response:
     turns = talk.read_turns(visit.database, visit.account, name)
-    options = {"message": "", "error": "", "status": HTTPStatus.OK} | options
-    values = dict(
-        conversation=name,
-        turns=[shown(visit, turn) for turn in turns],
-        answering=_answering(visit),
-        **options,
+    values = {
+        "conversation": name,
+        "turns": [shown(visit, turn) for turn in turns],
+        "answerer": _answerer(visit),
+        "status": status,
+    }
+    if visit.request.query_params.get("part") == "turns":
+        return visit.page("turns.html", **values)
+    return visit.page(
+        "chat.html",
+        **values,
+        message=message,
+        error=error,
+        talks=talk.talks(visit.database, visit.account, most=TALKS),
+        examples=[] if turns else _examples(visit),
+        fresh=secrets.token_hex(8),
+        dialogue=visit.site.dialogue,
     )
-    only_turns = visit.request.query_params.get("part") == "turns"
-    return visit.page("turns.html" if only_turns else "chat.html", **values)
 
 
-def _answering(visit: Visit) -> bool:
+def _answerer(visit: Visit) -> dict | None:
+    """What the answering process last said of itself; None if there is none."""
     status = read_status(visit.database).get("answerer")
-    return status is not None and ago(status["updated"]) < ANSWERER_SECONDS
+    gone = status is None or time.time() - status["updated"] > ANSWERER_SECONDS
+    return None if gone else status
+
+
+def _examples(visit: Visit) -> list[str]:
+    return queue.example_prompts(visit.database, most=EXAMPLES, longest=EXAMPLE_LENGTH)
 
 
 def shown(visit: Visit, turn: talk.Turn) -> dict:
@@ -68,12 +90,18 @@ def shown(visit: Visit, turn: talk.Turn) -> dict:
             "thumb": thumbs.get(n),
             "correction": corrections.get(n, ""),
             "best": ranks is not None and ranks[n] == 0,
-            "submission": secrets.token_hex(16),
+            "submission": _submission(visit, turn, place),
         }
         for place, (letter, n) in enumerate(zip(LETTERS, order, strict=False))
     ]
     tied = ranks is not None and len(set(ranks)) == 1
     return {"turn": turn, "answers": answers, "better": ranks, "tied": tied}
+
+
+def _submission(visit: Visit, turn: talk.Turn, place: int) -> str:
+    """The same however often the turn is drawn, until something has been said of it."""
+    named = f"turn {turn.id} {place} {len(turn.labels)}"
+    return hmac.new(visit.site.secret, named.encode(), "sha256").hexdigest()[:32]
 
 
 def act(visit: Visit) -> Response:
@@ -91,17 +119,18 @@ def act(visit: Visit) -> Response:
         "correct": lambda: {"text": visit.field("text"), "corrects": place},
     }.get(visit.field("action"), dict)()
     kinds = {"better": "ranking", "up": "thumb", "down": "thumb", "correct": "demonstration"}
+    task = visit.field("task")
     submissions.submit(
         visit.database,
         visit.account,
         # One form has several buttons: each is an opinion of its own.
         submission=visit.field("submission") + visit.field("action"),
-        task=visit.field("task"),
+        task=task,
         kind=kinds.get(visit.field("action"), ""),
         body=body,
         clean=visit.site.clean,
     )
-    return visit.go(f"/chat?conversation={name}")
+    return visit.go(f"/chat?conversation={name}#task-{task}")
 
 
 def _ranks(visit: Visit, place: int | None) -> list[int]:
@@ -121,4 +150,4 @@ def _say(visit: Visit, name: str) -> Response:
         if visit.wants_json:
             return JSONResponse({"error": error}, status)
         return _page(visit, name, message=message, error=error, status=status)
-    return visit.go(f"/chat?conversation={name}")
+    return visit.go(f"/chat?conversation={name}#newest")

@@ -7,14 +7,15 @@ from starlette.responses import Response
 
 from rlhf_jax.feedback import accounts, figures
 from rlhf_jax.feedback.labels import Label
-from rlhf_jax.feedback.plots import plot
+from rlhf_jax.feedback.plots import Plot, plot
 from rlhf_jax.feedback.queue import count_open
+from rlhf_jax.feedback.standing import SILENT_SECONDS, Refusal, read_refusals, read_standing
 from rlhf_jax.feedback.web.site import Visit
 
 HOURS = 24
 SAMPLES = 6
-SILENT_SECONDS = 120
-"""A process that has said nothing for so long may be gone."""
+LOW_AGREEMENT = 0.65
+"""Under it labelers seem to have different things in mind; InstructGPT's agreed on 0.73."""
 
 
 def dashboard(visit: Visit) -> Response:
@@ -22,25 +23,76 @@ def dashboard(visit: Visit) -> Response:
     part = visit.request.query_params.get("part") == "figures"
     labels = visit.site.labels()
     rounds = figures.read_rounds(visit.database)
+    refusals = read_refusals(visit.database)
     everyone, each = figures.agreement(labels)
+    paces = figures.paces(labels)
     return visit.page(
         "figures.html" if part else "dashboard.html",
         rankings=sum(label.kind == "ranking" for label in labels),
-        demonstrations=sum(pace.demonstrations for pace in figures.paces(labels)),
+        demonstrations=sum(pace.demonstrations for pace in paces),
         open_tasks=count_open(visit.database),
         agreement=everyone,
+        low_agreement=everyone.pairs > 0 and everyone.share < LOW_AGREEMENT,
         paper=figures.PAPER_AGREEMENT,
         hours=_hours(labels),
-        labelers=_labelers(visit, labels, each, rounds),
+        labelers=_labelers(visit, paces, each, rounds),
         rounds=rounds,
-        score_plot=_by_round(rounds, "gold", "score"),
+        history=history(rounds, refusals),
+        refusal=pending(rounds, refusals),
+        standing=read_standing(visit.database),
+        gold_plot=_by_round(rounds, "gold"),
+        score_plot=_by_round(rounds, "score"),
         kl_plot=_by_round(rounds, "kl"),
-        accuracy_plot=_accuracy(rounds),
+        accuracy_plot=_accuracy(rounds, refusals),
         processes=figures.read_status(visit.database),
         silent=SILENT_SECONDS,
         now=time.time(),
         samples=rounds[-1]["samples"][:SAMPLES] if rounds else [],
     )
+
+
+def pending(rounds: list[dict], refusals: list[Refusal]) -> Refusal | None:
+    """The last try of a round that has not come out yet, if it was refused."""
+    newest = rounds[-1]["round"] if rounds else 0
+    late = [each for each in refusals if each.round > newest]
+    return late[-1] if late else None
+
+
+def history(rounds: list[dict], refusals: list[Refusal]) -> list[dict]:
+    """Every round with its figures, and the tries that were refused where they happened."""
+    published = [
+        {
+            "round": row["round"],
+            "labels": row.get("labels", 0),
+            "accuracy": _share(row),
+            "gold": row.get("gold"),
+            "kl": row.get("kl"),
+            "seconds": row.get("seconds"),
+            "refused": False,
+        }
+        for row in rounds
+    ]
+    refused = [
+        {
+            "round": each.round,
+            "labels": each.labels,
+            "accuracy": (each.accuracy, each.half_width),
+            "gold": None,
+            "kl": None,
+            "seconds": None,
+            "refused": True,
+        }
+        for each in refusals
+    ]
+    return sorted([*published, *refused], key=lambda row: (row["round"], row["labels"]))
+
+
+def _share(row: dict) -> tuple[float, float] | None:
+    """The reward model's accuracy of a round with the half-width of its interval."""
+    accuracy = row.get("accuracy")
+    if accuracy is None or not math.isfinite(accuracy):
+        return None
+    return accuracy, row.get("accuracy_ci", math.nan)
 
 
 def _hours(labels: list[Label]) -> list[dict]:
@@ -52,12 +104,12 @@ def _hours(labels: list[Label]) -> list[dict]:
     ]
 
 
-def _labelers(visit: Visit, labels: list[Label], agreements: dict, rounds: list[dict]):
+def _labelers(visit: Visit, paces: list[figures.Pace], agreements: dict, rounds: list[dict]):
     """A row for each; names are for the administrator, the others see pseudonyms."""
     names = {row["id"]: row["name"] for row in accounts.list_accounts(visit.database)}
     accuracy = rounds[-1].get("labelers", {}) if rounds else {}
     rows = []
-    for pace in figures.paces(labels):
+    for pace in paces:
         knows = visit.account.is_admin or pace.account == visit.account.id
         rows.append(
             pace._asdict()
@@ -71,22 +123,16 @@ def _labelers(visit: Visit, labels: list[Label], agreements: dict, rounds: list[
     return rows
 
 
-def _by_round(rounds: list[dict], *names: str):
-    series = [
-        [(float(row["round"]), *_interval(row[name])) for row in rounds if row.get(name)]
-        for name in names
-    ]
-    return plot(*series, zero=True)
+def _by_round(rounds: list[dict], name: str) -> Plot | None:
+    found = [(row["round"], row[name]) for row in rounds if row.get(name)]
+    return plot([(n, float(each["mean"]), float(each.get("ci", math.nan))) for n, each in found])
 
 
-def _interval(figure: dict) -> tuple[float, float]:
-    return figure["mean"], figure.get("ci", 0.0)
-
-
-def _accuracy(rounds: list[dict]):
-    series = [
-        (float(row["round"]), row["accuracy"], 0.0)
-        for row in rounds
-        if row.get("accuracy") is not None and math.isfinite(row["accuracy"])
-    ]
-    return plot(series)
+def _accuracy(rounds: list[dict], refusals: list[Refusal]) -> Plot | None:
+    """A share, drawn from 0 to 1 beside chance. A refused try counts until its round is out."""
+    shares = [(row["round"], _share(row)) for row in rounds]
+    last = pending(rounds, refusals)
+    if last is not None:
+        shares.append((last.round, (last.accuracy, last.half_width)))
+    points = [(number, *share) for number, share in shares if share is not None]
+    return plot(points, limits=(0.0, 1.0), reference=0.5)

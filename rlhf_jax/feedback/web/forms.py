@@ -4,17 +4,14 @@ it could not be stored.
 
 import re
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import FormData
 
-from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, brief
-from rlhf_jax.feedback.queue import Response
 
 LETTERS = "ABCDEFGHI"
 URLENCODED = "application/x-www-form-urlencoded"
@@ -137,32 +134,12 @@ def entered_before(kind: str, body: Mapping[str, Any], texts: Sequence[str]) -> 
     )
 
 
+def ranked_by_ratings(entered: Entered) -> Entered:
+    """The best rating is rank 1, equal ratings tie; an answer that is not rated keeps its rank."""
+    best_first = sorted({x.quality for x in entered.answers if x.quality}, reverse=True)
+    rank = lambda x: best_first.index(x.quality) + 1 if x.quality else x.rank
+    return entered._replace(answers=[x._replace(rank=rank(x)) for x in entered.answers])
+
+
 def blank(texts: Sequence[str]) -> Entered:
     return Entered([Answer(letter, text) for letter, text in zip(LETTERS, texts, strict=False)])
-
-
-def shown(responses: Sequence[Response], order: Sequence[int]) -> list[str]:
-    """Texts of the answers in a labeler's order, without the space they begin with."""
-    return [as_text(responses[n].text).strip() for n in order]
-
-
-class Asked(NamedTuple):
-    """A message of the prompt as the page shows it."""
-
-    role: str
-    """system, user or assistant; "" for a prompt that is a text."""
-    text: str
-
-
-def asked(prompt: str | Conversation) -> list[Asked]:
-    """Each turn by itself: what a person wrote inside one looks like no other."""
-    return [Asked("", prompt)] if isinstance(prompt, str) else [Asked(*each) for each in prompt]
-
-
-def goes_on(prompt: str, response: str) -> bool:
-    """Whether an answer begins inside the prompt's last word, which the page then shows by "…".
-
-    Only scripts that put spaces between words have upper and lower case, so Chinese never does.
-    """
-    inside = lambda text: unicodedata.category(text) in ("Ll", "Lu", "Nd") if text else False
-    return inside(prompt[-1:]) and inside(response[:1])

@@ -1,4 +1,4 @@
-"""The labelling pages: one task at a time, skipping, taking back."""
+"""The labelling pages: one task at a time, skipping, taking back, and the guide."""
 
 import secrets
 import time
@@ -6,45 +6,78 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, QUALITY, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
-from rlhf_jax.feedback.web import forms
+from rlhf_jax.feedback.standing import read_standing
+from rlhf_jax.feedback.web import forms, reading
+from rlhf_jax.feedback.web.render import GUIDE_COOKIE
 from rlhf_jax.feedback.web.site import Visit, describe
+
+GUIDE_SECONDS = 365 * 86400
+HAPPENED = ("saved", "skipped", "undone-ranking", "undone-skip", "undone-nothing")
+"""What the page may say that it did last: ids of the catalogs."""
 
 
 def label(visit: Visit) -> Response:
-    """The task in hand, or the next one."""
+    """The task in hand, or the next one; as it was before it was taken back, if it was."""
     task = queue.take_task(visit.database, visit.account, seconds=visit.site.lease_seconds)
     if task is None:
-        return visit.page("empty.html", saved=visit.request.query_params.get("saved", ""))
-    return show(visit, task)
+        return visit.page("empty.html", **around(visit))
+    entered = forms.blank(_texts(visit, task))
+    before = submissions.taken_back(visit.database, visit.account, task.id)
+    if before is not None:
+        entered = forms.entered_before(*before, _texts(visit, task))
+    return show(visit, task, entered=entered)
 
 
-def show(visit: Visit, task: queue.Task, **options) -> Response:
-    """The form for a task; ``entered`` fills it, ``error`` says why it was not stored."""
+def show(visit: Visit, task: queue.Task, *, entered: forms.Entered, **options) -> Response:
+    """The form for a task, filled in; ``error`` says why it was not stored."""
     order = task.order(visit.account)
-    texts = forms.shown(task.responses, order)
-    answers = [as_text(task.responses[n].text) for n in order]
-    joined = [forms.goes_on(as_text(task.prompt), answer) for answer in answers]
-    options = {"entered": forms.blank(texts), "error": "", "status": 200} | options
     return visit.page(
         "label.html",
-        task=task,
-        asked=forms.asked(task.prompt),
-        joined=joined,
-        submission=options.pop("submission", secrets.token_hex(16)),
-        started=f"{time.time():.1f}",
-        saved=visit.request.query_params.get("saved", ""),
-        quality=QUALITY,
-        response_flags=RESPONSE_FLAGS,
-        prompt_flags=PROMPT_FLAGS,
-        use_cases=USE_CASES,
-        skip_reasons=SKIP_REASONS,
-        **options,
+        **around(visit)
+        | {
+            "task": task,
+            "asked": reading.asked(task.prompt),
+            "long": reading.is_long(task.prompt),
+            "shown": [reading.continued(task.prompt, task.responses[n].text) for n in order],
+            "entered": entered,
+            "submission": secrets.token_hex(16),
+            "started": f"{time.time():.1f}",
+            "quality": QUALITY,
+            "response_flags": RESPONSE_FLAGS,
+            "prompt_flags": PROMPT_FLAGS,
+            "use_cases": USE_CASES,
+            "skip_reasons": SKIP_REASONS,
+            "error": "",
+            "status": 200,
+        }
+        | options,
     )
+
+
+def around(visit: Visit) -> dict:
+    """What stands around the task: what happened last, how far the next round is, the guide."""
+    given = visit.request.query_params
+    seen = visit.request.cookies.get(GUIDE_COOKIE) == visit.site.guide.version
+    return {
+        "happened": given.get("did") if given.get("did") in HAPPENED else "",
+        "saved": given.get("task", ""),
+        "standing": read_standing(visit.database),
+        "guide_open": not seen or "guide" in given,
+        **guide_page(visit),
+    }
+
+
+def guide_page(visit: Visit) -> dict:
+    return {"guide": visit.site.guide.pages[visit.language]}
+
+
+def _texts(visit: Visit, task: queue.Task) -> list[str]:
+    order = task.order(visit.account)
+    return [reading.continued(task.prompt, task.responses[n].text).text for n in order]
 
 
 def store(visit: Visit) -> Response:
@@ -53,8 +86,9 @@ def store(visit: Visit) -> Response:
     task = queue.read_task(visit.database, visit.field("task"), visit.account)
     if task is None:
         raise InputError("task: it is not in your hands any more")
-    texts = forms.shown(task.responses, task.order(visit.account))
-    entered = forms.entered_in(visit.form, texts)
+    entered = forms.entered_in(visit.form, _texts(visit, task))
+    if visit.field("action") == "fill":
+        return show(visit, task, entered=forms.ranked_by_ratings(entered))
     try:
         kind, body = _label(visit, entered)
         submissions.submit(
@@ -72,7 +106,7 @@ def store(visit: Visit) -> Response:
         status, message = describe(visit.request, error)
         again = {"submission": visit.field("submission")} if status >= 500 else {}
         return show(visit, task, entered=entered, error=message, status=status, **again)
-    return visit.go(f"/label?saved={task.id}")
+    return visit.go(f"/label?did={'skipped' if kind == 'skip' else 'saved'}&task={task.id}")
 
 
 def _label(visit: Visit, entered: forms.Entered) -> tuple[str, Mapping]:
@@ -82,12 +116,17 @@ def _label(visit: Visit, entered: forms.Entered) -> tuple[str, Mapping]:
 
 
 def undo(visit: Visit) -> Response:
-    """The newest decision taken back; its task comes again, filled in as it was."""
-    taken_back = submissions.undo(visit.database, visit.account)
-    if taken_back is None:
-        return visit.go("/label")
-    if visit.wants_json:
-        return visit.go("/label")
-    task, kind, body = taken_back
-    texts = forms.shown(task.responses, task.order(visit.account))
-    return show(visit, task, entered=forms.entered_before(kind, body, texts))
+    """The newest decision taken back; its task comes again, filled in as it was.
+
+    A redirect: to load that page again takes nothing more back.
+    """
+    undone = submissions.undo(visit.database, visit.account)
+    return visit.go(f"/label?did=undone-{undone[1] if undone else 'nothing'}")
+
+
+def put_guide_away(visit: Visit) -> Response:
+    """Until its text changes, or somebody asks for it."""
+    response = visit.go("/label")
+    version = visit.site.guide.version
+    visit.site.set_cookie(response, GUIDE_COOKIE, version, seconds=GUIDE_SECONDS)
+    return response

@@ -3,17 +3,19 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from starlette.requests import Request
 
 from rlhf_jax.feedback import plots, visible
+from rlhf_jax.feedback.web import reading
 
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "zh")
-LANGUAGE_COOKIE = "language"
+LANGUAGE_COOKIE, GUIDE_COOKIE = "language", "guide"
 
 
 def load_catalog(language: str) -> dict[str, str]:
@@ -43,6 +45,33 @@ def ago(then: float) -> int:
     return max(0, round(time.time() - then))
 
 
+class Duration(NamedTuple):
+    unit: str
+    """Key of the catalogs: seconds, minutes, hours, days."""
+    count: int
+
+
+def duration(seconds: int | float) -> Duration:
+    """In the largest unit of which there are at least two, so that nobody has to divide."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return Duration(unit, round(seconds / length))
+    return Duration("seconds", round(seconds))
+
+
+def figure(value: Mapping[str, Any] | None) -> str:
+    """A mean with its interval: 0.27 ± 0.06."""
+    if value is None:
+        return "–"
+    half = value.get("ci", math.nan)
+    return f"{value['mean']:.2f}" + (f" ± {half:.2f}" if math.isfinite(half) else "")
+
+
+def margin(half_width: int | float) -> str:
+    """What stands after a share: its interval in points, if it has one."""
+    return f"± {100 * half_width:.0f}" if math.isfinite(half_width) else ""
+
+
 def make_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -53,11 +82,18 @@ def make_environment() -> jinja2.Environment:
     )
     environment.globals |= {
         "pieces": visible.pieces,
+        "is_code": reading.is_code,
         "plot_size": (plots.WIDTH, plots.HEIGHT),
         "plot_left": plots.LEFT,
         "languages": LANGUAGES,
     }
-    environment.filters |= {"percent": percent, "ago": ago}
+    environment.filters |= {
+        "ago": ago,
+        "duration": duration,
+        "figure": figure,
+        "margin": margin,
+        "percent": percent,
+    }
     return environment
 
 

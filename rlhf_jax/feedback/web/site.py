@@ -22,8 +22,9 @@ from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.address import prefix_of
 from rlhf_jax.feedback.web.forms import parse_form
+from rlhf_jax.feedback.web.guide import GENERAL, Guide, task_guide
 from rlhf_jax.feedback.web.limits import Limits, Refused, client_of
-from rlhf_jax.feedback.web.render import render, text_of
+from rlhf_jax.feedback.web.render import choose_language, render, text_of
 from rlhf_jax.feedback.web.security import check_origin, csrf_token, is_csrf
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Site:
     """Where labelers find the site, behind a proxy and perhaps a prefix; "" for loopback."""
     dialogue: bool = False
     """The chat's policy reads whole conversations."""
+    guide: Guide = field(default_factory=lambda: task_guide(GENERAL))
+    """What labelers read first."""
     scrub: bool = True
     """Take personal data out of what people type."""
     lease_seconds: float = LEASE_SECONDS
@@ -132,6 +135,10 @@ class Visit:
     def is_own_form(self) -> bool:
         """Whether the form carries the token of this session."""
         return is_csrf(self.site.secret, self.session, self.field("csrf"))
+
+    @property
+    def language(self) -> str:
+        return choose_language(self.request)
 
     @property
     def wants_json(self) -> bool:

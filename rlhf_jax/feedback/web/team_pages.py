@@ -1,5 +1,6 @@
 """For the administrator: invites, revocation, deletion, exports."""
 
+import time
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -8,21 +9,18 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts
 from rlhf_jax.feedback.formats import WRITERS, to_lines
 from rlhf_jax.feedback.labels import read_labels
-from rlhf_jax.feedback.queue import count_open
+from rlhf_jax.feedback.members import members, open_invites
 from rlhf_jax.feedback.web.site import Visit
 
 
 def team(visit: Visit, *, link: str = "") -> Response:
-    members = [
-        row | {"pseudonym": accounts.pseudonym(visit.site.secret, row["id"])}
-        for row in accounts.list_accounts(visit.database)
-    ]
     return visit.page(
         "team.html",
-        members=members,
+        members=members(visit.database),
+        invites=open_invites(visit.database),
+        now=time.time(),
         link=link,
         formats=list(WRITERS),
-        open_tasks=count_open(visit.database),
     )
 
 
