@@ -138,7 +138,7 @@ def test_four_answers_take_six_keys(visit, database):
         page.keyboard.press(key)
     assert "current" in page.get_attribute("[data-letter=A]", "class")
     assert press(["1", "2", "3", "Enter"])[0] == [0, 1, 2, 2]  # A, B, and C once more
-    assert page.get_attribute("[data-mode=rank]", "aria-pressed") == "true"
+    assert page.get_attribute("button[data-mode=rank]", "aria-pressed") == "true"
     assert press(["2", "1", "1", "2", "Enter"])[0] == [1, 0, 0, 1]
 
 
@@ -186,7 +186,7 @@ def add(database, prompt, texts):
 
 
 SHIFTS = """() => new Promise((done) => {
-    const seen = ({value, sources}) => [value, ...sources.map((each) => each.node?.outerHTML ?? "")];
+    const seen = ({value, sources}) => [value, ...sources.map((each) => each.node?.outerHTML)];
     new PerformanceObserver((list) => done(list.getEntries().map(seen)))
         .observe({type: "layout-shift", buffered: true});
     setTimeout(() => done([]), 300);
@@ -269,7 +269,8 @@ def test_saved_and_skipped_do_not_move_the_page_and_undo_gives_back(visit, datab
     page = visit(viewport=viewport)
     places = lambda: [page.locator(x).first.bounding_box() for x in (".prompt", ".answer", ".dock")]
     before = places()
-    page.fill("textarea[name=demonstration]", "my own", force=True)
+    page.click("text=Write a better answer")
+    page.fill("textarea[name=demonstration]", "my own")
     for letter, rank in zip("ABCD", "2134", strict=True):
         page.check(f"input[name=rank-{letter}][value='{rank}']", force=True)
     page.click("text=Save and next")
@@ -502,7 +503,9 @@ def test_chat(visit, database, viewport):
     made = [([r.text for r in x.responses], x.ranks) for x in rankings(read_labels(database))]
     assert ([" good 3", " bad 3"], (0, 1)) in made and ([" superb", " bad 3"], (0, 1)) in made
     page.goto(page.base + "/chat")
-    assert page.evaluate("scrollY") > 0 and page.get_by_text("good 3", exact=True).is_visible()
+    assert (
+        page.evaluate("scrollY") > 0 and page.get_by_text("good 3", exact=True).first.is_visible()
+    )
 
 
 @pytest.mark.parametrize("clipboard", ["allowed", "refused", "missing"])
