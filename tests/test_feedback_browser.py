@@ -337,7 +337,7 @@ def test_without_javascript(visit, database):
     assert not page.is_visible(".board") and not page.is_visible(".modes")
     for letter, rating in zip("AB", (2, 5), strict=True):
         page.check(f"input[name=quality-{letter}][value='{rating}']", force=True)
-    page.click("text=Rank by ratings")
+    page.click("button[value=fill]")
     assert page.is_checked("input[name=rank-B][value='1']")
     page.click("text=Save and next")
     assert page.url.endswith("/label")  # the browser asks for the ranks itself
@@ -556,7 +556,7 @@ def test_accessible_in_both_languages_on_both_screens(visit, database, language,
         body |= {"score": {"mean": 0.3 * number}, "accuracy": 0.7, "labelers": {}}
         body["samples"] = [{"prompt": "p", "before": "dull", "after": "fine"}]
         figures.add_round(database, number, body)
-    figures.set_status(database, "updater", phase="waiting", round=2, new=3, wanted=10)
+    figures.set_status(database, "updater", phase="waiting", round=2, new=3, wanted=10, goal=10)
     page = visit(viewport=viewport, locale=language, color_scheme=scheme)
     queue_of = accounts.list_accounts(database)[-1]
     ann = accounts.Account(queue_of["id"], queue_of["name"], queue_of["role"])
