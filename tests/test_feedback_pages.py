@@ -595,10 +595,13 @@ def test_the_team_page_says_who_labelled_and_who_is_invited(database, app):
     ann.post("/label", ann.get("/label"), **RANKS)
     admin = Browser(app)
     page = admin.get("/team")
-    rows = [re.sub(r"<[^>]*>|\s+", " ", row) for row in re.findall(r"<tr.*?</tr>", page, re.S)]
-    row = lambda name: next(row for row in rows if f" {name} " in row)
-    assert " 1 " in row("Ann") and "0 s ago" in row("Ann").replace("1 s", "0 s")
-    assert " 0 " in row("Ben") and "never" in row("Ben")
+    rows = [
+        " ".join(re.sub("<[^>]*>", " ", row).split())
+        for row in re.findall("<tr.*?</tr>", page, re.S)
+    ]
+    row = lambda name: next(row for row in rows if row.startswith(name))
+    assert re.match(r"Ann 1 \d+ s ago labeler-", row("Ann"))
+    assert row("Ben").startswith("Ben 0 never labeler-")
     assert "No invitation is open" in page and "close-invites" not in page
     page = admin.post("/team", page, action="invite")
     assert "Open invitations: 1" in page and "works for 7 days more" in page

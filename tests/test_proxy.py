@@ -191,7 +191,9 @@ def test_a_label_through_the_proxy(site):
     for origin in ("https://evil.example", f"https://{site.host}", "http://127.0.0.1"):
         assert site.ask("POST", f"{site.root}/label", form, Origin=origin, **by_script)[0] == 403
     status, _, text = site.ask("POST", f"{site.root}/label", form, **by_script)
-    assert status == 200 and json.loads(text)["next"].startswith(f"{site.root}/label?did=saved&task=")
+    assert status == 200 and json.loads(text)["next"].startswith(
+        f"{site.root}/label?did=saved&task="
+    )
     assert len(read_labels(site.database)) == 1
     status, headers, _ = site.ask("POST", f"{site.root}/leave", form, Cookie=cookie)
     assert status == 303 and headers["Location"] == f"{site.root}/enter"
