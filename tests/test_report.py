@@ -355,6 +355,34 @@ def test_band_counts_the_seeds_that_reached_a_step():
 # --- partial and bad runs -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "absent",
+    [
+        ("gold_difference", "gold_gain_in_sd", "win_rate_at_equal_length"),
+        ("win_rate",),
+        ("gold", "gold_difference"),
+        ("score", "kl", "length", "ended", "distinct_2", "repeated_words", "judges"),
+    ],
+)
+def test_figures_that_an_older_evaluation_did_not_record_are_no_failure(tmp_path, undrawn, absent):
+    folder = make_run(tmp_path / "old", 0)
+    path = folder / "evaluate" / "DONE"
+    done = json.loads(path.read_text())
+    del done["text_change"]
+    for figures in done["policies"].values():
+        for name in absent:
+            del figures[name]
+    path.write_text(json.dumps(done))
+    for config in folder.glob("*/config.json"):
+        record = json.loads(config.read_text())
+        config.write_text(json.dumps({k: v for k, v in record.items() if k not in ("argv", "git")}))
+    write([folder], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The command of this run was not recorded." in text
+    assert "did not record intervals of these changes" in text
+    assert ("whether it worked is not known" in text) == ("win_rate" in absent)
+
+
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
 def test_partial_run_says_what_is_missing(tmp_path, undrawn, stages):
     write([make_run(tmp_path / "part", 0, stages=stages)], tmp_path / "report.html")
@@ -435,7 +463,7 @@ def test_show(figure, text):
 
 def test_estimate_of_one_run_is_its_own():
     assert estimate([{"mean": 1.0, "ci": 0.5}, None]) == {"mean": 1.0, "ci": 0.5}
-    assert estimate([None]) is None
+    assert estimate([None]) is estimate([{"mean": None}, {}]) is None
     assert estimate([{"mean": 1.0, "ci": 0.5}, 3.0])["mean"] == 2.0
 
 

@@ -167,7 +167,8 @@ def estimate(values: Sequence[Any]) -> Row | None:
 
     Over seeds when several runs have it; a single run keeps its own interval (over prompts).
     """
-    found = [v if isinstance(v, Mapping) else {"mean": v} for v in values if v is not None]
+    found = [v if isinstance(v, Mapping) else {"mean": v} for v in values]
+    found = [figure for figure in found if figure.get("mean") is not None]
     if len(found) < 2:
         return found[0] if found else None
     return mean_ci([v["mean"] for v in found])
