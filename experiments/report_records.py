@@ -15,6 +15,7 @@ from rlhf_jax.evaluation.report import TITLES, Feedback, Recipe, RunRecord, Stag
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.figures import agreement, read_rounds
 from rlhf_jax.feedback.labels import read_labels
+from rlhf_jax.feedback.standing import read_refusals
 from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.runs import flatten
 
@@ -182,10 +183,11 @@ def read_feedback(folder: Path) -> tuple[Feedback | None, list[str]]:
     try:
         database = open_database(path, create=False)
         rounds, labels = read_rounds(database), read_labels(database)
+        refusals = [refusal._asdict() for refusal in read_refusals(database)]
     except (InputError, RunError) as error:
         return None, [f"the rounds of feedback ({error})"]
     if not rounds:
         return None, ["the first round of feedback"] if labels else []
     alike = agreement(labels)[0]
     share = {"mean": alike.share, "ci": alike.half_width, "n": alike.pairs} if alike.pairs else None
-    return Feedback(rounds, len({label.account for label in labels}), share), []
+    return Feedback(rounds, len({label.account for label in labels}), share, refusals), []

@@ -36,6 +36,7 @@ from rlhf_jax.evaluation.report_recipe import recipe_section
 from rlhf_jax.evaluation.report_rounds import rounds_section
 from rlhf_jax.feedback import figures
 from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.standing import add_refusal
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -320,8 +321,12 @@ def test_rounds_are_read_from_the_runs_store(tmp_path, monkeypatch):
     assert read_feedback(run) == (None, [])
     for number in range(2):
         figures.add_round(database, number, round_of(number))
+    refused = {"labels": 60, "accuracy": 0.52, "half_width": 0.06, "pairs": 48, "gate": 0.55}
+    add_refusal(database, 1, refused | {"wait": 250})
     write([run], tmp_path / "report.html")
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Round 1 trained no policy on 60 labels" in text
+    page = Page(text)
     assert "rounds" in page.ids and page.row("round 1")[1:3] == ["250", "0.700"]
 
 
