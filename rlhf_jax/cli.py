@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from rlhf_jax import help_pages
 from rlhf_jax.config import InstructGPTConfig
@@ -56,7 +58,8 @@ def main(run: Callable[[C], Any], config_class: type[C]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         show_help(run, config_class, sys.argv[1:])
-        run(load(config_class, sys.argv[1:]))
+        with remarks_on_stderr():
+            run(load(config_class, sys.argv[1:]))
         if reader_is_gone():
             end(141)
     except InputError as error:
@@ -118,6 +121,26 @@ def show_help(run: Callable[[C], Any], config_class: type[C], argv: Sequence[str
     name = getattr(module.__spec__, "name", module.__name__)
     print(help_pages.page(config, topic, command=name, about=module.__doc__ or ""), flush=True)
     raise SystemExit(0)
+
+
+class Remarks(logging.Handler):
+    """The library's warnings as lines of a command, above a running bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def remarks_on_stderr() -> Iterator[None]:
+    """Within it the library's log is part of what a command says; a program logs as it likes."""
+    logger, handler = logging.getLogger("rlhf_jax"), Remarks(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def end(status: int) -> None:

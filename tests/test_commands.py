@@ -1,6 +1,7 @@
 """Commands that the documents show: they parse, and the ones people type first do what is said."""
 
 import importlib
+import logging
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from experiments.identity import STARTS_FROM
 from experiments.stage import MAY_CHANGE
 from experiments.trained import load_trained
 from rlhf_jax import config
-from rlhf_jax.cli import load, to_dict
+from rlhf_jax.cli import load, main, to_dict
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.training.runs import diff_config
@@ -131,3 +132,13 @@ def test_sample_answers_what_is_piped_in(tmp_path):
             break
     expected = tokenizer.decode(ids[len(prompt) :])
     assert expected and done.stdout.decode() == expected + "\n"
+
+
+def test_a_command_says_what_the_library_logs_as_plain_lines(monkeypatch, capsys, caplog):
+    """Not as ``WARNING:rlhf_jax...``; a program that calls the library logs as it likes."""
+    log = logging.getLogger("rlhf_jax.data.rows")
+    monkeypatch.setattr(sys, "argv", ["preview", "--init", "runs/x", "--data", "rows.jsonl"])
+    main(lambda config: log.warning("%s: 2 rows: said", config.data), config.PreviewConfig)
+    assert capsys.readouterr().err == "rows.jsonl: 2 rows: said\n" and not caplog.records
+    log.warning("as before")
+    assert "as before" in caplog.text and "as before" not in capsys.readouterr().err
