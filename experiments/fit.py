@@ -43,6 +43,11 @@ def fit_lengths(config: C, rows: Iterable[Fate], *, context: int, stage: str) ->
             f"{stage}: prompts of {found.prompt_length} and answers of {found.response_length} "
             f"tokens, of a context of {context}"
         )
+        if hasattr(config, "privacy") and config.privacy.epsilon > 0:
+            say(
+                f"{stage}: these lengths are those of the data, which ε does not cover: to keep "
+                "them private give --prompt-length and --response-length"
+            )
     return config
 
 
@@ -122,15 +127,24 @@ def _remedy(longest: Mapping[str, int], lengths: Mapping[str, int], context: int
 
 
 def check_pace(
-    stage: str, total: int, *, rows: int = 0, batch_size: int = 0, **optims: OptimConfig
+    stage: str,
+    total: int,
+    *,
+    rows: int = 0,
+    batch_size: int = 0,
+    of: str = "rows",
+    **optims: OptimConfig,
 ) -> None:
-    """Say what a run of ``total`` steps is too short for, or refuse one that cannot learn."""
+    """Say what a run of ``total`` steps is too short for, or refuse one that cannot learn.
+
+    ``of`` says what a batch is made of.
+    """
     check(
         total <= LARGEST_WHOLE,
         f"{stage}: so many epochs are {total} steps, at most {LARGEST_WHOLE} can be counted",
     )
     if rows < batch_size:
-        say(f"{stage}: {rows} rows are fewer than a batch of {batch_size}: each step sees all")
+        say(f"{stage}: {rows} {of} are fewer than a batch of {batch_size}: each step sees all")
     for flag, optim in optims.items():
         found = check_warmup(optim, total, flag=flag)
         if found:

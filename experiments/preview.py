@@ -38,7 +38,8 @@ from rlhf_jax.data.rows import (
     Text,
 )
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.tasks.preferences import is_name, load_preferences
 
 KINDS = {
     "comparisons": Comparison,
@@ -67,10 +68,15 @@ class Document(NamedTuple):
 
 def run(config: PreviewConfig) -> None:
     reader = load_reader(config.init, flag="init")
-    kind = config.as_ or kind_of(config.data)
+    named = is_name(config.data)
+    kind = config.as_ or ("comparisons" if named else kind_of(config.data))
     if config.as_ is None:
         print(f"preview: the rows of {config.data} are {kind} (--as)", file=sys.stderr)
-    rows, account, problem = read(config.data, KINDS[kind])
+    if named:
+        check(kind == "comparisons", f"--data {config.data} is a set of comparisons, not of {kind}")
+        rows, account, problem = named_rows(config), Account(), None
+    else:
+        rows, account, problem = read(config.data, KINDS[kind])
     if kind == "text":
         show_text(config, reader.tokenizer, rows, account)
     else:
@@ -112,6 +118,13 @@ def read(path: Path, kind: type) -> tuple[list, Account, InputError | None]:
             raise
         return rows, account, error
     return rows, account, None
+
+
+def named_rows(config: PreviewConfig) -> list[Comparison]:
+    """What the reward model is taught of a named set, or, of one for evaluation, tested on."""
+    found = load_preferences(str(config.data), config.source)
+    rows = found.train or found.heldout
+    return [row._replace(origin=Origin(str(config.data), n)) for n, row in enumerate(rows, 1)]
 
 
 def encoded(

@@ -38,6 +38,7 @@ from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.progress import say
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch
 
@@ -76,11 +77,15 @@ def run(config: RewardConfig) -> dict:
         )
         check_cut(batches.report, config, context=context, stage="reward")
         measured = list(of_comparisons(heldout, tokenizer, **lengths))
-        stage.note_rows(heldout_comparisons=count(measured))
-        # What is left out here is still scored, as ties, which count half: so does the audit.
-        usable = any(fate.why is None for fate in measured)
-        lost = count(measured).lost()
-        check(not measured or usable, f"no held-out comparison can be used: {lost}")
+        seen = count(measured)
+        check(not measured or seen.kept, f"no held-out comparison can be used: {seen.lost()}")
+        stage.note(heldout_comparisons=seen._asdict())
+        if seen.lost():
+            # So does the audit.
+            say(
+                f"reward: of {len(measured)} held-out comparisons {seen.lost()}: they are scored "
+                "all the same, equal answers as ties, which count half"
+            )
         report = batches.report
         if isinstance(rows, Rows):
             report = report.with_reading(rows.left_out, rows.notes)

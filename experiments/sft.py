@@ -126,7 +126,9 @@ def run(config: SFTConfig) -> dict:
         # Model and state
         lm = make_language_model(model, pretrained.vocab_size)
         total = config.epochs * batches.steps_per_epoch
-        check_pace("sft", total, rows=batches.rows, batch_size=shown, optim=config.optim)
+        packed = "rows" if private else f"packed rows of {config.block_size} tokens"
+        pace = dict(rows=batches.rows, batch_size=shown, of=packed)
+        check_pace("sft", total, **pace, optim=config.optim)
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)

@@ -133,6 +133,8 @@ def test_warm_up_is_a_share_of_the_run(steps):
 def test_a_run_that_cannot_learn_says_so(capsys):
     check_pace("dpo", 10, rows=4, batch_size=4, optim=OptimConfig(warmup_steps=9))
     assert capsys.readouterr().err == ""
+    check_pace("sft", 10, rows=3, batch_size=4, of="packed rows of 64 tokens")
+    assert "3 packed rows of 64 tokens are fewer than a batch of 4" in capsys.readouterr().err
     check_pace("dpo", 10, rows=3, batch_size=4, optim=OptimConfig(lr=0.5, warmup_steps=10))
     assert capsys.readouterr().err == (
         "dpo: 3 rows are fewer than a batch of 4: each step sees all\n"

@@ -167,6 +167,15 @@ def test_conversations_that_the_user_ends_are_prompts(show):
     assert summary["the messages end without an answer"] == 1
 
 
+def test_a_named_set_is_shown_as_the_reward_model_takes_it(show):
+    flags = ("--data", "pref_llmbar", "--rows", 2, "--allow-cut", True)
+    _, shown, summary, _ = show(PAIRS, *flags)
+    assert [(row["file"], row["line"]) for row in shown] == [("pref_llmbar", 1), ("pref_llmbar", 2)]
+    assert summary["kept"] > 100
+    with pytest.raises(SystemExit):
+        show(PAIRS, *flags, "--as", "prompts")
+
+
 def test_rows_limits_what_is_shown_and_not_what_is_counted(show):
     _, shown, summary, _ = show(DEMONSTRATIONS, "--rows", 2)
     assert len(shown) == 2 and sum(summary.values()) == 4

@@ -122,7 +122,9 @@ class PreviewConfig:
     init: Path = Path("runs/pretrain")
     """Run folder, Hugging Face checkpoint or .gguf file, whose tokenizer and context are taken."""
     data: Path = Path("demonstrations.jsonl")
-    """File, folder or pattern."""
+    """File, folder or pattern; or a named set of preferences, as the reward model takes it."""
+    source: Path = Path("data")
+    """Folder of the named sets."""
     as_: Annotated[
         Literal["demonstrations", "comparisons", "prompts", "text"] | None, tyro.conf.arg(name="as")
     ] = None

@@ -30,9 +30,9 @@ from rlhf_jax.data import (
     demonstrations,
     files,
     formats,
-    judged,
     messages,
     prompts,
+    public_sets,
     readers,
     rows,
 )
@@ -45,8 +45,8 @@ from rlhf_jax.errors import InputError, RunError
 log = logging.getLogger(__name__)
 
 READING = (
-    *(answers, chat, columns, comparisons, demonstrations, files, formats, judged, messages),
-    *(prompts, readers, rows),
+    *(answers, chat, columns, comparisons, demonstrations, files, formats, messages, prompts),
+    *(public_sets, readers, rows),
 )
 """The code that decides what is read."""
 READ_AT_ONCE = 256

@@ -15,7 +15,7 @@
 | HH-RLHF, implicit prompt | ``chosen``, ``rejected``: the prompt is what they share | same |
 | OpenAI's summaries | ``info``, ``summaries``, ``choice`` | same |
 | rankings | ``prompt``, ``responses`` (strings, or ``text`` and ``rank``), ``ranks`` | same |
-| Nectar, SHP, WebGPT, PKU-SafeRLHF, HelpSteer and others | see ``judged`` | same |
+| Nectar, SHP, WebGPT, PKU-SafeRLHF, HelpSteer and others | see ``public_sets`` | same |
 
 Each but a Text is read as a Prompt too. ``docs/data.md`` has an example of each, what other columns
 do, and what is refused or left out.
@@ -30,8 +30,8 @@ from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
 from rlhf_jax.data.files import SEPARATOR, Origin, find_files, read_rows
-from rlhf_jax.data.judged import ranked_row
 from rlhf_jax.data.messages import OtherKeys, RowError, unknown_parts
+from rlhf_jax.data.public_sets import ranked_row
 from rlhf_jax.data.readers import READERS
 from rlhf_jax.data.rows import (
     EMPTY,

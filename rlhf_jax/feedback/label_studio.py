@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.data.files import type_name
 from rlhf_jax.data.messages import RowError
 
 UNPLACED = "_"
@@ -59,6 +60,8 @@ def _annotated(
         return None
     results = []
     for result in annotation["result"]:
+        if not isinstance(result, Mapping):
+            raise RowError(f"a result is {type_name(result)}, expected an object")
         if result.get("type") in READ:
             results.append(result)
         else:
@@ -112,7 +115,7 @@ def _items(data: Row) -> tuple[str, list[Row]]:
 
 def _ranks(result: Mapping, ids: Sequence[str], notes: Counter[str]) -> dict[str, int]:
     """The rank of each id that was placed."""
-    given = result["value"].get("ranker")
+    given = _value(result).get("ranker")
     if isinstance(given, Mapping) and list(given) == [result.get("from_name")]:
         given = next(iter(given.values()))  # no buckets: the list itself was put in order
     if isinstance(given, list):
@@ -133,6 +136,14 @@ def _ranks(result: Mapping, ids: Sequence[str], notes: Counter[str]) -> dict[str
     return dict(places)
 
 
+def _value(result: Mapping) -> Mapping:
+    """What an annotator entered."""
+    if not isinstance(result.get("value"), Mapping):
+        found = type_name(result.get("value"))
+        raise RowError(f"the value of a {result['type']} is {found}, expected an object")
+    return result["value"]
+
+
 def _text(item: Mapping) -> Any:
     """What an item shows; its title alone if it has nothing else."""
     shown = [item[name] for name in ("body", "title") if item.get(name) is not None]
@@ -145,7 +156,7 @@ def _pair(data: Row, result: Mapping) -> Row:
     named = result.get("to_name", "")
     names = named.split(",") if isinstance(named, str) else list(named)
     names = [name.strip() for name in names]
-    selected = result["value"].get("selected")
+    selected = _value(result).get("selected")
     if len(names) != 2 or not all(name in data for name in names) or selected not in SIDES:
         raise RowError(
             f"pairwise: found {selected!r} of {named!r}, expected left or right of two tags that "

@@ -13,7 +13,7 @@ from rlhf_jax.data.messages import RowError
 Ranks = list[int]
 
 
-class Judged(NamedTuple):
+class TwoAnswers(NamedTuple):
     """Two columns of answers, and those that say which answer is better."""
 
     answers: tuple[str, str]
@@ -110,12 +110,12 @@ def _real(given: Given) -> int | float:
     return value
 
 
-FORMS: Sequence[Judged] = (
-    Judged(("response_0", "response_1"), ("better_response_id",), _number(0)),  # PKU-SafeRLHF
-    Judged(("output_1", "output_2"), ("preference",), _number(1)),  # AlpacaFarm
-    Judged(("human_ref_a", "human_ref_b"), ("labels",), _label),  # SHP
-    Judged(("response_1", "response_2"), ("preference_strength",), _sign),  # HelpSteer2
-    Judged(("response1", "response2"), ("overall_preference",), _sign),  # HelpSteer3
-    Judged(("answer_0", "answer_1"), ("score_0", "score_1"), _scores),  # WebGPT
-    Judged(("response_j", "response_k"), (), _first),  # Stack Exchange, paired
+FORMS: Sequence[TwoAnswers] = (
+    TwoAnswers(("response_0", "response_1"), ("better_response_id",), _number(0)),  # PKU-SafeRLHF
+    TwoAnswers(("output_1", "output_2"), ("preference",), _number(1)),  # AlpacaFarm
+    TwoAnswers(("human_ref_a", "human_ref_b"), ("labels",), _label),  # SHP
+    TwoAnswers(("response_1", "response_2"), ("preference_strength",), _sign),  # HelpSteer2
+    TwoAnswers(("response1", "response2"), ("overall_preference",), _sign),  # HelpSteer3
+    TwoAnswers(("answer_0", "answer_1"), ("score_0", "score_1"), _scores),  # WebGPT
+    TwoAnswers(("response_j", "response_k"), (), _first),  # Stack Exchange, paired
 )
