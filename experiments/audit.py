@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 
+from experiments.kept import run_of
 from experiments.reward_scores import fold_held_out, make_scorer
 from experiments.trained import Trained, load_trained, trained_lengths
 from rlhf_jax.cli import main
@@ -108,6 +109,7 @@ def gain_of(path: Path) -> float:
 def with_lengths(config: AuditConfig, path: Path) -> AuditConfig:
     """``config`` with the lengths that the reward model was trained with where none are given."""
     missing = [n for n in ("prompt_length", "response_length") if getattr(config, n) is None]
+    check(run_of(path).exists(), f"--reward {path}: nothing is there")
     trained = trained_lengths(path)
     if missing and not trained.keys() >= set(missing):
         raise InputError(

@@ -132,7 +132,7 @@ def show(summaries: dict, seconds: float, folder) -> None:
     """The closing table: each stage, what it took and the number that matters."""
     table = Table(title="InstructGPT", title_justify="left")
     for column in ("stage", "seconds", "units/s", "result"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # a path is of no use in part
     for name, s in summaries.items():
         unit = next((u for u in ("episodes", "tokens") if u in s), None)
         rate = f"{s[unit] / max(s['seconds'], 1e-9):,.0f} {unit}" if unit else ""

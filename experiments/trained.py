@@ -478,5 +478,6 @@ def _with_tokenizer(path: Path, trained: Trained, tokenizer: Tokenizer) -> Train
 def _read_card(folder: Path, flag: str) -> dict:
     path = folder / "model.json"
     if not path.is_file():
-        raise InputError(f"--{flag} {folder}: expected a run folder, found no model.json in it")
+        found = "found no model.json in it" if folder.exists() else "nothing is there"
+        raise InputError(f"--{flag} {folder}: expected a run folder, {found}")
     return read_object(path, "model", "vocab_size", "kind")

@@ -5,17 +5,20 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
 
-from experiments import compare, evaluate, ppo, pretrain, reward, sample, sft
+from experiments import audit, compare, evaluate, ppo, pretrain, preview, reward, sample, sft
 from rlhf_jax.cli import main
 from rlhf_jax.config import (
+    AuditConfig,
     CompareConfig,
     EvaluateConfig,
     PPOConfig,
     PretrainConfig,
+    PreviewConfig,
     RewardConfig,
     SampleConfig,
     SFTConfig,
@@ -437,3 +440,15 @@ def test_no_memory_left_is_one_sentence_of_every_command(monkeypatch, capsys, sh
     if not isinstance(short, MemoryError):
         with pytest.raises(RuntimeError, match="a fault of our own"):
             main(run, SampleConfig)
+
+
+@pytest.mark.parametrize(
+    "run, config, flag",
+    [
+        (audit.run, AuditConfig(reward=(Path("not/there"),)), "reward"),
+        (preview.run, PreviewConfig(init=Path("not/there")), "init"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_to_be_not_there(run, config, flag):
+    with pytest.raises(InputError, match=rf"--{flag} not/there: .*nothing is there"):
+        run(config)

@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import select
+import subprocess
 import sys
 import time
 
@@ -108,7 +109,8 @@ def test_an_answer_is_no_order_to_the_terminal(capsys):
 
 
 STUB = """
-import signal, sys, time
+import fcntl, signal, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C typed there is a signal to this process
 sys.path.insert(0, "tests")
 import test_sample
 from experiments.sample_session import Session, converse
@@ -129,10 +131,15 @@ converse(Session(config, test_sample.TOKENIZER, False, make_answer(config)), mak
 
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_session():
     """In a terminal, with a line of Chinese that is typed, corrected and recalled."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(tiny.ROOT)
-        os.execve(sys.executable, [sys.executable, "-c", STUB], tiny.process_environment())
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUB],
+        cwd=tiny.ROOT,
+        env=tiny.process_environment(),
+        start_new_session=True,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), its_end),
+    )
+    os.close(its_end)
     seen = b""
 
     def until(text):
@@ -165,5 +172,5 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_session():
     until("\n好的")
     until("\n> ")
     press("\x04")
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert process.wait(60) == 0
+    os.close(terminal)
