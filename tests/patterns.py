@@ -2,15 +2,14 @@
 
 import ast
 import importlib
-import importlib.util
 import itertools
-import pkgutil
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).parents[1]
 METHODS = ("search", "match", "fullmatch", "findall", "finditer", "sub", "subn", "split", "compile")
 
 
@@ -31,34 +30,27 @@ class Pattern(NamedTuple):
 
 
 def modules() -> list[str]:
-    """Every module of the library, the experiments and the benchmarks."""
-    names = [
-        each.name
+    """Modules of the library, the experiments and the benchmarks that use expressions."""
+    files = [
+        path
         for room in ("rlhf_jax", "experiments", "benchmarks")
-        for each in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}.")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if "import re\n" in path.read_text(encoding="utf-8")
     ]
-    return sorted(names)
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
 
 
-def patterns(names: list[str]) -> tuple[list[Pattern], list[str]]:
-    """The expressions of modules, and where one is built only when it is used."""
-    found, built = [], []
-    for name in names:
-        spec = importlib.util.find_spec(name)
-        if spec.origin is None or not spec.origin.endswith(".py"):
-            continue
-        source = Path(spec.origin).read_text(encoding="utf-8")
-        if "import re\n" not in source:
-            continue
-        module = importlib.import_module(name)
-        found += of_globals(module)
-        for call in calls_of_re(ast.parse(source)):
+def patterns(name: str) -> tuple[list[Pattern], list[str]]:
+    """The expressions of a module, and those that are built only when they are used."""
+    module = importlib.import_module(name)
+    found, built = list(of_globals(module)), []
+    for call in calls_of_re(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+        text, flags = constant(call.args[0], module), flags_of(call, module)
+        if text is None:
+            built.append(f"{name}: {ast.unparse(call.args[0])}")
+        elif call.func.attr != "compile":
             where = f"{name}:{call.lineno}"
-            text, flags = constant(call.args[0], module), flags_of(call, module)
-            if text is None:
-                built.append(f"{name}: {ast.unparse(call.args[0])}")
-            elif call.func.attr != "compile":
-                found.append(Pattern(where, re.compile(text, flags), call.func.attr))
+            found.append(Pattern(where, re.compile(text, flags), call.func.attr))
     return found, built
 
 
@@ -84,17 +76,20 @@ def of_globals(module) -> Iterator[Pattern]:
 
 
 def methods_of(name: str, tree: ast.Module) -> list[str]:
-    """How a module calls its expression ``name``; "search", the hardest, if that is not plain."""
-    used = {
-        node.func.attr
+    """How a module calls its expression ``name``; "search", the hardest, if that is not plain.
+
+    Of several in a tuple the name is another, so that all calls of the module count.
+    """
+    calls = [
+        (ast.unparse(node.func.value), node.func.attr)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Name)
-        and node.func.value.id == name
-    }
-    one_place = {"match", "fullmatch"}
-    return sorted(used) if used and used <= one_place else ["search"]
+        and node.func.attr in METHODS
+    ]
+    used = {method for receiver, method in calls if receiver == name}
+    used = used or {way for what, way in calls if what != "re" and way != "split"}
+    return sorted(used) if used and used <= {"match", "fullmatch"} else ["search"]
 
 
 def calls_of_re(tree: ast.Module) -> Iterator[ast.Call]:
@@ -130,52 +125,48 @@ def flags_of(call: ast.Call, module) -> int:
 
 
 def shapes(pattern: re.Pattern, count: int) -> list[str]:
-    """Units that are repeated into texts: of the characters that the expression tells apart.
-
-    Single ones first, as runs make most backtracking; then pairs and more, drawn by the pattern.
+    """Units that are repeated into texts: beginnings of what the expression matches, runs of the
+    characters that it tells apart, and draws of these that the expression itself decides.
     """
-    letters = alphabet(pattern)
     dice = random.Random(ascii(pattern.pattern))
-    words = [word for word in literals(pattern) if len(word) > 1]
-    made = [*words[:2], *letters[:4]]
-    while len(made) < count:
-        made.append("".join(dice.choice(letters) for _ in range(dice.randint(1, 4))))
-    return made[:count]
+    parsed = re._parser.parse(pattern.pattern, pattern.flags)
+    examples = [example(parsed, dice) for _ in range(count)]
+    begun = [each[: dice.randint(1, len(each))] for each in examples if each]
+    letters = [*dict.fromkeys("".join(examples)), *"a1 .\n中A-@("]
+    drawn = ["".join(dice.choices(letters, k=dice.randint(1, 3))) for _ in range(count)]
+    made = [*begun[:3], *dict.fromkeys(letters[:2]), "a", "1", " ", "\n", *drawn]
+    return list(dict.fromkeys([*made, *drawn, *map(str, range(count))]))[:count]
 
 
-def alphabet(pattern: re.Pattern) -> list[str]:
-    """A character of each class and literal, and of each kind that texts have."""
-    general = "a1 .\n中A-@("
-    own = [each for each in dict.fromkeys("".join(literals(pattern))) if each not in general]
-    return [*own[:12], *general]
-
-
-def literals(pattern: re.Pattern) -> list[str]:
-    """Runs of literal characters, and one character of each set, in the expression's order."""
-    made: list[str] = []
-
-    def walk(parsed) -> None:
-        run = ""
-        for operation, argument in parsed:
-            name = str(operation)
-            if name == "LITERAL":
-                run += chr(argument)
-                continue
-            if run:
-                made.append(run)
-                run = ""
-            if name == "IN":
-                made.extend(
-                    chr(a[0] if str(o) == "RANGE" else a)
-                    for o, a in argument
-                    if str(o) in ("LITERAL", "RANGE")
-                )
-            for part in argument if isinstance(argument, tuple | list) else ():
-                for piece in part if name == "BRANCH" and isinstance(part, list) else (part,):
-                    if isinstance(piece, re._parser.SubPattern):
-                        walk(piece)
-        if run:
-            made.append(run)
-
-    walk(re._parser.parse(pattern.pattern, pattern.flags))
+def example(parsed, dice: random.Random) -> str:
+    """A text that the expression matches, but for what it only looks at."""
+    made = ""
+    for operation, argument in parsed:
+        name = str(operation)
+        if name == "LITERAL":
+            made += chr(argument)
+        elif name == "IN":
+            made += one_of(argument, dice)
+        elif name in ("ANY", "NOT_LITERAL"):
+            made += "b"
+        elif name == "BRANCH":
+            made += example(dice.choice(argument[1]), dice)
+        elif name == "SUBPATTERN":
+            made += example(argument[-1], dice)
+        elif name.endswith("REPEAT"):
+            low, high, part = argument
+            made += "".join(example(part, dice) for _ in range(min(max(low, 1), high)))
     return made
+
+
+def one_of(members, dice: random.Random) -> str:
+    """A character of a set, or an ordinary one where the set says only which it has not."""
+    kinds = {"CATEGORY_DIGIT": "7", "CATEGORY_SPACE": " ", "CATEGORY_WORD": "w"}
+    found = [
+        chr(value if str(kind) == "LITERAL" else value[0])
+        if str(kind) in ("LITERAL", "RANGE")
+        else kinds.get(str(value), "b")
+        for kind, value in members
+        if str(kind) != "NEGATE"
+    ]
+    return "b" if str(members[0][0]) == "NEGATE" else dice.choice(found)

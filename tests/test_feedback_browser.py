@@ -379,13 +379,33 @@ def test_a_draft_survives_a_reload_and_is_nobody_elses(visit, database):
     assert page.is_visible("textarea[name=demonstration]")
     assert "(1)" in page.inner_text("[data-letter=C] summary")
     # Another labeler in the same browser gets the same task, but not the draft.
-    enter(page, accounts.add_labeler(database, "Ben")[1])
+    page.goto(f"{page.base}/enter?token={accounts.add_labeler(database, 'Ben')[1]}")
+    page.click("button[value=switch]")
+    page.wait_for_url("**/label")
     assert page.input_value("textarea[name=demonstration]") == ""
     for letter in "ABCD":
         page.check(f"input[name=rank-{letter}][value='1']", force=True)
     page.click("text=Save and next")
     page.wait_for_selector("text=Nothing to label")
     assert page.evaluate("Object.keys(localStorage)") == []
+
+
+def test_another_sites_link_does_not_swap_the_account(visit, database):
+    """Its request carries no cookie, yet the page asks; and nobody is told the token."""
+    page, token = visit(), accounts.add_labeler(database, "Eve")[1]
+    link, referers = f"{page.base}/enter?token={token}", []
+    page.on("request", lambda request: referers.append(request.headers.get("referer", "")))
+    page.route(
+        "http://evil.example/**",
+        lambda route: route.fulfill(content_type="text/html", body=f'<a href="{link}">prize</a>'),
+    )
+    page.goto("http://evil.example/")
+    page.click("text=prize")
+    page.wait_for_selector("text=Sign in as Eve?")
+    assert page.url == f"{page.base}/enter" and token not in "".join(referers)
+    page.click("text=Stay Ann")
+    page.wait_for_url("**/label")
+    assert page.inner_text(".who") == "Ann"
 
 
 def test_offline(visit, database):
@@ -575,7 +595,10 @@ def test_accessible_in_both_languages_on_both_screens(visit, database, language,
     page.wait_for_selector("[data-saved]", state="attached")
     for path in ("/chat", "/dashboard", "/account", "/nowhere"):
         check_page(page, path, language, open_details=path == "/chat")
-    enter(page, "admin")
+    page.goto(f"{page.base}/enter?token=admin")
+    check_page(page, "/enter", language)  # asks, as somebody is signed in
+    page.click("button[value=switch]")
+    page.wait_for_url("**/label")
     check_page(page, "/team", language)
     page.context.clear_cookies()
     check_page(page, "/enter", language)

@@ -1,5 +1,6 @@
 """No expression of the project takes more than linear time, whatever it is given."""
 
+import re
 import time
 
 import patterns
@@ -37,6 +38,35 @@ def ratio(pattern: patterns.Pattern, unit: str) -> float:
     return found
 
 
-def of_patterns(names):
-    found, _ = patterns.patterns(names)
-    return [pytest.param(each, id=each.where) for each in found]
+BUILT = {
+    "rlhf_jax.config.model: targets": "an operator's own expression",
+    "rlhf_jax.data.chat: '|'.join(map(re.escape, longest_first)) or '(?!)'": "words",
+    "rlhf_jax.models.lora: config.targets": "an operator's own expression",
+    "rlhf_jax.models.peft: f'(.*\\\\.)?({pattern})$'": "a file's expression, on names of kernels",
+    "rlhf_jax.privacy.scrub: f\"{BEFORE}(?:{'|'.join(forms)}){AFTER}\"": "in RULES",
+    "rlhf_jax.tasks.constraints: re.escape(keyword)": "a word",
+    "rlhf_jax.tasks.constraints: forms.get(marker, re.escape(marker))": "a word",
+    "rlhf_jax.tasks.constraints: f'\\\\s?{re.escape(section_spliter)}\\\\s?\\\\d+\\\\s?'": "a word",
+    "rlhf_jax.tasks.constraints: word": "a word",
+    "rlhf_jax.tasks.languages: f'[{span}]'": "a set of characters",
+    "rlhf_jax.tasks.safety_sets: whole.format('|'.join(words))": "words",
+    "rlhf_jax.training.sharding: f'(.*/)?{pattern}'": "in PATTERNS",
+}
+"""Expressions that are built when they are used, and why they are no others than those here."""
+
+
+@pytest.mark.parametrize("module", patterns.modules())
+def test_twice_the_text_takes_twice_the_time(module):
+    found, built = patterns.patterns(module)
+    for pattern in {(each.compiled, each.method): each for each in found}.values():
+        for unit in patterns.shapes(pattern.compiled, SHAPES):
+            times = ratio(pattern, unit)
+            assert times <= LONGEST_RATIO, (pattern.where, pattern.compiled.pattern, unit, times)
+    known = {each for each in BUILT if each.startswith(f"{module}: ")}
+    assert set(built) == known
+
+
+@pytest.mark.parametrize("slow", [r"[\w.+-]+@", r"<!--.*?-->", r"\s+$", r"\[.*?\]"])
+def test_the_test_sees_what_is_slow(slow):
+    pattern = patterns.Pattern("here", re.compile(slow), "search")
+    assert max(ratio(pattern, unit) for unit in patterns.shapes(pattern.compiled, SHAPES)) > 2.5

@@ -48,3 +48,24 @@ class BenchmarkConfig:
 
     def __post_init__(self):
         check_bounds(self)
+
+
+@dataclass(frozen=True)
+class LabelersConfig:
+    """Labelers at the page while a round trains."""
+
+    labelers: Count = 50
+    """How many ask at once, each the next thing as soon as the last is answered."""
+    seconds: Annotated[float, Bounds(1)] = 60.0
+    """With training beside it, and as long without."""
+    tasks: Count = 20_000
+    """In the queue; more than can be labelled."""
+    shape: Literal["nano", "tiny"] = "tiny"
+    """Of the policy that is trained."""
+    cores: CountOrZero = 2
+    """Server and training are on this many cores; 0: all."""
+    out: Path = Path("benchmarks/results")
+    """Folder for the JSON."""
+
+    def __post_init__(self):
+        check_bounds(self)

@@ -156,7 +156,12 @@ def _for_page(svg: str, panel: Panel) -> str:
     """Drop the prolog, name the image, take colours from the page, keep ids apart from others',
     round coordinates to 1/100 pt."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r"<metadata>(?:(?!<metadata>).)*?</metadata>|<!--(?:(?!<!--).)*?-->",
+        "",
+        svg,
+        flags=re.DOTALL,
+    )
     linked = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
     keep = lambda m: f' id="{panel.name}-{m[1]}"' if m[1] in linked else ""
     svg = re.sub(r' id="([^"]*)"', keep, svg)

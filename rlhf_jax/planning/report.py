@@ -50,7 +50,7 @@ def verdict(measured: Measured, chip: Chip) -> str:
 
 def used(error: str) -> str:
     """The compiler's own account of memory, from its message."""
-    if early := re.search(r"\((\S+)\) exceeds available HBM \((\S+)\)", error):
+    if early := re.search(r"\(([^\s()]+)\) exceeds available HBM \(([^\s()]+)\)", error):
         return f"Used {early[1]} of {early[2]} hbm beside its arguments"
     lines = [line.strip() for line in error.splitlines() if "Used" in line]
     text = lines[0] if lines else error.splitlines()[0]
