@@ -44,7 +44,7 @@ from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Fold, Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.runs import read_done
+from rlhf_jax.training.run_records import read_done
 
 
 class Scored(NamedTuple):

@@ -45,7 +45,7 @@ from rlhf_jax.feedback.standing import add_refusal
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.progress import say
-from rlhf_jax.training.runs import read_done
+from rlhf_jax.training.run_records import read_done
 
 SHOWN = 6
 """Answers of each policy that the dashboard shows."""

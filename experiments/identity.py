@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from experiments.trained import model_digest, settings_digest
+from experiments.model_digests import model_digest, settings_digest
 from rlhf_jax.config import ConvertConfig
 from rlhf_jax.config.effect import without_effect
 from rlhf_jax.config.forks import name_of

@@ -25,7 +25,7 @@ from rlhf_jax.evaluation.drawing import load_matplotlib
 from rlhf_jax.tasks.task import check_corpora, check_leaks, read_task, write
 from rlhf_jax.training.hosts import several
 from rlhf_jax.training.progress import peak_memory
-from rlhf_jax.training.runs import config_digest, environment
+from rlhf_jax.training.run_records import config_digest, environment
 
 
 def run(config: InstructGPTConfig) -> dict:

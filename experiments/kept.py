@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rlhf_jax.errors import InputError
 from rlhf_jax.training.checkpoint_files import Damaged, json_sha256, list_steps, read_info
 from rlhf_jax.training.checkpoints import best_step, load_params
-from rlhf_jax.training.runs import read_done, read_run
+from rlhf_jax.training.run_records import read_done, read_run
 from rlhf_jax.types import Params
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report_records import read_chain, read_json, stage_folders
+from experiments.report_records import read_chain, stage_folders
 from rlhf_jax.cli import main
 from rlhf_jax.config import ReportConfig
 from rlhf_jax.data.files import check_writable, write_atomically
@@ -31,7 +31,7 @@ from rlhf_jax.evaluation import (
 from rlhf_jax.evaluation.drawing import load_matplotlib
 from rlhf_jax.evaluation.report import Group, RunRecord, render
 from rlhf_jax.training.progress import say
-from rlhf_jax.training.runs import flatten
+from rlhf_jax.training.run_records import flatten, read_object
 
 NOT_COMPARED = ("run.", "parallel.", "cache", "data.cache", "force")
 """Config fields that do not tell groups apart (``run.data_seed`` does)."""
@@ -111,7 +111,7 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
     found: list[tuple[dict[str, Any], list[RunRecord]]] = []
     for folder in folders:
         paths = stage_folders(folder)
-        configs = {stage: comparable(read_json(p / "config.json")) for stage, p in paths.items()}
+        configs = {stage: comparable(read_object(p / "config.json")) for stage, p in paths.items()}
         record = read_chain(folder, paths)
         for known, runs in found:
             shared = known.keys() & configs.keys()

@@ -17,7 +17,7 @@ from rlhf_jax.feedback.figures import agreement, read_rounds
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.standing import read_refusals
 from rlhf_jax.training.logs import read_rows
-from rlhf_jax.training.runs import flatten
+from rlhf_jax.training.run_records import flatten, read_object
 
 CHAIN = ("pretrain", "sft", "comparisons", "reward", "ppo", "evaluate")
 """Stages that a whole chain has."""
@@ -26,7 +26,7 @@ CHAIN = ("pretrain", "sft", "comparisons", "reward", "ppo", "evaluate")
 def stage_folders(folder: Path) -> dict[str, Path]:
     """Stage → its folder, of a whole chain or of a single stage."""
     if (folder / "config.json").is_file():
-        return {read_json(folder / "config.json")["stage"]: folder}
+        return {read_object(folder / "config.json")["stage"]: folder}
     stages = {stage: folder / stage for stage in TITLES}
     found = {s: path for s, path in stages.items() if (path / "config.json").is_file()}
     check(
@@ -67,9 +67,9 @@ def read_stage(folder: Path) -> StageRecord:
 
     What people said of an evaluation's policies (``experiments.feedback verdict``) joins the rest.
     """
-    done = read_json(folder / "DONE") if (folder / "DONE").is_file() else None
+    done = read_object(folder / "DONE") if (folder / "DONE").is_file() else None
     if done and (people := folder / "people.json").is_file():
-        for policy, figures in read_json(people)["policies"].items():
+        for policy, figures in read_object(people)["policies"].items():
             done["policies"][policy]["win_rate_by_people"] = figures["win_rate"]
     metrics = read_rows(folder / "metrics.jsonl")
     if done and done.get("heldout"):
@@ -81,8 +81,8 @@ def facts(folder: Path, stages: Mapping[str, Path]) -> dict[str, str]:
     """What identifies a run: from summary.json, or else from the newest stage's config.json."""
     summary = folder / "summary.json"
     last = list(stages.values())[-1]
-    saved = read_json(last / "config.json")
-    record = read_json(summary) if summary.is_file() else saved
+    saved = read_object(last / "config.json")
+    record = read_object(summary) if summary.is_file() else saved
     ends = [path / name for path in stages.values() for name in ("DONE", "metrics.jsonl")]
     newest = max((path.stat().st_mtime for path in ends if path.is_file()), default=None)
     git, versions = record.get("git") or {}, record.get("versions") or {}
@@ -107,21 +107,12 @@ def hardware(devices: Sequence[str]) -> str:
     return ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error}), expected a record of this project") from None
-    check(isinstance(found, dict), f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
 # --- how it was made ------------------------------------------------------------------------------
 
 
 def read_recipe(stages: Mapping[str, Path]) -> Recipe:
     """Commands in the order of the stages; one that ran several stages is there once."""
-    saved = {stage: read_json(path / "config.json") for stage, path in stages.items()}
+    saved = {stage: read_object(path / "config.json") for stage, path in stages.items()}
     git = next((record["git"] for record in reversed(saved.values()) if record.get("git")), {})
     commands = [typed(record["argv"]) for record in saved.values() if record.get("argv")]
     tasks = [record["config"].get("task") for record in saved.values()]

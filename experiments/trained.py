@@ -1,9 +1,7 @@
 """Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +13,12 @@ import numpy as np
 from experiments.kept import (
     Kept,
     is_run,
-    kept_digest,
     kept_step,
     load_kept,
     number_of,
     run_of,
 )
+from experiments.model_digests import model_digest
 from rlhf_jax.cli import from_dict, read_json, to_dict
 from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.data.files import write_atomically
@@ -40,17 +38,15 @@ from rlhf_jax.models.lora import (
     partition,
     share_equal,
 )
-from rlhf_jax.models.peft import base_of, is_adapter, load_adapter, read_adapter
+from rlhf_jax.models.peft import is_adapter, load_adapter, read_adapter
 from rlhf_jax.models.pretrained import Imported, on_default_device
 from rlhf_jax.models.transformer import as_layout
-from rlhf_jax.models.weight_files import find_weights
-from rlhf_jax.training.checkpoint_files import json_sha256, list_steps
+from rlhf_jax.training.checkpoint_files import list_steps
 from rlhf_jax.training.checkpoints import load_params
 from rlhf_jax.training.hosts import agreed_time
 from rlhf_jax.training.parallel import place
 from rlhf_jax.training.progress import say
-from rlhf_jax.training.run_inputs import file_sha256
-from rlhf_jax.training.runs import read_done, read_object, read_run
+from rlhf_jax.training.run_records import read_done, read_object, read_run
 from rlhf_jax.types import Params
 
 Kind = Literal["lm", "scalar"]
@@ -160,53 +156,6 @@ def trained_lengths(path: Path) -> dict[str, int]:
     names = ("prompt_length", "response_length")
     found = {name: known[name] for name in names if known.get(name) is not None}
     return found if len(found) == len(names) else {}
-
-
-def model_digest(path: Path) -> str | None:
-    """What tells one model from another, wherever its folder is: a digest of its weights.
-
-    That of a finished run, or of a step that it has kept, is of the parameters, a checkpoint's that
-    of its files of weights. None where there is none of them.
-    """
-    kept = kept_step(path)
-    if kept is not None:
-        return kept_digest(kept)
-    done = read_done(path)
-    if done is not None:
-        return done.get("params_sha256")
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if is_checkpoint(path):
-        with suppress(InputError):  # who loads it says what is wrong
-            files = sorted(set(find_weights(path).files.values()))
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest() if files else None
-
-
-SETTINGS_FILES = (
-    *("config.json", "generation_config.json", "adapter_config.json", "rlhf_jax.json"),
-    *("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    "chat_template.jinja",
-)
-"""What a folder of Hugging Face says of a model besides its weights."""
-
-
-def settings_digest(path: Path) -> str | None:
-    """What tells models of the same weights apart: shape, tokenizer, chat template, and the model
-    below an adapter. None of a single file, which ``model_digest`` reads whole."""
-    path = run_of(path)
-    if (path / "model.json").is_file():
-        files = [path / "model.json", *sorted((path / "tokenizer").glob("*"))]
-    else:
-        files = [path / name for name in SETTINGS_FILES if (path / name).is_file()]
-    found = [[file.name, file_sha256(file)] for file in files]
-    if is_adapter(path):
-        base = base_of(path)
-        found += [[base, model_digest(Path(base)), settings_digest(Path(base))]] if base else []
-    return json_sha256(found) if found else None
 
 
 def names_apart(paths: Iterable[Path]) -> dict[Path, str]:

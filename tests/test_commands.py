@@ -21,7 +21,7 @@ from rlhf_jax import config
 from rlhf_jax.cli import load, main, to_dict
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.training.runs import diff_config
+from rlhf_jax.training.run_records import diff_config
 
 DOCUMENTS = [tiny.ROOT / "README.md", tiny.ROOT / "README.zh.md"]
 DOCUMENTS += sorted((tiny.ROOT / "docs").rglob("*.md"))

@@ -11,12 +11,12 @@ import tiny
 
 from experiments import convert, sft
 from experiments.kept import figures_of
+from experiments.model_digests import model_digest
 from experiments.stage import Stage
 from experiments.trained import (
     check_model,
     load_trained,
     load_value,
-    model_digest,
     save_model_card,
     training_config,
     with_adapters,
@@ -26,7 +26,7 @@ from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.lora import combine, merge_adapters, partition
 from rlhf_jax.training.checkpoints import params_sha256
-from rlhf_jax.training.runs import read_run
+from rlhf_jax.training.run_records import read_run
 from rlhf_jax.types import TrainState
 
 BYTES = train_bpe([""], vocab_size=258)

@@ -419,7 +419,7 @@ def test_bad_input_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="is a folder"):
         write([run], tmp_path)
     (run / "pretrain" / "DONE").write_text("{")
-    with pytest.raises(InputError, match=r"DONE: not JSON"):
+    with pytest.raises(InputError, match=r"DONE is not what a run has written there"):
         write([run], out)
     (run / "pretrain" / "DONE").unlink()
     (run / "pretrain" / "metrics.jsonl").write_text("[1\n{}\n")

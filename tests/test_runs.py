@@ -14,9 +14,10 @@ import pytest
 from rlhf_jax.cli import read_json, to_dict
 from rlhf_jax.config import PretrainConfig, RunConfig
 from rlhf_jax.errors import DivergedError, InputError, RunError
-from rlhf_jax.training import runs
+from rlhf_jax.training import run_records
 from rlhf_jax.training.run_inputs import InputFile
-from rlhf_jax.training.runs import diff_config, environment, open_run, read_run
+from rlhf_jax.training.run_records import diff_config, environment, read_run
+from rlhf_jax.training.runs import open_run
 from rlhf_jax.training.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,19 +235,19 @@ def test_version_of_the_code(tmp_path, monkeypatch):
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    module = tmp_path / "runs.py"
+    module = tmp_path / "run_records.py"
     module.write_text("x = 1")
-    monkeypatch.setattr(runs, "__file__", str(module))
+    monkeypatch.setattr(run_records, "__file__", str(module))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert runs.git_version() is None
+    assert run_records.git_version() is None
     git("init")
     git("commit", "--allow-empty", "-m", "zero")
-    assert runs.git_version() is None  # somebody else's repository
-    git("add", "runs.py")
+    assert run_records.git_version() is None  # somebody else's repository
+    git("add", "run_records.py")
     git("commit", "-m", "one")
-    assert runs.git_version() == {"sha": git("rev-parse", "HEAD"), "dirty": False}
+    assert run_records.git_version() == {"sha": git("rev-parse", "HEAD"), "dirty": False}
     module.write_text("x = 2")
-    assert runs.git_version() == {"sha": git("rev-parse", "HEAD"), "dirty": True}
+    assert run_records.git_version() == {"sha": git("rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setenv("PATH", "")
     assert environment()["git"] is None
 

@@ -15,8 +15,9 @@ import tiny
 
 from experiments import sft
 from experiments.identity import data_of, models_of, why_not_longer
+from experiments.model_digests import model_digest
 from experiments.stage import Stage
-from experiments.trained import load_trained, model_digest, trained_lengths
+from experiments.trained import load_trained, trained_lengths
 from rlhf_jax.config import (
     EvaluateConfig,
     OptimConfig,
