@@ -606,6 +606,22 @@ PLANTS = (
         "found = list(fates_of(None, *names))",
         "tests/test_preview.py::test_comparisons_are_shown_as_the_reward_model_learns_them",
     ),
+    Plant(
+        110,
+        "a reward model that is not there counts as one that nobody has measured",
+        "experiments/ppo.py",
+        'check_model(config.reward, flag="reward")',
+        "",
+        "tests/test_bad_input.py::test_a_reward_model_that_is_not_there_is_no_bad_one",
+    ),
+    Plant(
+        111,
+        "of a wrapped model's tensors one wrapper's prefix stays",
+        "rlhf_jax/models/weight_files.py",
+        "while found := [",
+        "if found := [",
+        "tests/test_convert.py::test_weights_of_compiled_and_parallel_models_are_read",
+    ),
 )
 
 NOT_HERE = {

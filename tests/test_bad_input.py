@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,21 @@ def test_prompt_and_response_over_the_context(monkeypatch, capsys, tmp_path, mod
     }
     message = refuse_stage(monkeypatch, capsys, tmp_path / "run", stage, *flags[stage])
     assert "context=80" in message and ("100" in message or "70" in message)
+
+
+def test_a_reward_model_that_is_not_there_is_no_bad_one(monkeypatch, capsys, tmp_path, models):
+    """Nor is one that nobody has measured told to learn from more comparisons."""
+    run = lambda reward, code: refuse_stage(
+        monkeypatch, capsys, tmp_path / "run", "ppo", "--reward", reward, code=code
+    )
+    assert f"--reward {tmp_path / 'none'}: nothing is there" in run(tmp_path / "none", 2)
+    half = shutil.copytree(models / "scalar", tmp_path / "half")
+    shutil.rmtree(half / "final")
+    assert "expected the run folder of a finished stage" in run(half, 2)
+    unmeasured = shutil.copytree(models / "scalar", tmp_path / "unmeasured")
+    (unmeasured / "DONE").write_text("{}")
+    message = run(unmeasured, 1)
+    assert "has no accuracy that was measured" in message and "with a held-out part" in message
 
 
 @pytest.mark.parametrize("mix, rows", [("0.01", 0), ("0.99", 8)])
