@@ -44,7 +44,9 @@ Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
 BatchRows = Annotated[int, Bounds(1, 1_000_000)]
 """Rows that are computed at once; where there are fewer, empty ones fill the batch."""
-BlockTokens = Annotated[int, Bounds(2, 1_000_000)]
+ContextTokens = Annotated[int, Bounds(1, 16_000_000)]
+"""The longest sequence that a model reads."""
+BlockTokens = Annotated[int, Bounds(2, 16_000_000)]
 """Tokens of a row that is filled with texts."""
 Seed = Annotated[int, Bounds(0)]
 """A larger or negative one would be cut to 32 bits, and so be another's."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from rlhf_jax.config.bounds import (
     Bounds,
+    ContextTokens,
     Count,
     CountOrZero,
     Finite,
@@ -65,7 +66,7 @@ class ModelConfig:
     """0: d_model / n_heads."""
     d_ff: CountOrZero = 0
     """Width inside the MLP; 0: 4 d_model."""
-    context: Main[Count] = 256
+    context: Main[ContextTokens] = 256
     """Longest sequence in tokens (rows of the position table)."""
     positions: Literal["learned", "rotary"] = "learned"
     """Learned vectors that are added (GPT-2), or rotary angles (NeoX, Llama, Qwen)."""
