@@ -44,6 +44,9 @@ Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
 BatchRows = Annotated[int, Bounds(1, 1_000_000)]
 """Rows that are computed at once; where there are fewer, empty ones fill the batch."""
+Width = Annotated[int, Bounds(1, 1_000_000)]
+WidthOrZero = Annotated[int, Bounds(0, 1_000_000)]
+"""Of parts of a model: the product of two that are larger is more than XLA can count."""
 ContextTokens = Annotated[int, Bounds(1, 16_000_000)]
 """The longest sequence that a model reads."""
 BlockTokens = Annotated[int, Bounds(2, 16_000_000)]

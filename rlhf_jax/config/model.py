@@ -12,6 +12,8 @@ from rlhf_jax.config.bounds import (
     Finite,
     Positive,
     ShareBelowOne,
+    Width,
+    WidthOrZero,
     check_bounds,
 )
 from rlhf_jax.config.effect import Main, idle
@@ -54,17 +56,17 @@ class ModelConfig:
     """A pre-LN decoder. The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm,
     biases everywhere, tied embeddings; the other values make it GPT-NeoX, Llama or Qwen."""
 
-    n_layers: Main[Count] = 4
+    n_layers: Main[Annotated[int, Bounds(1, 10_000)]] = 4
     """Blocks of attention and MLP."""
-    d_model: Main[Count] = 128
+    d_model: Main[Width] = 128
     """Width between the blocks."""
-    n_heads: Main[Count] = 4
+    n_heads: Main[Width] = 4
     """Heads of attention per block."""
-    n_kv_heads: CountOrZero = 0
+    n_kv_heads: WidthOrZero = 0
     """Heads of keys and values, each shared by n_heads / n_kv_heads queries; 0: n_heads."""
-    head_dim: CountOrZero = 0
+    head_dim: WidthOrZero = 0
     """0: d_model / n_heads."""
-    d_ff: CountOrZero = 0
+    d_ff: WidthOrZero = 0
     """Width inside the MLP; 0: 4 d_model."""
     context: Main[ContextTokens] = 256
     """Longest sequence in tokens (rows of the position table)."""
