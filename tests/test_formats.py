@@ -958,6 +958,16 @@ def test_hidden_files_of_a_folder_are_no_data(write, tmp_path):
     assert len(read_texts(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("other", ["b.parquet", "b.csv", "b.ndjson", "b.jsonl.zst", "B.JSONL"])
+def test_a_folder_with_files_that_are_not_read_is_refused(write, tmp_path, other):
+    """They may hold the other half of the rows, or the same ones."""
+    path = write({"text": "a"})
+    (tmp_path / other).write_text("x")
+    with pytest.raises(InputError, match=rf"rows.jsonl and {other}, which is not read: name one"):
+        read_texts(tmp_path)
+    assert len(read_texts(path)) == len(read_texts(tmp_path / "*.jsonl")) == 1
+
+
 @pytest.mark.parametrize(
     "names, message",
     [

@@ -29,7 +29,8 @@ CONVERSIONS = {
     ".tsv": "datasets.Dataset.from_csv({0!r}, sep='\\t').to_json({1!r})",
 }
 """How a table of another type becomes lines of JSON, by the package ``datasets``."""
-
+ALIKE = (*SUFFIXES, *CONVERSIONS, ".ndjson", ".json.gz", ".txt.gz", ".jsonl.zst", ".jsonl.xz")
+"""Endings, in small letters, of what may hold rows too."""
 
 HALF = re.compile("[\ud800-\udfff]")
 """A surrogate: half a character, as a cut emoji leaves it, which UTF-8 cannot write."""
@@ -57,6 +58,7 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     if path.is_dir():
         _refuse_saved_dataset(path)
         found = sorted(file for file in path.iterdir() if _is_data(file))
+        _refuse_unread(path, found)
     elif path.exists():
         found = [path]
     else:
@@ -75,6 +77,18 @@ def find_files(path: str | os.PathLike) -> list[Path]:
 def _is_data(file: Path) -> bool:
     """Whether a file of a folder is read: hidden ones, as programs write them, are not."""
     return file.name.endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+
+
+def _refuse_unread(folder: Path, files: Sequence[Path]) -> None:
+    """Raise InputError if beside ``files`` there is one that may hold rows, and is not read."""
+    shown = (file for file in sorted(folder.iterdir()) if not file.name.startswith("."))
+    others = [f for f in shown if f.name.lower().endswith(ALIKE) and f not in files and f.is_file()]
+    if files and others:
+        raise InputError(
+            f"{folder} has {files[0].name} and {others[0].name}, which is not read: name one file, "
+            f"or a pattern such as {folder}/*{''.join(files[0].suffixes[-1:])}"
+            f"{_conversion(others[0])}"
+        )
 
 
 def _why_none(path: Path) -> str:
