@@ -64,6 +64,24 @@ def test_bad_rows_are_named_and_nothing_is_stored(config, tmp_path):
     assert not config.dir.exists()
 
 
+@pytest.mark.parametrize(
+    "row,reason",
+    [
+        ({"prompt": "a" * 1_000_001}, "text of 1000001 characters, expected at most 1000000"),
+        ({"labeler": "l" * 201}, "labeler: found 201 characters, expected at most 200"),
+        ({"labeler": "a\x00b"}, "labeler: found an invisible"),
+        ({"responses": list("abcdefghij"), "ranks": [*range(10)]}, "found 10 answers"),
+    ],
+)
+def test_imports_name_file_line_and_limit(config, tmp_path, row, reason):
+    source = tmp_path / "in.jsonl"
+    good = {"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}
+    source.write_text(json.dumps(good) + "\n" + json.dumps(good | row) + "\n")
+    with pytest.raises(InputError, match=rf"in.jsonl, line 2: .*{reason}"):
+        feedback.run(replace(config, command="import", file=source))
+    assert not config.dir.exists()
+
+
 READING = ("export", "import", "serve", "simulate", "verdict", "ask", "sample", "update", "answer")
 
 

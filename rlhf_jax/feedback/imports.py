@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import Origin, find_files, read_rows
 from rlhf_jax.data.formats import read_as
 from rlhf_jax.data.messages import RowError
@@ -20,6 +21,11 @@ from rlhf_jax.feedback.argilla import argilla_rows, is_argilla
 from rlhf_jax.feedback.fields import MOST_RESPONSES
 from rlhf_jax.feedback.label_studio import label_studio_rows
 from rlhf_jax.feedback.texts import check_whole
+from rlhf_jax.feedback.visible import is_visible
+
+LONGEST_TEXT = 1_000_000
+"""Characters of a prompt or an answer: more than any model here reads, and than a page shows."""
+LONGEST_LABELER = 200
 
 
 class Imported(NamedTuple):
@@ -57,6 +63,17 @@ def read_rankings(path: str | PathLike) -> tuple[list[Imported], Account]:
     return found, account
 
 
+def check_labeler(labeler: str) -> None:
+    """Raise InputError for what cannot be told apart, or shown, as somebody's name."""
+    check_whole("labeler", labeler)
+    if len(labeler) > LONGEST_LABELER:
+        raise InputError(
+            f"labeler: found {len(labeler)} characters, expected at most {LONGEST_LABELER}"
+        )
+    if not all(is_visible(character) for character in labeler) or "\n" in labeler:
+        raise InputError("labeler: found an invisible or control character")
+
+
 def _rankings(file: Path, account: Account) -> Iterator[Imported]:
     rows = [
         (Ranked.by(labeler, origin), ranking)
@@ -68,6 +85,12 @@ def _rankings(file: Path, account: Account) -> Iterator[Imported]:
             raise InputError(
                 f"{row.origin}: found {len(row.responses)} answers, expected at most "
                 f"{MOST_RESPONSES}"
+            )
+        longest = max(len(as_text(each)) for each in (row.prompt, *row.responses))
+        if longest > LONGEST_TEXT:
+            raise InputError(
+                f"{row.origin}: found a text of {longest} characters, expected at most "
+                f"{LONGEST_TEXT}"
             )
         yield Imported(row, row.origin.labeler)
 
@@ -89,7 +112,7 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
             labeler = row.get("labeler")
             made = [("" if labeler is None else str(labeler), row)]
         for labeler, _ in made:
-            check_whole("labeler", labeler)
+            check_labeler(labeler)
             check("\0" not in labeler, f"labeler: {labeler!r} holds a NUL, which no name may hold")
     except (RowError, InputError) as error:
         raise InputError(f"{origin}: {error}") from None
