@@ -69,7 +69,8 @@ def test_bad_rows_are_named_and_nothing_is_stored(config, tmp_path):
     [
         ({"prompt": "a" * 1_000_001}, "text of 1000001 characters, expected at most 1000000"),
         ({"labeler": "l" * 201}, "labeler: found 201 characters, expected at most 200"),
-        ({"labeler": "a\x00b"}, "labeler: found an invisible"),
+        ({"labeler": "a\x00b"}, "labeler: .* holds a NUL"),
+        ({"labeler": "a\u202eb"}, "labeler: found an invisible"),
         ({"responses": list("abcdefghij"), "ranks": [*range(10)]}, "found 10 answers"),
     ],
 )

@@ -66,6 +66,7 @@ def read_rankings(path: str | PathLike) -> tuple[list[Imported], Account]:
 def check_labeler(labeler: str) -> None:
     """Raise InputError for what cannot be told apart, or shown, as somebody's name."""
     check_whole("labeler", labeler)
+    check("\0" not in labeler, f"labeler: {labeler!r} holds a NUL, which no name may hold")
     if len(labeler) > LONGEST_LABELER:
         raise InputError(
             f"labeler: found {len(labeler)} characters, expected at most {LONGEST_LABELER}"
@@ -113,7 +114,6 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
             made = [("" if labeler is None else str(labeler), row)]
         for labeler, _ in made:
             check_labeler(labeler)
-            check("\0" not in labeler, f"labeler: {labeler!r} holds a NUL, which no name may hold")
     except (RowError, InputError) as error:
         raise InputError(f"{origin}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
