@@ -18,6 +18,7 @@ from experiments.inputs import load_corpora, text_stream, with_block
 from experiments.kept import figures_of
 from experiments.stage import Stage
 from experiments.trained import (
+    check_model,
     for_run,
     load_trained,
     same_shape,
@@ -196,16 +197,18 @@ def run(config: PPOConfig) -> dict:
 
 def check_reward_model(config: PPOConfig) -> None:
     """Raise RunError if the reward model is under the gate: PPO optimises whatever it is given."""
+    check_model(config.reward, flag="reward")
     accuracy = figures_of(config.reward).get("eval/accuracy")
     if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
         return
-    found = "has no measured accuracy"
+    found, advice = "has no accuracy that was measured", "Train it with a held-out part"
     if accuracy is not None:
         found = f"orders {accuracy:.3f} of held-out pairs as labelled"
+        advice = "Train it on more comparisons"
     raise RunError(
         f"the reward model {config.reward} {found}, but min_reward_accuracy="
-        f"{config.min_reward_accuracy}: PPO would optimise its errors. Train it on more "
-        "comparisons, or go on with --force True (in a chain --ppo.force True)"
+        f"{config.min_reward_accuracy}: PPO would optimise its errors. {advice}, or go on with "
+        "--force True (in a chain --ppo.force True)"
     )
 
 
