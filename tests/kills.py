@@ -29,7 +29,8 @@ from test_chain import STAGES, outcome, stages, tiny
 from tiny import ROOT, process_environment, write_data
 
 SECONDS = 1800
-"""After which a start counts as hanging."""
+"""After which a start is given up: it hangs, or others have the processor (its log says)."""
+GIVEN_UP = -99
 
 
 class Trial(NamedTuple):
@@ -43,7 +44,7 @@ class Trial(NamedTuple):
     kills: list[float]
     """Seconds after the run's folder was there."""
     codes: list[int]
-    """Exit codes of starts that were not killed; negative: a signal."""
+    """Exit codes of starts that were not killed; negative: a signal, or given up."""
     same: bool
 
 
@@ -117,7 +118,7 @@ def one_trial(
         if code is None and len(kills) < planned:
             kills.append(round(after, 2))
         else:
-            codes.append(-99 if code is None else code)
+            codes.append(GIVEN_UP if code is None else code)
             longest[stage, cache] = time.monotonic() - began
     same = codes == [0] and outcome(out) == expected[stage]
     if same:
@@ -129,11 +130,13 @@ def one_trial(
 def report(trials: list[dict[str, Any]]) -> str:
     starts = sum(len(t["kills"]) + len(t["codes"]) for t in trials)
     kills = sum(len(t["kills"]) for t in trials)
-    crashes = sum(any(code < 0 for code in t["codes"]) for t in trials)
-    other = [t for t in trials if not t["same"]]
+    given_up = [t for t in trials if GIVEN_UP in t["codes"]]
+    crashes = sum(any(code < 0 for code in t["codes"]) for t in trials if t not in given_up)
+    other = [t for t in trials if not t["same"] and t not in given_up]
     bound = f"; none in n: under {3 / max(starts, 1):.1%} of starts, {3 / max(len(trials), 1):.1%}"
     return (
-        f"{len(trials)} runs, {starts} starts, {kills} kills; {crashes} crashes, "
+        f"{len(trials)} runs, {starts} starts, {kills} kills; {len(given_up)} not ended in "
+        f"{SECONDS} s, {crashes} crashes, "
         f"{len(other)} not as undisturbed{'' if other else bound + ' of runs'}"
     )
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 LINES = {
-    "sft_tatoeba_zh_en/pairs.jsonl": 3000,
+    "sft_tatoeba_zh_en/pairs.jsonl": 1500,
     "sft_ntrex_zh_en/pairs.jsonl": 200,
     "text_zh_novels/xiyouji.txt": 1400,
 }
