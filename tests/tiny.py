@@ -228,9 +228,11 @@ def run_stages(config: InstructGPTConfig) -> None:
 
 
 def process_environment(**changes: str) -> dict[str, str]:
-    """Of a process that runs tiny stages: it keeps the programs it compiles."""
+    """Of a process that runs tiny stages: it keeps the programs it compiles, and says where it
+    crashed, if it does."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
+        "PYTHONFAULTHANDLER": "1",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
