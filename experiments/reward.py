@@ -78,7 +78,7 @@ def run(config: RewardConfig) -> dict:
         check_cut(batches.report, config, context=context, stage="reward")
         measured = list(of_comparisons(heldout, tokenizer, **lengths))
         seen = count(measured)
-        check(not measured or seen.kept, f"no held-out comparison can be used: {seen.lost()}")
+        check(not measured or seen.kept > 0, f"no held-out comparison can be used: {seen.lost()}")
         stage.note(heldout_comparisons=seen._asdict())
         if seen.lost():
             # So does the audit.
