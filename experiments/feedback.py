@@ -174,4 +174,7 @@ def ask_for_command(config: FeedbackConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(run if sys.argv[1:] else ask_for_command, FeedbackConfig)
+    if sys.argv[1:]:
+        main(run, FeedbackConfig)
+    else:
+        main(ask_for_command, FeedbackConfig)
