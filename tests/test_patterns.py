@@ -55,7 +55,13 @@ BUILT = {
 """Expressions that are built when they are used, and why they are no others than those here."""
 
 
-@pytest.mark.parametrize("module", patterns.modules())
+SLOW = [
+    pytest.param(module, marks=() if module.endswith("scrub") else pytest.mark.slow)
+    for module in patterns.modules()
+]
+
+
+@pytest.mark.parametrize("module", SLOW)
 def test_twice_the_text_takes_twice_the_time(module):
     found, built = patterns.patterns(module)
     for pattern in {(each.compiled, each.method): each for each in found}.values():
