@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -121,7 +120,6 @@ class SQLite:
 
     def __init__(self, path: Path, busy_seconds: float, *, create: bool):
         self.path, self.name, self._busy = path, str(path), busy_seconds
-        self._writer = threading.Lock()
         if create:
             self._make_file()
             with contextlib.closing(self._connect()) as connection, self._translated():
@@ -152,17 +150,8 @@ class SQLite:
         connection.row_factory = sqlite3.Row
         return connection
 
-    @contextlib.contextmanager
-    def write(self) -> Iterator[Rows]:
-        # SQLite's own waiting is sleeping and trying again, in which one of many threads may lose
-        # for seconds: those of this process wait for each other here.
-        if not self._writer.acquire(timeout=self._busy):
-            raise StoreUnavailable("busy", f"{self.path}: another writer is at work")
-        try:
-            with self._transaction("BEGIN IMMEDIATE") as rows:
-                yield rows
-        finally:
-            self._writer.release()
+    def write(self) -> contextlib.AbstractContextManager[Rows]:
+        return self._transaction("BEGIN IMMEDIATE")
 
     def read(self) -> contextlib.AbstractContextManager[Rows]:
         return self._transaction("BEGIN")
