@@ -46,6 +46,7 @@ FIELDS = {
         *(f"{kind}-{x}" for kind in ("rank", "quality", "flag", "note") for x in LETTERS),
     ),
     ("POST", "/undo"): (),
+    ("POST", "/guide"): (),
     ("POST", "/chat"): ("conversation", "message", "action", "place", "task", "submission", "text"),
     ("POST", "/team"): ("action", "account", "sure"),
     ("POST", "/api/label"): (
