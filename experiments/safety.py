@@ -75,7 +75,9 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     measured = config.run.dir / "measured.json"
     table = json.loads(measured.read_text()) if measured.is_file() else {}
     left = [item for item in policies.items() if item[0] not in table]
-    for name, policy in stage.each(left, total=len(policies), start=len(table)):
+    for name, policy in stage.each(
+        left, total=len(policies), start=len(table), unit=("policy", "policies")
+    ):
         answer = make_answer(config, parallel, policy)
         logprobs = partial(continuation_logprobs, policy, make_scorer(policy, batch_size=BATCH))
         table[name] = {

@@ -263,13 +263,21 @@ class Stage:
                 self._profiler.step_done()
         self._log.flush()
 
-    def each(self, items: Iterable[T], *, total: int, start: int = 0, of: str = "") -> Iterator[T]:
+    def each(
+        self,
+        items: Iterable[T],
+        *,
+        total: int,
+        start: int = 0,
+        of: str = "",
+        unit: tuple[str, str] = ("batch", "batches"),
+    ) -> Iterator[T]:
         """``items`` of a stage without training, with progress; stops politely between two.
 
-        ``of`` names them where a stage has several kinds.
+        ``of`` tells several runs through a stage apart, ``unit`` is what one item is, and several.
         """
-        name, units = f"{self.name} {of}".rstrip(), dict(unit="batch", units="batches")
-        with Progress(name, total, start=start, **units) as progress:
+        name, (one, several) = f"{self.name} {of}".rstrip(), unit
+        with Progress(name, total, start=start, unit=one, units=several) as progress:
             for number, item in enumerate(items, start=start + 1):
                 yield item
                 self._fresh = False

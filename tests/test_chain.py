@@ -359,7 +359,7 @@ def test_evaluation_stops_between_batches_and_goes_on(chain, tmp_path, monkeypat
         with pytest.raises(SystemExit):
             evaluate.run(config)
     assert len(batches) == 1
-    assert "evaluate sft 1/2 50%" in capsys.readouterr().err
+    assert "evaluate sft 1/2 batches, 50 %" in capsys.readouterr().err
     again = evaluate.run(config)
     assert again["policies"] == summary["stages"]["evaluate"]["policies"]
 
