@@ -28,7 +28,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.rows import Comparison
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError, check, counted
 from rlhf_jax.feedback import figures, formats, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
 from rlhf_jax.feedback.imports import read_rankings
@@ -157,7 +157,7 @@ def import_rankings(config: FeedbackConfig) -> None:
     for why, count in Counter(each.why for each in account.left_out).items():
         tell(f"{count} left out: {why}")
     for note, count in account.notes.items():
-        tell(f"{count} rows: {note}")
+        tell(f"{counted(count, 'row')}: {note}")
 
 
 def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask:

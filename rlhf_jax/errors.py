@@ -1,4 +1,4 @@
-"""The two errors a user meets, bad input and a run that must stop; and what the system says."""
+"""The two errors a user meets, bad input and a run that must stop; and words of messages."""
 
 from pathlib import Path
 
@@ -16,6 +16,11 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """A loss or gradient became NaN or infinite: other learning rates may go on in the folder."""
+
+
+def counted(number: int, word: str) -> str:
+    """A number with its word: 1 row, 2 rows."""
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def describe_os_error(error: OSError) -> str:

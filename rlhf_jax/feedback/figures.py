@@ -23,7 +23,7 @@ class Agreement(NamedTuple):
     alike: int
     pairs: int
     half_width: float
-    """95 %, from the spread between tasks; NaN for fewer than two tasks."""
+    """95 %, from the spread between tasks; NaN where there is none to go by."""
 
     @property
     def share(self) -> float:
@@ -64,7 +64,8 @@ Number = TypeVar("Number", int, float)
 def ratio(counts: Sequence[tuple[Number, int]]) -> tuple[Number, int, float]:
     """(Σ alike, Σ pairs, half-width of their ratio's 95 % interval) over tasks, or prompts.
 
-    Pairs of one task are not independent, tasks are. The half-width is NaN for fewer than two.
+    Pairs of one task are not independent, tasks are. The half-width is NaN for fewer than two, and
+    where all are alike: ten of ten are no proof of a hundred of a hundred.
     """
     alike, pairs = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     n = len(counts)
@@ -72,7 +73,7 @@ def ratio(counts: Sequence[tuple[Number, int]]) -> tuple[Number, int, float]:
         return alike, pairs, float("nan")
     share, mean = alike / pairs, pairs / n
     variance = sum((a - share * p) ** 2 for a, p in counts) / (n - 1) / n / mean**2
-    return alike, pairs, 1.96 * variance**0.5
+    return alike, pairs, 1.96 * variance**0.5 if variance > 0 else float("nan")
 
 
 def per_hour(labels: Sequence[Label], *, hours: int, now: float) -> list[int]:
