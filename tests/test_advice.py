@@ -1,6 +1,7 @@
 """Advice that messages give can be followed: what they name exists, and doing as they say works."""
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -49,6 +50,14 @@ def flags_of(name: str) -> set[str]:
     return set(flag_names(CLASSES[name]()))
 
 
+def class_name(path: pathlib.Path, name: str) -> str:
+    """Of the config of the experiment in ``path``, which a fork may have declared itself."""
+    if name not in CLASSES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        CLASSES[name] = getattr(importlib.import_module(module), name)
+    return name
+
+
 ALL = set().union(*map(flags_of, CLASSES)) | OTHERS
 
 
@@ -57,7 +66,7 @@ def test_what_messages_name_exists(path):
     """Flags of the command that speaks (of a chain's where it says so), extras, commands."""
     source = path.read_text(encoding="utf-8")
     command = re.search(r"\n    main\(run, (\w+)\)", source)
-    own = flags_of(command[1]) | OTHERS if command else ALL
+    own = flags_of(class_name(path, command[1])) | OTHERS if command else ALL
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     for text in texts(path):
         known = own | flags_of("InstructGPTConfig") if "in a chain" in text else own

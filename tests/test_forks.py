@@ -4,6 +4,7 @@ import difflib
 import importlib
 import json
 import sys
+import types
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -88,6 +89,12 @@ def test_a_fork_that_is_being_run_is_the_module_by_its_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.setattr(ClipHigherConfig, "__module__", "__main__")
     assert name_of(ClipHigherConfig) == FORK
+    assert class_named(FORK, "config.json") is ClipHigherConfig
+
+
+def test_classes_are_found_where_nothing_is_run_from_a_file(monkeypatch):
+    """A notebook, python -c, a worker of a test runner."""
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     assert class_named(FORK, "config.json") is ClipHigherConfig
 
 

@@ -35,6 +35,8 @@ def module_name(name: str) -> str:
         return name
     if main.__spec__ is not None:  # python -m experiments.proj.mine.ppo
         return main.__spec__.name
+    if not hasattr(main, "__file__"):  # a notebook, python -c
+        return name
     file = Path(main.__file__).resolve()  # python experiments/proj/mine/ppo.py
     below = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else Path(file.name)
     return ".".join(below.with_suffix("").parts)

@@ -72,13 +72,13 @@ def run(config: PPOConfig) -> dict:
     with Stage(config, "ppo", __file__) as stage:
         if stage.summary is not None:
             return stage.summary
-        check_reward_model(config)
 
         # Data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         minibatch_size = config.batch_size // config.num_minibatches
         parallel.check_batch("batch_size / num_minibatches", minibatch_size)
+        check_reward_model(config)
         load = partial(load_trained, shardings=parallel.shardings)
         sft = for_run(load(config.init, flag="init"), config.run.dir)
         reference = sft
