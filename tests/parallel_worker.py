@@ -42,10 +42,10 @@ from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch, Params, QueryBatch, Rollout
 
 B, T, Q, R, K, V = 16, 12, 5, 7, 3, 50
-CONFIG = ModelConfig(n_layers=1, d_model=32, n_heads=2, context=32)
+CONFIG = ModelConfig(n_layers=2, d_model=32, n_heads=2, context=32)
 # SGD and not Adam: Adam hides a gradient that is N times too large.
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
-OFTEN = 47
+OFTEN = 10
 """A token that most responses of the sampled model have: as their end, it ends them early."""
 
 

@@ -191,6 +191,7 @@ from experiments import feedback_processes
 sys.argv = ["feedback.py", "run", "--run", "my runs/x"]
 feedback_processes.program = lambda command: [sys.executable, "-c", {stubs!r}[command]]
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and so by all below it
 feedback_processes.run_together({commands!r}, forever={forever}, open_site="OPEN")
 """
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
