@@ -681,6 +681,7 @@ def test_all_sets_of_an_audit_are_found_before_it_scores(tmp_path, monkeypatch):
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     monkeypatch.setattr(audit, "load_trained", never)
     config = configs.AuditConfig(
+        reward=(tmp_path,),
         data=(str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")),
         **dict(prompt_length=8, response_length=8),
     )
