@@ -10,7 +10,7 @@ import pytest
 from feedback_site import ROOT, labeler
 
 from experiments import feedback
-from experiments.report import read_stage
+from experiments.report_records import read_stage
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import win_rate

@@ -165,7 +165,9 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_session():
     press("\x1b[A\n")  # the line before
     assert "电影好" in until("\n好的")
     until("\n> ")
-    press("half a line\x03")
+    press("half a line")
+    until("half a line")  # it waits for keys again: before, a signal would wait for the next one
+    press("\x03")
     until("(Ctrl-D or /quit leaves)")
     until("\n> ")
     press('"""one\ntwo"""\n')
