@@ -85,8 +85,8 @@ def why_not_longer(config: Any) -> str:
 def fork_of(file: str, config: Any) -> dict[str, str] | None:
     """Name and digest of the code that runs, if ``file`` is none of the project's own experiments.
 
-    The digest is of the syntax trees of the file and of the modules of its folder that are in use:
-    an edit makes another fork, a comment or a line break does not. Raises InputError for a fork's
+    The digest is of the syntax trees of the file and of the modules beside it that are in use: an
+    edit makes another fork, a comment or a line break does not. Raises InputError for a fork's
     config in an experiment of the project's own, which would pass over what it adds.
     """
     path, name = Path(file).resolve(), name_of(type(config))
@@ -96,11 +96,12 @@ def fork_of(file: str, config: Any) -> dict[str, str] | None:
         return None
     loaded = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
     near = {Path(other).resolve() for other in loaded if other and other.endswith(".py")}
-    files = sorted({path, *(other for other in near if other.is_relative_to(path.parent))})
+    # Not below it: there an environment may lie, whose modules are loaded when they are needed.
+    files = sorted({path, *(other for other in near if other.parent == path.parent)})
     digest = hashlib.sha256()
     for each in files:
         tree = ast.parse(each.read_text(encoding="utf-8"))
-        digest.update(f"{each.relative_to(path.parent)} {ast.dump(tree)}".encode())
+        digest.update(f"{each.name} {ast.dump(tree)}".encode())
     return {"name": f"{path.parent.name}/{path.name}", "source": digest.hexdigest()}
 
 

@@ -142,7 +142,7 @@ def run(config: PPOConfig) -> dict:
             {name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()}
         )
 
-        # Functions
+        # Functions: advantages and objective are written out for forks, which swap them
         ppo = make_policy_optimization(
             config,
             lm,

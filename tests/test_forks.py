@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from experiments import ppo
 from experiments.identity import fork_of
 from experiments.proj.clip_higher.ppo import ClipHigherConfig, clip_higher_loss
 from experiments.proj.rloo.ppo import leave_one_out
+from experiments.trained import load_trained, load_value
 from rlhf_jax import cli
 from rlhf_jax.config import KLConfig, PPOConfig
 from rlhf_jax.config.bounds import Count
@@ -25,6 +27,7 @@ from rlhf_jax.config.forks import class_named, name_of
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.training.checkpoints import params_sha256
 from rlhf_jax.training.runs import open_run
 from rlhf_jax.types import PPOBatch
 
@@ -69,7 +72,7 @@ def test_a_default_without_a_type_would_be_ignored_and_is_refused():
         cli.load(UntypedConfig, [])
 
 
-def test_a_saved_config_of_a_fork_is_read_again(tmp_path):
+def test_a_saved_config_of_a_fork_is_read_again(tmp_path, monkeypatch):
     config = ClipHigherConfig(clip_eps_high=0.4)
     path = tmp_path / "config.json"
     saved = {"config_class": name_of(type(config)), "config": cli.to_dict(config)}
@@ -77,7 +80,13 @@ def test_a_saved_config_of_a_fork_is_read_again(tmp_path):
     path.write_text(json.dumps(saved))
     assert cli.read_json(path) == config
     assert cli.load(ClipHigherConfig, ["--config", str(path)]) == config
-    for name, why in (("gone.fork:X", "No module named 'gone'"), ("json:loads", "no config class")):
+    (tmp_path / "broken_fork.py").write_text("def run(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, why in (
+        ("gone.fork:X", "cannot be read .ModuleNotFoundError: No module named 'gone'"),
+        ("broken_fork:X", "cannot be read .SyntaxError"),
+        ("json:loads", "json:loads is no config class"),
+    ):
         path.write_text(json.dumps(saved | {"config_class": name}))
         with pytest.raises(InputError, match=why):
             cli.read_json(path)
@@ -137,12 +146,19 @@ def test_a_forks_own_modules_are_part_of_it(tmp_path, monkeypatch):
     fork = tmp_path / "fork"
     alone = write_fork(fork, "EPS = 0.2\n")
     (fork / "my_losses.py").write_text("A = 1\n")
+    below = fork / "venv" / "lib"
+    below.mkdir(parents=True)
+    (below / "installed.py").write_text("")
     monkeypatch.syspath_prepend(str(fork))
     importlib.import_module("my_losses")
+    monkeypatch.syspath_prepend(str(below))
     both = write_fork(fork, "EPS = 0.2\n")
+    importlib.import_module("installed")
+    assert write_fork(fork, "EPS = 0.2\n") == both, "what lies below is none of the fork's"
     (fork / "my_losses.py").write_text("A = 2\n")
     edited = write_fork(fork, "EPS = 0.2\n")
     monkeypatch.delitem(sys.modules, "my_losses")
+    monkeypatch.delitem(sys.modules, "installed")
     assert len({each["source"] for each in (alone, both, edited)}) == 3
 
 
@@ -220,6 +236,11 @@ def test_a_fork_runs_and_its_run_is_its_own(name, base):
     rows = [json.loads(line) for line in (config.run.dir / "metrics.jsonl").open()]
     assert len(rows) == 2 and all(np.isfinite(row["loss/policy_avg"]) for row in rows)
     assert ("val/var_explained" in rows[0]) == (name != "rloo")
+    kept = load_trained(Path(f"{config.run.dir}@latest"), flag="init")
+    assert params_sha256(kept.params) == done["params_sha256"]
+    if name == "rloo":
+        with pytest.raises(InputError, match="has no value network"):
+            load_value(config.run.dir)
     assert module.run(config) == done
     with pytest.raises(InputError, match=f"the fork {name}/ppo.py, and this is no fork"):
         ppo.run(PPOConfig(**{k: v for k, v in vars(config).items() if k != "clip_eps_high"}))

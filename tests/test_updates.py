@@ -6,6 +6,7 @@ the classical RLHF bugs in planted_bugs.py.
 
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,25 @@ import pytest
 import reference
 from precision import SAME
 
-from rlhf_jax.config import ModelConfig, OptimConfig, ParallelConfig
+from rlhf_jax.config import (
+    KLConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    PPOConfig,
+    SecondRewardConfig,
+)
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
+from rlhf_jax.objectives.logprobs import entropy, scale_logits
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
+    make_policy_optimization,
     make_ppo_loss,
     make_ppo_update,
     mix_second,
@@ -323,6 +333,49 @@ def test_the_second_reward_model_scores_the_whole_episode():
     close(r.scores["second"], SCALAR.score(second, tokens, mask, None))
     close(r.scores["task"], SCALAR.score(reward_params(), tokens, mask, None))
     assert np.abs(r.scores["task"] - r.scores["second"]).max() > 1e-3
+
+
+def test_what_an_ablation_swaps_is_what_runs():
+    """One answer of the builder for each of its three functions, and of its controllers."""
+    config = PPOConfig(
+        response_length=R,
+        batch_size=B,
+        whiten_advantages=False,
+        kl=KLConfig(coef=0.1, target=2.0),
+        second_reward=SecondRewardConfig(model=Path("h"), floor=1.0, lr=0.5),
+    )
+    r = made_up_rollout()
+    swapped = dict(
+        advantage_fn=lambda rewards, values, mask: (7 * rewards, values),
+        objective=lambda new_logprobs, new_values, entropies, batch, *, count: (
+            entropies.sum() + batch.ref_logprobs[0, 0],
+            {},
+        ),
+        combine=lambda scores, coefs: scores["a"] - scores["b"] * coefs["second_weight"],
+    )
+    models = (LM, both("separate"), {}, TX)
+    ppo = make_policy_optimization(config, *models, end_ids=(STOP,), pad_id=PAD, **swapped)
+    scores = {"a": jnp.arange(B, dtype=float), "b": jnp.ones(B)}
+    coefs = {"kl_coef": jnp.float64(0), "second_weight": jnp.float64(3)}
+    batch, metrics = ppo.batch(r._replace(scores=scores), coefs)
+    close(metrics["objective/scores"], (scores["a"] - 3).mean())
+    close(batch.advantages.sum(axis=1), 7 * (scores["a"] - 3))
+    rolled = roll_out(start())
+    loss, _ = ppo.loss(start(), prepare(rolled)[0], jax.random.key(0), 1.0)
+    logits, _ = both("separate").evaluate(start(), *rolled[:4])
+    expected = entropy(scale_logits(logits, config.sampling.temperature)).sum()
+    close(loss, expected + rolled.ref_logprobs[0, 0])
+    moved = ppo.control(
+        coefs, {"objective/kl": jnp.float64(4), "objective/second_scores": jnp.float64(0)}
+    )
+    close(moved["second_weight"], 3 * np.exp(0.5))
+    only = {"kl_coef": jnp.float64(0.1)}
+    config = replace(config, second_reward=SecondRewardConfig())
+    ppo = make_policy_optimization(config, *models, end_ids=(STOP,), pad_id=PAD)
+    close(
+        ppo.control(only, {"objective/kl": jnp.float64(4)}),
+        {"kl_coef": 0.1 * (1 + 0.2 * B / 10_000)},
+    )
 
 
 def test_the_kl_of_twice_as_long_responses_is_twice_as_large():

@@ -53,10 +53,10 @@ def class_named(name: str, where: str) -> type:
         found: Any = there or importlib.import_module(module)
         for part in qualname.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever somebody's module does when it is imported
         raise InputError(
-            f"{where}: its config class {name} is not there ({error}); start the command from the "
-            "folder from which the fork was started"
+            f"{where}: its config class {name} cannot be read ({type(error).__name__}: {error}); "
+            "start the command from the folder from which the fork was started"
         ) from None
     is_config = isinstance(found, type) and dataclasses.is_dataclass(found)
     check(is_config, f"{where}: {name} is no config class")

@@ -149,23 +149,23 @@ def mix_second(scores: Scores, coefs: Coefs) -> Float[Array, "B"]:
 
 def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
     """Ziegler's controller of β and the Lagrange multiplier λ, as far as they are switched on."""
-    kl_coef, second_weight = coefs["kl_coef"], coefs["second_weight"]
+    changed = {}
     if config.kl.target:
-        kl_coef = update_kl_coef(
-            kl_coef,
+        changed["kl_coef"] = update_kl_coef(
+            coefs["kl_coef"],
             metrics["objective/kl"],
             target=config.kl.target,
             horizon=config.kl.horizon,
             batch_size=config.batch_size,
         )
     if config.second_reward.floor is not None:
-        second_weight = update_multiplier(
-            second_weight,
+        changed["second_weight"] = update_multiplier(
+            coefs["second_weight"],
             metrics["objective/second_scores"],
             floor=config.second_reward.floor,
             lr=config.second_reward.lr,
         )
-    return {"kl_coef": kl_coef, "second_weight": second_weight}
+    return coefs | changed
 
 
 def prepare_batch(
