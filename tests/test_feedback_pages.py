@@ -3,6 +3,7 @@
 import html
 import html.parser
 import json
+import math
 import re
 import sqlite3
 import subprocess
@@ -522,6 +523,8 @@ def test_agreement_by_hand(database):
     ]
     # Σ (aₜ − r pₜ)² / (n − 1) / n / p̄², r = 5/9: deviations −4/3 and 4/3, p̄ = 4.5
     assert everyone.half_width == pytest.approx(1.96 * ((2 * (4 / 3) ** 2) / 2) ** 0.5 / 4.5)
+    alike, pairs, half_width = figures.ratio([(3, 3), (2, 2)])
+    assert (alike, pairs) == (5, 5) and math.isnan(half_width), "no spread is no certainty"
 
 
 def test_dashboard(database, app):

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from rlhf_jax.privacy.scrub import find, is_card, is_chinese_id, luhn, scrub
+from rlhf_jax.privacy.scrub import BLOCK, find, is_card, is_chinese_id, luhn, scrub
 
 # {KIND:text} marks what is personal; everything else must stay.
 LABELLED = """
@@ -202,3 +202,13 @@ def test_random_text_terminates_quickly():
     for text in ("1-" * 4000, "a.b@" * 4000, ":" * 8000, "+1 " * 4000, "9" * 8000, "www." * 4000):
         find(text)
     assert len(find("+8613812345678" * 600)) == len(find("13812345678/" * 600)) == 600
+
+
+@pytest.mark.parametrize("found, kind", [("ann@example.org", "EMAIL"), ("415-555-0132", "PHONE")])
+def test_a_long_text_is_cut_between_forms(found, kind):
+    """Wherever the cut between two pieces would fall, and in the pieces behind it."""
+    for length in range(BLOCK - len(found) - 3, BLOCK + 3):
+        before = ("seven letters " * BLOCK)[: length - 1] + "\n"
+        text = f"{before}{found} or {found}, then {before}{found}"
+        marked = f"{before}<{kind}> or <{kind}>, then {before}<{kind}>"
+        assert scrub(text) == marked, length
