@@ -153,7 +153,7 @@ def import_rankings(config: FeedbackConfig) -> None:
     new = submissions.add_ranked(open_database(config.place), ranked)
     same = len(found) - new
     there = f", {same} of them there already (same labeler, answers and ranks)" if same else ""
-    tell(f"{len(found)} rankings from {config.file}{there}")
+    tell(f"{counted(len(found), 'ranking')} from {config.file}{there}")
     for why, count in Counter(each.why for each in account.left_out).items():
         tell(f"{count} left out: {why}")
     for note, count in account.notes.items():
