@@ -339,7 +339,7 @@ def test_long_prompts_keep_their_end_and_long_completions_are_dropped(tokenizer)
     assert sorted(text for text, _, _ in found(it, tokenizer)) == ["456789abcd", "pa"]
     longest = {"prompt": 10, "response": 6}
     assert it.report == EncodingReport(2, {TOO_LONG: 1}, {"prompt": 1}, 2, longest)
-    assert it.report.lost() == "1 prompts cut, 1 left out (answer over response_length)"
+    assert it.report.lost() == "1 prompt cut, 1 left out (answer over response_length)"
 
 
 def test_demonstrations_that_cannot_fit_are_refused(tokenizer):

@@ -354,7 +354,7 @@ def test_a_guide_that_cannot_be_shown_is_refused(tmp_path, content, message):
 def test_people_see_how_far_the_next_round_is(database, app):
     fill(database, 2)
     ann = Browser(app)
-    assert "no round is running" in ann.get("/label")
+    assert "No round is running" in ann.get("/label")
     figures.add_round(database, 3, {"labels": 40, "samples": []})
     waiting = {"round": 4, "new": 0, "wanted": 200, "goal": 200}
     figures.set_status(database, "updater", phase="waiting", **waiting)
@@ -364,7 +364,7 @@ def test_people_see_how_far_the_next_round_is(database, app):
         figures.set_status(database, "updater", phase="waiting", **waiting | {"goal": goal})
         assert read_standing(database).new == new
     figures.set_status(database, "updater", phase="ppo", round=4)
-    assert "learning from 1 labels now" in ann.get("/label")
+    assert "is learning now; labels: 1" in ann.get("/label")
     with database.write() as rows:  # silent for too long
         rows("UPDATE status SET updated = updated - 999")
     assert read_standing(database).state == "idle"

@@ -83,7 +83,7 @@ def test_more_than_two_percent_cut_is_refused_with_the_flags_that_keep_them(toke
     with pytest.raises(InputError) as error:
         cut(tokenizer, data, prompt_length=8, response_length=16)
     assert str(error.value) == (
-        "3 of 100 rows do not fit: 1 prompts cut, 2 left out (answer over response_length); "
+        "3 of 100 rows do not fit: 1 prompt cut, 2 left out (answer over response_length); "
         "--prompt-length 9 --response-length 17 keeps them all, or go on with --allow-cut True "
         "(in a chain --sft.allow-cut True)"
     )

@@ -1059,7 +1059,7 @@ def test_two_answers_in_a_row_are_not_glued(write, caplog):
 )  # fmt: skip
 def test_what_is_not_learnt_of_a_row_is_said(write, caplog, read, row, said):
     assert len(read(write(row))) == 1
-    assert f"1 rows: {said} is not read" in caplog.text
+    assert f"1 row: {said} is not read" in caplog.text
 
 
 @pytest.mark.parametrize("mark, weight", [("weight", 0), ("train", False)])

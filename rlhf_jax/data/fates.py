@@ -12,7 +12,7 @@ from typing import NamedTuple
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.rows import EMPTY, Comparison, Demonstration, LeftOut, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, counted
 
 ROWS_AT_ONCE = 1024
 """Rows per call of the tokenizer: enough to keep its threads busy, few enough for memory."""
@@ -79,7 +79,7 @@ class EncodingReport(NamedTuple):
 
     def lost(self) -> str:
         """What is not learnt, in words; empty where all is."""
-        cut = [f"{number} {part}s cut" for part, number in self.cut.items()]
+        cut = [f"{counted(number, part)} cut" for part, number in self.cut.items()]
         return ", ".join([*cut, *(f"{n} left out ({why})" for why, n in self.left_out.items())])
 
 
