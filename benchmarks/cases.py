@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from rlhf_jax.config import BenchmarkConfig
+from benchmarks.config import BenchmarkConfig
 
 
 class Shape(NamedTuple):

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models
 
 from benchmarks.cases import EOS, SHAPES, Case, from_json
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.interop.huggingface import save_pretrained
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.models.huggingface import save_pretrained
 
 STRONG = 5.0
 """Far above the size of embeddings (0.02): what decides the token."""

@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import make_cases
+from benchmarks.config import BenchmarkConfig, LabelersConfig
 from benchmarks.run import ROOT, Side, commit, machine, pinned, quiet_environment
 from rlhf_jax.cli import main
-from rlhf_jax.config import BenchmarkConfig
-from rlhf_jax.config.benchmarks import LabelersConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import accounts, queue

@@ -15,15 +15,15 @@ from pathlib import Path
 import jax
 
 from benchmarks.cases import SHAPES, Case, make_cases
+from benchmarks.config import BenchmarkConfig
 from benchmarks.export import config_of, export
 from benchmarks.ours import compilation
 from benchmarks.ours_ppo import make_ppo
 from rlhf_jax.cli import main
-from rlhf_jax.config import BenchmarkConfig
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.planning.report import table
-from rlhf_jax.training.startup import start
+from rlhf_jax.runs.startup import start
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -15,15 +15,15 @@ from benchmarks.cases import B1, B2, CLIP_NORM, EOS, EPS, LR, WEIGHT_DECAY, Case
 from benchmarks.ours_ppo import make_ppo
 from benchmarks.worker import Work, best_gflops, serve
 from rlhf_jax.config import OptimConfig, ParallelConfig
+from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.preference_losses import ranking_loss
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.rollouts.rollout import response_logprobs
+from rlhf_jax.runs.startup import start
 from rlhf_jax.training.optimizers import make_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.startup import start
 from rlhf_jax.training.updates import make_lm_loss, make_update_step
 from rlhf_jax.types import Generation, LMBatch, QueryBatch
 

@@ -25,12 +25,12 @@ from benchmarks.cases import (
     Case,
 )
 from benchmarks.worker import Work
-from experiments.trained import Trained, with_adapters
 from rlhf_jax.config import LoRAConfig, OptimConfig, ParallelConfig, PPOConfig
+from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
-from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.rollouts.rollout import response_logprobs
+from rlhf_jax.runs.trained import Trained, with_adapters
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import make_policy_optimization

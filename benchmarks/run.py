@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, make_cases
+from benchmarks.config import BenchmarkConfig
 from benchmarks.table import write_results
 from rlhf_jax.cli import main
-from rlhf_jax.config import BenchmarkConfig
 from rlhf_jax.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[1]

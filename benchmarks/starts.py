@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.cases import Case, make_cases
+from benchmarks.config import BenchmarkConfig
 from benchmarks.run import ROOT, Side, pinned, quiet_environment
 from rlhf_jax.cli import main
-from rlhf_jax.config import BenchmarkConfig
 from rlhf_jax.planning.report import table
 
 CACHE_EVERYTHING = {

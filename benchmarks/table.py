@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
+from benchmarks.config import BenchmarkConfig
 from benchmarks.limits import limit_seconds
 from benchmarks.ratios import Ratio, pairwise_ratio
 from rlhf_jax.cli import to_dict
-from rlhf_jax.config import BenchmarkConfig
 
 NOTE = """\
 Ratios are theirs : ours, the median of neighbouring repetitions with quartiles in brackets: over 1,

@@ -24,9 +24,6 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 
-from experiments.kept import run_of
-from experiments.reward_scores import fold_held_out, make_scorer
-from experiments.trained import Trained, load_trained, trained_lengths
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
 from rlhf_jax.data.chat import as_text
@@ -40,11 +37,14 @@ from rlhf_jax.evaluation.preference_audit import (
     ordered_pairs,
     tie_margins,
 )
+from rlhf_jax.inference.reward_scores import fold_held_out, make_scorer
 from rlhf_jax.models.heads import make_scalar_model
+from rlhf_jax.runs.kept_steps import run_of
+from rlhf_jax.runs.records import read_done
+from rlhf_jax.runs.trained import Trained, load_trained, trained_lengths
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Fold, Preferences, is_name, load_preferences
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.run_records import read_done
 
 
 class Scored(NamedTuple):

@@ -14,8 +14,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.scoring import continuation_logprobs, make_scorer
-from experiments.trained import Trained, load_by_name, names_apart
 from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
 from rlhf_jax.data.chat import as_json
@@ -23,7 +21,9 @@ from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
+from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_scorer
 from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
+from rlhf_jax.runs.trained import Trained, load_by_name, names_apart
 
 
 def run(config: CanaryConfig) -> dict[str, Interval] | None:

@@ -18,7 +18,7 @@ from rlhf_jax.data.files import check_writable, find_files, read_rows, write_ato
 from rlhf_jax.data.messages import HALF
 from rlhf_jax.errors import InputError
 from rlhf_jax.privacy.scrub import find, scrub
-from rlhf_jax.tasks.duplicates import (
+from rlhf_jax.text.duplicates import (
     check_no_leak,
     without_duplicates,
     without_shared_prefixes,

@@ -13,10 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.fit import check_cut, fit_prompts
-from experiments.sampling import make_sampler, prompt_report
-from experiments.stage import Stage
-from experiments.trained import load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
 from rlhf_jax.data.chat import as_json, as_text
@@ -29,9 +25,13 @@ from rlhf_jax.feedback.labelers import (
     noise_ceiling,
     score_gaps,
 )
+from rlhf_jax.inference.sampler import make_sampler, prompt_report
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.runs.fit import check_cut, fit_prompts
+from rlhf_jax.runs.logs import read_rows
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.tasks.task import check_prompts, read_task
-from rlhf_jax.training.logs import read_rows
 from rlhf_jax.training.parallel import make_parallel
 
 

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from experiments.stage import Stage
-from experiments.trained import Trained, load_any, load_value, merged, save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import ConvertConfig
 from rlhf_jax.data.files import check_writable
 from rlhf_jax.errors import InputError, RunError, check, describe_os_error
-from rlhf_jax.models.huggingface import save_pretrained
+from rlhf_jax.interop.huggingface import save_pretrained
+from rlhf_jax.interop.peft import is_adapter, save_adapter
 from rlhf_jax.models.lora import has_adapters
-from rlhf_jax.models.peft import is_adapter, save_adapter
 from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import Trained, load_any, load_value, merged, save_model_card
 
 
 def run(config: ConvertConfig) -> None:

@@ -20,11 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import pretrain
-from experiments.doctor_checks import Patient, examine
-from experiments.fit import fit_prompts
-from experiments.inputs import load_corpora
-from experiments.kept import kept_step, run_of
-from experiments.trained import Trained, load_trained, merged, same_tokenizer, with_adapters
 from rlhf_jax import cli
 from rlhf_jax.config import (
     InstructGPTConfig,
@@ -35,12 +30,17 @@ from rlhf_jax.config import (
     TextDataConfig,
 )
 from rlhf_jax.data.formats import Prompt, iterate
+from rlhf_jax.doctor.checks import Patient, examine
+from rlhf_jax.doctor.invariants import Finding
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.evaluation.invariants import Finding
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.runs.fit import fit_prompts
+from rlhf_jax.runs.kept_steps import kept_step, run_of
+from rlhf_jax.runs.startup import start
+from rlhf_jax.runs.trained import Trained, load_trained, merged, same_tokenizer, with_adapters
 from rlhf_jax.tasks.task import read_task, write
+from rlhf_jax.training.corpora import load_corpora
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.startup import start
 
 
 def run(config: InstructGPTConfig | PPOConfig) -> list[Finding]:

@@ -22,13 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import safety
-from experiments.answers import with_cache
-from experiments.fit import fit_prompts
-from experiments.inputs import load_corpora, with_block
-from experiments.sampling import make_sampler, prompt_report
-from experiments.stage import Stage
-from experiments.tax import describe_text_loss, text_change, text_losses
-from experiments.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig, ModelConfig
 from rlhf_jax.data.chat import Conversation, as_text
@@ -37,10 +30,17 @@ from rlhf_jax.data.formats import Prompt, read_prompts
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation import metrics as measure
 from rlhf_jax.evaluation.significance import paired_bootstrap, wins_and_ties
+from rlhf_jax.inference.alignment_tax import describe_text_loss, text_change, text_losses
+from rlhf_jax.inference.answer_cache import with_cache
+from rlhf_jax.inference.sampler import make_sampler, prompt_report
 from rlhf_jax.models.heads import LanguageModel, make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
+from rlhf_jax.runs.fit import fit_prompts
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.tasks.instructions import alpaca_rows
 from rlhf_jax.tasks.task import Task, check_prompts, read_task
+from rlhf_jax.training.corpora import load_corpora, with_block
 from rlhf_jax.training.parallel import Parallel, make_parallel
 
 

@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.scoring import BUCKET, make_scorer
-from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import HarnessConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.errors import check
+from rlhf_jax.inference.text_logprobs import BUCKET, make_scorer
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.generate import generate, row_keys
-from rlhf_jax.training.progress import say
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.trained import Trained, load_trained
 
 try:
     from lm_eval import simple_evaluate, utils

@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
-from experiments.trained import check_model
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.effect import value_of
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check
-from rlhf_jax.evaluation.drawing import load_matplotlib
+from rlhf_jax.report.drawing import load_matplotlib
+from rlhf_jax.runs.progress import peak_memory
+from rlhf_jax.runs.records import config_digest, environment
+from rlhf_jax.runs.trained import check_model
 from rlhf_jax.tasks.task import check_corpora, check_leaks, read_task, write
 from rlhf_jax.training.hosts import several
-from rlhf_jax.training.progress import peak_memory
-from rlhf_jax.training.run_records import config_digest, environment
 
 
 def run(config: InstructGPTConfig) -> dict:

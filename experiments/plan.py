@@ -13,9 +13,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from experiments.fit import fit_context
-from experiments.inputs import with_block
-from experiments.plan_programs import PROGRAMS, Models
 from rlhf_jax.cli import main, read_preset
 from rlhf_jax.config import InstructGPTConfig, ParallelConfig, PlanConfig
 from rlhf_jax.data.files import check_writable, write_atomically
@@ -24,6 +21,9 @@ from rlhf_jax.errors import InputError, check
 from rlhf_jax.planning import report
 from rlhf_jax.planning.chips import Chip, chip_of, describe
 from rlhf_jax.planning.measure import Measured, measure
+from rlhf_jax.planning.programs import PROGRAMS, Models
+from rlhf_jax.runs.fit import fit_context
+from rlhf_jax.training.corpora import with_block
 from rlhf_jax.training.mesh import make_mesh
 from rlhf_jax.training.parallel import Parallel
 

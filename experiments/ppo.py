@@ -13,19 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in, split
 
-from experiments.fit import check_cut, check_pace, fit_prompts
-from experiments.inputs import load_corpora, text_stream, with_block
-from experiments.kept import figures_of
-from experiments.stage import Stage
-from experiments.trained import (
-    check_model,
-    for_run,
-    load_trained,
-    same_shape,
-    same_tokenizer,
-    save_model_card,
-    with_adapters,
-)
 from rlhf_jax.cli import main
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.data.batches import query_batches
@@ -35,6 +22,19 @@ from rlhf_jax.errors import RunError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_prompts
+from rlhf_jax.runs.kept_steps import figures_of
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import (
+    check_model,
+    for_run,
+    load_trained,
+    same_shape,
+    same_tokenizer,
+    save_model_card,
+    with_adapters,
+)
+from rlhf_jax.training.corpora import load_corpora, text_stream, with_block
 from rlhf_jax.training.optimizers import (
     averaged_params,
     make_policy_value_optimizer,

@@ -10,17 +10,6 @@ from functools import partial
 import jax
 from jax.random import fold_in
 
-from experiments.fit import check_pace
-from experiments.inputs import (
-    Corpora,
-    load_corpora,
-    make_text_evaluation,
-    text_stream,
-    with_block,
-    with_reading,
-)
-from experiments.stage import Stage
-from experiments.trained import Trained, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import PretrainConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
@@ -30,6 +19,17 @@ from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.language_losses import count_targets
+from rlhf_jax.runs.fit import check_pace
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import Trained, load_trained, save_model_card, with_adapters
+from rlhf_jax.training.corpora import (
+    Corpora,
+    load_corpora,
+    make_text_evaluation,
+    text_stream,
+    with_block,
+    with_reading,
+)
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.updates import make_lm_loss, make_update_step

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text as Styled
 
-from experiments.fit import check_cut, fit_answers, fit_lengths
-from experiments.trained import Trained, load_reader
 from rlhf_jax.cli import main
 from rlhf_jax.config import PreviewConfig
 from rlhf_jax.data import fates
@@ -39,6 +37,8 @@ from rlhf_jax.data.rows import (
 )
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, check
+from rlhf_jax.runs.fit import check_cut, fit_answers, fit_lengths
+from rlhf_jax.runs.trained import Trained, load_reader
 from rlhf_jax.tasks.preferences import is_name, load_preferences
 
 KINDS = {

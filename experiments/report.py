@@ -13,25 +13,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.report_records import read_chain, stage_folders
 from rlhf_jax.cli import main
 from rlhf_jax.config import ReportConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.errors import check
-from rlhf_jax.evaluation import (
-    report_answers,
-    report_policies,
-    report_recipe,
-    report_rounds,
-    report_stages,
-    report_tax,
-    report_tradeoffs,
-    report_verdict,
-)
-from rlhf_jax.evaluation.drawing import load_matplotlib
-from rlhf_jax.evaluation.report import Group, RunRecord, render
-from rlhf_jax.training.progress import say
-from rlhf_jax.training.run_records import flatten, read_object
+from rlhf_jax.report import answers as report_answers
+from rlhf_jax.report import policies as report_policies
+from rlhf_jax.report import recipe as report_recipe
+from rlhf_jax.report import rounds as report_rounds
+from rlhf_jax.report import stages as report_stages
+from rlhf_jax.report import tax as report_tax
+from rlhf_jax.report import tradeoffs as report_tradeoffs
+from rlhf_jax.report import verdict as report_verdict
+from rlhf_jax.report.drawing import load_matplotlib
+from rlhf_jax.report.page import Group, RunRecord, render
+from rlhf_jax.report.records import read_chain, stage_folders
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.records import flatten, read_object
 
 NOT_COMPARED = ("run.", "parallel.", "cache", "data.cache", "force")
 """Config fields that do not tell groups apart (``run.data_seed`` does)."""

@@ -18,11 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
-from experiments.fit import check_cut, check_pace, fit_pairs
-from experiments.private import guarantee, private_batches, private_update
-from experiments.reward_scores import make_scorer
-from experiments.stage import Stage
-from experiments.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import comparison_batches
@@ -32,13 +27,18 @@ from rlhf_jax.data.formats import Comparison
 from rlhf_jax.errors import DivergedError, check
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.evaluation.preference_audit import length_coefficient
+from rlhf_jax.inference.reward_scores import make_scorer
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.progress import say
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch
 

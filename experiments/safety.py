@@ -18,24 +18,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.answers import with_cache
-from experiments.fit import fit_answers
-from experiments.reward_scores import fold_held_out
-from experiments.sampling import make_sampler, prompt_report
-from experiments.scoring import continuation_logprobs, make_scorer
-from experiments.stage import Stage
-from experiments.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
-from rlhf_jax.evaluation.drawing import load_matplotlib
-from rlhf_jax.evaluation.figures import Panel, Series
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
-from rlhf_jax.evaluation.report import Section, render
-from rlhf_jax.evaluation.report import Table as ReportTable
-from rlhf_jax.evaluation.segments import chinese_share
+from rlhf_jax.inference.answer_cache import with_cache
+from rlhf_jax.inference.reward_scores import fold_held_out
+from rlhf_jax.inference.sampler import make_sampler, prompt_report
+from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_scorer
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.report.drawing import load_matplotlib
+from rlhf_jax.report.figures import Panel, Series
+from rlhf_jax.report.page import Section, render
+from rlhf_jax.report.page import Table as ReportTable
+from rlhf_jax.runs.fit import fit_answers
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.tasks.safety_sets import (
     DIALOGUES,
     RESPECTFUL,
@@ -43,6 +42,7 @@ from rlhf_jax.tasks.safety_sets import (
     load_safety_sets,
     refuses,
 )
+from rlhf_jax.text.segments import chinese_share
 from rlhf_jax.training.parallel import Parallel, make_parallel
 
 Figures = dict[str, Interval]

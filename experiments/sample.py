@@ -5,7 +5,7 @@
     python -m experiments.sample --init SmolLM2-135M-Instruct.gguf --sampling.temperature 0
 
 A model with a chat template is spoken to through it; typed lines are then one conversation, piped
-ones each their own. ``/help`` lists what else can be typed (experiments/sample_session.py).
+ones each their own. ``/help`` lists what else can be typed (rlhf_jax/inference/session.py).
 """
 
 import sys
@@ -14,14 +14,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from experiments.sample_session import Session, answer_lines, converse
-from experiments.trained import Trained, load_trained
 from rlhf_jax.cli import main
 from rlhf_jax.config import SampleConfig
+from rlhf_jax.inference.session import Session, answer_lines, converse
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy
-from rlhf_jax.training.progress import say
-from rlhf_jax.training.startup import start
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.startup import start
+from rlhf_jax.runs.trained import Trained, load_trained
 
 
 def run(config: SampleConfig) -> None:

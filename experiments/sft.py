@@ -7,7 +7,6 @@ A share of every batch is pretraining text (InstructGPT, appendix C.4: 10 %), so
 forgets less of it; this run is also the reference of PPO's KL term.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -17,22 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
-from experiments.fit import check_cut, check_pace, fit_lengths, lengths_of
-from experiments.inputs import load_corpora, text_stream, with_block
-from experiments.private import guarantee, private_batches, private_update
-from experiments.stage import Stage
-from experiments.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.cli import main
 from rlhf_jax.config import SFTConfig
 from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
-from rlhf_jax.data.fates import of_demonstrations
-from rlhf_jax.data.formats import Demonstration
-from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import check
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.language_losses import count_targets
+from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_demonstrations, lengths_of
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
+from rlhf_jax.training.corpora import load_corpora, text_stream
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_lm_loss, make_update_step
@@ -63,7 +59,7 @@ def run(config: SFTConfig) -> dict:
             heldout_fraction=config.heldout_fraction,
             independent=private,
         )
-        config = fit(config, chain(rows, heldout), tokenizer, context=model.context)
+        config = fit_demonstrations(config, chain(rows, heldout), tokenizer, context=model.context)
         lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
         model.check_context(**lengths)
         stage.note(lengths=lengths_of(config))
@@ -185,16 +181,6 @@ def run(config: SFTConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
-
-
-def fit(
-    config: SFTConfig, rows: Iterable[Demonstration], tokenizer: Tokenizer, *, context: int
-) -> SFTConfig:
-    """``config`` with lengths, and with the same rows for the text beside the demonstrations."""
-    uncut = of_demonstrations(rows, tokenizer, prompt_length=None, response_length=None)
-    config = fit_lengths(config, uncut, context=config.block_size or context, stage="sft")
-    block = config.block_size or config.prompt_length + config.response_length
-    return replace(config, block_size=block, pretrain_data=with_block(config.pretrain_data, block))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def show_help(run: Callable[[C], Any], config_class: type[C], argv: Sequence[str
     preset = take_task(rest)[0] if preset is None else preset
     config = section(config_class() if preset is None else read_preset(preset), config_class)
     module = inspect.getmodule(run)
-    name = getattr(module.__spec__, "name", module.__name__)
+    name = getattr(module.__spec__, "name", module.__name__).removesuffix(".__main__")
     print(help_pages.page(config, topic, command=name, about=module.__doc__ or ""), flush=True)
     raise SystemExit(0)
 

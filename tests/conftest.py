@@ -30,8 +30,8 @@ import pytest  # noqa: E402
 from beartype.claw import beartype_packages  # noqa: E402
 
 TEXT = (
-    *("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.feedback", "rlhf_jax.cli", "rlhf_jax.errors"),
-    "rlhf_jax.help_pages",
+    *("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.text", "rlhf_jax.feedback", "rlhf_jax.cli"),
+    *("rlhf_jax.errors", "rlhf_jax.help_pages"),
 )
 """Called a million times, so that pyproject.toml's checks would take longer than they do. A module
 that both name has its shapes checked."""
@@ -39,8 +39,8 @@ beartype_packages(TEXT)
 
 
 def machine_key():
-    """That of rlhf_jax.training.startup, which is imported later, when its types are checked."""
-    path = pathlib.Path(__file__).parents[1] / "rlhf_jax" / "training" / "startup.py"
+    """That of rlhf_jax.runs.startup, which is imported later, when its types are checked."""
+    path = pathlib.Path(__file__).parents[1] / "rlhf_jax" / "runs" / "startup.py"
     specification = importlib.util.spec_from_file_location("startup", path)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

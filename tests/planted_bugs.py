@@ -439,7 +439,7 @@ PLANTS = (
     Plant(
         48,
         "the optimizer starts anew after a restore",
-        "rlhf_jax/training/checkpoints.py",
+        "rlhf_jax/runs/checkpoints.py",
         'return Restored(info["step"], state, info["data"], info["extra"])',
         "fresh = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), like.opt_state)\n"
         '    return Restored(info["step"], state._replace(opt_state=fresh), *map(info.get, '

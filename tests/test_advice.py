@@ -13,12 +13,12 @@ import pytest
 
 import rlhf_jax.config as configs
 from experiments import compare
-from experiments.inputs import load_corpora
 from experiments.report import write as write_report
 from rlhf_jax.cli import flag_names, load
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.runs import open_run
+from rlhf_jax.runs.checkpoints import Checkpoints
+from rlhf_jax.runs.folder import open_run
+from rlhf_jax.training.corpora import load_corpora
 from rlhf_jax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.answers import with_cache
-from experiments.sampling import make_sampler
-from experiments.trained import load_trained
 from rlhf_jax.config import ParallelConfig, SamplingConfig
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.inference.answer_cache import with_cache
+from rlhf_jax.inference.sampler import make_sampler
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.training.parallel import make_parallel
 
 SHAPE = dict(prompt_length=8, response_length=10, prompts_per_batch=4, responses_per_prompt=2)

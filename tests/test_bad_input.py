@@ -27,7 +27,7 @@ from rlhf_jax.config import (
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
-from rlhf_jax.training import checkpoints
+from rlhf_jax.runs import checkpoints
 
 GOOD = '{"text": "once upon a time"}\n'
 

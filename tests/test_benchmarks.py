@@ -11,11 +11,11 @@ import tiny
 
 from benchmarks.cases import Case, make_cases
 from benchmarks.compare import compare, verdict
+from benchmarks.config import BenchmarkConfig
 from benchmarks.limits import limit_seconds
 from benchmarks.ratios import Ratio, pairwise_ratio
 from benchmarks.run import check_equal, check_made
 from benchmarks.table import key
-from rlhf_jax.config import BenchmarkConfig
 from rlhf_jax.errors import RunError
 
 ROOT = Path(__file__).parents[1]

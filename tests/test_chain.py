@@ -23,7 +23,7 @@ from rlhf_jax.cli import read_preset, to_dict
 from rlhf_jax.config import TextDataConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.runs.checkpoints import load_params
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

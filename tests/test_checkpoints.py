@@ -16,8 +16,8 @@ import optax
 import pytest
 
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.training import checkpoints as module
-from rlhf_jax.training.checkpoints import Checkpoints, load_params, params_sha256
+from rlhf_jax.runs import checkpoints as module
+from rlhf_jax.runs.checkpoints import Checkpoints, load_params, params_sha256
 from rlhf_jax.types import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -277,7 +277,7 @@ def test_fingerprint_depends_on_names_shapes_dtypes_and_bits():
 
 SAVE_AND_EXIT = """
 import sys, jax.numpy as jnp
-from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.runs.checkpoints import Checkpoints
 from rlhf_jax.types import TrainState
 from pathlib import Path
 with Checkpoints(Path(sys.argv[1]), keep_latest=2, keep_best=0, best_metric=None,
@@ -304,7 +304,7 @@ def test_exit_straight_after_the_last_save(tmp_path):
 
 SAVE_FOREVER = """
 import sys, itertools, jax.numpy as jnp
-from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.runs.checkpoints import Checkpoints
 from rlhf_jax.types import TrainState
 from pathlib import Path
 with Checkpoints(Path(sys.argv[1]), keep_latest=2, keep_best=0, best_metric=None,
@@ -379,7 +379,7 @@ def test_full_disk_reported(tmp_path, state, monkeypatch, error, when):
 RUN_OUT_OF_SPACE = """
 import resource, signal, sys, jax.numpy as jnp
 from rlhf_jax.errors import RunError
-from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.runs.checkpoints import Checkpoints
 from rlhf_jax.types import TrainState
 from pathlib import Path
 state = lambda n: TrainState(jnp.int32(n), {"w": jnp.sin(jnp.arange(float(n)))}, {}, None)
@@ -428,7 +428,7 @@ def test_really_full_disk(tmp_path, small_disk):
 RESTORE_ON_EIGHT = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from rlhf_jax.training.checkpoints import Checkpoints, load_params, params_sha256
+from rlhf_jax.runs.checkpoints import Checkpoints, load_params, params_sha256
 from rlhf_jax.types import TrainState
 from pathlib import Path
 mesh = Mesh(np.array(jax.devices()), ("data",))

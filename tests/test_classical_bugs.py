@@ -18,7 +18,6 @@ from precision import float32_bound, log_ratio_bound, network_terms
 from scipy import stats
 
 from experiments import ppo, pretrain, reward
-from experiments.trained import load_trained
 from rlhf_jax.config import (
     ModelConfig,
     OptimConfig,
@@ -38,6 +37,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.logprobs import scale_logits
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.training.optimizers import make_optimizer, make_state
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import QueryBatch

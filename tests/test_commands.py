@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from experiments.identity import STARTS_FROM
-from experiments.stage import MAY_CHANGE
-from experiments.trained import load_trained
 from rlhf_jax import config
 from rlhf_jax.cli import load, main, to_dict
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.training.run_records import diff_config
+from rlhf_jax.runs.identity import STARTS_FROM
+from rlhf_jax.runs.records import diff_config
+from rlhf_jax.runs.stage import MAY_CHANGE
+from rlhf_jax.runs.trained import load_trained
 
 DOCUMENTS = [tiny.ROOT / "README.md", tiny.ROOT / "README.zh.md"]
 DOCUMENTS += sorted((tiny.ROOT / "docs").rglob("*.md"))

@@ -14,7 +14,7 @@ from rlhf_jax.tasks.constraints import (
     loose_variants,
     make_constraint,
 )
-from rlhf_jax.tasks.languages import language_of
+from rlhf_jax.text.language_detection import language_of
 
 DATA = Path(__file__).parents[1] / "data"
 LESS, LEAST = "less than", "at least"

@@ -16,13 +16,13 @@ from test_tokenizers import BEGIN, TURN_END
 from test_tokenizers import write as write_tokenizer
 
 from experiments import convert, ppo, reward, sample, sft
-from experiments.trained import for_run, load_trained
 from rlhf_jax.cli import load
 from rlhf_jax.config import ConvertConfig, PPOConfig, RewardConfig, SampleConfig, SFTConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import EOS
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.models.huggingface import save_pretrained
+from rlhf_jax.interop.huggingface import save_pretrained
+from rlhf_jax.runs.trained import for_run, load_trained
 
 DATA = Path(__file__).parents[1] / "data"
 VOCAB = 50257
@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(gpt2, tmp_path, monkeypa
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("rlhf_jax.models.huggingface.save_file", full)
+    monkeypatch.setattr("rlhf_jax.interop.huggingface.save_file", full)
     with pytest.raises(RunError, match=r"cannot write --out .*/out: no space left on device"):
         to_convert("to-hf", gpt2, "--out", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

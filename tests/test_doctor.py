@@ -16,8 +16,6 @@ import pytest
 import tiny
 
 from experiments import doctor
-from experiments import doctor_checks as checks
-from experiments.trained import Trained, with_adapters
 from rlhf_jax import cli
 from rlhf_jax.config import (
     InstructGPTConfig,
@@ -30,10 +28,11 @@ from rlhf_jax.config import (
 from rlhf_jax.data.batches import demonstration_batches
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.doctor import checks
+from rlhf_jax.doctor import invariants as of_model
+from rlhf_jax.doctor import invariants_data as of_data
+from rlhf_jax.doctor import invariants_ppo as of_ppo
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.evaluation import invariants as of_model
-from rlhf_jax.evaluation import invariants_data as of_data
-from rlhf_jax.evaluation import invariants_ppo as of_ppo
 from rlhf_jax.models import heads
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.objectives import policy_losses
@@ -41,6 +40,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.masked import last_index, masked_mean
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
 from rlhf_jax.rollouts import generate, rollout
+from rlhf_jax.runs.trained import Trained, with_adapters
 from rlhf_jax.training import policy_optimization
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import Parallel

@@ -11,13 +11,13 @@ import tiny
 from precision import SAME, in_float64, log_ratio_bound
 
 from experiments import dpo
-from experiments.trained import load_trained
 from rlhf_jax.config import DPOConfig, LoRAConfig, OptimConfig, RunConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.training.checkpoints import load_params, params_sha256
+from rlhf_jax.runs.checkpoints import load_params, params_sha256
+from rlhf_jax.runs.trained import load_trained
 
 GOOD, BAD = " good film .", " bad film ."
 

@@ -8,14 +8,14 @@ import pytest
 from experiments import clean, instructgpt, task
 from rlhf_jax.config import CleanConfig, InstructGPTConfig, TaskConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.tasks.duplicates import (
+from rlhf_jax.tasks.task import check_leaks, find_task, read_task
+from rlhf_jax.text.duplicates import (
     check_no_leak,
     find_leaks,
     without_duplicates,
     without_shared_prefixes,
     words_of,
 )
-from rlhf_jax.tasks.task import check_leaks, find_task, read_task
 
 DATA = Path(__file__).parents[1] / "data"
 STORY = (

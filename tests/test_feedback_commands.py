@@ -15,7 +15,8 @@ import pytest
 from feedback_site import ROOT, fill, labeler
 
 from configs import quickstart
-from experiments import feedback, feedback_processes
+from experiments.feedback import __main__ as feedback
+from experiments.feedback import processes as feedback_processes
 from rlhf_jax.cli import load, main
 from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
 from rlhf_jax.errors import InputError, RunError
@@ -187,7 +188,7 @@ def run_stubs(*commands, forever=False, **code):
     stubs = {name: UP + code.get(name, SLEEP) for name in commands}
     program = f"""
 import signal, sys
-from experiments import feedback_processes
+from experiments.feedback import processes as feedback_processes
 sys.argv = ["feedback.py", "run", "--run", "my runs/x"]
 feedback_processes.program = lambda command: [sys.executable, "-c", {stubs!r}[command]]
 signal.signal(signal.SIGINT, signal.default_int_handler)

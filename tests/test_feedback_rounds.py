@@ -17,9 +17,9 @@ from feedback_site import labeler, running
 from precision import log_ratio_bound
 
 from configs import quickstart
-from experiments import feedback_answers, feedback_labelers, feedback_rounds
-from experiments.reward_scores import disagreement
-from experiments.trained import load_trained
+from experiments.feedback import answers as feedback_answers
+from experiments.feedback import labelers as feedback_labelers
+from experiments.feedback import rounds as feedback_rounds
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import RunError
@@ -28,6 +28,8 @@ from rlhf_jax.feedback.client import Client
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import is_heldout, read_labels
 from rlhf_jax.feedback.standing import read_refusals
+from rlhf_jax.inference.reward_scores import disagreement
+from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.tasks.task import find_task
 
 PER_ROUND = 24

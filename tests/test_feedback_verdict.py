@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from feedback_site import ROOT, labeler
 
-from experiments import feedback
-from experiments.report_records import read_stage
+from experiments.feedback import __main__ as feedback
 from rlhf_jax.config import FeedbackConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import win_rate
 from rlhf_jax.feedback import queue, submissions
 from rlhf_jax.feedback.database import open_database
+from rlhf_jax.report.records import read_stage
 
 # prompt → (sft's answer, ppo's, dpo's); people like capitals, the gold scorer what is long.
 TEXTS = {
@@ -150,7 +150,8 @@ def test_what_cannot_be_judged_is_said(config):
 
 def test_it_needs_no_jax(config):
     code = (
-        "import sys; from experiments import feedback; from rlhf_jax.cli import main;"
+        "import sys; from experiments.feedback import __main__ as feedback;"
+        "from rlhf_jax.cli import main;"
         "from rlhf_jax.config import FeedbackConfig;"
         f"sys.argv = ['feedback', 'ask', '--run', {str(config.run)!r}];"
         "main(feedback.run, FeedbackConfig); assert 'jax' not in sys.modules"

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.fit import check_cut, check_pace, fit_answers, fit_context, fit_lengths
-from experiments.trained import trained_lengths
 from rlhf_jax.config import DPOConfig, ModelConfig, OptimConfig, PPOConfig, SFTConfig
 from rlhf_jax.data import fates
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.data.lengths import choose_lengths
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_answers, fit_context, fit_lengths
+from rlhf_jax.runs.trained import trained_lengths
 from rlhf_jax.training.optimizers import make_schedule, warmup_steps
 
 

@@ -16,10 +16,8 @@ from precision import SAME
 
 from configs import quickstart
 from experiments import ppo
-from experiments.identity import fork_of
 from experiments.proj.clip_higher.ppo import ClipHigherConfig, clip_higher_loss
 from experiments.proj.rloo.ppo import leave_one_out
-from experiments.trained import load_trained, load_value
 from rlhf_jax import cli
 from rlhf_jax.config import KLConfig, PPOConfig
 from rlhf_jax.config.bounds import Count
@@ -27,8 +25,10 @@ from rlhf_jax.config.forks import class_named, name_of
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.policy_losses import ppo_loss
-from rlhf_jax.training.checkpoints import params_sha256
-from rlhf_jax.training.runs import open_run
+from rlhf_jax.runs.checkpoints import params_sha256
+from rlhf_jax.runs.folder import open_run
+from rlhf_jax.runs.identity import fork_of
+from rlhf_jax.runs.trained import load_trained, load_value
 from rlhf_jax.types import PPOBatch
 
 PRESET = "configs/quickstart.py"

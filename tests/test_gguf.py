@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_pretrained import SHAPES, greedy, random_params
 
-from experiments.trained import load_trained
 from rlhf_jax.errors import InputError
-from rlhf_jax.models.families import LLAMA
-from rlhf_jax.models.gguf import NAMES, load_gguf
-from rlhf_jax.models.tensor_layout import at, parameter_shapes, tensors_of
+from rlhf_jax.interop.families import LLAMA
+from rlhf_jax.interop.gguf import NAMES, load_gguf
+from rlhf_jax.interop.tensor_names import at, parameter_shapes, tensors_of
+from rlhf_jax.runs.trained import load_trained
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -e '.[gguf]'")
 

@@ -22,9 +22,9 @@ from configs import quickstart
 from experiments import instructgpt
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.runs.checkpoints import load_params
+from rlhf_jax.runs.fingerprints import share
 from rlhf_jax.training import hosts
-from rlhf_jax.training.checkpoints import load_params
-from rlhf_jax.training.fingerprints import share
 from rlhf_jax.training.hosts import cluster, connect, leave
 
 WORKER = Path(__file__).with_name("hosts_worker.py")

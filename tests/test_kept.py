@@ -10,10 +10,16 @@ import pytest
 import tiny
 
 from experiments import convert, sft
-from experiments.kept import figures_of
-from experiments.model_digests import model_digest
-from experiments.stage import Stage
-from experiments.trained import (
+from rlhf_jax.config import ConvertConfig, LoRAConfig, OptimConfig, PPOConfig, RunConfig, SFTConfig
+from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.errors import InputError
+from rlhf_jax.models.lora import combine, merge_adapters, partition
+from rlhf_jax.runs.checkpoints import params_sha256
+from rlhf_jax.runs.kept_steps import figures_of
+from rlhf_jax.runs.model_digests import model_digest
+from rlhf_jax.runs.records import read_run
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import (
     check_model,
     load_trained,
     load_value,
@@ -21,12 +27,6 @@ from experiments.trained import (
     training_config,
     with_adapters,
 )
-from rlhf_jax.config import ConvertConfig, LoRAConfig, OptimConfig, PPOConfig, RunConfig, SFTConfig
-from rlhf_jax.data.tokenizers import train_bpe
-from rlhf_jax.errors import InputError
-from rlhf_jax.models.lora import combine, merge_adapters, partition
-from rlhf_jax.training.checkpoints import params_sha256
-from rlhf_jax.training.run_records import read_run
 from rlhf_jax.types import TrainState
 
 BYTES = train_bpe([""], vocab_size=258)

@@ -9,7 +9,7 @@ from rlhf_jax.config import KLConfig, ModelConfig, OptimConfig, PPOConfig
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
-from rlhf_jax.training.checkpoints import params_sha256
+from rlhf_jax.runs.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import (
     make_optimizer,
     make_policy_value_optimizer,

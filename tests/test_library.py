@@ -8,8 +8,8 @@ import tiny
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.interop.huggingface import save_pretrained
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.models.huggingface import save_pretrained
 
 
 def test_ppo_as_a_library_in_forty_lines(tmp_path):

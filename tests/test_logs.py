@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.training import progress as progress_module
-from rlhf_jax.training.logs import MetricsLog, make_sinks, open_lines, read_rows
-from rlhf_jax.training.progress import (
+from rlhf_jax.runs import progress as progress_module
+from rlhf_jax.runs.logs import MetricsLog, make_sinks, open_lines, read_rows
+from rlhf_jax.runs.progress import (
     Progress,
     Throughput,
     clock,

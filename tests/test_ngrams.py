@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rlhf_jax.tasks.ngrams import train_ngrams
+from rlhf_jax.text.ngrams import train_ngrams
 
 TEXTS = ["abracadabra", "abba cadabra", "banana", "猫在桌子上", ""]
 

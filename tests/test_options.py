@@ -15,7 +15,6 @@ from precision import SAME, float32_bound
 
 from configs import quickstart
 from experiments import compare, convert, ppo, pretrain, reward, sft
-from experiments.trained import load_trained, load_value, merged
 from rlhf_jax.config import (
     ConvertConfig,
     KLConfig,
@@ -32,8 +31,9 @@ from rlhf_jax.errors import DivergedError, InputError
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import adapter_rank
 from rlhf_jax.models.transformer import unstack_blocks
-from rlhf_jax.training.checkpoint_files import load, read_info
-from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.runs.checkpoint_files import load, read_info
+from rlhf_jax.runs.checkpoints import load_params
+from rlhf_jax.runs.trained import load_trained, load_value, merged
 
 # In float64: what an option should not change then changes by nothing that shows.
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("module_in_float64")]

@@ -7,7 +7,7 @@ from sacrebleu import sentence_chrf as published_chrf
 
 from rlhf_jax.evaluation.metrics import length_controlled_win_rate, mean_ci
 from rlhf_jax.evaluation.overlap import corpus_overlap, jackknife_ci, rouge, sentence_chrf
-from rlhf_jax.evaluation.segments import chinese_share, mixed_tokens
+from rlhf_jax.text.segments import chinese_share, mixed_tokens
 
 TEXTS = [
     "The cat sat on the mat, didn't it?",

@@ -15,13 +15,13 @@ from test_lora import SCALE, VOCAB, adapted, logits
 from test_pretrained import SHAPES
 
 from experiments import convert
-from experiments.trained import load_trained
 from rlhf_jax.cli import load
 from rlhf_jax.config import ConvertConfig, LoRAConfig
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
+from rlhf_jax.interop.peft import WEIGHTS, load_adapter, read_adapter, save_adapter
 from rlhf_jax.models.lora import add_adapters, partition
-from rlhf_jax.models.peft import WEIGHTS, load_adapter, read_adapter, save_adapter
+from rlhf_jax.runs.trained import load_trained
 
 EVERYWHERE = LoRAConfig(rank=3, alpha=3 * SCALE)
 

@@ -11,7 +11,6 @@ import pytest
 
 from configs import instructgpt_6b, quickstart
 from experiments import plan
-from experiments.plan_programs import PROGRAMS, Models, sft
 from rlhf_jax.config import ModelConfig, ParallelConfig, PlanConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
@@ -19,6 +18,7 @@ from rlhf_jax.planning import hlo, report
 from rlhf_jax.planning.chips import chip_of, describe
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.planning.measure import Measured, measure
+from rlhf_jax.planning.programs import PROGRAMS, Models, sft
 from rlhf_jax.training.mesh import make_mesh
 from rlhf_jax.training.optimizers import make_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel

@@ -15,9 +15,9 @@ from rlhf_jax.cli import from_dict, read_preset, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.training.checkpoint_files import load, read_info
-from rlhf_jax.training.checkpoints import load_params
-from rlhf_jax.training.run_records import flatten
+from rlhf_jax.runs.checkpoint_files import load, read_info
+from rlhf_jax.runs.checkpoints import load_params
+from rlhf_jax.runs.records import flatten
 
 PAPER = ("instructgpt_6b", "instructgpt_1b3", "instructgpt_175b")
 NAMES = ("quickstart", "forkme", "gpt2_124m", *PAPER)

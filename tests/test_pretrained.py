@@ -17,15 +17,15 @@ from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.config import ModelConfig, RotaryConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.models import huggingface
+from rlhf_jax.interop import huggingface
+from rlhf_jax.interop.config_fields import Fields
+from rlhf_jax.interop.families import GPT2
+from rlhf_jax.interop.gguf import unpair
+from rlhf_jax.interop.huggingface import load_pretrained, save_pretrained
+from rlhf_jax.interop.pretrained import shape_of
+from rlhf_jax.interop.tensor_names import parameter_shapes
 from rlhf_jax.models.attention import real
-from rlhf_jax.models.checkpoint_fields import Fields
-from rlhf_jax.models.families import GPT2
-from rlhf_jax.models.gguf import unpair
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
-from rlhf_jax.models.pretrained import shape_of
-from rlhf_jax.models.tensor_layout import parameter_shapes
 from rlhf_jax.models.transformer import Transformer, as_layout, positions_of
 from rlhf_jax.rollouts.generate import generate, row_keys
 
@@ -644,7 +644,7 @@ def test_the_four_sizes_of_gpt2_have_their_numbers_of_parameters(layers, width, 
 MEASURE = """
 import sys, threading, time
 import jax
-from rlhf_jax.models.huggingface import load_pretrained
+from rlhf_jax.interop.huggingface import load_pretrained
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

@@ -7,7 +7,6 @@ import pytest
 import tiny
 
 from experiments import preview
-from experiments.trained import save_model_card
 from rlhf_jax.cli import main
 from rlhf_jax.config import ModelConfig, PreviewConfig
 from rlhf_jax.data.batches import comparison_batches, demonstration_batches, query_batches
@@ -19,6 +18,7 @@ from rlhf_jax.data.formats import (
     read_texts,
 )
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.runs.trained import save_model_card
 
 KEYS = (
     *("file", "line", "kept", "why", "prompt", "responses", "ranks"),

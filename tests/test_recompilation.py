@@ -14,8 +14,8 @@ import tiny
 
 from configs import quickstart
 from experiments import ppo, reward, sft
-from experiments.stage import Stage
 from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.runs.stage import Stage
 from rlhf_jax.training.parallel import Parallel
 
 pytestmark = pytest.mark.slow

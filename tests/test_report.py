@@ -12,16 +12,19 @@ import pytest
 from report_run import CHINESE, TEXT, XSS, Page, make_run
 
 from experiments.report import group_runs, write
-from experiments.report_records import CHAIN
 from rlhf_jax.cli import load
 from rlhf_jax.config import ReportConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.evaluation import report, report_answers, report_stages, report_tax
-from rlhf_jax.evaluation.drawing import draw, legend
-from rlhf_jax.evaluation.figures import Panel, Series, band, to_csv
 from rlhf_jax.evaluation.numbers import show, with_unit
-from rlhf_jax.evaluation.report import Group, RunRecord, StageRecord, estimate, visible
-from rlhf_jax.training.logs import read_rows
+from rlhf_jax.report import answers as report_answers
+from rlhf_jax.report import page as report
+from rlhf_jax.report import stages as report_stages
+from rlhf_jax.report import tax as report_tax
+from rlhf_jax.report.drawing import draw, legend
+from rlhf_jax.report.figures import Panel, Series, band, to_csv
+from rlhf_jax.report.page import Group, RunRecord, StageRecord, estimate, visible
+from rlhf_jax.report.records import CHAIN
+from rlhf_jax.runs.logs import read_rows
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,19 @@ import pytest
 from report_run import Page, make_run
 
 from experiments.report import group_runs, write
-from experiments.report_records import config_lines, read_feedback, typed
 from rlhf_jax.cli import to_dict
 from rlhf_jax.config import SFTConfig
-from rlhf_jax.evaluation import report, report_policies, report_stages, report_tradeoffs
-from rlhf_jax.evaluation.drawing import INK, as_link, draw, standalone
-from rlhf_jax.evaluation.figures import COLORS, DARK_COLORS, Panel, Series, look, smooth
-from rlhf_jax.evaluation.report import (
+from rlhf_jax.feedback import figures
+from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.standing import add_refusal
+from rlhf_jax.report import page as report
+from rlhf_jax.report import policies as report_policies
+from rlhf_jax.report import stages as report_stages
+from rlhf_jax.report import tradeoffs as report_tradeoffs
+from rlhf_jax.report.answers import gain, samples_section
+from rlhf_jax.report.drawing import INK, as_link, draw, standalone
+from rlhf_jax.report.figures import COLORS, DARK_COLORS, Panel, Series, look, smooth
+from rlhf_jax.report.page import (
     Feedback,
     Group,
     Recipe,
@@ -31,12 +37,9 @@ from rlhf_jax.evaluation.report import (
     letter,
     render,
 )
-from rlhf_jax.evaluation.report_answers import gain, samples_section
-from rlhf_jax.evaluation.report_recipe import recipe_section
-from rlhf_jax.evaluation.report_rounds import rounds_section
-from rlhf_jax.feedback import figures
-from rlhf_jax.feedback.database import open_database
-from rlhf_jax.feedback.standing import add_refusal
+from rlhf_jax.report.recipe import recipe_section
+from rlhf_jax.report.records import config_lines, read_feedback, typed
+from rlhf_jax.report.rounds import rounds_section
 
 SVG = "{http://www.w3.org/2000/svg}"
 

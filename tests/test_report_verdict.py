@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf_jax.evaluation.report import Group, Recipe, RunRecord, StageRecord
-from rlhf_jax.evaluation.report_verdict import costs, lead, listed, verdict
+from rlhf_jax.report.page import Group, Recipe, RunRecord, StageRecord
+from rlhf_jax.report.verdict import costs, lead, listed, verdict
 
 HEAD = "A model of 1.33M parameters went through pretraining, SFT and PPO on the task “sentiment”"
 

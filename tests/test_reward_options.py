@@ -15,7 +15,6 @@ import tiny
 from precision import SAME
 
 from experiments import audit, convert, reward
-from experiments.trained import load_trained
 from rlhf_jax.config import (
     AuditConfig,
     ConvertConfig,
@@ -28,6 +27,7 @@ from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.preference_audit import ordered_pairs
+from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.tasks.preferences import load_preferences
 
 ROOT = Path(__file__).parents[1]

@@ -14,11 +14,11 @@ import pytest
 from rlhf_jax.cli import read_json, to_dict
 from rlhf_jax.config import PretrainConfig, RunConfig
 from rlhf_jax.errors import DivergedError, InputError, RunError
-from rlhf_jax.training import run_records
-from rlhf_jax.training.run_inputs import InputFile
-from rlhf_jax.training.run_records import diff_config, environment, read_run
-from rlhf_jax.training.runs import open_run
-from rlhf_jax.training.signals import StopRequest
+from rlhf_jax.runs import records as run_records
+from rlhf_jax.runs.folder import open_run
+from rlhf_jax.runs.inputs import InputFile
+from rlhf_jax.runs.records import diff_config, environment, read_run
+from rlhf_jax.runs.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {"run": {"dir": "runs/sft", "seed": 0}, "optim": {"lr": 1e-3, "b1": 0.9}, "sizes": [1, 2]}
@@ -205,7 +205,7 @@ def test_read_run(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from rlhf_jax.training.runs import open_run
+from rlhf_jax.runs.folder import open_run
 run = open_run(Path(sys.argv[1]), stage="sft", config={}, config_class="SFTConfig", ignore=())
 print("held", flush=True)
 time.sleep(60)

@@ -18,8 +18,6 @@ import tiny
 from precision import SAME, in_float64
 
 from experiments import evaluate, safety
-from experiments.scoring import continuation_logprobs, make_scorer
-from experiments.trained import load_trained
 from rlhf_jax.config import EvaluateConfig, RunConfig
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
@@ -29,9 +27,11 @@ from rlhf_jax.evaluation.bias import (
     multiple_choice,
     pair_bias,
 )
-from rlhf_jax.evaluation.segments import chinese_share
+from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_scorer
 from rlhf_jax.models.heads import make_language_model
+from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.tasks.safety_sets import RESPECTFUL, load_safety_sets, refuses
+from rlhf_jax.text.segments import chinese_share
 
 ROOT = Path(__file__).parents[1]
 

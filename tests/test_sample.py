@@ -11,11 +11,11 @@ import time
 import pytest
 import tiny
 
-from experiments.sample_session import Session, answer_lines, obey, respond, stream_text
 from rlhf_jax.config import SampleConfig
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
+from rlhf_jax.inference.session import Session, answer_lines, obey, respond, stream_text
 
 TOKENIZER = train_bpe([""], vocab_size=258)
 """A token is a byte."""
@@ -113,7 +113,7 @@ import fcntl, signal, sys, termios, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C typed there is a signal to this process
 sys.path.insert(0, "tests")
 import test_sample
-from experiments.sample_session import Session, converse
+from rlhf_jax.inference.session import Session, converse
 from rlhf_jax.config import SampleConfig
 
 def make_answer(config):

@@ -23,7 +23,7 @@ from rlhf_jax.tasks.sentiment_scores import (
     make_judges,
     read_lexicons,
 )
-from rlhf_jax.tasks.text_classifier import TextClassifier, calibrate, train_classifier, words
+from rlhf_jax.text.classifier import TextClassifier, calibrate, train_classifier, words
 
 DATA = Path(__file__).parent.parent / "data"
 ROOT = DATA.parent

@@ -16,10 +16,9 @@ import tiny
 
 import rlhf_jax.config as configs
 from experiments import audit, convert, sft
-from experiments.feedback_rounds import check_files
+from experiments.feedback.rounds import check_files
 from experiments.instructgpt import check_lengths, check_models
 from experiments.reward import demonstrations
-from experiments.stage import Stage
 from rlhf_jax.cli import flag_of, load, read_preset, say_idle, set_in, to_dict
 from rlhf_jax.config import (
     KLConfig,
@@ -33,6 +32,7 @@ from rlhf_jax.config.effect import notes_of
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.kl import update_kl_coef
+from rlhf_jax.runs.stage import Stage
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRESETS = [path for path in (ROOT / "configs").rglob("*.py") if path.stem != "__init__"]

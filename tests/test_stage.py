@@ -14,10 +14,6 @@ import pytest
 import tiny
 
 from experiments import sft
-from experiments.identity import data_of, models_of, why_not_longer
-from experiments.model_digests import model_digest
-from experiments.stage import Stage
-from experiments.trained import load_trained, trained_lengths
 from rlhf_jax.config import (
     EvaluateConfig,
     OptimConfig,
@@ -31,9 +27,13 @@ from rlhf_jax.config import (
 )
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.training import checkpoints
-from rlhf_jax.training.checkpoints import load_params
-from rlhf_jax.training.logs import open_lines, read_rows
+from rlhf_jax.runs import checkpoints
+from rlhf_jax.runs.checkpoints import load_params
+from rlhf_jax.runs.identity import data_of, models_of, why_not_longer
+from rlhf_jax.runs.logs import open_lines, read_rows
+from rlhf_jax.runs.model_digests import model_digest
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import load_trained, trained_lengths
 from rlhf_jax.types import TrainState
 
 
@@ -417,9 +417,7 @@ def test_killed_while_the_longer_run_takes_over(tmp_path, monkeypatch):
     config = lambda epochs: make_config(folder, epochs=epochs, optim=CONSTANT)
     short = train(config(2), total=4)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "rlhf_jax.training.runs.Run.finish", lambda *_: (_ for _ in ()).throw(KeyError)
-        )
+        patch.setattr("rlhf_jax.runs.folder.Run.finish", lambda *_: (_ for _ in ()).throw(KeyError))
         with pytest.raises(KeyError):
             train(config(3), total=6)
     assert sorted(path.name for path in (folder / "final").iterdir()) == ["4", "6"]
@@ -454,6 +452,6 @@ def test_steps_that_processes_agree_on_are_counted_from_each_start(tmp_path, mon
     with pytest.raises(SystemExit):
         train(make_config(tmp_path, stop_after=3), total=6)
     seen = []
-    monkeypatch.setattr("experiments.stage.asked_to_stop", lambda step, alone: seen.append(step))
+    monkeypatch.setattr("rlhf_jax.runs.stage.asked_to_stop", lambda step, alone: seen.append(step))
     train(make_config(tmp_path), total=6)
     assert seen == [1, 2, 3] and logged(tmp_path) == [1, 2, 3, 4, 5, 6]

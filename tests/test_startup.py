@@ -14,12 +14,12 @@ import tiny
 
 from rlhf_jax import cli
 from rlhf_jax.config import TaskConfig
-from rlhf_jax.training.startup import machine_key
+from rlhf_jax.runs.startup import machine_key
 
 PROGRAM = """
 import json, pathlib, sys
 import jax
-from rlhf_jax.training.startup import start
+from rlhf_jax.runs.startup import start
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 start(tune_malloc=True, compile_cache=pathlib.Path(sys.argv[1]))

@@ -104,7 +104,7 @@ def test_an_evaluation_samples_nothing_twice(source, tmp_path, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr("experiments.sampling.generate", never)
+    monkeypatch.setattr("rlhf_jax.inference.sampler.generate", never)
     again = evaluate.run(replace(config, run=replace(config.run, dir=tmp_path / "second")))
     assert again["policies"] == first["policies"]
 

@@ -16,13 +16,13 @@ import tiny
 from experiments import compare, evaluate, instructgpt
 from rlhf_jax.cli import load, read_preset
 from rlhf_jax.config import InstructGPTConfig, PPOConfig
+from rlhf_jax.data import splits
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.overlap import rouge
-from rlhf_jax.evaluation.segments import mixed_tokens
 from rlhf_jax.feedback.labelers import calibrate_tau, score_gaps
-from rlhf_jax.tasks import instructions, language, splits, summarization, translation
+from rlhf_jax.tasks import instructions, language, summarization, translation
 from rlhf_jax.tasks.preferences import load_preferences
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.sentiment_scores import NEGATIVE
@@ -35,6 +35,7 @@ from rlhf_jax.tasks.task import (
     task_names,
     write,
 )
+from rlhf_jax.text.segments import mixed_tokens
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"

@@ -30,7 +30,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.logprobs import entropy, scale_logits
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import make_rollout
-from rlhf_jax.training.checkpoints import params_sha256
+from rlhf_jax.runs.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (

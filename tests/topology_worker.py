@@ -18,7 +18,7 @@ import numpy as np
 from rlhf_jax.config import ModelConfig, OptimConfig, ParallelConfig
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
-from rlhf_jax.training.checkpoints import Checkpoints, params_sha256
+from rlhf_jax.runs.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import connect
 from rlhf_jax.training.optimizers import make_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel

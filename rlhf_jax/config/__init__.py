@@ -4,7 +4,6 @@ A preset in ``configs/*.py`` returns one of these from ``get_config()``; ``rlhf_
 command line over it. Fields are documented by the string below them, which is also their help text.
 """
 
-from rlhf_jax.config.benchmarks import BenchmarkConfig
 from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.feedback import FeedbackConfig, ServeConfig
@@ -37,7 +36,6 @@ from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
 
 __all__ = [
     "AuditConfig",
-    "BenchmarkConfig",
     "CanaryConfig",
     "CleanConfig",
     "CompareConfig",

@@ -14,7 +14,7 @@ from rouge_score.scoring import Score
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
-from rlhf_jax.evaluation.segments import mixed_tokens
+from rlhf_jax.text.segments import mixed_tokens
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 GROUPS = 20

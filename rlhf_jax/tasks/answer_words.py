@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.formats import Comparison
-from rlhf_jax.tasks.text_classifier import logistic_regression, terms, tfidf
+from rlhf_jax.text.classifier import logistic_regression, terms, tfidf
 
 LOSS_WEIGHT = 1.0
 MIN_COUNT = 2

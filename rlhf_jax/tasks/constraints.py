@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.tasks.languages import language_of
+from rlhf_jax.text.language_detection import language_of
 
 ABBREVIATION = re.compile(
     r"\b(?:(?i:mr|mrs|ms|dr|prof|sr|jr|st|vs|etc|e\.g|i\.e|a\.m|p\.m|inc|ltd|co)|[A-Z])\.$"

@@ -19,13 +19,13 @@ from jaxtyping import Float
 
 from rlhf_jax.data.chat import Message, as_text
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import parts, passages, read_fields, share, shuffled
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import mean_ci, repeated_word_rate
 from rlhf_jax.tasks.constraints import Constraint, followed, followed_loosely, make_constraint
-from rlhf_jax.tasks.ngrams import NgramModel, train_ngrams
-from rlhf_jax.tasks.splits import parts, passages, read_fields, share, shuffled
 from rlhf_jax.tasks.task import Figure, Judge, Task
-from rlhf_jax.tasks.text_classifier import words
+from rlhf_jax.text.classifier import words
+from rlhf_jax.text.ngrams import NgramModel, train_ngrams
 
 VALIDATION = {"validation": 0.15, "evaluation": 0.85}
 """Shares of IFEval's prompts."""

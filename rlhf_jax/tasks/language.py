@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import parts, passages, read_fields, share, shuffled
 from rlhf_jax.evaluation.metrics import mean_ci, repeated_ngram_rate, repeated_word_rate
-from rlhf_jax.evaluation.segments import mixed_tokens
-from rlhf_jax.tasks.ngrams import NgramModel, train_ngrams
-from rlhf_jax.tasks.splits import parts, passages, read_fields, share, shuffled
 from rlhf_jax.tasks.task import Figure, Judge, Task
+from rlhf_jax.text.ngrams import NgramModel, train_ngrams
+from rlhf_jax.text.segments import mixed_tokens
 
 FOLDERS = {
     "gutenberg": "text_gutenberg",

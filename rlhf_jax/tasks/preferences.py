@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.data.formats import Comparison
+from rlhf_jax.data.splits import parts, read_fields, share, without_fold
 from rlhf_jax.tasks import summary_prompt, translation_prompt
 from rlhf_jax.tasks.instructions import as_prompt
-from rlhf_jax.tasks.splits import parts, read_fields, share, without_fold
 
 SHARES = {"train": 0.85, "heldout": 0.15}
 MOST_OF_A_KIND = 4

@@ -10,10 +10,10 @@ import numpy as np
 import scipy
 
 from rlhf_jax.data.files import find_files
+from rlhf_jax.data.splits import parts, read_fields
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
 from rlhf_jax.tasks.preferences import load_preferences
-from rlhf_jax.tasks.splits import parts, read_fields
-from rlhf_jax.tasks.text_classifier import TextClassifier, train_classifier
+from rlhf_jax.text.classifier import TextClassifier, train_classifier
 
 SHARES = {"train": 0.6, "test": 0.4}
 """Of the comments: the classifier learns from one part; the other tests it and gives prompts."""

@@ -16,8 +16,8 @@ import numpy as np
 
 from rlhf_jax.data.files import Origin, find_files, read_rows
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import normalised, passages, share
 from rlhf_jax.errors import InputError
-from rlhf_jax.tasks.duplicates import without_leaks
 from rlhf_jax.tasks.sentiment_scores import (
     INSTRUCTION,
     NEGATIVE,
@@ -28,9 +28,9 @@ from rlhf_jax.tasks.sentiment_scores import (
     make_judges,
     read_lexicons,
 )
-from rlhf_jax.tasks.splits import normalised, passages, share
 from rlhf_jax.tasks.task import Task, no_metrics, write
-from rlhf_jax.tasks.text_classifier import TextClassifier, train_classifier, words
+from rlhf_jax.text.classifier import TextClassifier, train_classifier, words
+from rlhf_jax.text.duplicates import without_leaks
 
 __all__ = ["build", "build_negative", "full_text", "write"]
 

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import parts, passages
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import mean_ci
 from rlhf_jax.tasks.sentiment import Labelled, not_quoted, read_labelled, split_reviews, train
-from rlhf_jax.tasks.splits import parts, passages
 from rlhf_jax.tasks.task import Baseline, Figure, Task
-from rlhf_jax.tasks.text_classifier import words
+from rlhf_jax.text.classifier import words
 
 ASK, ANSWER = "Review: ", "\nSentiment:"
 SHARES = {

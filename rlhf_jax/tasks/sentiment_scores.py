@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import non_word_rate, repeated_word_rate
 from rlhf_jax.tasks.task import Judge
-from rlhf_jax.tasks.text_classifier import TextClassifier, words
+from rlhf_jax.text.classifier import TextClassifier, words
 
 INSTRUCTION = "Write a {sentiment} review: "
 """What a prompt begins with; the first words of the review follow. {sentiment} is positive or

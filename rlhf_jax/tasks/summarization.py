@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Float
 
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import parts, passages, read_fields
 from rlhf_jax.evaluation.metrics import mean_ci, repeated_word_rate
 from rlhf_jax.evaluation.overlap import rouge
-from rlhf_jax.evaluation.segments import mixed_tokens
-from rlhf_jax.tasks.duplicates import find_leaks
 from rlhf_jax.tasks.references import References
-from rlhf_jax.tasks.splits import parts, passages, read_fields
 from rlhf_jax.tasks.summary_prompt import abstract_of, prompt_of
 from rlhf_jax.tasks.task import Figure, Judge, Task
+from rlhf_jax.text.duplicates import find_leaks
+from rlhf_jax.text.segments import mixed_tokens
 
 SHARES = {
     "demonstrations": 0.55,

@@ -25,9 +25,9 @@ import rlhf_jax.tasks
 from rlhf_jax.data.chat import as_json, as_text
 from rlhf_jax.data.files import SEPARATOR, write_atomically
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import normalised
 from rlhf_jax.errors import InputError
-from rlhf_jax.tasks.duplicates import check_no_leak
-from rlhf_jax.tasks.splits import normalised
+from rlhf_jax.text.duplicates import check_no_leak
 
 Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
 """``(prompts, responses) -> scores``, higher is better."""

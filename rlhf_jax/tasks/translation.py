@@ -13,14 +13,14 @@ import scipy
 from jaxtyping import Float
 
 from rlhf_jax.data.formats import Demonstration
+from rlhf_jax.data.splits import connected, normalised, parts, passages, read_fields
 from rlhf_jax.evaluation.metrics import mean_ci
 from rlhf_jax.evaluation.overlap import corpus_overlap, sentence_chrf
-from rlhf_jax.evaluation.segments import mixed_tokens
-from rlhf_jax.tasks.duplicates import without_leaks
 from rlhf_jax.tasks.references import References
-from rlhf_jax.tasks.splits import connected, normalised, parts, passages, read_fields
 from rlhf_jax.tasks.task import Figure, Judge, Task
 from rlhf_jax.tasks.translation_prompt import chinese_of, prompt_of
+from rlhf_jax.text.duplicates import without_leaks
+from rlhf_jax.text.segments import mixed_tokens
 
 SHARES = {
     "demonstrations": 0.72,

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from experiments.dpo import sequence_logprobs
-from experiments.trained import load_trained
 from parity.torch_bridge import SINGLE, by_torch_name
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.data.batches import comparison_batches
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.data.tokenizers import train_bpe
+from rlhf_jax.interop.huggingface import save_pretrained
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.models.huggingface import save_pretrained
 from rlhf_jax.objectives.preference_losses import dpo_loss
+from rlhf_jax.runs.trained import load_trained
 
 TRL = Path(sys.prefix) / "trl-1.16.0"
 pytestmark = [

@@ -18,13 +18,13 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: make test-torch")
 import transformers as hf  # noqa: E402
 
 from experiments import convert, sample  # noqa: E402
-from experiments.trained import load_trained  # noqa: E402
 from rlhf_jax.cli import load  # noqa: E402
 from rlhf_jax.config import ConvertConfig, ModelConfig, SampleConfig  # noqa: E402
 from rlhf_jax.data.chat import Message  # noqa: E402
 from rlhf_jax.data.tokenizers import train_bpe  # noqa: E402
+from rlhf_jax.interop.huggingface import save_pretrained  # noqa: E402
 from rlhf_jax.models.heads import make_language_model, make_scalar_model  # noqa: E402
-from rlhf_jax.models.huggingface import save_pretrained  # noqa: E402
+from rlhf_jax.runs.trained import load_trained  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,

@@ -27,8 +27,8 @@ from parity.torch_bridge import (
     torch,
     torch_gradients,
 )
+from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
-from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss, ranking_loss

@@ -14,10 +14,10 @@ peft = pytest.importorskip("peft", reason="needs PEFT: make test-torch")
 import transformers as hf  # noqa: E402
 
 from rlhf_jax.config import LoRAConfig  # noqa: E402
+from rlhf_jax.interop.huggingface import load_pretrained  # noqa: E402
+from rlhf_jax.interop.peft import load_adapter, read_adapter, save_adapter  # noqa: E402
 from rlhf_jax.models.heads import make_language_model, make_scalar_model  # noqa: E402
-from rlhf_jax.models.huggingface import load_pretrained  # noqa: E402
 from rlhf_jax.models.lora import add_adapters  # noqa: E402
-from rlhf_jax.models.peft import load_adapter, read_adapter, save_adapter  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.interop.huggingface import load_pretrained, save_pretrained
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.types import LMBatch
 

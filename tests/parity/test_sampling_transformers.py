@@ -16,8 +16,8 @@ from parity.torch_bridge import (
     ragged,
     torch,
 )
+from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.rollouts.filters import filter_logits
 from rlhf_jax.rollouts.generate import generate, row_keys
 

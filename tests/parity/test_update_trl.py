@@ -16,8 +16,8 @@ import tokenizers
 
 from parity.torch_bridge import EOS, PAD, SINGLE, VOCAB, by_torch_name, hf, make_gpt2, torch
 from rlhf_jax.config import OptimConfig
+from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
-from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import response_logprobs

@@ -1,0 +1,180 @@
+"""People in the loop: sample → people rank and write → reward model → PPO → better samples.
+
+    python -m experiments.feedback run --config configs/quickstart.py       all on this machine
+    python -m experiments.feedback serve --run runs/x                       the site alone
+    python -m experiments.feedback sample --config configs/quickstart.py    answers for the queue
+    python -m experiments.feedback answer --config configs/quickstart.py    chat, and a full queue
+    python -m experiments.feedback update --config configs/quickstart.py    a round per N labels
+    python -m experiments.feedback export --run runs/x --format trl-preference --file pairs.jsonl
+    python -m experiments.feedback import --run runs/x --file rankings.jsonl
+    python -m experiments.feedback ask --run runs/x/evaluate                people judge policies:
+    python -m experiments.feedback verdict --run runs/x/evaluate            who won
+
+The processes share the label store and the run folder, nothing else; each can be killed and
+started again. Those that need no model (serve, export, import, ask, verdict, simulate) never load
+JAX.
+"""
+
+import importlib
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.feedback import verdict
+from experiments.feedback.processes import run_together, tell
+from rlhf_jax.cli import main
+from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.data.files import check_writable, write_atomically
+from rlhf_jax.data.rows import Comparison
+from rlhf_jax.errors import InputError, check, counted
+from rlhf_jax.feedback import figures, formats, queue, submissions
+from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.imports import read_rankings
+from rlhf_jax.feedback.labels import read_labels
+from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.texts import map_text
+
+
+def run(config: FeedbackConfig) -> None:
+    commands = {
+        "run": everything,
+        "serve": serve,
+        "export": export,
+        "import": import_rankings,
+        "ask": verdict.ask,
+        "verdict": verdict.announce,
+    }
+    if config.command in commands:
+        commands[config.command](config)
+        return
+    # Only these need JAX or the gold scorer.
+    modules = {"update": "rounds", "simulate": "labelers"}
+    module = f"experiments.feedback.{modules.get(config.command, 'answers')}"
+    getattr(importlib.import_module(module), config.command)(config)
+
+
+def serve(config: FeedbackConfig) -> None:
+    """The site, until it is stopped."""
+    check_run(config)
+    c = config.serve
+    listener = take_port(config)
+    from rlhf_jax.feedback.web.guide import own_guide, task_guide
+    from rlhf_jax.feedback.web.serve import admin_token
+    from rlhf_jax.feedback.web.serve import serve as serve_site
+    from rlhf_jax.feedback.web.site import Site
+
+    guide = own_guide(c.guide) if c.guide else task_guide(config.task)
+    site = Site(
+        open_database(config.place),
+        url=c.url,
+        guide=guide,
+        dialogue=c.dialogue,
+        scrub=c.scrub,
+        lease_seconds=60 * c.lease_minutes,
+        per_second=c.requests_per_second,
+        proxies=c.proxies,
+    )
+    serve_site(site, listener, token=admin_token(config.dir, c.token), host=c.host)
+
+
+def check_sft(config: FeedbackConfig) -> None:
+    finished = (config.sft / "final").is_dir()
+    check(finished, f"--run {config.run}: it has no finished sft/ to start from")
+
+
+def take_port(config: FeedbackConfig) -> socket.socket:
+    """The site's socket, before anything else is made: a taken port costs nothing."""
+    try:
+        from rlhf_jax.feedback.web.serve import listen
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: pip install 'rlhf_jax[feedback]'") from None
+    return listen(config.serve.host, config.serve.port)
+
+
+def check_run(config: FeedbackConfig) -> None:
+    """Nothing is made in a folder whose name was mistyped."""
+    check(config.run.is_dir(), f"--run {config.run}: no such folder")
+
+
+def everything(config: FeedbackConfig) -> None:
+    """Site, answers and updates as processes of their own, until Ctrl-C.
+
+    After ``rounds`` the site stays for who is at the page. Simulated labelers leave nobody there:
+    then all ends with the last round.
+    """
+    check_sft(config)
+    take_port(config).close()  # the site's own process takes it again
+    # Before it is up: until then, the updates leave the queue to it.
+    figures.set_status(open_database(config.place), "answerer", phase="sample", round=0)
+    simulate = ["simulate"] * bool(config.simulated)
+    store = " --store ..." if config.store else ""
+    run_together(
+        ["serve", "answer", *simulate, "update"],
+        forever=not simulate,
+        open_site=f"python -m experiments.feedback serve --run {config.run}{store}",
+    )
+
+
+def export(config: FeedbackConfig) -> None:
+    """All labels in one of the formats, to --file or else to standard output."""
+    database = existing_store(config)
+    if config.file is not None:
+        check_writable(config.file, Path(config.place))
+    labels = read_labels(database)
+    rows = formats.WRITERS[config.format](labels)
+    if config.file is None:
+        sys.stdout.buffer.write(formats.to_lines(rows).encode())
+    else:
+        write_atomically(config.file, formats.to_lines(rows))
+        tell(f"{len(rows)} rows in {config.file}")
+    repaired = sum(label.repaired for label in labels)
+    if repaired:
+        tell(f"{repaired} labels held half a character, which is U+FFFD in the rows")
+
+
+def existing_store(config: FeedbackConfig) -> Database:
+    """The labels, for who only reads them: nothing is made where there are none."""
+    if not config.store:
+        check_run(config)
+        check(Path(config.place).is_file(), f"--run {config.run}: it has no labels yet")
+    return open_database(config.place, create=False)
+
+
+def import_rankings(config: FeedbackConfig) -> None:
+    """Rankings of --file as labels; each labeler that it names gets a revoked account."""
+    check(config.file is not None, "import needs --file FILE.jsonl")
+    if not config.store:
+        check_run(config)
+    found, account = read_rankings(config.file)
+    clean = scrub if config.serve.scrub else str
+    ranked = [(x.labeler, imported_task(x.row, clean), x.row.ranks) for x in found]
+    new = submissions.add_ranked(open_database(config.place), ranked)
+    same = len(found) - new
+    there = f", {same} of them there already (same labeler, answers and ranks)" if same else ""
+    tell(f"{counted(len(found), 'ranking')} from {config.file}{there}")
+    for why, count in Counter(each.why for each in account.left_out).items():
+        tell(f"{count} left out: {why}")
+    for note, count in account.notes.items():
+        tell(f"{counted(count, 'row')}: {note}")
+
+
+def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask:
+    responses = [queue.Response(each, "import") for each in row.responses]
+    return queue.NewTask(map_text(clean, row.prompt), responses)
+
+
+def ask_for_command(config: FeedbackConfig) -> None:
+    """Bare, it would start the loop on a run and with settings that nobody named."""
+    raise InputError(
+        "which command? python -m experiments.feedback run --config configs/quickstart.py does all "
+        "on this machine; --help shows the others"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        main(run, FeedbackConfig)
+    else:
+        main(ask_for_command, FeedbackConfig)

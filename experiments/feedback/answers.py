@@ -1,0 +1,259 @@
+"""Answers for the queue and for the chat, by the newest policy.
+
+Called by ``experiments.feedback`` (sample, answer) and by the rounds.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import jax
+import numpy as np
+
+from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.data.chat import Conversation, as_text
+from rlhf_jax.data.formats import Comparison, Prompt, read_prompts
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.feedback import conversation, figures, queue
+from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
+from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.texts import map_text
+from rlhf_jax.inference.reward_scores import disagreement, make_scorer
+from rlhf_jax.inference.sampler import make_sampler
+from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.runs.fit import fit_answers, fit_prompts
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.startup import start
+from rlhf_jax.runs.trained import Trained, load_trained, trained_lengths
+from rlhf_jax.training.parallel import make_parallel
+
+PROMPTS_AT_ONCE = 16
+POLL_SECONDS = 0.5
+HEARTBEAT_SECONDS = 5.0
+SILENT_SECONDS = 120.0
+"""An answering process that has said nothing for so long is taken for gone."""
+
+
+# --- the queue ------------------------------------------------------------------------------------
+
+
+def sample(config: FeedbackConfig) -> None:
+    """Fill the queue once with answers of the newest policy."""
+    prepare(config)
+    database = open_database(config.place)
+    number = newest(database)
+    for _ in fill(config, database, number, load_policy(config, number)):
+        pass
+    say(f"feedback: {queue.count_open(database)} tasks are open")
+
+
+def fill(
+    config: FeedbackConfig, database: Database, number: int, policy: Trained
+) -> Iterator[None]:
+    """Answer prompts and put those worth asking into the queue; yields between batches.
+
+    Chosen by disagreement, ``candidates`` times as many prompts are answered as are kept.
+    """
+    by_disagreement = config.choice == "disagreement" and number > 0
+    count = config.tasks_per_round * (config.candidates if by_disagreement else 1)
+    prompts = next_prompts(config, database, count)
+    K = config.responses_per_prompt
+    parallel = make_parallel(config.ppo.parallel)
+    lengths = fit_prompts(
+        config.ppo,
+        map(Prompt, prompts),
+        policy.tokenizer,
+        trained=(config.policy(number), config.sft),
+        context=policy.model.context,
+        stage="feedback",
+    )
+    sampler = make_sampler(
+        make_language_model(policy.model, policy.vocab_size),
+        policy.tokenizer,
+        parallel,
+        config.sampling,
+        prompt_length=lengths.prompt_length,
+        response_length=lengths.response_length,
+        prompts_per_batch=PROMPTS_AT_ONCE,
+        responses_per_prompt=K,
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), task_number(database))
+    groups: list[list[queue.Response]] = []
+    for sampled in sampler(policy.params, prompts, key):
+        logprobs = np.asarray((sampled.generation.logprobs * sampled.generation.mask).sum(axis=1))
+        answers = [
+            queue.Response(text, config.policy_name(number), tuple(ids), float(logprob))
+            for text, ids, logprob in zip(sampled.texts, sampled.tokens, logprobs, strict=False)
+        ]
+        groups += [answers[n : n + K] for n in range(0, len(answers), K)]
+        yield
+    priorities = np.zeros(len(groups))
+    if by_disagreement:
+        priorities = disagreement(ensemble_scores(config, number, prompts, groups))
+    order = np.argsort(-priorities, kind="stable")[: config.tasks_per_round]
+    queue.add_tasks(database, list(new_tasks(config, number, order, prompts, groups, priorities)))
+
+
+def new_tasks(
+    config: FeedbackConfig, number: int, order, prompts, groups, priorities
+) -> Iterator[queue.NewTask]:
+    """Tasks of the chosen prompts; equal answers are asked about once."""
+    dice = np.random.default_rng([config.seed, number])
+    for n in order:
+        distinct = list({each.text: each for each in groups[n]}.values())
+        twice = dice.random() < config.overlap
+        if len(distinct) > 1:
+            yield queue.NewTask(
+                prompts[n],
+                distinct,
+                round=number,
+                priority=float(priorities[n]),
+                wanted=2 if twice else 1,
+                sampling=vars(config.sampling),
+            )
+
+
+def next_prompts(
+    config: FeedbackConfig, database: Database, count: int
+) -> list[str | Conversation]:
+    """Prompts that were not asked yet, in the file's order; from its beginning when all were."""
+    path = config.prompts or config.data / "prompts_comparisons.jsonl"
+    clean = scrub if config.serve.scrub else str
+    prompts = list(dict.fromkeys(map_text(clean, row.prompt) for row in read_prompts(path)))
+    # As texts: older stores have the conversations that they asked as one string.
+    asked = set(map(as_text, queue.prompts_asked(database)))
+    new = [prompt for prompt in prompts if as_text(prompt) not in asked]
+    return (new + prompts)[:count]
+
+
+def ensemble_scores(config: FeedbackConfig, number: int, prompts, groups) -> np.ndarray:
+    """Scores of every answer by each of a round's reward models, [M, P, K]."""
+    rows = [
+        Comparison(
+            prompt,
+            tuple(each.text for each in group),
+            tuple(range(len(group))),
+            tuple(each.tokens for each in group),
+        )
+        for prompt, group in zip(prompts, groups, strict=False)
+    ]
+    return np.stack(
+        [scores_of(config, config.reward_model(number, m), rows) for m in range(config.ensemble)]
+    )
+
+
+def scores_of(config: FeedbackConfig, folder, rows: Sequence[Comparison]) -> np.ndarray:
+    model = load_trained(folder, flag="reward", kind="scalar")
+    lengths = {n: getattr(config.reward, n) for n in ("prompt_length", "response_length")}
+    if None in lengths.values():
+        lengths = trained_lengths(folder)
+    scalar = make_scalar_model(model.model, model.vocab_size)
+    parallel = make_parallel(config.reward.parallel)
+    score = make_scorer(scalar, model.tokenizer, parallel, **lengths)
+    return score(model.params, rows).scores
+
+
+def task_number(database: Database) -> int:
+    """Changes with every task, so that each filling samples anew."""
+    return len(queue.prompts_asked(database))
+
+
+def load_policy(config: FeedbackConfig, number: int) -> Trained:
+    return load_trained(config.policy(number), flag="run")
+
+
+# --- the chat -------------------------------------------------------------------------------------
+
+
+def answer(config: FeedbackConfig) -> None:
+    """Answer the chat by the newest policy and keep the queue filled, until stopped."""
+    prepare(config)
+    database = open_database(config.place)
+    number, policy, reply, told = -1, None, None, 0.0
+    while True:
+        # A store that is away for a moment is no reason to leave people without answers.
+        with suppress(StoreUnavailable):
+            if newest(database) != number:
+                number = newest(database)
+                policy = load_policy(config, number)
+                reply = make_reply(config, policy, number)
+            answer_all(database, reply)
+            if wants_tasks(config, database, number):
+                tell(database, "sample", number)
+                for _ in fill(config, database, number, policy):
+                    answer_all(database, reply)
+                    tell(database, "sample", number)
+            if time.monotonic() - told > HEARTBEAT_SECONDS:
+                tell(database, "ready", number)
+                told = time.monotonic()
+        time.sleep(POLL_SECONDS)
+
+
+def wants_tasks(config: FeedbackConfig, database: Database, number: int) -> bool:
+    """Whether the queue runs low, or has nothing of the newest policy yet."""
+    low = queue.count_open(database) < config.queue
+    return low or number not in queue.rounds_asked(database)
+
+
+def somebody_answers(database: Database) -> bool:
+    """Whether a process answers, which then fills the queue too."""
+    told = figures.read_status(database).get("answerer", {"updated": 0.0})["updated"]
+    return time.time() - told < SILENT_SECONDS
+
+
+def tell(database: Database, phase: str, number: int) -> None:
+    figures.set_status(database, "answerer", phase=phase, round=number)
+
+
+def answer_all(database: Database, reply: Callable) -> None:
+    for question in conversation.waiting(database):
+        reply(database, question)
+
+
+def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable:
+    """``(database, question)``: store ``chat_answers`` answers of the policy to a message."""
+    response_length = fit_answers(config.ppo, config.policy(number), config.sft).response_length
+    sampler = make_sampler(
+        make_language_model(policy.model, policy.vocab_size),
+        policy.tokenizer,
+        make_parallel(config.ppo.parallel),
+        config.sampling,
+        prompt_length=policy.model.context - response_length,
+        response_length=response_length,
+        prompts_per_batch=1,
+        responses_per_prompt=config.chat_answers,
+    )
+
+    def reply(database: Database, question: conversation.Question) -> None:
+        # Another question, another key; the same question after a crash, the same answer.
+        key = jax.random.fold_in(jax.random.key(config.seed), int(question.turn[:7], 16))
+        try:
+            (sampled,) = sampler(policy.params, [question.prompt], key)
+        except (InputError, ValueError) as error:
+            say(f"feedback: could not answer ({error})")
+            conversation.give_up(database, question)
+            return
+        answers = [
+            queue.Response(text, config.policy_name(number), tuple(ids))
+            for text, ids in zip(sampled.texts, sampled.tokens, strict=True)
+        ]
+        names = {"round": number, "sampling": vars(config.sampling)}
+        conversation.answer(database, question, answers, **names)
+
+    return reply
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def prepare(config: FeedbackConfig) -> None:
+    finished = (config.sft / "final").is_dir()
+    check(finished, f"--run {config.run}: it has no finished sft/ to start from")
+    run = config.ppo_stage(1).run
+    start(tune_malloc=run.tune_malloc, compile_cache=run.compile_cache)
+
+
+def newest(database: Database) -> int:
+    """Number of the newest published round."""
+    rounds = figures.read_rounds(database)
+    return rounds[-1]["round"] if rounds else 0

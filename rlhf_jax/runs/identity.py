@@ -1,0 +1,117 @@
+"""What a run is of, besides its config: models and files by their contents, length, fork."""
+
+import ast
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config import ConvertConfig
+from rlhf_jax.config.effect import without_effect
+from rlhf_jax.config.forks import name_of
+from rlhf_jax.errors import check
+from rlhf_jax.runs.inputs import SETTINGS, InputFile, contents_digest, files_digest
+from rlhf_jax.runs.model_digests import model_digest, settings_digest
+from rlhf_jax.tasks.preferences import is_name
+
+STARTS_FROM = (
+    *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
+    *("policies", "text_only", "source", "base"),
+)
+"""Fields that name a model, or several: their folders may be moved, but hold the same weights,
+shape and tokenizer."""
+READS = (
+    *("data", "heldout", "demonstrations", "prompts", "task"),
+    *("data.path", "data.heldout", "pretrain_data.path", "pretrain_data.heldout"),
+    *("ptx_data.path", "ptx_data.heldout", "text.path", "text.heldout"),
+)
+"""Fields that name data, or several files of it: they may be moved, but hold the same bytes."""
+LENGTHS = ("steps", "epochs", "iterations")
+"""Fields that say how long a run trains."""
+
+
+def inputs(
+    config: Any, fields: Sequence[str], digest: Callable[[Path], str | None]
+) -> dict[str, InputFile]:
+    """What the fields name and what is there, by the field; of several by ``field[n]``."""
+    found = {}
+    for name in fields:
+        value = reduce(lambda of, part: getattr(of, part, None), name.split("."), config)
+        paths = {name: value}
+        if isinstance(value, tuple):
+            paths = {f"{name}[{n}]": path for n, path in enumerate(value)}
+        for label, given in paths.items():
+            path = _place(config, name, given)
+            known = digest(path) if path is not None else None
+            if known is not None:
+                found[label] = InputFile(str(given), known)
+    return found
+
+
+def models_of(config: Any) -> dict[str, InputFile]:
+    """The models that ``config`` names, by their weights, and by what else tells them apart."""
+    settings = inputs(config, STARTS_FROM, settings_digest)
+    settings = {f"{label}{SETTINGS}": found for label, found in settings.items()}
+    return inputs(config, STARTS_FROM, model_digest) | settings
+
+
+def data_of(config: Any) -> dict[str, InputFile]:
+    """The data that ``config`` names (``READS``, and its tokenizer), by their contents."""
+    tokenizer = inputs(config, ("tokenizer.path",), files_digest)
+    return inputs(config, READS, contents_digest) | tokenizer
+
+
+def why_not_longer(config: Any) -> str:
+    """Why a run of this config cannot be made longer afterwards; empty if it can.
+
+    The longer run must take the steps that it would have taken from the start.
+    """
+    for name in ("optim", "value_optim"):
+        optim = getattr(config, name, None)
+        if optim is not None and without_effect(config, name):
+            continue
+        if optim is not None and optim.schedule != "constant":
+            return f"the learning rates of {name}.schedule={optim.schedule} depend on its length"
+        if optim is not None and optim.warmup_steps is None and optim.warmup_share > 0:
+            return f"the warm-up of {name}.warmup_share={optim.warmup_share} depends on its length"
+    privacy = getattr(config, "privacy", None)
+    if privacy is not None and privacy.epsilon:
+        return f"the noise of privacy.epsilon={privacy.epsilon} depends on its length"
+    return ""
+
+
+def fork_of(file: str, config: Any) -> dict[str, str] | None:
+    """Name and digest of the code that runs, if ``file`` is none of the project's own experiments.
+
+    The digest is of the syntax trees of the file and of the modules beside it that are in use: an
+    edit makes another fork, a comment or a line break does not. Raises InputError for a fork's
+    config in an experiment of the project's own, which would pass over what it adds.
+    """
+    path, name = Path(file).resolve(), name_of(type(config))
+    if path.parent == Path(__file__).resolve().parent:
+        own = ":" not in name
+        check(own, f"{path.name} knows nothing of {name}: start the fork that this config is of")
+        return None
+    loaded = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    near = {Path(other).resolve() for other in loaded if other and other.endswith(".py")}
+    # Not below it: there an environment may lie, whose modules are loaded when they are needed.
+    files = sorted({path, *(other for other in near if other.parent == path.parent)})
+    digest = hashlib.sha256()
+    for each in files:
+        tree = ast.parse(each.read_text(encoding="utf-8"))
+        digest.update(f"{each.name} {ast.dump(tree)}".encode())
+    return {"name": f"{path.parent.name}/{path.name}", "source": digest.hexdigest()}
+
+
+def _place(config: Any, field: str, value: Any) -> Path | None:
+    """Where the data lie: a file or folder, a named set below ``source``, or a task's own file."""
+    if field == "task":
+        return Path(value) if isinstance(value, str) and value.endswith(".py") else None
+    if not isinstance(value, Path):
+        return None
+    if field == "source" and not isinstance(config, ConvertConfig):
+        return None  # of raw data
+    named = field == "data" and hasattr(config, "source") and is_name(value)
+    return config.source / value if named else value

@@ -1,0 +1,333 @@
+"""Metrics and samples of a run: JSON lines are the truth, TensorBoard and W&B are copies of it.
+
+Metric names are those of TRL's PPO, so that curves overlay. Device arrays are fetched one call
+late, when they are ready anyway: logging never waits for the step under way.
+"""
+
+import importlib.util
+import json
+import math
+import secrets
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol, TextIO, runtime_checkable
+
+import jax
+
+from rlhf_jax.data.files import write_atomically
+from rlhf_jax.errors import DivergedError, InputError
+from rlhf_jax.runs.progress import say
+
+FLUSH_SECONDS = 30
+"""How long TensorBoard may wait for a row."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where a row goes besides the JSON lines."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and ``samples.jsonl`` of a run folder, and copies in other sinks.
+
+    Args:
+        resume_step: The restored step; later rows are dropped. None starts the files anew.
+        watch: Metrics that must stay finite, by name or group ("loss" also covers "loss/...").
+        sinks: From ``make_sinks``; closed with the log.
+
+    A row of metrics is {"step", "time": seconds since the stage began (stops not counted), and
+    numbers}; a number that is not finite is written as null.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None,
+        watch: Collection[str],
+        sinks: Sequence[Sink],
+    ):
+        self.latest: dict[str, float] = {}
+        """The numbers fetched last, for the progress line."""
+        self._watch, self._sinks = tuple(watch), list(sinks)
+        self._held: tuple[int, Mapping[str, Any], bool] | None = None
+        self._primary = jax.process_index() == 0
+        before = 0.0
+        if self._primary:
+            rows = rewind(folder / "metrics.jsonl", resume_step)
+            before = rows[-1]["time"] if rows else 0.0
+            rewind(folder / "samples.jsonl", resume_step)
+            self._metrics = open_lines(folder / "metrics.jsonl")
+            self._samples = open_lines(folder / "samples.jsonl")
+        self._start = time.monotonic() - before
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            with suppress(OSError):  # the error that ended the block is the one to report
+                self.close()
+            return
+        try:
+            self.flush()
+        finally:
+            self.close()
+
+    def scalars(self, step: int, metrics: Mapping[str, Any], *, write: bool = True) -> None:
+        """Hold the metrics of ``step`` (device arrays or numbers) and handle those held before.
+
+        With ``write=False`` they are only watched: call it every step, write every so often.
+        Raises DivergedError when a watched metric of the step before is NaN or infinite.
+        """
+        self.flush()
+        self._held = step, dict(metrics), write
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Generated texts, one dict each (prompt, response, score ...)."""
+        if not self._primary:
+            return
+        for row in rows:
+            append(self._samples, to_line({"step": step, **row}))
+        for sink in self._sinks:
+            sink.samples(step, rows)
+
+    def flush(self) -> None:
+        """Fetch and write what is held; call it before saving, so that no bad state is saved.
+
+        Raises DivergedError when a watched metric is NaN or infinite.
+        """
+        if self._held is None:
+            return
+        (step, metrics, write), self._held = self._held, None
+        wanted = metrics if write else {k: v for k, v in metrics.items() if self._watched(k)}
+        values = {name: float(value) for name, value in jax.device_get(wanted).items()}
+        if write:
+            self.latest = values
+            self._write(step, values)
+        for name, value in values.items():
+            if self._watched(name) and not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value} at step {step} (batch {step} of this stage); stopped with "
+                    "the last good checkpoint kept: the same command with a lower --optim.lr goes "
+                    "on from there (or from the start, if there is none); or look at that batch"
+                )
+
+    def close(self) -> None:
+        with ExitStack() as stack:  # all are closed, also after one that cannot be
+            for each in (self._metrics, self._samples, *self._sinks) if self._primary else ():
+                stack.callback(each.close)
+
+    def _watched(self, name: str) -> bool:
+        return any(name == group or name.startswith(f"{group}/") for group in self._watch)
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._primary:
+            return
+        seconds = round(time.monotonic() - self._start, 3)
+        append(self._metrics, to_line({"step": step, "time": seconds, **values}))
+        for sink in self._sinks:
+            sink.scalars(step, values)
+
+
+def open_lines(path: Path) -> TextIO:
+    # Line-buffered: a killed process loses at most the line it was writing.
+    return open(path, "a", buffering=1, encoding="utf-8")
+
+
+def append(file: TextIO, text: str) -> None:
+    with naming(file.name):
+        file.write(text)
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """An OSError names this file: that of a failed write names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def to_line(row: Mapping[str, Any]) -> str:
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, ensure_ascii=False) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines log; a torn last line, which a kill can leave, is left out.
+
+    Raises InputError naming any other line that is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise InputError(f"{path}, line {number}: not JSON: {line[:60]!r}") from None
+    return rows
+
+
+def rewind(path: Path, step: int | None) -> list[dict[str, Any]]:
+    """Drop the rows after ``step`` (None: all) and a torn last line; returns what is left."""
+    rows = up_to(step, read_rows(path))
+    write_atomically(path, "".join(map(to_line, rows)))
+    return rows
+
+
+def up_to(step: int | None, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if step is not None and row["step"] <= step]
+
+
+def check_wandb(project: str) -> None:
+    """Raise InputError if Weights & Biases is asked for and not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"--run.wandb {project}: wandb is not installed (pip install wandb)")
+
+
+def make_sinks(
+    folder: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    resume_step: int | None,
+    tensorboard: bool,
+    wandb: str,
+) -> list[Sink]:
+    """The sinks that are asked for; only process 0 has any."""
+    sinks: list[Sink] = []
+    if jax.process_index() != 0:
+        return sinks
+    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        say("tensorboardX is not installed: metrics go to metrics.jsonl only")
+    elif tensorboard:
+        sinks.append(TensorBoard(folder / "tb", resume_step=resume_step))
+    if wandb:
+        sinks.append(
+            WeightsAndBiases(
+                folder, project=wandb, stage=stage, config=config, resume_step=resume_step
+            )
+        )
+    return sinks
+
+
+class TensorBoard:
+    """Event files for TensorBoard, by tensorboardX (no TensorFlow).
+
+    Written in this thread: tensorboardX's own writer has one for it, whose errors nobody catches.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int | None):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = str(folder)
+        purge = 0 if resume_step is None else resume_step + 1
+        # Its file names count seconds only: the suffix keeps a quick restart from overwriting.
+        self._writer = EventsWriter(str(folder / "events"), f".{purge}.{secrets.token_hex(2)}")
+        self._flushed = -math.inf
+        # From this step on TensorBoard forgets what earlier files say.
+        self._add(purge, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._add(step, summary=scalar(name, value))
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        from tensorboardX.summary import text
+
+        # JSON has no raw newline, so model text cannot leave the indented block, shown as it is.
+        self._add(step, summary=text("samples", "".join(f"    {to_line(row)}" for row in rows)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, step: int, **what: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with naming(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+
+class WeightsAndBiases:
+    """A run of wandb.ai, resumed by the id kept in the folder. InputError when not installed.
+
+    wandb.ai takes no step twice. When the run goes on from before what was logged last (after a
+    kill), a new run there is given all that is kept, and what was logged to the old one stays.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        project: str,
+        stage: str,
+        config: Mapping[str, Any],
+        resume_step: int | None,
+    ):
+        check_wandb(project)
+        import wandb
+
+        self._wandb = wandb
+        identity = folder / "wandb-id"
+        logged = read_rows(folder / "metrics.jsonl") + read_rows(folder / "samples.jsonl")
+        kept = up_to(resume_step, logged)
+        fresh = not identity.exists() or len(kept) < len(logged)
+        if fresh:
+            write_atomically(identity, secrets.token_hex(8))
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            job_type=stage,
+            dir=str(folder),
+            id=identity.read_text(),
+            resume="allow",
+            config=dict(config),
+        )
+        if fresh:
+            self._replay(kept)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = list(rows[0])
+        table = self._wandb.Table(columns=columns, data=[[r.get(c) for c in columns] for r in rows])
+        self._run.log({"samples": table}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _replay(self, rows: Sequence[dict[str, Any]]) -> None:
+        step_of = lambda row: row["step"]
+        for step, group in groupby(sorted(rows, key=step_of), step_of):
+            texts = []
+            for row in group:
+                values = {k: v for k, v in row.items() if k not in ("step", "time")}
+                if "time" in row:
+                    self.scalars(step, values)
+                else:
+                    texts.append(values)
+            if texts:
+                self.samples(step, texts)

@@ -1,0 +1,432 @@
+"""Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.cli import from_dict, read_json, to_dict
+from rlhf_jax.config import LoRAConfig, ModelConfig
+from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.data.vocabularies import bpe_from_vocabulary
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.interop.gguf import is_gguf, load_gguf
+from rlhf_jax.interop.huggingface import is_checkpoint, load_pretrained, read_shape
+from rlhf_jax.interop.peft import is_adapter, load_adapter, read_adapter
+from rlhf_jax.interop.pretrained import Imported, on_default_device
+from rlhf_jax.models.lora import (
+    adapter_rank,
+    adapter_shapes,
+    add_adapters,
+    combine,
+    has_adapters,
+    merge_adapters,
+    partition,
+    share_equal,
+)
+from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.runs.checkpoint_files import list_steps
+from rlhf_jax.runs.checkpoints import load_params
+from rlhf_jax.runs.kept_steps import (
+    Kept,
+    is_run,
+    kept_step,
+    load_kept,
+    number_of,
+    run_of,
+)
+from rlhf_jax.runs.model_digests import model_digest
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.records import read_done, read_object, read_run
+from rlhf_jax.training.hosts import agreed_time
+from rlhf_jax.training.parallel import place
+from rlhf_jax.types import Params
+
+Kind = Literal["lm", "scalar"]
+"""A language model, or a model with a scalar head (reward, value)."""
+
+
+Shardings = Callable[[Params], Params]
+"""Where the parameters of a tree of shapes shall lie (Parallel.shardings)."""
+
+
+class Trained(NamedTuple):
+    """A model that exists already."""
+
+    model: ModelConfig
+    vocab_size: int
+    """Rows of the embedding: there may be more or fewer than the tokenizer has ids
+    (``model.unused_rows``; padding that the model never sees)."""
+    tokenizer: Tokenizer
+    params: Params | None
+    kind: Kind
+
+
+def save_model_card(
+    folder: Path,
+    model: ModelConfig,
+    vocab_size: int,
+    tokenizer: Tokenizer,
+    *,
+    kind: Kind,
+    value: ModelConfig | None = None,
+    lengths: Mapping[str, int] | None = None,
+) -> None:
+    """The model's shape and its tokenizer, which later stages read; ``value`` is the critic's.
+
+    ``lengths`` are those of the prompts and answers that it learns from.
+    """
+    if jax.process_index() != 0:
+        return
+    tokenizer.save(folder / "tokenizer")
+    card = {"model": to_dict(model), "vocab_size": vocab_size, "kind": kind}
+    if value is not None:
+        card["value"] = to_dict(value)
+    if lengths is not None:
+        card["lengths"] = dict(lengths)
+    write_atomically(folder / "model.json", json.dumps(card, indent=1))
+
+
+def load_trained(
+    path: Path,
+    *,
+    flag: str,
+    kind: Kind = "lm",
+    share: Trained | None = None,
+    shardings: Shardings | None = None,
+) -> Trained:
+    """The model in a finished stage's run folder, a Hugging Face checkpoint, or a .gguf file.
+
+    Or a step that a run has kept (runs/kept_steps.py), of PPO the network of this ``kind``.
+    A language model's adapters are merged into its weights: the next stage adds its own. Those of
+    a reward model stay apart, so that it can share the weights below them: what it has in common
+    with ``share`` will be the same arrays.
+
+    With ``shardings`` each process reads from a run only the parts that lie on its devices.
+    Raises InputError naming ``flag`` if there is none, or one of another kind.
+    """
+    kept = kept_step(path)
+    if kept is not None and kind == "scalar" and "value" in _read_card(kept.run, flag):
+        trained = load_value(path)
+    else:
+        trained = load_any(path, flag=flag, shardings=shardings)
+    if trained.kind != kind:
+        names = {"lm": "a language model", "scalar": "a reward or value model"}
+        raise InputError(f"--{flag} {path} is {names[trained.kind]}, expected {names[kind]}")
+    if share is not None:
+        trained = trained._replace(params=share_equal(trained.params, share.params))
+    return merged(trained) if kind == "lm" else trained
+
+
+def training_config(path: Path) -> dict:
+    """The config that a run folder's model was trained with; empty for a model from elsewhere."""
+    run = run_of(path)
+    return read_run(run, stage=None).config if is_run(run) else {}
+
+
+def load_reader(path: Path, *, flag: str) -> Trained:
+    """What ``load_any`` would load, without parameters where the rest can be read without them."""
+    path = Path(path)
+    if is_adapter(path) or is_gguf(path):
+        return load_any(path, flag=flag)
+    if is_checkpoint(path):
+        model, rows = read_shape(path)
+        tokenizer = load_tokenizer(path)
+        return _with_tokenizer(path, Trained(model, rows, tokenizer, None, "lm"), tokenizer)
+    path = run_of(path)
+    card = _read_card(path, flag)
+    model = from_dict(ModelConfig, card["model"], str(path / "model.json"))
+    tokenizer = load_tokenizer(path / "tokenizer")
+    return Trained(model, card["vocab_size"], tokenizer, None, card["kind"])
+
+
+def trained_lengths(path: Path) -> dict[str, int]:
+    """prompt_length and response_length of a run folder's model; empty where none are known."""
+    path = run_of(path)
+    card = path / "model.json"
+    known = read_object(card).get("lengths") if card.is_file() else None
+    known = known or training_config(path)
+    names = ("prompt_length", "response_length")
+    found = {name: known[name] for name in names if known.get(name) is not None}
+    return found if len(found) == len(names) else {}
+
+
+def names_apart(paths: Iterable[Path]) -> dict[Path, str]:
+    """A name for each folder: its own, with as many of those above it as tell all apart.
+
+    runs/a/sft and runs/b/sft are ``a-sft`` and ``b-sft``.
+    """
+    parts = {path: path.absolute().parts[1:] for path in paths}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {path: "-".join(each[-length:]) for path, each in parts.items()}
+        if len(set(names.values())) == len(set(parts.values())):
+            return names
+    return {}
+
+
+def load_by_name(
+    paths: Sequence[Path], names: Mapping[Path, str], *, flag: str
+) -> dict[str, Trained]:
+    """Language models by their ``names_apart``. Raises InputError for one that is given twice."""
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    check(not twice, f"--{flag} names {', '.join(twice)} twice")
+    return {names[path]: load_trained(path, flag=flag) for path in paths}
+
+
+def merged(trained: Trained) -> Trained:
+    """The same model without adapters."""
+    params = merge_adapters(trained.params, trained.model.lora_scale)
+    return trained._replace(params=params, model=replace(trained.model, lora_scale=1.0))
+
+
+ADAPTERS = 2**31 - 1
+"""Folded into a run's key for the adapters: no step has this number."""
+
+
+def with_adapters(
+    trained: Trained, config: LoRAConfig, *, seed: int, what: str = "model"
+) -> Trained:
+    """What a stage trains: with the adapters that ``config`` asks for.
+
+    Adapters that are there already go on if they are of that rank, scale and place. Others are
+    merged, which is said of ``what``, and without ``config.rank`` all weights train.
+    """
+    if config.rank == 0:
+        return merged(trained)
+    whole, scale = merged(trained), config.alpha / config.rank
+    key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
+    add = partial(add_adapters, key, model=trained.model, config=config)
+    if has_adapters(trained.params):
+        asked = adapter_shapes(jax.eval_shape(add, whole.params))
+        if trained.model.lora_scale == scale and adapter_shapes(trained.params) == asked:
+            return trained
+        say(
+            f"the {what}'s adapters (rank {adapter_rank(trained.params)}, scale "
+            f"{trained.model.lora_scale:g}) are merged into its weights; new ones (rank "
+            f"{config.rank}, scale {scale:g}) are trained"
+        )
+    model = replace(trained.model, lora_scale=scale)
+    return trained._replace(params=add(whole.params), model=model)
+
+
+def load_any(
+    path: Path, *, flag: str, base: Path | None = None, shardings: Shardings | None = None
+) -> Trained:
+    """``load_trained`` of either kind; ``base`` is the model below a PEFT adapter, if it is not the
+    one that the adapter names."""
+    path = Path(path)
+    if is_adapter(path):
+        return _load_adapter(path, flag, base)
+    if is_gguf(path):
+        return _load_gguf(path)
+    if is_checkpoint(path):
+        return _load_checkpoint(path, shardings)
+    kept = kept_step(path)
+    if kept is not None:
+        return _load_step(kept, flag, shardings)
+    return _load_run(path, flag, shardings)
+
+
+def load_value(path: Path) -> Trained:
+    """The value network in a checkpoint of a PPO run, the newest unless ``path`` names another."""
+    kept = kept_step(path) or Kept(path, "latest")
+    path = kept.run
+    card = _read_card(path, "source")
+    if "value" not in card:
+        raise InputError(f"{path} has no value network, expected a run folder of PPO")
+    params = load_kept(kept)
+    tokenizer = load_tokenizer(path / "tokenizer")
+    network = "value" if "value" in params else "policy"  # a shared trunk: its head is in there
+    params = params[network]
+    if has_adapters(params):
+        params = combine(frozen_below(path, network), params)
+    model = card["value"] if network == "value" else card["model"]
+    model = from_dict(ModelConfig, model, str(path / "model.json"))
+    params = {name: params[name] for name in ("trunk", "head")}
+    return Trained(model, card["vocab_size"], tokenizer, params, "scalar")
+
+
+def _load_step(kept: Kept, flag: str, shardings: Shardings | None) -> Trained:
+    """What a stage would have handed on after a step; of a reward model without normalisation."""
+    card = _read_card(kept.run, flag)
+    model = from_dict(ModelConfig, card["model"], str(kept.run / "model.json"))
+    params = load_kept(kept, shardings=shardings)
+    params = params.get("policy", params)  # of PPO, beside the value network
+    if has_adapters(params):
+        params = combine(frozen_below(kept.run, "policy"), params)
+    if card["kind"] == "scalar":
+        say(f"{kept.run}@{kept.step}: its scores are not normalised, as a finished run's are")
+    params |= {"trunk": as_layout(params["trunk"], model)}
+    tokenizer = load_tokenizer(kept.run / "tokenizer")
+    return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])
+
+
+def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
+    """The weights below the adapters of a run, of which its checkpoints hold the rest.
+
+    ``network`` is of PPO; of another stage it is "policy". Raises InputError if the model that the
+    weights are of is gone, or is another now.
+    """
+    saved, config = read_run(path, stage=None), read_json(path / "config.json")
+    field = "init"
+    if network == "value":
+        field = "reward" if config.value_init is None else "value_init"
+    below = getattr(config, field)
+    was = saved.models.get(field)
+    if was is not None and model_digest(below) != was.digest:
+        raise InputError(
+            f"{path}: the {network} network's adapters stand on {below} "
+            f"({was.digest[:12]}), which is not there or holds another model now"
+        )
+    if network == "policy":
+        trained = load_trained(below, flag=field)
+    else:
+        trained = load_trained(below, flag=field.replace("_", "-"), kind="scalar")
+    trained = with_adapters(trained, config.lora, seed=config.run.seed, what=f"{network} network")
+    frozen = partition(trained.params)[1]
+    return {"trunk": frozen["trunk"]} if saved.stage == "reward" else frozen
+
+
+def for_run(trained: Trained, run_dir: Path) -> Trained:
+    """``trained`` as a run takes it: a template writes the time at which the run began.
+
+    That a template is not used is said.
+    """
+    tokenizer = trained.tokenizer
+    if tokenizer.chat_template is not None and not tokenizer.chat_prompts:
+        say(
+            "prompts are plain text, though the model has a chat template; convert from-hf "
+            "--chat-prompts True makes a model whose prompts are in it"
+        )
+    begun = run_dir / "tokenizer"
+    now = load_tokenizer(begun).now if has_tokenizer(begun) else agreed_time(tokenizer.now)
+    return trained._replace(tokenizer=tokenizer.at_time(now)) if now != tokenizer.now else trained
+
+
+def same_shape(first: Trained, second: Trained, flags: Sequence[str]) -> None:
+    """Raise InputError unless both models have the same parameters, whatever their values."""
+    shapes = [jax.tree.map(np.shape, trained.params) for trained in (first, second)]
+    check(shapes[0] == shapes[1], f"--{flags[0]} and --{flags[1]} are models of different shapes")
+
+
+def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> None:
+    """Raise InputError unless both models read the same ids."""
+    if first.tokenizer.digest != second.tokenizer.digest:
+        raise InputError(f"--{flags[0]} and --{flags[1]} have different tokenizers")
+
+
+def check_model(path: Path, *, flag: str) -> None:
+    """Raise InputError, as loading it would, if ``path`` holds no model (yet). Loads nothing."""
+    if is_adapter(path) or is_gguf(path) or is_checkpoint(path):
+        return
+    kept = kept_step(path)
+    if kept is None:
+        _check_finished(path, flag)
+    else:
+        number_of(kept)
+
+
+def _check_finished(folder: Path, flag: str) -> None:
+    if not (folder / "model.json").is_file() or not (folder / "final").is_dir():
+        there = "" if folder.exists() else "nothing is there; "
+        raise InputError(
+            f"--{flag} {folder}: {there}expected the run folder of a finished stage, a Hugging "
+            f"Face checkpoint (config.json and safetensors) or a .gguf file{steps_of(folder)}"
+        )
+
+
+def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
+    _check_finished(folder, flag)
+    card = _read_card(folder, flag)
+    model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
+    done = read_done(folder) or {}
+    step = done.get("steps")  # of two models a run that is being made longer has the shorter one's
+    final = folder / "final"
+    known = step if step in list_steps(final) else "latest"
+    params = load_params(final, step=known, shardings=shardings)
+    params |= {"trunk": as_layout(params["trunk"], model)}
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    return Trained(model, card["vocab_size"], tokenizer, params, card["kind"])
+
+
+def steps_of(folder: Path) -> str:
+    """What a run that is not finished can be read as, for the end of a sentence."""
+    steps = list_steps(folder / "checkpoints")
+    words = " or ".join(f"{folder}@{step}" for step in ("latest", *steps))
+    return f"; steps that this run has kept are given as {words}" if steps else ""
+
+
+def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
+    def in_parts(names: tuple[str, ...], value: np.ndarray) -> jax.Array:
+        tree = value
+        for name in reversed(names):
+            tree = {name: tree}
+        return place(value, jax.tree.leaves(shardings(tree))[0])
+
+    imported = load_pretrained(folder, on_default_device if shardings is None else in_parts)
+    if imported.unread:
+        say(f"{folder}: as transformers does, nothing is read of {', '.join(imported.unread)}")
+    if imported.prefix:
+        say(f"{folder}: all names of its tensors begin with {imported.prefix}, which is left out")
+    return _imported(folder, imported, load_tokenizer(folder))
+
+
+def _load_adapter(folder: Path, flag: str, base: Path | None) -> Trained:
+    adapter = read_adapter(folder)
+    below = base or Path(adapter.base)
+    if not below.is_dir() or (not adapter.base and base is None):
+        raise InputError(
+            f"--{flag} {folder} is an adapter of {adapter.base!r}, which is no folder here; give "
+            f"that model: python -m experiments.convert from-hf {folder} --base MODEL --out RUN"
+        )
+    model = merged(load_any(below, flag=flag))
+    params, kind = load_adapter(adapter, model.model, model.vocab_size, model.params)
+    shape = replace(model.model, lora_scale=adapter.scale)
+    model = model._replace(model=shape, params=params, kind=kind)
+    if not has_tokenizer(folder):
+        return model
+    return _with_tokenizer(folder, model, load_tokenizer(folder))
+
+
+def _load_gguf(path: Path) -> Trained:
+    imported, vocabulary = load_gguf(path)
+    try:
+        tokenizer = bpe_from_vocabulary(**vocabulary._asdict())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return _imported(path, imported, tokenizer)
+
+
+def _imported(path: Path, imported: Imported, tokenizer: Tokenizer) -> Trained:
+    kind = "scalar" if "head" in imported.params else "lm"
+    trained = Trained(imported.model, imported.vocab_size, tokenizer, imported.params, kind)
+    return _with_tokenizer(path, trained, tokenizer)
+
+
+def _with_tokenizer(path: Path, trained: Trained, tokenizer: Tokenizer) -> Trained:
+    """Raises InputError for tokens that the embedding has no row for; padding needs none."""
+    beyond = tokenizer.beyond(trained.vocab_size)
+    names = ", ".join(map(repr, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+    check(
+        not beyond,
+        f"{path}: the tokenizer has ids that the {trained.vocab_size} rows of the embedding do not "
+        f"have: those of {names}; resize the embedding, or take these tokens out",
+    )
+    unused = max(0, trained.vocab_size - tokenizer.vocab_size)
+    model = replace(trained.model, unused_rows=unused)
+    return trained._replace(model=model, tokenizer=tokenizer)
+
+
+def _read_card(folder: Path, flag: str) -> dict:
+    path = folder / "model.json"
+    if not path.is_file():
+        found = "found no model.json in it" if folder.exists() else "nothing is there"
+        raise InputError(f"--{flag} {folder}: expected a run folder, {found}")
+    return read_object(path, "model", "vocab_size", "kind")
