@@ -28,6 +28,8 @@ READS = (
     *("ptx_data.path", "ptx_data.heldout", "text.path", "text.heldout"),
 )
 """Fields that name data, or several files of it: they may be moved, but hold the same bytes."""
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+"""The project's own, which run from a clone: what lies elsewhere is a fork."""
 LENGTHS = ("steps", "epochs", "iterations")
 """Fields that say how long a run trains."""
 
@@ -90,7 +92,7 @@ def fork_of(file: str, config: Any) -> dict[str, str] | None:
     config in an experiment of the project's own, which would pass over what it adds.
     """
     path, name = Path(file).resolve(), name_of(type(config))
-    if path.parent == Path(__file__).resolve().parent:
+    if path.parent == EXPERIMENTS:
         own = ":" not in name
         check(own, f"{path.name} knows nothing of {name}: start the fork that this config is of")
         return None
