@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -108,7 +108,7 @@ class Stage:
         self._throughput = Throughput()
         self._evaluation: dict[str, float] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Stage":  # not Self: methods are type-checked one by one in the tests
         connect(self.config.parallel)
         start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
         if self._alone and jax.process_count() > 1:
