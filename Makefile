@@ -19,26 +19,33 @@ quickstart: .venv/installed-quickstart
 # This expression overrides pyproject.toml's: slow and multi-device tests run too. Those that need
 # what is not here skip themselves; those against PyTorch have an environment of their own.
 test: .venv/installed-test
-	.venv/bin/python -m pytest -m "not torch" $(TWO) $(ARGS)
+	.venv/bin/python -m pytest -m "not torch" $(TWO) $(SLOWEST) $(ARGS)
 
+# Its last line but one is pytest's, with the time. What takes it over the aim is marked slow or
+# made faster.
 test-fast: .venv/installed-test
 	.venv/bin/python -m pytest $(TWO) $(ARGS)
+	@echo "aim: at most 3 minutes on two cores, or 6 when programs are compiled for the first time"
 
 # The same numbers from programs for another instruction set: SSE4_2, AVX, AVX2 or AVX512, as far as
 # this processor has it. They sum in another order.
 ISA := SSE4_2
-NUMERIC := attention dpo generate golden hosts learning logit_rows lora objectives optimizers \
-	options parallel peft pretrained privacy products safety topologies transformer updates
+NUMERIC := evaluation/safety experiments/dpo experiments/options interop/peft interop/pretrained \
+	models/attention models/lora models/products models/transformer objectives/logit_rows \
+	objectives/objectives privacy/privacy rollouts/generate $(addprefix training/,golden hosts \
+	learning optimizers parallel topologies updates)
 test-isa: .venv/installed-test
 	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) .venv/bin/python -m pytest -m "not torch" $(TWO) \
-	    $(NUMERIC:%=tests/test_%.py) $(ARGS)
+	    $(foreach name,$(NUMERIC),tests/$(dir $(name))test_$(notdir $(name)).py) $(ARGS)
 
 # Two processes, each with whole files, whose tests share what they prepare; the longest come first
 # (tests/conftest.py).
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
+SLOWEST := --durations=20
 
 test-torch: .venv-torch/installed-torch
-	XLA_FLAGS= OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/parity -m torch $(TWO) $(ARGS)
+	XLA_FLAGS= OMP_NUM_THREADS=1 .venv-torch/bin/python -m pytest tests/parity -m torch $(TWO) \
+	    $(SLOWEST) $(ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

@@ -1,10 +1,7 @@
 """Global switches: every test runs with the strictest settings JAX has."""
 
 import importlib.metadata
-import importlib.util
 import os
-import pathlib
-import tempfile
 
 # Tests are for CPUs, whatever this machine has; libtpu, where installed, need not look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,6 +25,7 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from beartype.claw import beartype_packages  # noqa: E402
+from program_cache import CACHE  # noqa: E402
 
 TEXT = (
     *("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.text", "rlhf_jax.feedback", "rlhf_jax.cli"),
@@ -36,22 +34,6 @@ TEXT = (
 """Called a million times, so that pyproject.toml's checks would take longer than they do. A module
 that both name has its shapes checked."""
 beartype_packages(TEXT)
-
-
-def machine_key():
-    """That of rlhf_jax.runs.startup, which is imported later, when its types are checked."""
-    path = pathlib.Path(__file__).parents[1] / "rlhf_jax" / "runs" / "startup.py"
-    specification = importlib.util.spec_from_file_location("startup", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.machine_key()
-
-
-# One for all processes, as keys depend on the path: an eighth would be compiled by two workers
-# otherwise. JAX does not write it atomically, but half an entry cannot be decompressed: who meets
-# one warns and compiles. Nor does it name the processor that a program is for, and other
-# instructions give other bits, so a folder that has come to another machine is not used there.
-CACHE = pathlib.Path(tempfile.gettempdir()) / f"rlhf_jax_test_cache_{os.getuid()}_{machine_key()}"
 
 
 LONGEST = (

@@ -1,9 +1,10 @@
 """Do stages crash, and do killed ones end with the same bits? Hundreds of starts, run by hand.
 
-    PYTHONPATH=. python tests/kills.py 300                      # so many starts, some hours
-    PYTHONPATH=. python tests/kills.py 300 --folder /tmp/kills  # where its files lie
+    export PYTHONPATH=.:tests/helpers
+    python tests/kills.py 300                      # so many starts, some hours
+    python tests/kills.py 300 --folder /tmp/kills  # where its files lie
 
-The shrunken stages of test_chain.py run once undisturbed. Then one after another is started with
+The shrunken stages of little_chain.py run once undisturbed. Then one after another is started with
 another cache of compiled programs (filled, empty, or empty and filled by processes that are
 killed), with freed memory that is overwritten or not, is killed at random moments, and started
 again until it ends. A start counts as crashed if it ends by a signal that nobody sent, and a run as
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conftest import pytest_configure
-from test_chain import STAGES, outcome, stages, tiny
+from little_chain import STAGES, little_quickstart, outcome, stages
 from tiny import ROOT, process_environment, write_data
 
 SECONDS = 1800
@@ -51,7 +52,7 @@ class Trial(NamedTuple):
 def prepare(folder: Path) -> None:
     """Run every stage once, and scanned pretraining, and keep their configs and outcomes."""
     pytest_configure(None)
-    c = tiny(folder / "chain").resolve()
+    c = little_quickstart(folder / "chain").resolve()
     write_data(c)
     found = {}
     for name, config in stages(c).items():

@@ -50,12 +50,16 @@ OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/upda
 PPO = "rlhf_jax/training/policy_optimization.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
-BATCHES, BUGS = "tests/test_batches.py::test_", "tests/test_classical_bugs.py::test_"
-OBJECTIVES, UPDATE = "tests/test_objectives.py::test_", "tests/test_updates.py::test_"
-TRANSFORMER, SAMPLING = "tests/test_transformer.py::test_", "tests/test_generate.py::test_"
-OPTIMIZER, PRETRAINED = "tests/test_optimizers.py::test_", "tests/test_pretrained.py::test_"
-CHAT, TOKENIZERS = "tests/test_chat.py::test_", "rlhf_jax/data/tokenizers.py"
-SETTINGS = "tests/test_settings.py::test_"
+BATCHES, CHAT = "tests/data/test_batches.py::test_", "tests/data/test_chat.py::test_"
+BUGS = "tests/experiments/test_classical_bugs.py::test_"
+OBJECTIVES = "tests/objectives/test_objectives.py::test_"
+UPDATE = "tests/training/test_updates.py::test_"
+TRANSFORMER = "tests/models/test_transformer.py::test_"
+SAMPLING = "tests/rollouts/test_generate.py::test_"
+OPTIMIZER = "tests/training/test_optimizers.py::test_"
+PRETRAINED = "tests/interop/test_pretrained.py::test_"
+TOKENIZERS = "rlhf_jax/data/tokenizers.py"
+SETTINGS = "tests/config/test_settings.py::test_"
 
 PLANTS = (
     Plant(
@@ -337,7 +341,7 @@ PLANTS = (
         "experiments/dpo.py",
         "return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)",
         "return (masked_sum(logprobs, mask, axis=1) / mask.sum(1)).reshape(batch.ranks.shape)",
-        "tests/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
+        "tests/experiments/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
     ),
     Plant(
         34,
@@ -361,7 +365,7 @@ PLANTS = (
         "experiments/proj/rloo/ppo.py",
         " * K / (K - 1)\n",
         "\n",
-        "tests/test_forks.py::test_rloo_compares_an_answer_with_the_others_to_its_prompt",
+        "tests/experiments/test_forks.py::test_rloo_compares_an_answer_with_the_others_to_its_prompt",
     ),
     Plant(
         39,
@@ -444,7 +448,7 @@ PLANTS = (
         "fresh = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), like.opt_state)\n"
         '    return Restored(info["step"], state._replace(opt_state=fresh), *map(info.get, '
         '("data", "extra")))',
-        "tests/test_checkpoints.py::test_resume_is_exact_to_the_bit",
+        "tests/runs/test_checkpoints.py::test_resume_is_exact_to_the_bit",
     ),
 )
 

@@ -4,8 +4,8 @@
 
 Found: e-mail addresses, telephone numbers, payment cards (with Luhn's check), identity numbers
 (Chinese 18-digit with its check digit, US social security), IP addresses (v4 and v6) and URLs. Not
-found: names, postal addresses, anything that only its meaning gives away. tests/test_scrub.py has
-precision and recall on sentences labelled by hand.
+found: names, postal addresses, anything that only its meaning gives away.
+tests/privacy/test_scrub.py has precision and recall on sentences labelled by hand.
 """
 
 import ipaddress

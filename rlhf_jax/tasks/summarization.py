@@ -35,7 +35,7 @@ SHARES = {
 HELDOUT = 0.05
 RECALL = 2.0
 """β of F_β in the gold score, as in chrF₂. Readers count what a summary tells, so they side with F₁
-at chance and with F₂ above it (``tests/test_tasks.py``)."""
+at chance and with F₂ above it (``tests/tasks/test_tasks.py``)."""
 REPEATED = 0.5
 """Penalty per share of words that occurred before, over the usual one: loops have about 0.7."""
 USUAL = 0.15

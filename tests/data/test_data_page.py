@@ -1,0 +1,51 @@
+"""docs/data.md cannot lie: each of its examples is read, and compared with what the page says."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from rlhf_jax.data.formats import Account, Comparison, Demonstration, Prompt, Text, iterate
+from rlhf_jax.errors import InputError
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+EXAMPLE = re.compile(
+    r"```(jsonl|json|txt)\n(.*?)```\n\nAs (texts|prompts|demonstrations|comparisons):\n\n"
+    r"```text\n(.*?)```\n",
+    re.DOTALL,
+)
+KINDS = {
+    "texts": Text,
+    "prompts": Prompt,
+    "demonstrations": Demonstration,
+    "comparisons": Comparison,
+}
+EXAMPLES = EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))
+
+
+def told(path: pathlib.Path, kind: type) -> str:
+    """What the page says of these rows: those that are learnt, then what is left out or refused."""
+    account, lines = Account(), []
+    try:
+        for row in iterate(path, kind, account):
+            fields = {k: v for k, v in row._asdict().items() if k not in ("origin", "tokens")}
+            lines.append(json.dumps(fields, ensure_ascii=False))
+        lines += [f"left out, line {each.origin.line}: {each.why}" for each in account.left_out]
+        lines += [f"said, of {count} rows: {note}" for note, count in account.notes.items()]
+    except InputError as error:
+        lines = [f"refused: {str(error).replace(f'{path.parent}/', '')}"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("suffix, rows, kind, expected", EXAMPLES)
+def test_an_example_is_read_as_the_page_says(tmp_path, suffix, rows, kind, expected):
+    path = tmp_path / f"rows.{suffix}"
+    path.write_text(rows, encoding="utf-8")
+    assert told(path, KINDS[kind]) == expected
+
+
+def test_every_format_has_an_example():
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(EXAMPLES) == page.count("\nAs ") and len(EXAMPLES) >= 20
+    assert {kind for _, _, kind, _ in EXAMPLES} == set(KINDS)

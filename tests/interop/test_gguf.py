@@ -1,0 +1,223 @@
+"""GGUF files of the Llama family: weights back in Hugging Face's order, vocabulary, wrong files."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import SHAPES, greedy, random_params
+
+from rlhf_jax.errors import InputError
+from rlhf_jax.interop.families import LLAMA
+from rlhf_jax.interop.gguf import NAMES, load_gguf
+from rlhf_jax.interop.tensor_names import at, parameter_shapes, tensors_of
+from rlhf_jax.runs.trained import load_trained
+
+gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install -e '.[gguf]'")
+
+ROTARY = dataclasses.replace(SHAPES["llama"].rotary, factor=1.0)
+CONFIG = dataclasses.replace(
+    SHAPES["llama"],
+    d_model=32,
+    d_ff=64,
+    rotary=dataclasses.replace(SHAPES["llama"].rotary, factor=1.0),
+)
+TOKENS = ["<pad>", "<|end|>", *(chr(ord("!") + n) for n in range(94)), "ab", "abc"]
+ROWS = len(TOKENS)
+
+
+def pair(rows, heads):
+    """Hugging Face's halves of a head as llama.cpp's neighbours: index arithmetic, row by row."""
+    size = len(rows) // heads
+    out = np.empty_like(rows)
+    for head in range(heads):
+        for i in range(size):
+            half, offset = divmod(i, size // 2)
+            out[head * size + 2 * offset + half] = rows[head * size + i]
+    return out
+
+
+def write(
+    path,
+    params,
+    *,
+    quantised=(),
+    architecture="llama",
+    tokenizer="gpt2",
+    without="",
+    tokens=TOKENS,
+    pre="gpt-2",
+    eos=1,
+    kinds=(3, 3),
+    vocabulary=None,
+    **fields,
+):
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(CONFIG.context)
+    writer.add_embedding_length(CONFIG.d_model)
+    writer.add_block_count(CONFIG.n_layers)
+    writer.add_feed_forward_length(CONFIG.hidden)
+    writer.add_head_count(CONFIG.n_heads)
+    writer.add_head_count_kv(CONFIG.kv_heads)
+    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
+    writer.add_rope_freq_base(CONFIG.rotary.theta)
+    writer.add_vocab_size(ROWS)
+    for name, value in fields.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_tokenizer_model(tokenizer)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([*kinds, *[1] * (ROWS - len(kinds))])
+    for name, value in (vocabulary or {}).items():
+        add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+        add(f"tokenizer.ggml.{name}", value)
+    writer.add_token_merges(["a b", "ab c"])
+    writer.add_eos_token_id(eos)
+    writer.kv_data[0].pop(without, None)
+    theirs = {ours: llama_cpp for llama_cpp, ours in NAMES.items()}
+    heads = {"q_proj": CONFIG.n_heads, "k_proj": CONFIG.kv_heads}
+    shapes = parameter_shapes(CONFIG, ROWS, "lm")
+    for entry in tensors_of(LLAMA, CONFIG, shapes, bare=False):
+        values = entry.write(np.asarray(at(params, entry.path)))
+        for name, value in zip(entry.names, values, strict=True):
+            module, _, kind = name.rpartition(".")
+            value = np.ascontiguousarray(value)
+            if module.split(".")[-1] in heads:
+                value = pair(value, heads[module.split(".")[-1]])
+            if ".layers." in module:
+                layer, _, rest = module.removeprefix("model.layers.").partition(".")
+                name = f"blk.{layer}.{theirs[rest]}.{kind}"
+            else:
+                name = f"{theirs[module]}.{kind}"
+            if name in quantised:
+                kind = gguf.GGMLQuantizationType.Q8_0
+                writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(CONFIG, vocab_size=ROWS)
+
+
+def test_weights_are_put_back_in_order(params, tmp_path):
+    write(tmp_path / "m.gguf", params)
+    imported, vocabulary = load_gguf(tmp_path / "m.gguf")
+    assert imported.vocab_size == ROWS and vocabulary.eos == "<|end|>"
+    jax.tree.map(np.testing.assert_array_equal, imported.params, params)
+    trained = load_trained(tmp_path / "m.gguf", flag="init")
+    ids = trained.tokenizer.encode("abcab!")
+    assert ids == [TOKENS.index("abc"), TOKENS.index("ab"), TOKENS.index("!")]
+    assert trained.tokenizer.eos_id == 1
+    answer = greedy(imported, jnp.array([ids], jnp.int32), length=4)
+    assert answer.shape == (1, 4)
+
+
+def test_quantised_blocks_are_rounded_to_a_255th(params, tmp_path):
+    name = "blk.1.ffn_up.weight"
+    write(tmp_path / "m.gguf", params, quantised=[name])
+    imported, _ = load_gguf(tmp_path / "m.gguf")
+    found = np.asarray(imported.params["trunk"]["block_1"]["mlp"]["c_fc"]["kernel"])
+    exact = np.asarray(params["trunk"]["block_1"]["mlp"]["c_fc"]["kernel"])
+    assert 0 < np.abs(found - exact).max() <= np.abs(exact).max() / 254 * 1.02
+    other = imported.params["trunk"]["block_1"]["mlp"]["c_gate"]["kernel"]
+    np.testing.assert_array_equal(other, params["trunk"]["block_1"]["mlp"]["c_gate"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (dict(architecture="mamba"), "architecture 'mamba' is not supported"),
+        (dict(tokenizer="llama"), "tokenizer 'llama' is no byte-level BPE"),
+        (dict(expert_count=8), "expert_count=8"),
+        (dict(pre="llama-bpe"), r"m\.gguf: pre-tokenizer 'llama-bpe' is not supported"),
+    ],
+)
+def test_what_is_not_supported_is_named(params, tmp_path, options, message):
+    write(tmp_path / "m.gguf", params, **options)
+    with pytest.raises(InputError, match=message):
+        load_trained(tmp_path / "m.gguf", flag="init")
+
+
+REQUIRED = [
+    "general.architecture",
+    *(f"llama.{name}" for name in ("block_count", "embedding_length", "attention.head_count")),
+    *(f"llama.{name}" for name in ("context_length", "attention.layer_norm_rms_epsilon")),
+    *(f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "merges")),
+    "tokenizer.ggml.eos_token_id",
+]
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_a_missing_field_is_named(params, tmp_path, name):
+    write(tmp_path / "m.gguf", params, without=name)
+    with pytest.raises(InputError, match=f"the field '{name}' is missing"):
+        load_gguf(tmp_path / "m.gguf")
+
+
+def test_fields_with_a_default_may_be_missing(params, tmp_path):
+    write(tmp_path / "m.gguf", params, without="llama.rope.freq_base")
+    assert load_gguf(tmp_path / "m.gguf")[0].model.rotary.theta == 10_000
+    write(tmp_path / "m.gguf", params, without="llama.vocab_size")
+    assert load_gguf(tmp_path / "m.gguf")[0].vocab_size == ROWS
+
+
+def test_begin_further_end_and_added_tokens_come_along(params, tmp_path):
+    """Id 2, "!", is a begin of text here, 3 ends turns, and 4 is whole in every text."""
+    named = dict(bos_token_id=2, add_bos_token=True, eot_token_id=3)
+    tokens = [*TOKENS[:4], "<tool>", *TOKENS[5:]]
+    write(tmp_path / "m.gguf", params, kinds=(3, 3, 3, 3, 4), tokens=tokens, vocabulary=named)
+    tokenizer = load_trained(tmp_path / "m.gguf", flag="init").tokenizer
+    assert tokenizer.bos_id == 2 and tokenizer.end_ids == (1, 3)
+    assert tokenizer.encode("a<tool>b") == [TOKENS.index("a"), 4, TOKENS.index("b")]
+    write(tmp_path / "m.gguf", params, vocabulary=dict(bos_token_id=0))
+    assert load_trained(tmp_path / "m.gguf", flag="init").tokenizer.bos_id is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(vocabulary=dict(add_bos_token=True)), "add_bos_token is true, but"),
+        (dict(vocabulary=dict(eot_token_id=ROWS)), f"eot_token_id is {ROWS}, but there are {ROWS}"),
+        (dict(eos=ROWS), f"eos_token_id is {ROWS}, but there are {ROWS} tokens"),
+        (dict(tokens=TOKENS[:-1]), f"found {ROWS - 1} of {ROWS - 1} and {ROWS}"),
+        (dict(tokens=[*TOKENS[:-1], "ab"]), f"found {ROWS - 1} of {ROWS} and {ROWS}"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(params, tmp_path, options, message):
+    write(tmp_path / "m.gguf", params, **options)
+    with pytest.raises(InputError, match=message):
+        load_gguf(tmp_path / "m.gguf")
+
+
+def test_a_quantisation_that_nobody_can_read_is_named(params, tmp_path, monkeypatch):
+    def refuse(data, kind):
+        raise NotImplementedError
+
+    monkeypatch.setattr("gguf.quants.dequantize", refuse)
+    write(tmp_path / "m.gguf", params)
+    with pytest.raises(InputError, match=r"\.weight is stored as F32, which cannot be read"):
+        load_gguf(tmp_path / "m.gguf")
+
+
+def test_a_pointer_is_no_gguf_file(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(InputError, match=r"m\.gguf is a Git LFS pointer"):
+        load_gguf(path)
+
+
+def test_a_truncated_file(params, tmp_path):
+    write(tmp_path / "m.gguf", params)
+    data = (tmp_path / "m.gguf").read_bytes()
+    cuts = [0, 3, 20, 300, 700, 1500, 3000, len(data) // 2, len(data) - 1]
+    for cut in cuts:
+        (tmp_path / "m.gguf").write_bytes(data[:cut])
+        with pytest.raises(InputError, match="is not a whole GGUF file"):
+            load_gguf(tmp_path / "m.gguf")
