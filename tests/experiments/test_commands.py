@@ -59,7 +59,9 @@ def parse(tmp_path, monkeypatch):
 def parsed(command: str, given: dict[str, str]):
     name, *words = (given.get(word, word) for word in shlex.split(command))
     words = [word for word in words if word != "..."]
-    source = Path(tiny.ROOT, "experiments", *name.split(".")).with_suffix(".py").read_text()
+    module = Path(tiny.ROOT, "experiments", *name.split("."))
+    module = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+    source = module.read_text()
     named = re.search(r"main\(run, (\w+)\)", source)
     if named:
         config_class = getattr(config, named[1])
