@@ -71,6 +71,15 @@ def test_habits(path):
     assert "from __future__ import annotations" not in text, "shapes are checked at run time"
 
 
+def test_tests_lie_in_folders_of_rooms_and_trees():
+    rooms = {path.stem for path in (ROOT / "rlhf_jax").iterdir()}
+    folders = rooms | {"experiments", "benchmarks", "project", "parity"}
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert not [path for path in files if path.parent.name not in folders]
+    names = [path.name for path in files if path.parent.name != "parity"]
+    assert len(set(names)) == len(names), "two test modules of one name cannot both be imported"
+
+
 # What setup.py's extras bring that `make quickstart` does not install.
 NOT_INSTALLED = (
     *("rouge_score", "sacrebleu", "dp_accounting", "gguf", "lm_eval", "transformers"),
