@@ -22,13 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 from rlhf_jax.config.bounds import number_in
-from rlhf_jax.config.effect import is_main, without_effect
+from rlhf_jax.config.effect import is_main, is_positional, without_effect
 from rlhf_jax.errors import InputError
 
-POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 WORDS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", bool: "{True,False}"}
 
 
@@ -283,9 +280,8 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[Field]:
             inner.append((value, name))
             continue
         flag = name.replace("_", "-").rstrip("-")  # as_ is --as
-        positional = POSITIONAL in getattr(hint, "__metadata__", ())
         doc, group = docs.get(field.name, ""), flag.rpartition(".")[0]
-        yield Field(name, flag, group, hint, value, doc, is_main(hint), positional)
+        yield Field(name, flag, group, hint, value, doc, is_main(hint), is_positional(hint))
     for value, name in inner:
         yield from fields_of(value, f"{name}.")
 

@@ -1,45 +1,54 @@
-"""The flags that are typed, and what is wrong with them."""
+"""The flags and words that are typed, and what is wrong with them."""
 
 import difflib
 import re
-import types
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_jax.cli.fields import fields_of, flag_names, flag_of
 from rlhf_jax.cli.notes import note
-from rlhf_jax.config.bounds import number_in
-from rlhf_jax.config.effect import value_of
+from rlhf_jax.cli.values import expected, leaf_types, problem_of, takes_several
+from rlhf_jax.config.effect import is_positional, value_of
 from rlhf_jax.errors import InputError, check
 
 
 class Typed(NamedTuple):
-    """A flag on the command line."""
+    """A field that the command line sets: by a flag, or by a word in its place."""
 
-    name: str
-    """As flag_of its field, whichever way it was spelled."""
+    shown: str
+    """--optim.lr, whichever way it was spelled; of a word without a flag the field in capitals."""
     field: str
+    """Its dotted name; empty where there is no such field."""
     values: tuple[str, ...]
     hint: Any
     """The field's annotation; None where there is no such field."""
 
+    def takes_more(self) -> bool:
+        """Whether a text that follows is one of its values."""
+        return not self.field or not self.values or takes_several(self.hint)
+
 
 def read_flags(argv: Sequence[str], default: Any) -> list[Typed]:
-    """Every flag of ``argv`` with the values that follow it."""
+    """Every field that ``argv`` sets, in its order, with all the values that follow a flag."""
     hints = dict(fields_of(default))
     fields = {flag_of(field): field for field in hints}
+    words = [field for field, hint in hints.items() if is_positional(hint)]
     found: list[Typed] = []
     for argument in argv:
-        if not argument.startswith("--"):
-            if found:
-                found[-1] = found[-1]._replace(values=(*found[-1].values, argument))
-        else:
+        if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = flag_of(name)
             field = fields.get(name, "")
-            found.append(Typed(name, field, (value,) if equals else (), hints.get(field)))
+            values = (value,) if equals else ()
+            found.append(Typed(f"--{name}", field, values, hints.get(field)))
+        elif words and not (found and found[-1].takes_more()):
+            field = words.pop(0)
+            found.append(Typed(field.upper(), field, (argument,), hints[field]))
+        elif found:
+            found[-1] = found[-1]._replace(values=(*found[-1].values, argument))
+        else:
+            found.append(Typed("", "", (argument,), None))
     return found
 
 
@@ -56,12 +65,14 @@ def check_flags(argv: Sequence[str], typed: Sequence[Typed], default: Any) -> No
         if ONE_HYPHEN.match(argument) and argument not in ("-inf", "-nan"):
             name = re.search("[a-z].*", argument)[0]
             raise InputError(f"unknown flag {argument}: flags begin with two hyphens, --{name}")
-    for number, flag in enumerate(typed):
-        if not flag.field:
-            raise InputError(unknown_flag(flag.name, default))
-        check_values(flag)
-        if any(flag.name == earlier.name for earlier in typed[:number]):
-            note(f"--{flag.name} is given twice: the last one counts, {' '.join(flag.values)}")
+    for number, one in enumerate(typed):
+        if not one.shown:
+            raise InputError(f"{' '.join(one.values)}: expected a flag before it, --FIELD VALUE")
+        if not one.field:
+            raise InputError(unknown_flag(one.shown.removeprefix("--"), default))
+        check_values(one)
+        if any(one.field == earlier.field for earlier in typed[:number]):
+            note(f"{one.shown} is given twice: the last one counts, {' '.join(one.values)}")
 
 
 def unknown_flag(name: str, default: Any) -> str:
@@ -76,34 +87,19 @@ def unknown_flag(name: str, default: Any) -> str:
     return f"unknown flag --{name}{hint} (--help all lists them)"
 
 
-def check_values(flag: Typed) -> None:
-    """Raise InputError for a number out of bounds, or an empty path; tyro knows the other types."""
-    number, types_ = number_in(flag.hint), list(leaf_types(flag.hint))
-    for text in flag.values if tuple in types_ else flag.values[:1]:
-        if number is not None and not (text == "None" and types.NoneType in types_):
-            problem = number.problem(parsed(text, number.kind))
-            check(not problem, f"--{flag.name} {text}: {problem}")
-        empty = text == "" and Path in types_
-        check(not empty, f"--{flag.name} is empty: expected a path")
-
-
-def parsed(text: str, kind: type) -> int | float | None:
-    """The number that tyro would read; None if it is no number of this kind."""
-    try:
-        return kind(text)
-    except ValueError:
-        return None
-
-
-def leaf_types(hint: Any) -> Iterator[Any]:
-    """The types in an annotation: of a union and a tuple each, and tuple itself."""
-    if typing.get_origin(hint) is tuple:
-        yield tuple
-    arguments = typing.get_args(hint)
-    for part in arguments[:1] if hasattr(hint, "__metadata__") else arguments:
-        yield from leaf_types(part)
-    if not arguments:
-        yield hint
+def check_values(one: Typed) -> None:
+    """Raise InputError for a value that the field cannot hold, none, or more than one of it."""
+    if not takes_several(one.hint):
+        check(bool(one.values), f"{one.shown} has no value: expected {expected(one.hint)}")
+        several = (
+            f"{one.shown} {' '.join(one.values)}: found {len(one.values)} values, expected one"
+        )
+        check(len(one.values) == 1, several)
+    for text in one.values:
+        problem = problem_of(text, one.hint)
+        check(not problem, f"{one.shown} {text}: {problem}")
+        empty = text == "" and Path in leaf_types(one.hint)
+        check(not empty, f"{one.shown} is empty: expected a path")
 
 
 def check_not_filled_in(config: Any, typed: Sequence[Typed]) -> None:
@@ -111,9 +107,9 @@ def check_not_filled_in(config: Any, typed: Sequence[Typed]) -> None:
     if not hasattr(config, "resolve"):
         return
     resolved = config.resolve()
-    for flag in typed:
-        here, there = (value_of(each, flag.field) for each in (config, resolved))
+    for one in typed:
+        here, there = (value_of(each, one.field) for each in (config, resolved))
         check(
             here == there,
-            f"--{flag.name} has no effect: where stages run in a row, it is {there}",
+            f"{one.shown} has no effect: where stages run in a row, it is {there}",
         )

@@ -8,7 +8,10 @@ import typing
 from functools import cache, reduce
 from typing import Annotated, Any, NamedTuple, TypeVar
 
+import tyro
+
 T = TypeVar("T")
+POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 
 
 class OnMainPage(NamedTuple):
@@ -93,6 +96,11 @@ def without_effect(config: Any, dotted: str) -> str | None:
 def is_main(hint: Any) -> bool:
     """Whether an annotation is ``Main[...]``."""
     return any(isinstance(note, OnMainPage) for note in getattr(hint, "__metadata__", ()))
+
+
+def is_positional(hint: Any) -> bool:
+    """Whether a field is set by a word in its place, without a flag."""
+    return POSITIONAL in getattr(hint, "__metadata__", ())
 
 
 @cache

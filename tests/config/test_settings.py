@@ -15,11 +15,14 @@ import pytest
 import tiny
 
 import rlhf_jax.config as configs
+from benchmarks import config as benchmarks
 from experiments import audit, convert, sft
 from experiments.feedback.rounds import check_files
 from experiments.instructgpt import check_lengths, check_models
 from experiments.reward import demonstrations
 from rlhf_jax.cli import flag_of, load, read_preset, say_idle, set_in, to_dict
+from rlhf_jax.cli.fields import fields_of
+from rlhf_jax.cli.values import choices_in, problem_of
 from rlhf_jax.config import (
     KLConfig,
     PPOConfig,
@@ -28,7 +31,7 @@ from rlhf_jax.config import (
     TextDataConfig,
 )
 from rlhf_jax.config.bounds import Bounds, Number, numbers_of
-from rlhf_jax.config.effect import notes_of
+from rlhf_jax.config.effect import is_positional, notes_of
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.kl import update_kl_coef
@@ -475,12 +478,59 @@ def test_a_flag_that_is_given_twice_is_said(capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--optim.schedule", "wave"], ["--force"], ["extra"], ["--force", "maybe"]]
+    "config_class,flags,message",
+    [
+        (PPOConfig, "--optim.schedule wave", "--optim.schedule wave: expected cosine, linear or "),
+        (PPOConfig, "--optim.schedule=Linear", "--optim.schedule Linear: .*; did you mean linear?"),
+        (PPOConfig, "--force maybe", "--force maybe: expected True or False"),
+        (PPOConfig, "--force true", "--force true: expected True or False; did you mean True?"),
+        (PPOConfig, "--force", "--force has no value: expected True or False"),
+        (PPOConfig, "--gamma --lam 1", "--gamma has no value: expected a number in [0, 1]"),
+        (PPOConfig, "--init --lam 1", "--init has no value: expected a path"),
+        (PPOConfig, "--gamma 1 0.5", "--gamma 1 0.5: found 2 values, expected one"),
+        (PPOConfig, "extra --lam 1", "extra: expected a flag before it, --FIELD VALUE"),
+        (configs.PreviewConfig, "--as text2", "--as text2: .*text or None; did you mean text?"),
+        (configs.EvaluateConfig, "--best-of 1 x", "--best-of x: expected a whole number, 1 or mor"),
+        (configs.ConvertConfig, "from-hff m", "DIRECTION from-hff: .*; did you mean from-hf?"),
+        (configs.ConvertConfig, "from-hf m n", "SOURCE m n: found 2 values, expected one"),
+        (
+            benchmarks.BenchmarkConfig,
+            "--suite sft ppp",
+            "--suite ppp: expected .*did you mean ppo?",
+        ),
+    ],
 )
-def test_other_wrong_values_are_shown_in_a_box(flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        load(PPOConfig, flags)
-    assert stop.value.code == 2 and flags[0].lstrip("-") in capsys.readouterr().err
+def test_other_wrong_values_are_one_line_too(config_class, flags, message, capsys):
+    with pytest.raises(InputError) as error:
+        load(config_class, flags.split())
+    pattern = re.escape(message).replace(re.escape(".*"), ".*")
+    assert re.match(pattern, str(error.value)) and "\n" not in str(error.value)
+    assert capsys.readouterr() == ("", "")
+
+
+CHOICES = [
+    (config_class, field, hint)
+    for config_class in (*CLASSES.values(), benchmarks.BenchmarkConfig)
+    for field, hint in fields_of(config_class())
+    if "." not in field and choices_in(hint)
+]
+
+
+@pytest.mark.parametrize("config_class,field,hint", CHOICES)
+def test_a_word_that_is_none_of_a_field_s_is_told_them(config_class, field, hint):
+    """The nearest is suggested, and each that is named is taken."""
+    words, shown = choices_in(hint), [] if is_positional(hint) else [f"--{flag_of(field)}"]
+    assert len(words) > 1
+    for word in words:
+        with pytest.raises(InputError) as error:
+            load(config_class, [*shown, f"{word}z"])
+        name = "".join(shown) or field.upper()
+        said = re.fullmatch(
+            rf"{name} {word}z: expected (.+) or (.+?); did you mean {word}\?", str(error.value)
+        )
+        named = [*said[1].split(", "), said[2]]
+        assert named == [*words, *["None"] * (said[2] == "None")]
+        assert problem_of(word, hint) == ""
 
 
 # --- presets and saved configs --------------------------------------------------------------------
