@@ -1,6 +1,9 @@
 """The two errors a user meets, bad input and a run that must stop; and words of messages."""
 
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the few lines begin that Git LFS leaves in place of a file that it has not fetched."""
@@ -39,6 +42,12 @@ def describe_out_of_memory(error: BaseException) -> str:
         f"out of memory{f' ({said})' if said else ''}: fewer rows at once (a smaller --batch-size, "
         "a larger --optim.accumulate), shorter lengths or more devices need less"
     )
+
+
+def known(value: T | None) -> T:
+    """``value`` of a field that may be None until the data have told it, which they have."""
+    assert value is not None
+    return value
 
 
 def check(condition: bool, message: str) -> None:

@@ -69,6 +69,7 @@ def page(config: Any, topic: str, *, command: str, about: str) -> str:
 
 
 def main_page(config: Any, command: str, about: str, width: int) -> list[str]:
+    """The lines of ``--help``: usage, the command's purpose, its main fields, then the groups."""
     groups = [group for group in groups_of(config) if "." not in group.flag]
     stages = [group for group in groups if group.is_stage]
     filled_in = filled_in_by(config)
@@ -138,6 +139,7 @@ def others(config: Any) -> Any:
 
 
 def never_used(config: Any, field: Field) -> bool:
+    """Whether a field of its own takes no part in what the config does."""
     return without_effect(config, field.name) == " here"
 
 
@@ -167,6 +169,7 @@ def has_part(field: Field, name: str) -> bool:
 
 
 def unknown_topic(config: Any, topic: str) -> str:
+    """The error of a ``--help TOPIC`` that names nothing, with the nearest names."""
     flags = [field.flag for field in fields_of(config)]
     names = {part for flag in flags for part in (flag, *flag.split("."))}
     near = difflib.get_close_matches(topic, sorted(names), n=2)
@@ -196,9 +199,11 @@ def entry(left: str, right: str, width: int) -> list[str]:
 
 
 def wrapped(text: str, width: int, *, indent: int = 0) -> list[str]:
+    """The text in lines of at most ``width``, broken between words only."""
     blank = " " * indent
-    arguments = dict(break_on_hyphens=False, break_long_words=False)
-    return textwrap.wrap(text, width, initial_indent=blank, subsequent_indent=blank, **arguments)
+    wrapper = textwrap.TextWrapper(width, initial_indent=blank, subsequent_indent=blank)
+    wrapper.break_on_hyphens = wrapper.break_long_words = False
+    return wrapper.wrap(text)
 
 
 def signature(field: Field) -> str:
@@ -249,6 +254,7 @@ def choices(field: Field) -> str:
 
 
 def may_be_none(hint: Any) -> bool:
+    """Whether a field of this type takes None, also inside ``Annotated``."""
     arguments = typing.get_args(hint)
     return types.NoneType in arguments or any(
         types.NoneType in typing.get_args(part) for part in arguments[:1]
@@ -256,12 +262,14 @@ def may_be_none(hint: Any) -> bool:
 
 
 def default(field: Field) -> str:
+    """What stands there unless it is set, as the page says it."""
     value = field.default
     text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"(default: {text or 'empty'})"
 
 
 def first_sentence(text: str) -> str:
+    """The text up to its first full stop before a capital letter."""
     return re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
 
 
@@ -302,10 +310,12 @@ def field_docs(config_class: type) -> dict[str, str]:
     """The string below each field of a class, by the field's name."""
     source = textwrap.dedent(inspect.getsource(config_class))
     (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
     docs = {}
     for field, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[field.target.id] = plain(str(below.value.value))
+        match field, below:
+            case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                docs[name] = plain(text)
     return docs
 
 

@@ -11,12 +11,18 @@ to and including its first EOS. Containers are NamedTuples: JAX rebuilds them wi
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Params = Any
 """A nested dict of arrays, as Flax Linen makes it."""
 
 Metrics = dict[str, Float[Array, ""]]
+
+
+def as_leaf(array: np.ndarray) -> Any:
+    """``array`` where a container says ``Array``: batches are NumPy until devices hold them."""
+    return array
 
 
 class TrainState(NamedTuple):

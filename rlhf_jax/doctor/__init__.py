@@ -1,0 +1,1 @@
+"""Checks that a setup computes what it should, and mathematical properties of its parts."""

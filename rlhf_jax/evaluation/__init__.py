@@ -1,0 +1,1 @@
+"""Figures about answers and reward models, with their uncertainty; NumPy and SciPy only."""

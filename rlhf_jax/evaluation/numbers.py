@@ -18,7 +18,10 @@ def with_unit(number: float | int) -> str:
 
 
 def show(figure: Figure, *, sign: bool = False, decimals: int | None = None) -> str:
-    """ "0.912 ± 0.034"; a dash for what is not there. ``decimals`` by default are its own."""
+    """Mean and half-width, "0.912 ± 0.034"; a dash for what is not there.
+
+    ``decimals`` by default are the figure's own.
+    """
     mean, ci = _parts(figure)
     if mean is None or not math.isfinite(mean):
         return "–"
@@ -31,8 +34,10 @@ def show(figure: Figure, *, sign: bool = False, decimals: int | None = None) -> 
 
 
 def decimals_of(figures: Iterable[Figure]) -> int:
-    """How many decimals a column of these has: the narrowest interval keeps two figures, of at most
-    three decimals; without intervals the largest value keeps four figures.
+    """How many decimals a column of these has.
+
+    The narrowest interval keeps two figures, of at most three decimals; without intervals the
+    largest value keeps four figures.
     """
     parts = [part for part in map(_parts, figures) if part[0] is not None]
     means = [mean for mean, _ in parts if math.isfinite(mean)]
@@ -46,7 +51,7 @@ def decimals_of(figures: Iterable[Figure]) -> int:
 
 
 def percent(share: float) -> str:
-    """ "88.7 %"; no decimal where it says no more: "50 %", "100 %"."""
+    """A share as "88.7 %"; no decimal where it says no more: "50 %", "100 %"."""
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 

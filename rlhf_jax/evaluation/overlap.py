@@ -29,6 +29,7 @@ class MixedTokenizer(Tokenizer):
     """
 
     def tokenize(self, text: str) -> list[str]:
+        """Words of what is written with spaces, single characters of Chinese."""
         return mixed_tokens(text)
 
 
@@ -49,6 +50,7 @@ def rouge(
 
 
 def f_beta(score: Score, beta: float) -> float:
+    """F_β of one ROUGE score; 0 where neither precision nor recall is above 0."""
     weighted = beta**2 * score.precision + score.recall
     return (1 + beta**2) * score.precision * score.recall / weighted if weighted else 0.0
 

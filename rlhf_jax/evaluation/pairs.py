@@ -16,6 +16,7 @@ class Pairs(NamedTuple):
     worse: Int[np.ndarray, "N"]
 
     def margins(self, values: Float[np.ndarray, "P K"]) -> Float[np.ndarray, "N"]:
+        """Value of the better response less that of the worse one, for each pair."""
         flat = np.asarray(values, float).reshape(-1)
         return flat[self.better] - flat[self.worse]
 

@@ -73,7 +73,10 @@ def audit(
     pairs = ordered_pairs(ranks, groups)
     margins, hits = pairs.margins(scores), right(pairs.margins(scores))
     ratio = pairs.margins(np.log1p(lengths))
-    mean = lambda chosen: clustered_mean(hits[chosen], pairs.group[chosen])
+
+    def mean(chosen: np.ndarray) -> Interval:
+        return clustered_mean(hits[chosen], pairs.group[chosen])
+
     reliability = calibration(scores, ranks)
     names = np.array(subsets)[pairs.prompt]
     return {
@@ -158,7 +161,10 @@ def length_coefficient(lengths: Num[np.ndarray, "P K"], ranks: Int[np.ndarray, "
     pairs = ordered_pairs(ranks)
     ratio = pairs.margins(np.log1p(lengths))
     weights = 1 / np.bincount(pairs.prompt, minlength=len(lengths))[pairs.prompt]
-    loss = lambda b: (weights * np.logaddexp(0, -b * ratio)).sum()
+
+    def loss(b: float) -> float:
+        return (weights * np.logaddexp(0, -b * ratio)).sum()
+
     return float(scipy.optimize.minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
 
 

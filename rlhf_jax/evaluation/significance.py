@@ -2,13 +2,21 @@
 
 import numpy as np
 import scipy
-from jaxtyping import Num
+from jaxtyping import Float, Num
 
 RESAMPLES = 5000
 SEED = 0
 """The same data has the same interval."""
 
 Scores = Num[np.ndarray, "P"] | Num[np.ndarray, "P n"]
+
+
+def gaps_by_prompt(first: Scores, second: Scores) -> Float[np.ndarray, "P"]:
+    """First − second on each prompt, of the mean over a prompt's responses where it has several."""
+    means = (
+        np.asarray(scores, float).reshape(len(scores), -1).mean(1) for scores in (first, second)
+    )
+    return np.subtract(*means)
 
 
 def paired_bootstrap(first: Scores, second: Scores) -> dict[str, float | int]:
@@ -18,8 +26,7 @@ def paired_bootstrap(first: Scores, second: Scores) -> dict[str, float | int]:
     prompt are no independent evidence). Percentile interval; p = 2 min(P*(d ≤ 0), P*(d ≥ 0)), with
     one resample added on each side so that it is never 0.
     """
-    per_prompt = lambda x: np.asarray(x, float).reshape(len(x), -1).mean(axis=1)
-    gaps = per_prompt(first) - per_prompt(second)
+    gaps = gaps_by_prompt(first, second)
     n = len(gaps)
     rng = np.random.default_rng(SEED)
     # Counts of each prompt in each resample, so that memory stays [resamples, prompts].
@@ -42,8 +49,7 @@ def wins_and_ties(first: Scores, second: Scores) -> dict[str, float | int]:
 
     The sign test leaves out ties: under no difference, wins are binomial with 1/2.
     """
-    per_prompt = lambda x: np.asarray(x, float).reshape(len(x), -1).mean(axis=1)
-    gaps = per_prompt(first) - per_prompt(second)
+    gaps = gaps_by_prompt(first, second)
     wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
     decided = wins + losses
     p = float(scipy.stats.binomtest(wins, decided).pvalue) if decided else 1.0

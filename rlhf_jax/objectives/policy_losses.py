@@ -27,7 +27,10 @@ def policy_loss(
 
     ``val/ratio_var`` is the mean of (ρ − 1)², the second moment about ρ's expectation, 1.
     """
-    mean = lambda x: masked_mean(x, mask, count=count)
+
+    def mean(x):
+        return masked_mean(x, mask, count=count)
+
     logprobs, advantages = jax.lax.stop_gradient((logprobs, advantages))
     log_ratio = jnp.where(mask, new_logprobs - logprobs, 0.0)
     ratio = jnp.exp(log_ratio)
@@ -56,7 +59,10 @@ def value_loss(
 
     From OpenAI's baselines; not in the paper of 2017.
     """
-    mean = lambda x: masked_mean(x, mask, count=count)
+
+    def mean(x):
+        return masked_mean(x, mask, count=count)
+
     values, returns = jax.lax.stop_gradient((values, returns))
     new_values, values, returns = (jnp.where(mask, x, 0.0) for x in (new_values, values, returns))
     error = (new_values - returns) ** 2
@@ -92,6 +98,7 @@ def ppo_loss(
         new_logprobs, b.logprobs, b.advantages, b.mask, clip_eps=clip_eps, count=count
     )
     if new_values is not None:
+        assert b.values is not None and b.returns is not None, "a batch of a value network has both"
         value, value_metrics = value_loss(
             new_values, b.values, b.returns, b.mask, value_clip_eps=value_clip_eps, count=count
         )

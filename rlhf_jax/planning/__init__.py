@@ -1,0 +1,1 @@
+"""What a chain would need on hardware that is not there: memory, operations, time."""

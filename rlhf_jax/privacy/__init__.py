@@ -1,0 +1,1 @@
+"""Differential privacy, canaries, and the removal of personal data."""

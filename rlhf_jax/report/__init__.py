@@ -1,0 +1,1 @@
+"""A run folder's page: figures, tables, answers side by side, and the verdict."""

@@ -1,0 +1,1 @@
+"""Sampling from a policy, and scoring what was sampled."""

@@ -1,0 +1,1 @@
+"""Tasks to try the whole chain on, a file each: prompts, demonstrations, gold scorer, metrics."""

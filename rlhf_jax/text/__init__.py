@@ -1,0 +1,1 @@
+"""Texts without tokens or rows: words, sentences, duplicates, languages, a linear classifier."""

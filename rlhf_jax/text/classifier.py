@@ -86,16 +86,18 @@ def train_classifier(
     kept = sorted(term for term, count in counts.items() if count >= min_count)
     vocabulary = {term: column for column, term in enumerate(kept)}
     idf = np.log((1 + len(texts)) / (1 + np.array([counts[term] for term in kept]))) + 1
-    x, labels = tfidf(found, vocabulary, idf), np.asarray(labels)
+    x, is_positive = tfidf(found, vocabulary, idf), np.asarray(labels)
 
-    fit = lambda rows: logistic_regression(x[rows], labels[rows], weights[rows], loss_weight)
+    def fit(rows: np.ndarray) -> tuple[np.ndarray, float]:
+        return logistic_regression(x[rows], is_positive[rows], weights[rows], loss_weight)
+
     number, everyone = np.arange(len(texts)), np.ones(len(texts), bool)
     unseen = np.empty(calibrate_on)
     for k in range(folds):
         out = (number < calibrate_on) & (number % folds == k)
         w, bias = fit(~out)
         unseen[np.flatnonzero(out)] = x[out] @ w + bias
-    slope, offset = calibrate(unseen, labels[:calibrate_on])
+    slope, offset = calibrate(unseen, is_positive[:calibrate_on])
     w, bias = fit(everyone)
     return TextClassifier(vocabulary, idf, slope * w, slope * bias + offset)
 

@@ -81,6 +81,7 @@ class Leak(NamedTuple):
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    """Every run of ``n`` neighbouring words, in order; none in a text of fewer."""
     found = words_of(text)
     return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
 

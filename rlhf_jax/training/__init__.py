@@ -1,0 +1,1 @@
+"""Optimizers, update steps, PPO as it is wired, and the devices that they run on."""
