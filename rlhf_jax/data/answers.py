@@ -89,23 +89,24 @@ def last_answers(
     prompt: str | Conversation, answers: Sequence[str | Conversation], notes: Counter[str]
 ) -> tuple[str | Conversation, tuple[str | Conversation, ...]]:
     """Prompt and answers, the turns that all of several messages begin with being the prompt's."""
-    if any(isinstance(answer, str) for answer in answers):
+    messages = [answer for answer in answers if not isinstance(answer, str)]
+    if len(messages) < len(answers):
         return prompt, tuple(answers)
     shared = next(
         (
             n
-            for n, turns in enumerate(zip(*(a[:-1] for a in answers), strict=False))
+            for n, turns in enumerate(zip(*(a[:-1] for a in messages), strict=False))
             if set(turns[1:]) - {turns[0]}
         ),
-        min(len(answer) for answer in answers) - 1,
+        min(map(len, messages)) - 1,
     )
-    while shared and any(not _asks(answer, shared) for answer in answers):
+    while shared and not all(_asks(answer, shared) for answer in messages):
         shared -= 1
     if not shared:
         return prompt, tuple(answers)
     notes[EARLIER] += 1
-    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    return (*turns, *answers[0][:shared]), tuple(answer[shared:] for answer in answers)
+    asked = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    return (*asked, *messages[0][:shared]), tuple(answer[shared:] for answer in messages)
 
 
 def _asks(answer: Conversation, turn: int) -> bool:

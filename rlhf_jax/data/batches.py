@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import grain
 import numpy as np
@@ -29,7 +29,10 @@ from rlhf_jax.data.fates import EncodingReport, total
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError
-from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch
+from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch, as_leaf
+
+B = TypeVar("B", LMBatch, QueryBatch, ComparisonBatch)
+"""What one batch is."""
 
 Rows = np.ndarray | None
 """Numbers of rows of a batch; None: all."""
@@ -38,7 +41,7 @@ ENDLESS = 2**40
 """Batches or rows, an end that no run sees."""
 
 
-class Batches:
+class Batches(Generic[B]):
     """An iterator of batches that can tell where it stands and go there.
 
     ``data`` is a container of arrays with a row for each example and an empty last row, ``sizes``
@@ -49,7 +52,7 @@ class Batches:
 
     def __init__(
         self,
-        data: LMBatch | QueryBatch | ComparisonBatch,
+        data: B,
         report: EncodingReport,
         *,
         sizes: Sequence[int],
@@ -93,10 +96,10 @@ class Batches:
         """Batches that show every row once, the last one perhaps not full."""
         return math.ceil(self.rows * self._copies / self.global_batch_size)
 
-    def __iter__(self) -> "Batches":
+    def __iter__(self) -> "Batches[B]":
         return self
 
-    def __next__(self) -> LMBatch | QueryBatch | ComparisonBatch:
+    def __next__(self) -> B:
         index = np.full(self.global_batch_size, -1)  # the empty row
         shown = np.repeat(next(self._indices), self._copies)
         index[: len(shown)] = shown
@@ -122,7 +125,7 @@ class Batches:
     def _identity(self) -> dict:
         checksum = 0
         for leaf in self.data:
-            checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+            checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
         return {**self._order, "global_batch_size": self.global_batch_size, "checksum": checksum}
 
 
@@ -134,7 +137,7 @@ def text_batches(
     seed: int | None,
     pad_id: int,
     mine: Rows = None,
-) -> Batches:
+) -> Batches[LMBatch]:
     """LMBatches of packed documents (``encode_texts``), one or several corpora.
 
     ``weights`` are the shares of the corpora in the rows of the stream, a corpus starting anew when
@@ -169,7 +172,7 @@ def demonstration_batches(
     seed: int | None,
     apart: bool = False,
     mine: Rows = None,
-) -> Batches:
+) -> Batches[LMBatch]:
     """LMBatches of packed demonstrations (``encode_demonstrations``), or of one per row."""
     data, report = encode_demonstrations(
         demonstrations,
@@ -193,7 +196,7 @@ def query_batches(
     mine: Rows = None,
     everything: bool = False,
     copies: int = 1,
-) -> Batches:
+) -> Batches[QueryBatch]:
     """QueryBatches; ``index`` counts the prompts from 0, and is -1 in an empty row.
 
     Each prompt stands ``copies`` times in a row, for so many answers.
@@ -214,7 +217,7 @@ def comparison_batches(
     seed: int | None,
     mine: Rows = None,
     everything: bool = False,
-) -> Batches:
+) -> Batches[ComparisonBatch]:
     """ComparisonBatches of ``batch_size`` prompts, each with all its responses.
 
     ``everything`` keeps rows that teach nothing: there is a row for each comparison.
@@ -230,7 +233,7 @@ def comparison_batches(
 
 
 def _one_corpus(
-    data: LMBatch | QueryBatch | ComparisonBatch,
+    data: B,
     report: EncodingReport,
     batch_size: int,
     seed: int | None,
@@ -238,7 +241,7 @@ def _one_corpus(
     *,
     whole_epochs: bool = False,
     copies: int = 1,
-) -> Batches:
+) -> Batches[B]:
     return Batches(
         data,
         report,
@@ -255,7 +258,8 @@ def _one_corpus(
 def _joined(packed: list[LMBatch]) -> LMBatch:
     """The rows of all corpora, and one empty row."""
     leaves = zip(*packed, strict=True)
-    return LMBatch(*(np.concatenate([*(a[:-1] for a in leaf), leaf[-1][-1:]]) for leaf in leaves))
+    joined = (np.concatenate([*(a[:-1] for a in leaf), leaf[-1][-1:]]) for leaf in leaves)
+    return LMBatch(*map(as_leaf, joined))
 
 
 def _endless(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain.MapDataset:
@@ -276,6 +280,6 @@ def _permuted(start: int, stop: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(start, stop).seed(seed).shuffle()
 
 
-def _rows(leaf: np.ndarray, index: np.ndarray) -> np.ndarray:
+def _rows(leaf: Any, index: np.ndarray) -> Any:
     rows = leaf[index]
     return rows if rows.dtype == bool else rows.astype(np.int32, copy=False)

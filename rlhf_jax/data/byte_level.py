@@ -38,12 +38,19 @@ def byte_table(backend: tokenizers.Tokenizer, size: int) -> list[bytes]:
     return [own[i] if i in own else bytes_of(backend.id_to_token(i) or "") for i in range(size)]
 
 
+def id_of(backend: tokenizers.Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary is known to have."""
+    i = backend.token_to_id(token)
+    assert i is not None, f"{token!r} is no token of the vocabulary"
+    return i
+
+
 def begin_with(backend: tokenizers.Tokenizer, bos: str) -> None:
     """Have every text begin with ``bos``, a token of ``backend``."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A",
         pair=f"{bos} $A {bos} $B",
-        special_tokens=[(bos, backend.token_to_id(bos))],
+        special_tokens=[(bos, id_of(backend, bos))],
     )
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
@@ -55,10 +55,10 @@ def _turn(message: Message, *, first: bool) -> str:
 
 
 def as_text(value: str | Conversation) -> str:
-    """The plain string of a prompt, an answer or a whole conversation.
+    r"""The plain string of a prompt, an answer or a whole conversation.
 
-    ``\\n\\nHuman: ...`` for the user, ``\\n\\nAssistant: ...`` for the assistant, a system message
-    as it stands. A prompt ends in ``\\n\\nAssistant:``, or in the message that is to be continued;
+    ``\n\nHuman: ...`` for the user, ``\n\nAssistant: ...`` for the assistant, a system message
+    as it stands. A prompt ends in ``\n\nAssistant:``, or in the message that is to be continued;
     an answer, which the assistant begins and ends, comes without that mark: prompt and answer
     together are the whole.
     """
@@ -252,7 +252,10 @@ def _left_open(template: ChatTemplate, conversation: Conversation) -> Rendered:
 def _render(template: ChatTemplate, conversation: Conversation, *, open_answer: bool) -> Rendered:
     """Rendered twice where a message spells special tokens, to see where the template's own lie."""
     pattern = special_pattern(template.specials)
-    hide = lambda text: pattern.sub(lambda match: HIDDEN * len(match[0]), text)
+
+    def hide(text: str) -> str:
+        return pattern.sub(lambda match: HIDDEN * len(match[0]), text)
+
     hidden = tuple(Message(role, hide(content)) for role, content in conversation)
     text = _fill(template, conversation, open_answer)
     outline = text if hidden == conversation else _fill(template, hidden, open_answer)
@@ -282,17 +285,18 @@ def _compiled(source: str, now: datetime.datetime) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = now.strftime
+    names: dict[str, Any] = environment.globals
+    names |= {"raise_exception": _refuse, "strftime_now": now.strftime}
     return environment.from_string(source)
 
 
 class GenerationBlock(Extension):
     """``{% generation %}`` marks the assistant's words: rendered as if the tags were not there."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an attribute of the instance
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands between the tags, up to ``{% endgeneration %}``."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 

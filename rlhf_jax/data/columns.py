@@ -6,7 +6,7 @@ passed over; any other is passed over too, but counted and said.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 from rlhf_jax.data.chat import Conversation, Message, as_text, written_prompt
 from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_messages, read_text
@@ -163,13 +163,22 @@ def _turns(history: Any) -> Iterator[Message]:
 def _system(row: dict) -> str | None:
     """The system message of a column, or of the conversations that hold or answer a prompt."""
     columns = [row[name] for name in SYSTEM if is_filled(row.get(name))]
-    answers = [row.get(name) for name in ("chosen", "rejected", *ANSWERING, *CONVERSATIONS)]
-    first = [read_messages(value)[0] for value in answers if is_messages(value)]
+    names = ("chosen", "rejected", *ANSWERING, *CONVERSATIONS)
+    answers = [row[name] for name in names if is_messages(row.get(name))]
+    first = [read_messages(value)[0] for value in answers]
     texts = [read_text(value, "system") for value in columns]
     texts += [message.content for message in first if message.role == "system"]
     if len(set(texts)) > 1:
         raise RowError("found two different system messages, expected one")
     return texts[0] if texts else None
+
+
+@overload
+def with_system(prompt: Conversation, system: str | None) -> Conversation: ...
+
+
+@overload
+def with_system(prompt: str, system: str | None) -> str | Conversation: ...
 
 
 def with_system(prompt: str | Conversation, system: str | None) -> str | Conversation:

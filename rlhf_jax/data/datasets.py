@@ -13,11 +13,11 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -39,7 +39,7 @@ from rlhf_jax.data import (
 from rlhf_jax.data.chat import Conversation, Message, as_text
 from rlhf_jax.data.files import Origin, find_files
 from rlhf_jax.data.formats import iterate
-from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, Prompt, Text
+from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, Prompt, R, Row, Text
 from rlhf_jax.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS: ClassVar = [FilesConfig(name="none", description="no files")]
-    KIND: ClassVar[type]
+    KIND: ClassVar[type[Row]]
     FEATURES: ClassVar[dict]
 
     def _info(self) -> LocalInfo:
@@ -93,7 +93,11 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self):
         path, account = self.builder_config.path, Account()
         number_of = {str(file): n for n, file in enumerate(find_files(path))}
-        place = lambda origin: (number_of[origin.file], origin.line)
+
+        def place(origin: Origin | None) -> tuple[int, int]:
+            assert origin is not None, "a file's rows say where they stand"
+            return number_of[origin.file], origin.line
+
         for key, row in enumerate(iterate(path, self.KIND, account)):
             file, line = place(row.origin)
             yield key, self.encode(row) | {"file": file, "line": line}
@@ -101,17 +105,18 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.metadata["notes"] = account.notes
 
     @staticmethod
-    def encode(row: tuple) -> dict:
+    def encode(row: Any) -> dict:
         """A row as TFDS stores it, without its origin."""
         stored = row._asdict()
         del stored["origin"]
         return {name: _stored(value) for name, value in stored.items()}
 
     @classmethod
-    def decode(cls, stored: dict) -> tuple:
+    def decode(cls, stored: dict) -> Any:
         """A row as it was read, without its origin."""
-        names = (name for name in cls.KIND._fields if name != "origin")
-        return cls.KIND(*(_restored(stored[name]) for name in names))
+        kind: Any = cls.KIND
+        names = (name for name in kind._fields if name != "origin")
+        return kind(*(_restored(stored[name]) for name in names))
 
 
 def _stored(value: str | Conversation) -> str:
@@ -124,16 +129,22 @@ def _restored(stored: bytes) -> str | Conversation:
 
 
 class RlhfTexts(RowsBuilder):
+    """Documents."""
+
     KIND = Text
     FEATURES: ClassVar = {"text": string()}
 
 
 class RlhfPrompts(RowsBuilder):
+    """What policies are asked."""
+
     KIND = Prompt
     FEATURES: ClassVar = {"prompt": string()}
 
 
 class RlhfDemonstrations(RowsBuilder):
+    """Prompts with the answer that a person gave."""
+
     KIND = Demonstration
     FEATURES: ClassVar = {"prompt": string(), "completion": string()}
 
@@ -152,6 +163,7 @@ class RlhfComparisons(RowsBuilder):
 
     @staticmethod
     def encode(row: Comparison) -> dict:
+        """A row as TFDS stores it: ids end to end, and each response's number of them."""
         tokens = row.tokens or ()
         return {
             "prompt": _stored(row.prompt),
@@ -163,6 +175,7 @@ class RlhfComparisons(RowsBuilder):
 
     @classmethod
     def decode(cls, stored: dict) -> Comparison:
+        """A row as it was read, its ids parted again, without its origin."""
         counts = [int(count) for count in stored["token_counts"]]
         ids = iter([int(i) for i in stored["tokens"]])
         return Comparison(
@@ -173,13 +186,13 @@ class RlhfComparisons(RowsBuilder):
         )
 
 
-class Rows(Sequence):
+class Rows(Sequence[R]):
     """Rows of a prepared data set, read when they are asked for."""
 
     def __init__(
         self,
-        source: Sequence,
-        decode: Callable[[dict], tuple],
+        source: Any,
+        decode: Callable[[dict], R],
         numbers: Sequence[int],
         left_out: tuple[LeftOut, ...] = (),
         notes: Mapping[str, int] = MappingProxyType({}),
@@ -193,45 +206,53 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, index: int | slice) -> "tuple | Rows":
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Rows[R]": ...
+
+    def __getitem__(self, index: int | slice) -> "R | Rows[R]":
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
         return self._decode(self._source[self._numbers[index]])
 
-    def __iter__(self) -> Iterator[tuple]:
+    def __iter__(self) -> Iterator[R]:
         for start in range(0, len(self), READ_AT_ONCE):
             numbers = list(self._numbers[start : start + READ_AT_ONCE])
             yield from map(self._decode, self._source.__getitems__(numbers))
 
-    def select(self, indices: Sequence[int]) -> "Rows":
+    def select(self, indices: Sequence[int]) -> "Rows[R]":
         """The rows at ``indices``, still unread, with the account of the whole set."""
         numbers = [self._numbers[i] for i in indices]
         return Rows(self._source, self._decode, numbers, self.left_out, self.notes)
 
 
-def load_texts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+def load_texts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows[Text]:
     """Texts of ``path`` (see ``formats.read_texts``), prepared under ``data_dir`` if need be."""
     return prepare(RlhfTexts, path, data_dir=data_dir)
 
 
-def load_prompts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+def load_prompts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows[Prompt]:
     """Prompts of ``path``."""
     return prepare(RlhfPrompts, path, data_dir=data_dir)
 
 
-def load_demonstrations(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+def load_demonstrations(
+    path: str | os.PathLike, *, data_dir: str | os.PathLike
+) -> Rows[Demonstration]:
     """Demonstrations of ``path``."""
     return prepare(RlhfDemonstrations, path, data_dir=data_dir)
 
 
-def load_comparisons(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows:
+def load_comparisons(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows[Comparison]:
     """Comparisons of ``path``."""
     return prepare(RlhfComparisons, path, data_dir=data_dir)
 
 
 def prepare(
     builder_class: type[RowsBuilder], path: str | os.PathLike, *, data_dir: str | os.PathLike
-) -> Rows:
+) -> Rows[Any]:
     """The data set of these files, made now unless it exists; safe in several processes at once.
 
     Raises InputError for what is wrong with the files, RunError if ``data_dir`` takes no more.
@@ -246,9 +267,11 @@ def prepare(
         source = builder.as_data_source("train")
     # Files may have moved since they were read: the places are those of today.
     names = [str(file) for file in find_files(path)]
-    placed = lambda stored: builder_class.decode(stored)._replace(
-        origin=Origin(names[int(stored["file"])], int(stored["line"]))
-    )
+
+    def placed(stored: dict) -> Row:
+        origin = Origin(names[int(stored["file"])], int(stored["line"]))
+        return builder_class.decode(stored)._replace(origin=origin)
+
     account = _account(builder.info.metadata, names)
     account.say(path, len(source))
     return Rows(
@@ -277,7 +300,7 @@ def _is_complete(builder: RowsBuilder) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """TFDS prints, warns and draws bars about every local data set."""
     chatter = logging.getLogger("absl")
     level = chatter.level
@@ -301,7 +324,9 @@ def digest(path: str | os.PathLike) -> str:
     return total.hexdigest()[:16]
 
 
-def split(rows: Rows, *, heldout_fraction: float, independent: bool = False) -> tuple[Rows, Rows]:
+def split(
+    rows: Rows[R], *, heldout_fraction: float, independent: bool = False
+) -> tuple[Rows[R], Rows[R]]:
     """(training rows, held-out rows), by the hash of each text or prompt.
 
     Rows with the same text or prompt stay together. Of the distinct ones the fraction, rounded up,

@@ -16,7 +16,7 @@ from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, check
-from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch
+from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch, as_leaf
 
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy, few enough for memory."""
@@ -86,7 +86,7 @@ def pack(pieces: Sequence[Piece], *, block_size: int, pad_id: int, apart: bool =
         segments[row, start:end] = segments_of_row[row]
         positions[row, start:end] = np.arange(len(ids))
         targets[row, start + first_target : end] = True
-    return LMBatch(tokens=tokens, loss_mask=targets, segment_ids=segments, positions=positions)
+    return LMBatch(*map(as_leaf, (tokens, targets, segments, positions)))
 
 
 def best_fit(lengths: Sequence[int], *, block_size: int) -> tuple[list[int], list[int]]:
@@ -184,7 +184,8 @@ def encode_prompts(
         fates.of_prompts(prompts, tokenizer, prompt_length=query_length), everything
     )
     queries, mask = _left_padded(found.values(), query_length, tokenizer.pad_id)
-    return QueryBatch(queries, mask, np.array([*found, -1], np.int32)), report
+    index = np.array([*found, -1], np.int32)
+    return QueryBatch(*map(as_leaf, (queries, mask, index))), report
 
 
 def encode_comparisons(
@@ -205,17 +206,18 @@ def encode_comparisons(
     kept, report = _kept(fates.of_comparisons(comparisons, tokenizer, **lengths), everything)
     found = list(kept.values())
     queries, query_mask = _left_padded(found, query_length, tokenizer.pad_id)
-    most = max((len(fate.row.ranks) for fate in found), default=0)
+    most = max((len(fate.ranks) for fate in found), default=0)
     shape = (len(found) + 1, most, response_length)
     responses = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     ranks = np.full(shape[:2], -1, np.int32)
     for row, fate in enumerate(found):
-        ranks[row, : len(fate.row.ranks)] = fate.row.ranks
+        ranks[row, : len(fate.ranks)] = fate.ranks
         for k, ids in enumerate(fate.responses):
             responses[row, k, : len(ids)] = ids
             mask[row, k, : len(ids)] = True
-    return ComparisonBatch(queries, query_mask, responses, mask, ranks), report
+    leaves = (queries, query_mask, responses, mask, ranks)
+    return ComparisonBatch(*map(as_leaf, leaves)), report
 
 
 def _kept(rows: Iterable[Fate], everything: bool) -> tuple[dict[int, Fate], EncodingReport]:

@@ -10,7 +10,7 @@ from itertools import combinations, islice
 from typing import NamedTuple
 
 from rlhf_jax.data.chat import Conversation, as_text
-from rlhf_jax.data.rows import EMPTY, Comparison, Demonstration, LeftOut, Prompt
+from rlhf_jax.data.rows import EMPTY, Asking, Comparison, Demonstration, LeftOut, Prompt, Row
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, counted
 
@@ -32,7 +32,7 @@ Ids = list[int]
 class Fate(NamedTuple):
     """What a stage learns from one row."""
 
-    row: Prompt | Demonstration | Comparison
+    row: Asking
     query: Ids
     """Of the prompt: its end (after its begin of text), where it is too long."""
     responses: tuple[Ids, ...]
@@ -41,6 +41,11 @@ class Fate(NamedTuple):
     """How many tokens of "prompt" and "response" are cut; empty where nothing is."""
     why: str | None = None
     """Why the row is left out; None where it is kept."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of a comparison's answers; none of other rows."""
+        return self.row.ranks if isinstance(self.row, Comparison) else ()
 
     @property
     def fits(self) -> bool:
@@ -273,7 +278,7 @@ def _encoded(rows: Sequence, encode: Callable[[Sequence], list]) -> list:
         raise
 
 
-def _encode_one(row: tuple, encode: Callable[[Sequence], list]) -> None:
+def _encode_one(row: Row, encode: Callable[[Sequence], list]) -> None:
     try:
         encode([row])
     except InputError as error:

@@ -25,6 +25,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
@@ -36,16 +37,21 @@ from rlhf_jax.data.readers import READERS
 from rlhf_jax.data.rows import (
     EMPTY,
     Account,
+    Asking,
     Comparison,
     Demonstration,
     LeftOut,
     NotLearnt,
     OtherKind,
     Prompt,
+    R,
+    Row,
     Text,
     without_gaps,
 )
 from rlhf_jax.errors import InputError
+
+Answered = TypeVar("Answered", Demonstration, Comparison)
 
 MARKS = re.compile(
     r"<\|(?:im_(?:start|end)|eot_id|(?:start|end)_header_id|(?:begin|end)_of_text|user|assistant"
@@ -77,7 +83,7 @@ def read_comparisons(path: str | os.PathLike) -> list[Comparison]:
     return list(iterate(path, Comparison))
 
 
-def iterate(path: str | os.PathLike, kind: type, account: Account | None = None) -> Iterator[tuple]:
+def iterate(path: str | os.PathLike, kind: type[R], account: Account | None = None) -> Iterator[R]:
     """Rows of ``kind`` (Text, Prompt, Demonstration or Comparison), in the order of the files.
 
     What is left out or changed is counted in ``account``, or else in the log. Raises InputError,
@@ -106,7 +112,7 @@ def plural(kind: type) -> str:
     return f"{kind.__name__.lower()}s"
 
 
-def read_as(found: Iterable[tuple[Origin, dict]], kind: type, account: Account) -> Iterator[tuple]:
+def read_as(found: Iterable[tuple[Origin, dict]], kind: type[R], account: Account) -> Iterator[R]:
     """The rows of one file that are learnt from, as ``kind``."""
     rows, left_out = [], []
     for origin, row in found:
@@ -147,12 +153,12 @@ def _by_small_letters(row: dict) -> dict:
     return made
 
 
-def _has_written_turns(row: tuple) -> bool:
+def _has_written_turns(row: Row) -> bool:
     """Whether a text prompt holds a turn, but is no conversation from beginning to end."""
     return not isinstance(row, Text) and isinstance(row.prompt, str) and ASSISTANT in row.prompt
 
 
-def _foreign_mark(row: tuple) -> str | None:
+def _foreign_mark(row: Row) -> str | None:
     """A special token of well-known models that is spelled in a text or an answer, or None.
 
     Not what a person asks in a message, which is never markup.
@@ -163,7 +169,7 @@ def _foreign_mark(row: tuple) -> str | None:
     return next((match[0] for match in found if match), None)
 
 
-def _why_not(row: tuple) -> str | None:
+def _why_not(row: Row) -> str | None:
     """Why nothing is to be learnt from a row, or None."""
     if isinstance(row, Text):
         return None if row.text.strip() else "blank text"
@@ -190,6 +196,7 @@ def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text
             yield row
             continue
         notes[f"{SEPARATOR} inside a text divides it into documents"] += 1
+        assert row.origin is not None, "a file's rows say where they stand"
         lines = row.origin.file.endswith(".txt")  # elsewhere a row is on one line
         start = 0
         if not row.text.replace(SEPARATOR, "").strip():
@@ -202,13 +209,13 @@ def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text
             start += len(piece) + len(SEPARATOR)
 
 
-def _answers(row: Prompt | Demonstration | Comparison) -> tuple[str | Conversation, ...]:
+def _answers(row: Asking) -> tuple[str | Conversation, ...]:
     if isinstance(row, Prompt):
         return ()
     return (row.completion,) if isinstance(row, Demonstration) else row.responses
 
 
-def _without_prompts(rows: Sequence[tuple], notes: Counter[str]) -> Iterator[tuple]:
+def _without_prompts(rows: Sequence[Answered], notes: Counter[str]) -> Iterator[Answered]:
     """Answers without the prompt that they begin with, if all of a file do that.
 
     One row's may by chance, and so may those of prompts of a single word. Sampled ids stay.
@@ -216,17 +223,17 @@ def _without_prompts(rows: Sequence[tuple], notes: Counter[str]) -> Iterator[tup
     written = [row for row in rows if isinstance(row, Demonstration) or row.tokens is None]
     written = [row for row in written if any(as_text(each).strip() for each in _answers(row))]
     leads = [repeated(row.prompt, _answers(row)) for row in written]
-    count = sum(lead is not None for lead in leads)
-    every = count == len(leads) and any(len(lead.split()) > 1 for lead in leads)
-    if count:
-        notes[REMOVED if every else REPEATED] += count
+    found = [lead for lead in leads if lead is not None]
+    every = len(found) == len(leads) and any(len(lead.split()) > 1 for lead in found)
+    if found:
+        notes[REMOVED if every else REPEATED] += len(found)
     lead_of = dict(zip(map(id, written), leads, strict=True)) if every else {}
     for row in rows:
         lead = lead_of.get(id(row))
         yield row if lead is None else _with_answers(row, lead)
 
 
-def _with_answers(row: tuple, lead: str) -> tuple:
+def _with_answers(row: Demonstration | Comparison, lead: str) -> Any:
     rest = tuple(without(answer, lead, row.prompt) for answer in _answers(row))
     if isinstance(row, Demonstration):
         return row._replace(completion=rest[0])
@@ -274,7 +281,7 @@ def _equal_pairs(row: Comparison) -> list[tuple[int, int]]:
     ]
 
 
-PASSES: dict[type, Callable[[Sequence[tuple], Counter[str]], Iterator[tuple]]] = {
+PASSES: dict[type[Row], Callable[[Any, Counter[str]], Iterator[Any]]] = {
     Text: _split_documents,
     Prompt: lambda rows, notes: iter(rows),
     Demonstration: _without_prompts,

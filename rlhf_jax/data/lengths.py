@@ -39,8 +39,9 @@ def choose_lengths(
     )
     if sum(needed) <= context or None not in (prompt_length, response_length):
         return needed
-    if prompt_length or response_length:
-        left = context - (prompt_length or response_length)
+    fixed = prompt_length or response_length
+    if fixed:
+        left = context - fixed
         given, other = ("prompt", "answers") if prompt_length else ("response", "prompts")
         if left < 1:
             raise InputError(

@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from rlhf_jax.data.byte_level import id_of
 from rlhf_jax.data.chat import (
     FILLED,
     ChatTemplate,
@@ -87,7 +88,7 @@ class Markup:
         strips = _strips_behind(after, special)
         for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
             if piece.special:
-                ids.append(self._backend.token_to_id(piece.text))
+                ids.append(id_of(self._backend, piece.text))
                 strips = special[piece.text].rstrip
                 continue
             text = piece.text.lstrip() if strips else piece.text

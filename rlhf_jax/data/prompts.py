@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from rlhf_jax.data.answers import joined
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text, written_prompt, written_turns
@@ -23,6 +23,7 @@ WORD_ENDS = re.compile(r"[ \n。，、；：？！]")
 
 
 def prompt_row(row: dict, notes: Counter[str]) -> Prompt:
+    """A row of any format as its prompt alone. Raises RowError."""
     return Prompt(prompt_of(row, notes))
 
 
@@ -61,6 +62,14 @@ def holds(messages: Conversation, said: str | Conversation) -> bool:
     texts = [said] if isinstance(said, str) else [message.content for message in said]
     held = {"".join(message.content.split()) for message in messages}
     return all("".join(text.split()) in held for text in texts)
+
+
+@overload
+def askable(prompt: Conversation) -> Conversation: ...
+
+
+@overload
+def askable(prompt: str) -> str: ...
 
 
 def askable(prompt: str | Conversation) -> str | Conversation:
@@ -105,7 +114,10 @@ def _post(info: Any) -> str:
     """A Reddit post (Stiennon et al. 2020, appendix B) or a news article, to be summarised."""
     if not isinstance(info, dict) or not ("post" in info or "article" in info):
         raise RowError("info has no post and no article")
-    get = lambda key: read_text(info.get(key) or "", f"info.{key}")
+
+    def get(key: str) -> str:
+        return read_text(info.get(key) or "", f"info.{key}")
+
     if info.get("post"):
         title = f"SUBREDDIT: r/{get('subreddit')}\n\nTITLE: {get('title')}"
         return f"{title}\n\nPOST: {get('post')}\n\nTL;DR:"
@@ -138,7 +150,7 @@ def shared_prompt(
     if at < 0:
         notes["the prompt is taken to be the words that chosen and rejected begin with"] += 1
     prompt = written_prompt(shared[:cut])
-    return prompt, *(_written_answer(text, prompt, cut) for text in texts)
+    return prompt, _written_answer(texts[0], prompt, cut), _written_answer(texts[1], prompt, cut)
 
 
 def _word_end(text: str) -> int:
@@ -147,7 +159,9 @@ def _word_end(text: str) -> int:
     return max(ends, default=0)
 
 
-def _shared_messages(a: Conversation, b: Conversation) -> tuple[Conversation, ...]:
+def _shared_messages(
+    a: Conversation, b: Conversation
+) -> tuple[Conversation, Conversation, Conversation]:
     same = _common(a[:-1], b[:-1])
     while same and a[same - 1].role == "assistant":
         same -= 1  # its next message would go on with these words
@@ -156,7 +170,7 @@ def _shared_messages(a: Conversation, b: Conversation) -> tuple[Conversation, ..
     answers = a[same:], b[same:]
     if any(each[0].role != "assistant" or each[-1].role != "assistant" for each in answers):
         raise RowError("chosen and rejected do not part at answers of the assistant")
-    return askable(a[:same]), *answers
+    return askable(a[:same]), a[same:], b[same:]
 
 
 def _written_answer(text: str, prompt: str | Conversation, cut: int) -> str | Conversation:
@@ -180,6 +194,6 @@ def is_exact(row: dict, prompt: str | Conversation) -> bool:
 
 def missing(row: dict, expected: str) -> OtherKeys:
     """The error of a row that has none of the keys ``expected``."""
-    empty = lambda name: name in CONVERSATIONS and not is_filled(row[name])
-    names = [f"{name} (empty)" if empty(name) else name for name in row]
+    empty = {name for name in CONVERSATIONS if name in row and not is_filled(row[name])}
+    names = [f"{name} (empty)" if name in empty else name for name in row]
     return OtherKeys(f"found the keys {', '.join(names) or '(none)'}, expected {expected}")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from rlhf_jax.data.chat import flatten
 from rlhf_jax.data.columns import CHANGING, note_unread
@@ -9,7 +10,7 @@ from rlhf_jax.data.comparisons import comparison_row
 from rlhf_jax.data.demonstrations import demonstration_row
 from rlhf_jax.data.messages import read_text
 from rlhf_jax.data.prompts import check_conversation, conversation_of, missing, prompt_row
-from rlhf_jax.data.rows import Comparison, Demonstration, Prompt, Text
+from rlhf_jax.data.rows import Comparison, Demonstration, Prompt, Row, Text
 
 
 def text_row(row: dict, notes: Counter[str]) -> Text:
@@ -24,7 +25,7 @@ def text_row(row: dict, notes: Counter[str]) -> Text:
     raise missing(row, "text or messages")
 
 
-READERS: dict[type, Callable[[dict, Counter[str]], tuple]] = {
+READERS: dict[type[Row], Callable[[dict, Counter[str]], Any]] = {
     Text: text_row,
     Prompt: prompt_row,
     Demonstration: demonstration_row,

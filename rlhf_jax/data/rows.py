@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.files import Origin
@@ -50,6 +50,12 @@ class Comparison(NamedTuple):
     tokens: tuple[tuple[int, ...], ...] | None = None
     """Ids of responses that a policy sampled, from ``response_tokens``: re-encoding may differ."""
     origin: Origin | None = None
+
+
+Asking = Prompt | Demonstration | Comparison
+Row = Text | Asking
+R = TypeVar("R", bound=Row)
+"""The kind of row that a file or a data set is read as."""
 
 
 class LeftOut(NamedTuple):

@@ -21,6 +21,7 @@ def share(text: str, salt: str) -> float:
 
 
 def normalised(text: str) -> str:
+    """The text in small letters, each run of white space one space."""
     return " ".join(text.lower().split())
 
 
@@ -61,8 +62,7 @@ def without_fold(
     if len(groups) < folds:
         raise InputError(f"{salt}: {len(groups)} groups of rows cannot be dealt to {folds} folds")
     out = set(groups[fold::folds])
-    pick = lambda want: [row for row in rows if (key(row) in out) == want]
-    return pick(False), pick(True)
+    return [row for row in rows if key(row) not in out], [row for row in rows if key(row) in out]
 
 
 def connected(groups: Sequence[Sequence[Hashable]]) -> list[int]:
@@ -102,6 +102,7 @@ def read_fields(path, *names: str) -> list[tuple]:
 def passages(path, *, heldout: float, salt: str) -> tuple[list[str], list[str]]:
     """(text to learn from, held out) of .txt files, by passages, in the files' order."""
     texts = [text for (text,) in read_fields(path, "text")]
-    out = [share(text, salt) < heldout for text in texts]
-    pick = lambda want: [t for t, o in zip(texts, out, strict=True) if o == want]
-    return pick(False), pick(True)
+    learnt, held = [], []
+    for text in texts:
+        (held if share(text, salt) < heldout else learnt).append(text)
+    return learnt, held

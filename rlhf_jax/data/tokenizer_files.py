@@ -18,6 +18,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +75,24 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     pad = named.pop("pad_token", None)
     if eos is None and not (folder / "tokenizer.json").is_file():
         eos = EOS  # what GPT-2's class of transformers takes
-    _check_end(folder, backend, eos)
+    end = _checked_end(folder, backend, eos)
     _put_bos_first(folder, backend, settings.get("add_bos_token"), named.get("bos_token"))
     now, template = settings.get("strftime_now"), _chat_template(folder, settings)
-    made = dict(
-        eos=eos,
+    with_padding = partial(
+        Tokenizer,
+        backend,
+        eos=end,
         names=named,
-        ends=[i for i in ends if i != backend.token_to_id(eos)],
+        ends=[i for i in ends if i != backend.token_to_id(end)],
         chat_template=template,
         chat_prompts=settings.get("chat_prompts", False),
         now=datetime.datetime.fromisoformat(now) if now else None,
     )
-    if not _is_padding(backend, pad, (eos, *named.values())) or pad in (template or ""):
-        pad = PAD
-    tokenizer = Tokenizer(backend, pad=pad, **made)
-    if tokenizer.pad_id in tokenizer.end_ids:
-        tokenizer = Tokenizer(backend, pad=PAD, **made)
-    return tokenizer
+    if pad is not None and _is_padding(backend, pad, (end, *named.values())):
+        tokenizer = with_padding(pad=PAD if pad in (template or "") else pad)
+        if tokenizer.pad_id not in tokenizer.end_ids:
+            return tokenizer
+    return with_padding(pad=PAD)
 
 
 def _why_none(folder: Path) -> str:
@@ -140,7 +142,9 @@ def _from_merges(
             "do not say; save it with transformers' fast tokenizer, which writes tokenizer.json"
         )
     lines = _read(merges).split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs: list[Any] = [
+        tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")
+    ]
     ids = _required_json(vocabulary)
     try:
         model = models.BPE(vocab=ids, merges=pairs)
@@ -168,8 +172,9 @@ def _added_tokens(
     decoder = settings.get("added_tokens_decoder") or {}
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     made = {
-        _content(token, path): (token, _id(i, path, backend, _content(token, path)))
+        text: (token, _id(i, path, backend, text))
         for i, token in decoder.items()
+        for text in [_required_content(token, path)]
     }
     path = folder / "added_tokens.json"
     more = {text: _id(i, path, backend, text) for text, i in _json_of(path).items()}
@@ -215,14 +220,14 @@ def _named(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _special(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str]:
     """Special tokens that the vocabulary may hold like others: all of the lists, and named ones."""
-    listed = []
+    listed: list[Any] = []
     for found in (settings, _json_of(folder / "special_tokens_map.json")):
         for name in LISTS:
             tokens = found.get(name) or ()
             listed += tokens.values() if isinstance(tokens, dict) else tokens
     more = [token for name, token in _named(folder, settings).items() if name in NAMES]
     known = [token for token in more if backend.token_to_id(token) is not None]
-    texts = dict.fromkeys([*(_content(token, folder) for token in listed), *known])
+    texts = dict.fromkeys([*(_required_content(token, folder) for token in listed), *known])
     return [text for text in texts if not _is_piece(backend, text)]
 
 
@@ -255,7 +260,8 @@ def _end_ids(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Toke
     return list(settings.get("end_token_ids", ()))
 
 
-def _check_end(folder: Path, backend: tokenizers.Tokenizer, eos: str | None) -> None:
+def _checked_end(folder: Path, backend: tokenizers.Tokenizer, eos: str | None) -> str:
+    """``eos``. Raises InputError if it cannot be an end of text."""
     if eos is None:
         raise InputError(
             f"{folder} names no end of text: expected eos_token in tokenizer_config.json or "
@@ -268,30 +274,31 @@ def _check_end(folder: Path, backend: tokenizers.Tokenizer, eos: str | None) -> 
             f"{folder}: the end of text, {eos!r}, is a token that texts are made of, expected a "
             "special one"
         )
+    return eos
 
 
 def _put_bos_first(
     folder: Path, backend: tokenizers.Tokenizer, first: bool | None, bos: str | None
 ) -> None:
     """``add_bos_token`` of ``tokenizer_config.json`` counts more than the post-processor."""
-    if first is None or (first and bos is None):
-        return
     begins = len(backend.encode("", add_special_tokens=True).ids) > 0
-    if first and not begins:
+    if first and not begins and bos is not None:
         if backend.token_to_id(bos) is None:
             raise InputError(f"{folder}: the begin of text, {bos!r}, is no token of the vocabulary")
         begin_with(backend, bos)
-    elif begins and not first:
+    elif begins and first is not None and not first:
         backend.post_processor = processors.ByteLevel(trim_offsets=True)
 
 
-def _is_padding(backend: tokenizers.Tokenizer, pad: str | None, others: tuple[str, ...]) -> bool:
+def _is_padding(backend: tokenizers.Tokenizer, pad: str, others: tuple[str, ...]) -> bool:
     """Whether ``pad`` is a token that stands for nothing else."""
-    if pad is None or pad in others:
+    if pad in others:
         return False
     i = backend.token_to_id(pad)
+    if i is None:
+        return True
     token = backend.get_added_tokens_decoder().get(i)
-    return i is None or (token is not None and token.special)
+    return token is not None and token.special
 
 
 # --- Files ------------------------------------------------------------------------------------
@@ -320,6 +327,13 @@ def _content(token: Any, path: Path) -> str | None:
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) and token is not None:
         raise InputError(f"{path}: found {token!r}, expected a token: a string, or its content")
+    return text
+
+
+def _required_content(token: Any, path: Path) -> str:
+    text = _content(token, path)
+    if text is None:
+        raise InputError(f"{path}: found null, expected a token: a string, or its content")
     return text
 
 

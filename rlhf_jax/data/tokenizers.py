@@ -24,6 +24,7 @@ from rlhf_jax.data.byte_level import (
     BYTE_OF,
     byte_level,
     byte_table,
+    id_of,
     with_special_tokens,
     without_tokens,
 )
@@ -56,8 +57,11 @@ class Tokenizer:
         chat_prompts: bool = False,
         now: datetime.datetime | None = None,
     ):
-        """``names`` are further special tokens of templates (``bos_token`` and others); ``ends``
-        the ids besides ``eos`` that stop sampling; ``now`` what a template takes the time to be."""
+        """A tokenizer around ``backend``, whose end of text is ``eos``.
+
+        ``names`` are further special tokens of templates (``bos_token`` and others); ``ends`` the
+        ids besides ``eos`` that stop sampling; ``now`` what a template takes the time to be.
+        """
         if not isinstance(backend.decoder, decoders.ByteLevel):
             raise InputError("the tokenizer is not a byte-level BPE, which this project needs")
         if eos == pad:
@@ -79,9 +83,9 @@ class Tokenizer:
         """Prompts of every stage are conversations in that template."""
         if chat_prompts and chat_template is None:
             raise InputError("chat prompts were asked for, but the tokenizer has no chat template")
-        self.eos_id: int = backend.token_to_id(eos)
+        self.eos_id: int = id_of(backend, eos)
         """Ends a plain text."""
-        self.pad_id: int = backend.token_to_id(pad)
+        self.pad_id: int = id_of(backend, pad)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -97,7 +101,7 @@ class Tokenizer:
         """
         content = self._backend.to_str() + json.dumps(self._specials)
         if self.chat_prompts:
-            content += self.chat_template
+            content += self.chat_template or ""  # chat prompts have one
             content += json.dumps(self._names) if self._names else ""
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -133,7 +137,7 @@ class Tokenizer:
     @cached_property
     def _template_ends(self) -> tuple[int, ...]:
         """The special token that the template writes after an answer, if it does."""
-        return tuple(map(self._backend.token_to_id, self._markup.ends))
+        return tuple(id_of(self._backend, token) for token in self._markup.ends)
 
     @cached_property
     def _markup(self) -> Markup:
@@ -250,7 +254,9 @@ class Tokenizer:
     def _behind_end(self, answer: str) -> str | None:
         """The end token after which an answer in markup goes on, or None."""
         pieces = self._markup.pieces(answer)
-        ends = [Piece(True, self._backend.id_to_token(i)) for i in self.end_ids]
+        ends = [
+            Piece(True, token) for token in map(self._backend.id_to_token, self.end_ids) if token
+        ]
         for n, piece in enumerate(pieces):
             if piece in ends:
                 more = any(each.special or each.text.strip() for each in pieces[n + 1 :])
@@ -259,9 +265,10 @@ class Tokenizer:
 
     def _prompt_pieces(self, prompt: str | Conversation) -> list[Piece] | None:
         """None for a plain prompt."""
-        if self._markup.is_markup(prompt):
+        if isinstance(prompt, str) and self._markup.is_markup(prompt):
             pieces = self._markup.pieces(prompt)
-            bos = [Piece(True, self._backend.id_to_token(i)) for i in self.bos_ids]
+            tokens = map(self._backend.id_to_token, self.bos_ids)
+            bos = [Piece(True, token) for token in tokens if token]
             return pieces if pieces[: len(bos)] == bos else bos + pieces
         return self._markup.prompt(as_conversation(prompt)) if self.chat_prompts else None
 
@@ -327,7 +334,11 @@ class Tokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials, **self._names}
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **self._specials,
+            **self._names,
+        }
         if self.chat_prompts:
             settings["chat_prompts"] = True
         if self._ends:
@@ -346,10 +357,8 @@ class Tokenizer:
     def beyond(self, rows: int) -> list[str]:
         """Tokens whose ids an embedding of ``rows`` rows does not have, padding aside."""
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        return sorted(
-            (token for token, i in vocabulary.items() if i >= rows and i != self.pad_id),
-            key=vocabulary.get,
-        )
+        tokens = [token for token, i in vocabulary.items() if i >= rows and i != self.pad_id]
+        return sorted(tokens, key=vocabulary.__getitem__)
 
     def with_chat_prompts(self) -> "Tokenizer":
         """The same with prompts in the chat template. Raises InputError without one."""
@@ -365,7 +374,7 @@ class Tokenizer:
         return self._with(now=now)
 
     def _with(self, **changes: Any) -> "Tokenizer":
-        as_it_is = dict(
+        as_it_is: dict[str, Any] = dict(
             eos=self._specials["eos_token"],
             pad=self._specials["pad_token"],
             names=self._names,

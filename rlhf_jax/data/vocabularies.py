@@ -1,6 +1,7 @@
 """A tokenizer around a vocabulary that a file lists whole, as GGUF does."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import AddedToken, models, pre_tokenizers
 
@@ -31,7 +32,7 @@ def bpe_from_vocabulary(
     if pre not in splits:
         raise InputError(f"pre-tokenizer {pre!r} is not supported, only {[*splits]}")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     try:
         model = models.BPE(vocab=vocabulary, merges=pairs)
     except Exception as error:  # the package raises bare Exception
@@ -39,7 +40,7 @@ def bpe_from_vocabulary(
     backend = byte_level(model, *splits[pre])
     backend.add_special_tokens(list(special))
     backend.add_tokens([AddedToken(text, normalized=False) for text in added])
-    if begins:
+    if begins and bos is not None:
         begin_with(backend, bos)
     names = {} if bos is None else {"bos_token": bos}
     return Tokenizer(backend, eos=eos, pad=PAD, names=names, ends=ends, chat_template=chat_template)
