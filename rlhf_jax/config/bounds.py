@@ -68,19 +68,20 @@ class Number(NamedTuple):
 
     @property
     def expected(self) -> str:
+        """What an error asks for: "a whole number, 1 or more"."""
         return ("a whole number" if self.kind is int else "a number") + str(self.bounds)
 
     def problem(self, value: Any) -> str:
         """What is wrong with ``value``, as the end of a sentence; empty if nothing is."""
         whole = self.kind is int
-        if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        is_number = not isinstance(value, bool) and isinstance(value, Integral if whole else Real)
+        if not is_number or not self.bounds.holds(value):
             return f"expected {self.expected}"
-        if not self.bounds.holds(value):
-            return f"expected {self.expected}"
-        if abs(value) > (LARGEST_WHOLE if whole else LARGEST):
+        size: float = abs(value)  # ty: ignore[invalid-assignment] - numbers.Real has no order there
+        if size > (LARGEST_WHOLE if whole else LARGEST):
             most = LARGEST_WHOLE if whole else f"{LARGEST:.2g}"
             return f"expected {self.expected}, at most {most}"
-        if not whole and 0 < abs(value) < SMALLEST:
+        if not whole and 0 < size < SMALLEST:
             return f"expected {self.expected}; as float32 it is 0"
         if not whole and self.bounds.below and not self.bounds.holds(as_float32(value)):
             return f"expected {self.expected}; as float32 it is {self.bounds.high:g}"
@@ -88,6 +89,7 @@ class Number(NamedTuple):
 
 
 def as_float32(number: float) -> float:
+    """The nearest float32, which is what programs compute with. OverflowError beyond its range."""
     return struct.unpack("f", struct.pack("f", number))[0]
 
 

@@ -75,10 +75,12 @@ def never(*parts: str) -> Idle:
 
 
 def as_tuple(values: Any) -> tuple[Any, ...]:
+    """A tuple of values as it stands; a single one, or an empty tuple, as the only one."""
     return values if isinstance(values, tuple) and values else (values,)
 
 
 def value_of(config: Any, dotted: str) -> Any:
+    """The field of a config that a dotted name like "kl.target" means."""
     return reduce(getattr, dotted.split("."), config)
 
 
@@ -105,6 +107,7 @@ def is_positional(hint: Any) -> bool:
 
 @cache
 def notes_of(config_class: type) -> dict[str, tuple[Idle, ...]]:
+    """Where each field of a class does nothing, as its type says; () for most."""
     hints = typing.get_type_hints(config_class, include_extras=True)
-    notes = lambda hint: tuple(n for n in getattr(hint, "__metadata__", ()) if isinstance(n, Idle))
-    return {name: notes(hint) for name, hint in hints.items()}
+    beside = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: tuple(n for n in some if isinstance(n, Idle)) for name, some in beside.items()}

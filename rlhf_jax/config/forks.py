@@ -35,9 +35,9 @@ def module_name(name: str) -> str:
         return name
     if main.__spec__ is not None:  # python -m experiments.proj.mine.ppo
         return main.__spec__.name
-    if not hasattr(main, "__file__"):  # a notebook, python -c
+    if main.__dict__.get("__file__") is None:  # a notebook, python -c
         return name
-    file = Path(main.__file__).resolve()  # python experiments/proj/mine/ppo.py
+    file = Path(main.__dict__["__file__"]).resolve()  # python experiments/proj/mine/ppo.py
     below = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else Path(file.name)
     return ".".join(below.with_suffix("").parts)
 
@@ -87,7 +87,7 @@ def declared(config_class: type, parent: type) -> set[str]:
     return {name for one in between for name in inspect.get_annotations(one)}
 
 
-def check_declared(config_class: type) -> None:
+def check_declared(config_class: type[Any]) -> None:
     """Raise InputError for a default that Python ignores: of a field declared without its type."""
     fields = {field.name for field in dataclasses.fields(config_class)}
     for one in config_class.__mro__:

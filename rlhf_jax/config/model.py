@@ -53,8 +53,11 @@ class RotaryConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-LN decoder. The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm,
-    biases everywhere, tied embeddings; the other values make it GPT-NeoX, Llama or Qwen."""
+    """A pre-LN decoder.
+
+    The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm, biases everywhere,
+    tied embeddings; the other values make it GPT-NeoX, Llama or Qwen.
+    """
 
     n_layers: Main[Annotated[int, Bounds(1, 10_000)]] = 4
     """Blocks of attention and MLP."""
@@ -140,6 +143,7 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
+        """Heads of keys and values."""
         return self.n_kv_heads or self.n_heads
 
     @property

@@ -112,9 +112,9 @@ class SFTConfig:
 
     def __post_init__(self):
         check_bounds(self)
-        lengths = self.prompt_length, self.response_length, self.block_size
+        prompt, response, block = self.prompt_length, self.response_length, self.block_size
         check(
-            None in lengths or self.prompt_length + self.response_length <= self.block_size,
+            prompt is None or response is None or block is None or prompt + response <= block,
             f"prompt_length={self.prompt_length} + response_length={self.response_length} is over "
             f"block_size={self.block_size}",
         )

@@ -84,6 +84,7 @@ class EvaluateConfig:
 
 
 def are_files(data: tuple[str, ...]) -> bool:
+    """Whether every name is that of a file, and none of a public set."""
     return all(is_file(Path(each)) for each in data)
 
 
@@ -222,6 +223,7 @@ class ConvertConfig:
 
     @property
     def run(self) -> RunConfig:
+        """Where its results go, as a run folder."""
         return RunConfig(dir=self.out)
 
     @property

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_jax.config import RotaryConfig
 from rlhf_jax.errors import InputError
 
-KINDS = {
+KINDS: dict[type, str] = {
     **{int: "a whole number", float: "a number", bool: "true or false", str: "a string"},
     **{dict: "an object", list: "a list"},
 }
@@ -93,10 +93,15 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that would change the model, and the values with which they do not."""
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+ACTIVATIONS: dict[str, Literal["gelu_tanh", "gelu"]] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+}
 
 
-def activation(fields: Fields, name: str, *, default: str) -> str:
+def activation(fields: Fields, name: str, *, default: str) -> Literal["gelu_tanh", "gelu"]:
+    """Our name of a field's activation. Raises InputError for any but GELU, exact or not."""
     found = fields.take(name, default)
     if found not in ACTIVATIONS:
         raise InputError(f"{fields.file}: {name}={found!r} is not supported, only {[*ACTIVATIONS]}")
@@ -127,7 +132,10 @@ def rotary(fields: Fields, *, theta: str, fraction: str, share: float = 1.0) -> 
         raise InputError(
             f"{fields.file}: rotary scaling {kind!r} is not supported, only 'default' or 'llama3'"
         )
-    number = lambda name: float(scaling.take(name, kind=float))
+
+    def number(name: str) -> float:
+        return float(scaling.take(name, kind=float))
+
     config = RotaryConfig(
         theta=base,
         fraction=share,

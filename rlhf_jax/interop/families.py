@@ -13,6 +13,8 @@ from rlhf_jax.interop.config_fields import Fields, activation, rotary, write_rot
 
 
 class Family(NamedTuple):
+    """How the models of one ``model_type`` lie in a checkpoint, and how their config reads."""
+
     model_type: str
     causal: str
     """Architecture with a language-model head; the reward model's has ``classifier``."""
@@ -34,6 +36,7 @@ class Family(NamedTuple):
 
 
 def read_gpt2(fields: Fields) -> ModelConfig:
+    """The shape of a GPT-2. Raises InputError for a field that changes its attention."""
     fields.expect("scale_attn_weights", True)
     fields.expect("scale_attn_by_inverse_layer_idx", False)
     fields.expect("add_cross_attention", False)
@@ -52,6 +55,7 @@ def read_gpt2(fields: Fields) -> ModelConfig:
 
 
 def write_gpt2(c: ModelConfig) -> dict[str, Any]:
+    """GPT-2's fields of a shape."""
     names = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
     return {
         "n_layer": c.n_layers,
@@ -89,6 +93,7 @@ GPT2 = Family(
 
 
 def read_neox(fields: Fields) -> ModelConfig:
+    """The shape of a GPT-NeoX (Pythia). Raises InputError where attention has no biases."""
     fields.expect("attention_bias", True)
     return ModelConfig(
         n_layers=fields.take("num_hidden_layers"),
@@ -106,6 +111,7 @@ def read_neox(fields: Fields) -> ModelConfig:
 
 
 def write_neox(c: ModelConfig) -> dict[str, Any]:
+    """GPT-NeoX's fields of a shape, with the names of before transformers 5."""
     names = {"gelu_tanh": "gelu_new", "gelu": "gelu"}
     spelled = write_rotary(c.rotary)
     return {
@@ -149,7 +155,12 @@ NEOX = Family(
 # --- Llama, Qwen2, Qwen3 ----------------------------------------------------------------------
 
 
-def read_llama(fields: Fields, *, bias: str = "none", qk_norm: bool = False) -> ModelConfig:
+def read_llama(
+    fields: Fields, *, bias: Literal["qkv", "none"] = "none", qk_norm: bool = False
+) -> ModelConfig:
+    """The shape of a Llama, and of Qwen, which adds biases (Qwen2) or norms of heads (Qwen3).
+
+    Raises InputError for sliding windows, interleaved rotary pairs and other attention."""
     fields.expect("hidden_act", "silu")
     fields.expect("attention_bias", False)
     fields.expect("mlp_bias", False)
@@ -181,6 +192,7 @@ def read_llama(fields: Fields, *, bias: str = "none", qk_norm: bool = False) -> 
 
 
 def write_llama(c: ModelConfig) -> dict[str, Any]:
+    """Llama's fields of a shape. Raises InputError for heads that rotate only in part."""
     if c.rotary.fraction != 1.0:
         raise InputError(f"model.rotary.fraction={c.rotary.fraction} does not exist in Llama")
     return {

@@ -80,6 +80,7 @@ class Vocabulary(NamedTuple):
 
 
 def is_gguf(path: str | os.PathLike) -> bool:
+    """Whether this is a file whose name ends in .gguf."""
     return os.path.isfile(path) and str(path).endswith(".gguf")
 
 
@@ -93,8 +94,9 @@ class Header(NamedTuple):
         """The field's value. Raises InputError if it is missing or of another type."""
         value = self.fields.get(name)
         check(value is not None, f"{self.file}: the field {name!r} is missing{advice}")
+        negative = kind is int and isinstance(value, int) and value < 0
         check(
-            isinstance(value, kind) and not (kind is int and value < 0),
+            isinstance(value, kind) and not negative,
             f"{self.file}: {name} is {str(value)[:60]!r}, expected {KINDS[kind]}",
         )
         return value
@@ -128,7 +130,9 @@ def load_gguf(path: str | os.PathLike) -> tuple[Imported, Vocabulary]:
         projection = name.split(".")[-2]
         return unpair(value, heads[projection]) if projection in heads else value
 
-    shape = lambda name: tuple(int(n) for n in tensors[name].shape[::-1])
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in tensors[name].shape[::-1])
+
     source = Source(str(path), config, tensors.keys(), shape, read, head_bias=0.0)
     return import_model(source), vocabulary
 
@@ -197,14 +201,18 @@ def _vocabulary(header: Header) -> Vocabulary:
         f"{len(set(tokens))} of {len(tokens)} and {len(kinds)}",
     )
     eos = _token_id(header, "eos", len(tokens))
-    check(eos is not None, f"{header.file}: the field {EOS!r} is missing{GUESSED}")
+    if eos is None:
+        raise InputError(f"{header.file}: the field {EOS!r} is missing{GUESSED}")
     bos, turn = (_token_id(header, name, len(tokens)) for name in ("bos", "eot"))
     begins = bool(header.fields.get("tokenizer.ggml.add_bos_token", False))
     check(
         bos is not None or not begins,
         f"{header.file}: add_bos_token is true, but tokenizer.ggml.bos_token_id is missing",
     )
-    of_kind = lambda kind: [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
+
+    def of_kind(kind: int) -> list[str]:
+        return [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
+
     control, user_defined = 3, 4
     return Vocabulary(
         pre=header.need("tokenizer.ggml.pre", str, advice=GUESSED),

@@ -55,6 +55,7 @@ class Adapter(NamedTuple):
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds an adapter: it has an adapter_config.json."""
     return (Path(folder) / CONFIG).is_file()
 
 
@@ -118,8 +119,10 @@ def _one_scale(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, An
             f"{folder / CONFIG}: of {module} the rank is {said}, but its lora_A has {rank} rows",
         )
     power = 0.5 if config.get("use_rslora") else 1.0
-    alpha = lambda module: _setting(folder, config, "lora_alpha", "alpha_pattern", module)
-    scales = {alpha(module) / rank**power for module, rank in ranks.items()}
+    scales = {
+        _setting(folder, config, "lora_alpha", "alpha_pattern", module) / rank**power
+        for module, rank in ranks.items()
+    }
     if len(scales) > 1:
         raise InputError(
             f"{folder / CONFIG}: alpha_pattern and rank_pattern give the scales {sorted(scales)}, "
@@ -144,10 +147,8 @@ def _setting(
             found, where = value, f"{patterns} of {pattern!r}"
             break
     number = isinstance(found, int | float) and not isinstance(found, bool)
-    check(
-        number and 0 < found < float("inf"),
-        f"{folder / CONFIG}: {where} is {found!r}, expected a number over 0",
-    )
+    if found is None or not number or not 0 < found < float("inf"):
+        raise InputError(f"{folder / CONFIG}: {where} is {found!r}, expected a number over 0")
     return found
 
 
@@ -214,9 +215,8 @@ def _read_pair(
     for name, (outputs, inputs) in zip(entry.names, shapes, strict=True):
         module = PREFIX + name.removesuffix(".weight")
         a, b = (left.pop(f"{module}.lora_{x}.weight", None) for x in "AB")
-        if (a is None) != (b is None):
-            raise InputError(f"{adapter.folder / WEIGHTS}: {module} has only one of lora_A, lora_B")
-        if a is None:
+        if a is None or b is None:
+            check(a is b, f"{adapter.folder / WEIGHTS}: {module} has only one of lora_A, lora_B")
             a, b = np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32)
         if a.shape[1] != inputs or b.shape != (outputs, len(a)):
             raise InputError(
@@ -267,8 +267,8 @@ def save_adapter(
     modules = [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]
     ranks = {m: len(tensors[f"{m}.lora_A.weight"]) for m in modules}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    suffix = lambda module: ".".join(module.split(".")[-2:])
-    pattern = {suffix(m): rank for m, rank in ranks.items() if rank != usual}
+    suffixes = {module: ".".join(module.split(".")[-2:]) for module in modules}
+    pattern = {suffixes[module]: rank for module, rank in ranks.items() if rank != usual}
     settings = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if kind == "scalar" else "CAUSAL_LM",
@@ -277,7 +277,7 @@ def save_adapter(
         "lora_alpha": config.lora_scale * usual,
         "rank_pattern": pattern,
         "alpha_pattern": {name: config.lora_scale * rank for name, rank in pattern.items()},
-        "target_modules": sorted({suffix(m) for m in modules}),
+        "target_modules": sorted({*suffixes.values()}),
         "modules_to_save": ["score"] if kind == "scalar" else None,
         "fan_in_fan_out": family.kernels == "in_out",
         "bias": "none",

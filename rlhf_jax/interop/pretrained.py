@@ -39,6 +39,8 @@ class Source(NamedTuple):
 
 
 class Imported(NamedTuple):
+    """A model that others trained, under our names."""
+
     model: ModelConfig
     vocab_size: int
     params: Params
@@ -54,6 +56,7 @@ Place = Callable[[tuple[str, ...], np.ndarray], jax.Array]
 
 
 def on_default_device(path: tuple[str, ...], value: np.ndarray) -> jax.Array:
+    """The default place of an imported parameter; its path does not matter."""
     return jnp.asarray(value)
 
 
@@ -125,8 +128,8 @@ def _kind(source: Source, family: Family) -> Literal["lm", "scalar"]:
 def _check_names(source: Source, family: Family, plan, *, tied: bool) -> None:
     wanted = {name for entry in plan for name in entry.names}
     missing = sorted(wanted - set(source.names))
-    ignored = lambda name: name.endswith(BUFFERS) or "rotary_emb" in name
-    extra = sorted(name for name in set(source.names) - wanted if not ignored(name))
+    ignored = {name for name in source.names if name.endswith(BUFFERS) or "rotary_emb" in name}
+    extra = sorted(set(source.names) - wanted - ignored)
     head = f"{family.lm_head}.weight"
     if tied and head in extra:
         embedding = next(entry.names[0] for entry in plan if entry.path[-1] == "wte")

@@ -91,12 +91,14 @@ def parameter_shapes(config: ModelConfig, vocab_size: int, kind: Literal["lm", "
 
 
 def at(tree: Params, path: tuple[str, ...]) -> Any:
+    """The subtree or leaf of a nested dict at a path of keys."""
     for key in path:
         tree = tree[key]
     return tree
 
 
 def put(tree: Params, path: tuple[str, ...], leaf: Any) -> None:
+    """Set the leaf at a path of keys, making the dicts on the way."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = leaf

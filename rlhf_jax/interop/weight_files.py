@@ -25,6 +25,8 @@ UNFINISHED = ("*.incomplete", "*.part", "*.partial", "*.crdownload", "*.aria2", 
 
 
 class Weights(NamedTuple):
+    """Where the tensors of a folder lie."""
+
     files: dict[str, Path]
     """The file of each tensor, by its name without ``prefix``."""
     unread: tuple[str, ...]
@@ -90,7 +92,8 @@ def head_bias(folder: Path) -> float:
         return 0.0
     found = read_json(path).get("head_bias")
     number = isinstance(found, int | float) and not isinstance(found, bool)
-    check(number and math.isfinite(found), f"{path}: head_bias is {found!r}, expected a number")
+    if found is None or not number or not math.isfinite(found):
+        raise InputError(f"{path}: head_bias is {found!r}, expected a number")
     return float(found)
 
 
@@ -98,7 +101,8 @@ def weight_map(index: Path) -> dict[str, str]:
     """Tensor → shard, as an index says. Raises InputError for a shard outside of its folder."""
     found = read_json(index).get("weight_map")
     strings = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
-    check(bool(found) and strings, f"{index}: expected weight_map to give each tensor's file")
+    if not found or not strings:
+        raise InputError(f"{index}: expected weight_map to give each tensor's file")
     for name in sorted(set(found.values())):
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         check(inside, f"{index} names {name!r}, which is outside of its folder")
@@ -137,7 +141,10 @@ def _names(path: Path) -> Iterable[str]:
 
 def _why_not(folder: Path, present: list[Path]) -> str:
     """Why there are no weights to read, and what to do about it."""
-    matching = lambda patterns: sorted(p.name for pattern in patterns for p in folder.glob(pattern))
+
+    def matching(patterns: Iterable[str]) -> list[str]:
+        return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+
     if present:
         names = ", ".join(path.name for path in present[:3])
         return (

@@ -117,6 +117,7 @@ def unembed(
 
 
 def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
+    """The matrix from hidden states to logits: one of its own, or the transposed embedding."""
     if "lm_head" in params:
         return params["lm_head"]["kernel"].astype(dtype)
     # The barrier keeps the transpose apart: folded into the product, it makes the gradient of the
@@ -125,12 +126,14 @@ def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
 
 
 def reads_turned(rows: int, config: ModelConfig) -> bool:
+    """Whether one CPU decodes so many rows quicker with transposed kernels."""
     # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
     plain = accumulator(config.dtype) == config.dtype and layout.on_one_device()
     return plain and rows in FEW_ROWS and config.d_model >= WIDE
 
 
 def turned(params: Params, config: ModelConfig) -> Params:
+    """``params`` with transposed copies of the kernels that such decoding steps read."""
     return turn_kernels(params) | (turned_head(params) if config.tied else {})
 
 
@@ -140,6 +143,7 @@ def turned_head(params: Params) -> Params:
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
+    """The functions of a language model of this shape."""
     trunk = make_trunk(config, vocab_size)
     head = partial(unembed, config=config)
 
@@ -187,7 +191,10 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         """``head`` of one position per row: on a CPU a tied kernel is read as it lies, uncopied."""
         if not (config.tied and reads_turned(len(hidden), config)):
             return head(params, hidden)
-        as_it_lies = lambda params, hidden: head(params | turned_head(params), hidden)
+
+        def as_it_lies(params, hidden):
+            return head(params | turned_head(params), hidden)
+
         return jax.lax.platform_dependent(params, hidden, cpu=as_it_lies, default=head)
 
     def decode(params, tokens, cache: Cache):
@@ -216,6 +223,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
 
 
 def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
+    """The functions of a model with a scalar head: a reward model or a value network."""
     trunk = make_trunk(config, vocab_size)
 
     def init(key, trunk_params):
@@ -243,7 +251,10 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         read, go_on = trunk.applied(k_query), trunk.applied(k_response)
         positions = positions_of(query_mask)
         seen, layers = read(params["trunk"], queries, positions, real(query_mask))
-        each = lambda x, axis=0: jnp.repeat(x, K, axis=axis)
+
+        def each(x, axis=0):
+            return jnp.repeat(x, K, axis=axis)
+
         cache = jax.tree.map(lambda x: with_room(each(x, x.ndim - 4), length=R), layers)
         mask = mask.reshape(B * K, R)
         keys = jnp.concatenate([each(query_mask), mask], axis=1)
@@ -268,10 +279,12 @@ def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*
 
 
 def at_position(x: Float[Array, "B T D"], index: Int[Array, "B"]) -> Float[Array, "B D"]:
+    """x[b, index[b]]: one position of each row."""
     return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
 
 
 def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """The scalar head: hidden · kernel + bias."""
     return (hidden.astype(accumulator(hidden.dtype)) @ head["kernel"])[..., 0] + head["bias"][0]
 
 
@@ -330,6 +343,8 @@ def episode_inputs(
 
 
 class Trunk(NamedTuple):
+    """The transformer below any head, as functions."""
+
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
     applied: Callable[[Key[Array, ""] | None], Callable[..., Any]]
@@ -339,7 +354,7 @@ class Trunk(NamedTuple):
 def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
     """The transformer as functions. Both layouts of layers start from the same parameters."""
     check(
-        config.dtype != "float64" or jax.config.jax_enable_x64,
+        config.dtype != "float64" or jax.config.jax_enable_x64,  # ty: ignore[missing-attribute] - JAX sets it
         "model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1",
     )
     unrolled = Transformer(replace(config, scan_layers=False, remat="none"), vocab_size)

@@ -22,6 +22,7 @@ def accumulator(dtype: str | np.dtype) -> np.dtype:
 
 
 def normal_init(stddev: float):
+    """Initial values N(0, stddev²), cut nowhere."""
     return nn.initializers.normal(stddev)
 
 
@@ -35,6 +36,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """(x − mean) / √(var + ε) · scale + bias over the last axis, biased variance."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         centred = x - x.mean(axis=-1, keepdims=True)
@@ -49,6 +51,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """x / √(mean x² + ε) · scale over the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
         return x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + self.eps) * scale
@@ -70,6 +73,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
+        """x W + b, plus the low-rank adapter's product where the parameters hold one."""
+
         def product(rows, matrix):
             cast = (rows.astype(self.dtype), matrix.astype(self.dtype))
             return jnp.dot(*cast, preferred_element_type=accumulator(self.dtype))
@@ -111,6 +116,7 @@ Rotation = tuple[Float[Array, "B 1 T Half"], Float[Array, "B 1 T Half"]]
 
 
 def rotation(config: RotaryConfig, head_dim: int, positions: Int[Array, "B T"]) -> Rotation:
+    """Cosines and sines of the angles by which heads are rotated at each position."""
     angles = positions[:, None, :, None] * rotary_frequencies(config, head_dim)[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 

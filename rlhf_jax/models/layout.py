@@ -50,6 +50,7 @@ def split(x: Array, *spec) -> Array:
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The stream between blocks: rows over devices, and positions too where there are several."""
     return split(x, "data", None, "fsdp") if x.shape[1] == 1 else split(x, ROWS, "tensor", None)
 
 

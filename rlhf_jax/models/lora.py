@@ -78,14 +78,15 @@ def kernels(trunk: Params) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def has_adapters(params: Params) -> bool:
+    """Whether any leaf is a matrix of an adapter."""
     return any(path[-1].key in LEAVES for path, _ in jax.tree_util.tree_leaves_with_path(params))
 
 
 def adapter_shapes(params: Params) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Shape of each adapter's two matrices, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = lambda path: tuple(entry.key for entry in path)
-    return {names(path): leaf.shape for path, leaf in leaves if path[-1].key in LEAVES}
+    named = [(tuple(entry.key for entry in path), leaf) for path, leaf in leaves]
+    return {path: leaf.shape for path, leaf in named if path[-1] in LEAVES}
 
 
 def adapter_rank(params: Params) -> int:
@@ -145,6 +146,7 @@ def share_equal(params: Params, other: Params) -> Params:
 
 
 def in_processes(leaf: Any) -> bool:
+    """Whether parts of a leaf lie with other processes, so that it cannot be read here."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 

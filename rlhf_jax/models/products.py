@@ -22,6 +22,7 @@ def wide_product(rows: Float[Array, "N D"], kernel: Float[Array, "D V"]) -> Floa
 
 
 def wide_product_gradients(operands, gradient):
+    """Gradients of rows · kernel for both operands, given that of the product."""
     rows, kernel = operands
     # Turned before the product: XLA:CPU takes 1.7 times as long to contract two leading axes.
     turned = jax.lax.platform_dependent(

@@ -43,7 +43,15 @@ def splash_attention(q, k, v, segments, *, interpret: bool = False) -> Float[Arr
 
 
 def blocks(T: int, S: int) -> kernels.BlockSizes:
+    """The kernel's block sizes for T queries and S keys: the longest that divide them."""
     q, kv = (next(b for b in BLOCKS if length % b == 0) for length in (T, S))
-    forward = dict(block_q=q, block_kv=kv, block_kv_compute=kv)
-    backward = dict(block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv)
-    return kernels.BlockSizes(**forward, **backward, block_q_dq=q, block_kv_dq=kv)
+    return kernels.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        block_q_dq=q,
+        block_kv_dq=kv,
+    )

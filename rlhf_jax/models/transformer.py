@@ -9,6 +9,7 @@ change is said where it is done. The module is used through ``init``/``apply`` o
 are ``params`` alone. The cache is an argument and a result.
 """
 
+from operator import itemgetter
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -44,11 +45,13 @@ class KeyValues(NamedTuple):
 
 
 def norm_layer(config: ModelConfig, name: str) -> nn.Module:
+    """The normalisation that the config names."""
     kind = LayerNorm if config.norm == "layer" else RMSNorm
     return kind(config.norm_eps, name=name)
 
 
 def dense(config: ModelConfig, features: int, stddev: float, use_bias: bool, name: str) -> Dense:
+    """A dense layer of the config's precision and adapters."""
     return Dense(features, config.dtype, stddev, use_bias, config.lora_scale, name=name)
 
 
@@ -70,6 +73,11 @@ class Attention(nn.Module):
         cache: KeyValues | None,
         index: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """Attention of T new positions to themselves and a cache, and the keys and values of both.
+
+        ``turn`` rotates heads, None with learned positions; ``cache`` and ``index`` are None where
+        nothing came before.
+        """
         c = self.config
         B, T, D = x.shape
         Dh = c.width
@@ -77,14 +85,15 @@ class Attention(nn.Module):
         qkv = dense(c, sum(sizes), 0.02, c.bias != "none", name="c_attn")(x)
         qkv = layout.head_features(qkv)
         # [B, H, T, Dh]: with [B, T, H, Dh] the cached scores are 13 to 20 times slower on CPU.
-        heads = lambda y: y.reshape(B, T, -1, Dh).transpose(0, 2, 1, 3)
-        q, k, v = map(heads, jnp.split(qkv, (sizes[0], sizes[0] + sizes[1]), axis=-1))
+        parts = jnp.split(qkv, (sizes[0], sizes[0] + sizes[1]), axis=-1)
+        q, k, v = (y.reshape(B, T, -1, Dh).transpose(0, 2, 1, 3) for y in parts)
         if c.qk_norm:
             q, k = RMSNorm(c.norm_eps, name="q_norm")(q), RMSNorm(c.norm_eps, name="k_norm")(k)
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         q, k, v = (layout.heads(x.astype(c.dtype)) for x in (q, k, v))
         if cache is not None:
+            assert index is not None, "a cache is written to at an index"
             zero = jnp.zeros_like(index)  # of its type: float64 runs count in int64 elsewhere
             at = (zero, zero, index, zero)
             k = jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), at)
@@ -103,6 +112,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Up to the inner width, activation (gated in SwiGLU), and down again."""
         c = self.config
         bias = c.bias == "all"
         y = dense(c, c.hidden, 0.02, bias, name="c_fc")(x)
@@ -114,11 +124,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: x + attention, + MLP, each of a normalised input."""
+
     config: ModelConfig
     dropout: float
 
     @nn.compact
     def __call__(self, x, segments, turn, cache, index):
+        """The residual stream after the layer, and its keys and values."""
         c = self.config
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0)
         attended, keys_values = Attention(c, self.dropout, name="attn")(
@@ -157,6 +170,10 @@ class Transformer(nn.Module):
         cache: tuple[KeyValues, ...] | KeyValues | None = None,
         index: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]:
+        """Hidden states after the last normalisation, and the keys and values of all layers.
+
+        ``cache`` holds those of positions that came before, up to ``index``; both None: of none.
+        """
         c = self.config
         wte = self.param("wte", normal_init(0.02), (self.vocab_size, c.d_model))
         # An imported model may have no row for the padding id, which is masked anyway.
@@ -205,8 +222,9 @@ def stack_blocks(params: Params, n_layers: int) -> Params:
 def unstack_blocks(params: Params, n_layers: int) -> Params:
     """The inverse of ``stack_blocks``, bit for bit."""
     rest = {k: v for k, v in params.items() if k != "blocks"}
-    layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
-    return rest | {f"block_{i}": layer(i) for i in range(n_layers)}
+    stacked = params["blocks"]
+    layers = [jax.tree.map(itemgetter(i), stacked) for i in range(n_layers)]
+    return rest | {f"block_{i}": layer for i, layer in enumerate(layers)}
 
 
 def as_layout(params: Params, config: ModelConfig) -> Params:
