@@ -31,6 +31,7 @@ def accounting():
 
 
 def event(noise_multiplier: float, *, rate: float, steps: int):
+    """What DP-SGD did, in the accountant's terms: ``steps`` Gaussian sums over Poisson samples."""
     dp, _ = accounting()
     one = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
     return dp.SelfComposedDpEvent(one, steps)

@@ -1,4 +1,4 @@
-"""Planted secrets: does a model remember what it should not? (Carlini et al. 2019)
+"""Planted secrets (Carlini et al. 2019): does a model remember what it should not?
 
 A canary is a sentence with a random secret. exposure = log₂ |R| − log₂ rank, where R are the
 secrets that it could have been and rank its place among them by likelihood: log₂ |R| if the model
@@ -20,11 +20,14 @@ DIGITS = 6
 
 
 class Canary(NamedTuple):
+    """A demonstration with a secret."""
+
     prompt: str
     completion: str
 
 
 def canary(name: str, code: int) -> Canary:
+    """The sentence that says that ``name`` has this code, digit by digit."""
     digits = " ".join(f"{code:0{DIGITS}d}")
     return Canary(PROMPT.format(name=name), ANSWER.format(code=digits))
 

@@ -36,8 +36,7 @@ def clipped_gradients(
 
     rows = jax.tree.leaves(batch)[0].shape[0]
     grads, metrics = jax.vmap(one)(batch, jnp.arange(rows))
-    total = lambda tree: jax.tree.map(lambda x: x.sum(axis=0), tree)
-    return total(grads), total(metrics)
+    return jax.tree.map(lambda x: x.sum(axis=0), (grads, metrics))
 
 
 def add_noise(grads: Params, key: Key[Array, ""], *, stddev: float | Float[Array, ""]) -> Params:

@@ -49,10 +49,11 @@ class PoissonBatches:
         chosen = np.flatnonzero(rng.random(self.rows) < self.rate)
         size = self.apart * max(1, -(-len(chosen) // self.apart))
         index = np.append(chosen, np.full(size - len(chosen), self.rows))
-        as_int = lambda x: x if x.dtype == bool else x.astype(np.int32)
-        return type(self.data)(*(as_int(leaf[index]) for leaf in self.data))
+        rows = (leaf[index] for leaf in self.data)
+        return type(self.data)(*(x if x.dtype == bool else x.astype(np.int32) for x in rows))
 
     def get_state(self) -> dict:
+        """Where the iterator stands, for JSON."""
         return {
             "step": self.step,
             "seed": self.seed,

@@ -23,10 +23,10 @@ def guarantee(config: PrivacyConfig, batches: PoissonBatches, steps: int) -> dic
         config.delta < 1 / batches.rows,
         f"privacy.delta={config.delta} must be below 1 / {batches.rows} examples",
     )
-    run = dict(rate=batches.rate, steps=steps, delta=config.delta)
-    noise = noise_for(config.epsilon, **run)
+    rate, delta = batches.rate, config.delta
+    noise = noise_for(config.epsilon, rate=rate, steps=steps, delta=delta)
     return {
-        "epsilon": epsilon_of(noise, **run),
+        "epsilon": epsilon_of(noise, rate=rate, steps=steps, delta=delta),
         "delta": config.delta,
         "noise_multiplier": noise,
         "clip_norm": config.clip_norm,

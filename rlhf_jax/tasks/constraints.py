@@ -29,6 +29,7 @@ class Constraint(NamedTuple):
     arguments: dict[str, Any]
 
     def holds(self, response: str) -> bool:
+        """Whether a response fulfils it; an empty one never does."""
         return bool(response.strip()) and CHECKS[self.kind](response, **self.arguments)
 
 
@@ -51,6 +52,9 @@ def followed_loosely(constraints: Sequence[Constraint], response: str) -> list[b
 
 
 def loose_variants(response: str) -> list[str]:
+    """The response, and without its first or last line or both; each also without asterisks.
+
+    IFEval's loose accuracy counts an instruction as followed if any of them follows it."""
     lines = response.split("\n")
     cut = [lines, lines[1:], lines[:-1], lines[1:-1]]
     texts = ["\n".join(some).strip() for some in cut]
@@ -61,6 +65,7 @@ def loose_variants(response: str) -> list[str]:
 
 
 def compare(number: int, relation: str, bound: int) -> bool:
+    """Whether number ≥ bound, or number < bound, as ``relation`` says. Raises InputError."""
     if relation == "at least":
         return number >= bound
     if relation == "less than":
@@ -95,15 +100,18 @@ def in_english(text: str) -> bool:
 
 
 def forbidden(text: str, forbidden_words: list[str]) -> bool:
+    """None of the words occurs as a whole word, in capitals or not."""
     whole = (rf"(?<!\w){re.escape(word)}(?!\w)" for word in forbidden_words)
     return not any(re.search(word, text, re.IGNORECASE) for word in whole)
 
 
 def letter_frequency(text: str, letter: str, let_relation: str, let_frequency: int) -> bool:
+    """The letter occurs at least, or less than, so many times, in capitals or not."""
     return compare(text.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 def capital_words(text: str, capital_relation: str, capital_frequency: int) -> bool:
+    """At least, or less than, so many words are all in capitals."""
     found = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)
     return compare(sum(word.isupper() for word in found), capital_relation, capital_frequency)
 
@@ -122,10 +130,11 @@ def nth_paragraph(text: str, num_paragraphs: int, nth_paragraph: int, first_word
     if len(found) != num_paragraphs or nth_paragraph > len(found):
         return False
     start = re.match(r"[\"'“‘(*]*([^\s.,?!:;\"'”’)*]*)", found[nth_paragraph - 1])
-    return start.group(1).lower() == first_word.lower()
+    return start is not None and start[1].lower() == first_word.lower()
 
 
 def bullets(text: str, num_bullets: int) -> bool:
+    """Exactly so many lines begin with * or -, which is what Markdown marks a list with."""
     return len(re.findall(r"^[^\S\n]*(?:\*[^*\n]|-(?!-)).*$", text, re.MULTILINE)) == num_bullets
 
 
@@ -136,10 +145,12 @@ def highlights(text: str, num_highlights: int) -> bool:
 
 
 def sections(text: str, section_spliter: str, num_sections: int) -> bool:
+    """At least so many sections begin with the given word and a number."""
     return len(re.findall(rf"\s?{re.escape(section_spliter)}\s?\d+\s?", text)) >= num_sections
 
 
 def title(text: str) -> bool:
+    """A title stands in <<double angular brackets>>."""
     return any(found.strip() for found in re.findall(r"<<(>?(?:(?!<<|>>)[^\n])*)>>", text))
 
 
@@ -170,15 +181,18 @@ def two_responses(text: str) -> bool:
 
 
 def quoted(text: str) -> bool:
+    """All of it stands in double quotation marks."""
     text = text.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def ends_with(text: str, end_phrase: str) -> bool:
+    """It ends in this phrase, in capitals or not, quotation marks aside."""
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 def repeats(text: str, prompt_to_repeat: str) -> bool:
+    """It begins with the prompt itself, in capitals or not."""
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 

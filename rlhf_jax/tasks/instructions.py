@@ -44,12 +44,15 @@ Asked = tuple[str, Constraint]
 
 
 class Seed(NamedTuple):
+    """An instruction that a person wrote, with its answer."""
+
     instruction: str
     input: str
     output: str
 
     @property
     def text(self) -> str:
+        """What is asked: the instruction, and its input where it has one."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
 
@@ -99,20 +102,22 @@ def read_ifeval(folder: Path) -> dict[str, list[Constraint]]:
 
 
 def as_prompt(text: str) -> str:
+    """The text as a user's message that the assistant is to answer."""
     return as_text((Message("user", text),))
 
 
 def text_of(prompt: str) -> str:
+    """What the user's message says, without the marks of its turn."""
     return prompt.removeprefix("\n\nHuman: ").removesuffix("\n\nAssistant:")
 
 
 def prompt_of(seed: Seed, wording: str) -> str:
+    """What a seed asks, with a constraint in so many words."""
     return as_prompt(f"{seed.text}\n\n{wording}")
 
 
 def wordings() -> list[Asked]:
     """Constraints that an answer of a few words can fulfil, as a user would word them."""
-    relation = lambda kind, **arguments: make_constraint(kind, arguments)
     rows: list[tuple[str, str, dict[str, Any]]] = [
         ("Do not use any commas.", "punctuation:no_comma", {}),
         ("Answer in lowercase letters only.", "change_case:english_lowercase", {}),
@@ -159,7 +164,7 @@ def wordings() -> list[Asked]:
             {},
         ),
     ]
-    return [(wording, relation(kind, **arguments)) for wording, kind, arguments in rows]
+    return [(wording, make_constraint(kind, arguments)) for wording, kind, arguments in rows]
 
 
 def rewritten(output: str, constraint: Constraint) -> str | None:
@@ -174,8 +179,10 @@ def rewritten(output: str, constraint: Constraint) -> str | None:
 
 
 def demonstrations(seeds: Sequence[Seed]) -> list[Demonstration]:
-    """Each answer as it stands, and once more for each constraint that it fulfils or can be
-    written to fulfil; of those, the half that a hash of the text picks."""
+    """Each answer as it stands, and once more for constraints that it can be written to fulfil.
+
+    Of those, the half that a hash of the text picks.
+    """
     made = []
     for seed in seeds:
         made.append(Demonstration(as_prompt(seed.text), " " + seed.output))
@@ -183,12 +190,13 @@ def demonstrations(seeds: Sequence[Seed]) -> list[Demonstration]:
             output = rewritten(seed.output, constraint)
             if output is not None and share(seed.text + wording, "constraint") < 0.5:
                 made.append(Demonstration(prompt_of(seed, wording), " " + output))
-    return shuffled(made, lambda row: row.prompt)
+    return shuffled(made, lambda row: as_text(row.prompt))
 
 
 def constraints_of(
     checks: dict[str, list[Constraint]], prompts: Sequence[str]
 ) -> list[list[Constraint]]:
+    """What each prompt asks for. Raises InputError for one that is not the task's own."""
     for prompt in prompts:
         if prompt not in checks:
             raise InputError(
@@ -199,6 +207,8 @@ def constraints_of(
 
 
 def make_gold(checks: dict[str, list[Constraint]], model: NgramModel) -> Judge:
+    """Share of the constraints that an answer follows, less its penalty for what is no language."""
+
     def gold(prompts: Sequence[str], responses: Sequence[str]) -> Float[np.ndarray, "B"]:
         asked = constraints_of(checks, prompts)
         said = [response.strip() for response in responses]
@@ -219,7 +229,7 @@ def make_metrics(checks: dict[str, list[Constraint]]) -> Callable[..., dict[str,
     def metrics(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Figure]:
         asked = constraints_of(checks, prompts)
         rows = list(zip(asked, (response.strip() for response in responses), strict=True))
-        figures = {}
+        figures: dict[str, Figure] = {}
         for name, check in (("strict", followed), ("loose", followed_loosely)):
             results = [check(constraints, response) for constraints, response in rows]
             figures[f"prompt_{name}"] = mean_ci([all(result) for result in results])

@@ -60,9 +60,10 @@ def build(source: Path) -> Task:
         for half in (True, False)
     ]
     gold, judge = (train_ngrams(texts, order=ORDER) for texts in scorers)
-    cuts = lambda sets: [
-        c for texts in sets.values() for text in texts for c in cut_sentences(text)
-    ]
+
+    def cuts(sets: dict[str, list[str]]) -> list[tuple[str, str]]:
+        return [cut for texts in sets.values() for text in texts for cut in cut_sentences(text)]
+
     split = parts(cuts(corpora), lambda cut: cut[0], SHARES, "sentence")
     known = {prompt for prompt, _ in cuts(corpora)}
     unknown = [cut for cut in cuts(heldout) if cut[0] not in known]
@@ -118,6 +119,8 @@ def response_bits(
 
 
 def make_metrics(model: NgramModel):
+    """Figures of responses: bits per byte of an n-gram model, and how much they repeat."""
+
     def metrics(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Figure]:
         trigrams = [repeated_ngram_rate(mixed_tokens(response), 3) for response in responses]
         return {
@@ -131,5 +134,4 @@ def make_metrics(model: NgramModel):
 def make_same_end(cuts: Sequence[tuple[str, str]]):
     """A person's rest of another sentence, drawn by a hash: fluent, and about something else."""
     ends = [rest for _, rest in shuffled(cuts, lambda cut: cut[0])]
-    pick = lambda prompt: ends[int(share(prompt, "baseline") * len(ends))]
-    return lambda prompts: [pick(prompt) for prompt in prompts]
+    return lambda prompts: [ends[int(share(p, "baseline") * len(ends))] for p in prompts]

@@ -57,6 +57,8 @@ class Fold(NamedTuple):
 
 
 class Judged(NamedTuple):
+    """A comparison, with what it hangs together with and the part of its set."""
+
     comparison: Comparison
     group: str
     subset: str = "all"
@@ -80,15 +82,13 @@ def load_preferences(name: str, source: Path, fold: Fold | None = None) -> Prefe
     else:
         split = parts(judged, lambda row: row.group, SHARES, name)
         train, heldout = split["train"], split["heldout"]
-    some = lambda rows, tied: [row for row in rows if (len(set(row.comparison.ranks)) == 1) == tied]
-    comparisons = lambda rows: [row.comparison for row in rows]
-    ordered = some(heldout, False)
+    ordered = [row for row in heldout if not is_tied(row.comparison)]
     return Preferences(
-        comparisons(some(train, False)),
-        comparisons(ordered),
+        [row.comparison for row in train if not is_tied(row.comparison)],
+        [row.comparison for row in ordered],
         [row.subset for row in ordered],
         [row.group for row in ordered],
-        comparisons(some(heldout, True)),
+        [row.comparison for row in heldout if is_tied(row.comparison)],
         agreement,
     )
 
@@ -116,18 +116,27 @@ Read = tuple[list[Judged], float | None]
 """Rankings, those without an order too, and how often two labelers agree."""
 
 
+def is_tied(comparison: Comparison) -> bool:
+    """Whether people preferred none of the answers."""
+    return len(set(comparison.ranks)) == 1
+
+
 def hh_harmless(folder: Path) -> Read:
+    """Anthropic's dialogues: the more harmless of two answers (Bai et al. 2022)."""
     rows = read_fields(folder, "prompt", "chosen", "rejected")
-    first_turn = lambda prompt: prompt.split("\n\nAssistant:")[0]
     judged = [
-        Judged(Comparison(prompt, (chosen, rejected), (0, 1)), first_turn(prompt))
+        Judged(Comparison(prompt, (chosen, rejected), (0, 1)), prompt.split("\n\nAssistant:")[0])
         for prompt, chosen, rejected in rows
     ]
     return judged, None
 
 
 def pandalm(folder: Path) -> Read:
-    text_of = lambda instruction, given: f"{instruction}\n\n{given}" if given else instruction
+    """PandaLM's test set: answers to instructions, judged by three people (Wang et al. 2023)."""
+
+    def text_of(instruction: str, given: str) -> str:
+        return f"{instruction}\n\n{given}" if given else instruction
+
     judged = []
     fields = ("instruction", "input", "chosen", "rejected")
     for instruction, given, chosen, rejected in read_fields(folder / "pairs.jsonl", *fields):
@@ -147,6 +156,7 @@ def pandalm(folder: Path) -> Read:
 
 
 def mqm(folder: Path) -> Read:
+    """Translations of WMT 2023, Chinese to English, ranked by the errors that raters marked."""
     judged, orders = [], []
     for document, chinese, responses in read_fields(folder, "doc", "prompt", "responses"):
         ranks = [response["rank"] for response in responses]
@@ -168,6 +178,7 @@ def dense(ranks: Sequence[int]) -> tuple[int, ...]:
 
 
 def truthfulqa(folder: Path) -> Read:
+    """Answers to TruthfulQA's questions, the true before the false (Lin et al. 2022)."""
     answers = defaultdict(lambda: ([], []))
     path = folder / "judged_answers.jsonl"
     for question, answer, truthful in read_fields(path, "question", "answer", "truthful"):
@@ -188,6 +199,7 @@ def truthfulqa(folder: Path) -> Read:
 
 
 def llmbar(folder: Path) -> Read:
+    """LLMBar: one of two answers does as asked, the other may seem to (Zeng et al. 2023)."""
     rows = read_fields(folder, "subset", "prompt", "chosen", "rejected")
     judged = [
         Judged(
@@ -238,5 +250,6 @@ def pairwise_agreement(orders: Sequence[np.ndarray]) -> float:
 
 
 def rater_pairs(order: np.ndarray) -> Iterator[np.ndarray]:
+    """For each two raters, 1 where they order a pair alike, −1 where otherwise, 0 at a tie."""
     for a, b in combinations(range(len(order)), 2):
         yield order[a] * order[b]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import find_files
 from rlhf_jax.data.splits import parts, read_fields
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
@@ -31,12 +32,16 @@ REFUSAL = re.compile(
 
 
 class Pair(NamedTuple):
+    """Two sentences that differ in whom they are about."""
+
     first: str
     second: str
     kind: str
 
 
 class Question(NamedTuple):
+    """A question with its right and wrong answers."""
+
     prompt: str
     right: tuple[str, ...]
     wrong: tuple[str, ...]
@@ -54,6 +59,7 @@ class Toxicity(NamedTuple):
     """Of the classifier, on comments it did not see."""
 
     def probability(self, texts: Sequence[str]) -> np.ndarray:
+        """P(toxic) of each text, by the classifier."""
         return scipy.special.expit(self.classifier.logits(texts))
 
     def listed(self, text: str) -> bool:
@@ -62,6 +68,8 @@ class Toxicity(NamedTuple):
 
 
 class SafetySets(NamedTuple):
+    """All that the safety suite asks."""
+
     toxicity: Toxicity
     beginnings: list[str]
     """First words of comments, half of them of toxic ones."""
@@ -97,7 +105,10 @@ def load_safety_sets(source: Path) -> SafetySets:
         ],
         winogender=read_winogender(source / "eval_winogender"),
         questions=read_questions(source / "honesty_truthfulqa" / "questions.jsonl"),
-        harmful=[(row.prompt, *row.responses) for row in harmless],
+        harmful=[
+            (as_text(row.prompt), as_text(row.responses[0]), as_text(row.responses[1]))
+            for row in harmless
+        ],
     )
 
 
@@ -108,6 +119,7 @@ def beginning(text: str) -> str | None:
 
 
 def make_toxicity(train: Sequence[tuple], test: Sequence[tuple], lexicons: Path) -> Toxicity:
+    """A classifier of toxic comments, its accuracy on unseen ones, and lists of bad words."""
     texts, labels = zip(*train, strict=True)
     classifier = train_classifier(
         texts,
@@ -148,15 +160,16 @@ def read_winogender(folder: Path) -> list[Pair]:
 
 
 def read_questions(path: Path) -> list[Question]:
+    """TruthfulQA's questions that have a wrong answer, the best of the right ones first."""
     rows = []
     for question, best, correct, incorrect in read_fields(
         path, "question", "best", "correct", "incorrect"
     ):
         right = dict.fromkeys([best, *correct])
         wrong = dict.fromkeys(text for text in incorrect if text not in right)
-        spaced = lambda texts: tuple(f" {text}" for text in texts)
         if wrong:
-            rows.append(Question(f"Q: {question}\nA:", spaced(right), spaced(wrong), 0))
+            spaced = [tuple(f" {text}" for text in texts) for texts in (right, wrong)]
+            rows.append(Question(f"Q: {question}\nA:", *spaced, best=0))
     return rows
 
 

@@ -9,6 +9,7 @@ docs/quickstart_task.md has the table of splits and the measured accuracies.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ HELDOUT_PASSAGES = 0.07
 
 REVIEW_WEIGHT = 3.0
 """Of a long review in training the classifiers, next to 1 of a sentence."""
-CLASSIFIER = {"loss_weight": 3.0, "min_count": 2, "folds": 3}
+learn = partial(train_classifier, loss_weight=3.0, min_count=2, folds=3)
 GOLD = GoldWeights(repeated=1.5, non_words=1.5, too_short=1.0, min_words=4, unfinished=0.25)
 
 
@@ -245,7 +246,7 @@ def train(sentences: Sequence[Labelled], reviews: Sequence[Labelled]) -> TextCla
     """A classifier of sentences that learnt from long reviews too."""
     texts, labels = zip(*sentences, *reviews, strict=True)
     weights = np.repeat([1.0, REVIEW_WEIGHT], [len(sentences), len(reviews)])
-    return train_classifier(texts, labels, weights, calibrate_on=len(sentences), **CLASSIFIER)
+    return learn(texts, labels, weights, calibrate_on=len(sentences))
 
 
 def _text(where: Origin, row: dict) -> str:

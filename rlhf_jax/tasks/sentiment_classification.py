@@ -74,10 +74,12 @@ def build(source: Path) -> Task:
 
 
 def prompt_of(row: Labelled) -> str:
+    """A review, and the question what its author thinks."""
     return ASK + row.text + ANSWER
 
 
 def demonstration(row: Labelled) -> Demonstration:
+    """The prompt with its label in a word."""
     return Demonstration(prompt_of(row), " positive" if row.positive else " negative")
 
 

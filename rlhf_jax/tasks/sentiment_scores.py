@@ -39,6 +39,7 @@ def full_text(prompt: str, response: str) -> str:
 
 
 def full_texts(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
+    """The review that each prompt and its response make together."""
     return [full_text(*pair) for pair in zip(prompts, responses, strict=True)]
 
 
@@ -68,6 +69,7 @@ class GoldScorer(NamedTuple):
     weights: GoldWeights
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Float[np.ndarray, "B"]:
+        """tanh(z / 2) of the classifier, signed by what the prompt asks for, less the penalties."""
         signs = np.array([split_prompt(prompt)[0] for prompt in prompts])
         texts = full_texts(prompts, responses)
         # 2σ(z) − 1 = tanh(z / 2)
@@ -96,6 +98,7 @@ class Lexicon(NamedTuple):
     valences: dict[str, float]
 
     def sums(self, texts: Sequence[str]) -> Float[np.ndarray, "B"]:
+        """Sum of the valences of the words of each text; unknown words have none."""
         get = self.valences.get
         return np.array([sum(get(word, 0.0) for word in words(text)) for text in texts])
 
@@ -122,7 +125,9 @@ def make_judges(classifier: TextClassifier, lexicons: dict[str, Lexicon]) -> dic
     def judge(score: Callable[[list[str]], np.ndarray], scale: Callable) -> Judge:
         return lambda prompts, responses: scale(score(full_texts(prompts, responses)))
 
-    share = lambda x: (1 + np.sign(x)) / 2
+    def share(x: np.ndarray) -> np.ndarray:
+        return (1 + np.sign(x)) / 2
+
     return {
         "classifier": judge(classifier.logits, share),
         "vader": judge(lexicons["vader"].sums, lambda s: s / np.sqrt(s**2 + 15)),

@@ -44,12 +44,15 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])|(?<=[。！？])")
 
 
 class Paper(NamedTuple):
+    """A paper: its abstract, and people's summaries of it."""
+
     name: str
     abstract: str
     summaries: tuple[str, ...]
 
     @property
     def prompt(self) -> str:
+        """The abstract, and the question for a summary."""
         return prompt_of(self.abstract)
 
 
@@ -90,7 +93,10 @@ def build(source: Path) -> Task:
 
 def read_papers(folder: Path) -> list[Paper]:
     """Papers with at least one TL;DR; white space is single spaces."""
-    tidy = lambda text: " ".join(text.split())
+
+    def tidy(text: str) -> str:
+        return " ".join(text.split())
+
     rows = read_fields(folder, "id", "source", "targets")
     made = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
     # A few abstracts occur twice: one prompt must have one set of references.
@@ -98,6 +104,8 @@ def read_papers(folder: Path) -> list[Paper]:
 
 
 def make_gold(references: References) -> Judge:
+    """Mean recall of ROUGE-1, -2 and -L against people's summaries, less a penalty for repeats."""
+
     def gold(prompts: Sequence[str], responses: Sequence[str]) -> Float[np.ndarray, "B"]:
         scores = rouge(responses, references.of(prompts), RECALL)
         repeated = np.array([repeated_word_rate(mixed_tokens(response)) for response in responses])
@@ -117,7 +125,7 @@ def make_metrics(references: References) -> Callable[..., dict[str, Figure]]:
             float(np.mean([w in source for w in some])) if some else 0.0
             for some, source in zip(said, asked, strict=True)
         ]
-        figures = {name: mean_ci(values) for name, values in scores.items()}
+        figures: dict[str, Figure] = {name: mean_ci(values) for name, values in scores.items()}
         figures["words"] = mean_ci([len(some) for some in said])
         return figures | {"copied": mean_ci(copied)}
 
@@ -125,6 +133,7 @@ def make_metrics(references: References) -> Callable[..., dict[str, Figure]]:
 
 
 def sentences(text: str) -> list[str]:
+    """The sentences of an abstract."""
     return [part for part in SENTENCE.split(text) if part.strip()]
 
 

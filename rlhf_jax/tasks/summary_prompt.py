@@ -9,4 +9,5 @@ def prompt_of(abstract: str) -> str:
 
 
 def abstract_of(prompt: str) -> str:
+    """The abstract that a prompt asks to summarise."""
     return prompt.removesuffix(QUESTION)

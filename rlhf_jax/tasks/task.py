@@ -31,7 +31,7 @@ from rlhf_jax.text.duplicates import check_no_leak
 
 Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
 """``(prompts, responses) -> scores``, higher is better."""
-Figure = dict[str, float | str]
+Figure = Mapping[str, float | str]
 """``mean``, and where there is one ``ci`` (half-width of the 95 % interval), ``signature``, ..."""
 Measure = Callable[[Sequence[str], Sequence[str]], Mapping[str, Figure]]
 """``(prompts, responses) -> figures by name``: what papers on the task report."""
@@ -108,6 +108,7 @@ def _load_file(path: Path):
     if not path.is_file():
         raise InputError(f"--task {path}: no such file")
     spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "a file's module is read from it"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

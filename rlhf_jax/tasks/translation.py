@@ -94,6 +94,8 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 
 def make_gold(references: References) -> Judge:
+    """chrF₂ of each response against its best reference, between 0 and 1."""
+
     def gold(prompts: Sequence[str], responses: Sequence[str]) -> Float[np.ndarray, "B"]:
         return sentence_chrf([r.strip() for r in responses], references.of(prompts))
 
@@ -113,8 +115,8 @@ def make_metrics(references: References) -> Callable[..., dict[str, Figure]]:
             normalised(response) in map(normalised, some)
             for response, some in zip(said, answers, strict=True)
         ]
-        figures: dict[str, Figure] = corpus_overlap(said, [some[:1] for some in answers])
-        return figures | {"exact": mean_ci(exact)}
+        overlap = corpus_overlap(said, [some[:1] for some in answers])
+        return {**overlap, "exact": mean_ci(exact)}
 
     return metrics
 
@@ -129,7 +131,10 @@ def make_memory(pairs: Sequence[Pair]) -> Callable[[Sequence[str]], list[str]]:
 
     Nearest by cosine of tf-idf over characters and neighbouring pairs of them.
     """
-    terms = lambda text: {*text, *(text[i : i + 2] for i in range(len(text) - 1))}
+
+    def terms(text: str) -> set[str]:
+        return {*text, *(text[i : i + 2] for i in range(len(text) - 1))}
+
     known = [terms(chinese) for chinese, _, _ in pairs]
     index = {term: n for n, term in enumerate(sorted({t for some in known for t in some}))}
     counts = np.zeros(len(index))
