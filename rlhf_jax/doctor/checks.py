@@ -28,6 +28,7 @@ from rlhf_jax.doctor import invariants as of_model
 from rlhf_jax.doctor import invariants_data as of_data
 from rlhf_jax.doctor import invariants_ppo as of_ppo
 from rlhf_jax.doctor.invariants import Finding, not_run
+from rlhf_jax.errors import known
 from rlhf_jax.models.heads import (
     LanguageModel,
     PolicyValue,
@@ -86,19 +87,23 @@ class Patient(NamedTuple):
         """The same in float32, for what does not depend on rounding."""
         names = ("policy", "reward", "actor", "critic")
         models = {name: getattr(self, name) for name in names}
-        exact = lambda trained: trained._replace(model=replace(trained.model, dtype="float32"))
-        return self._replace(**{name: exact(trained) for name, trained in models.items()})
+        shapes = {name: replace(trained.model, dtype="float32") for name, trained in models.items()}
+        exact = {name: models[name]._replace(model=shape) for name, shape in shapes.items()}
+        return self._replace(**exact)
 
     @property
     def lm(self) -> LanguageModel:
+        """The functions of the policy."""
         return make_language_model(self.actor.model, self.actor.vocab_size)
 
     @property
     def reward_model(self) -> ScalarModel:
+        """The functions of the reward model."""
         return make_scalar_model(self.reward.model, self.reward.vocab_size)
 
     @property
     def policy_value(self) -> PolicyValue:
+        """The functions of what PPO trains."""
         model, rows = self.actor.model, self.actor.vocab_size
         return make_policy_value(model, self.critic.model, rows, self.ppo.value_trunk)
 
@@ -111,10 +116,11 @@ class Patient(NamedTuple):
 class Episodes(NamedTuple):
     """Answers of the policy, which here is its own reference, to some of the prompts."""
 
-    rollout: Rollout
+    rollout: Any
+    """A Rollout on the host: its arrays are NumPy's."""
     sampled: np.ndarray
     """The sampler's own log-probs, whether or not the rollout recomputes them."""
-    few: Rollout
+    few: Any
     """Some of the episodes, cut short at different places: an untrained policy never stops."""
     batch: PPOBatch
     """``few`` as PPO's update reads them."""
@@ -122,14 +128,13 @@ class Episodes(NamedTuple):
     @property
     def sequences(self) -> tuple[np.ndarray, np.ndarray]:
         """``few`` as (tokens, mask)."""
-        join = lambda *parts: np.concatenate(parts, axis=1)
-        return (
-            join(self.few.queries, self.few.responses),
-            join(self.few.query_mask, self.few.mask),
-        )
+        tokens = (self.few.queries, self.few.responses), (self.few.query_mask, self.few.mask)
+        ids, mask = (np.concatenate(parts, axis=1) for parts in tokens)
+        return ids, mask
 
 
 def examine(p: Patient) -> list[Finding]:
+    """All findings on one patient; samples a batch of episodes for them."""
     prompts = list(islice(iterate(p.ppo.prompts, Prompt), ROWS))
     episodes = sample_episodes(p, prompts)
     return [
@@ -147,19 +152,20 @@ def examine(p: Patient) -> list[Finding]:
 
 
 def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
+    """A batch of episodes of the patient, and a few of them with responses cut at many lengths."""
     devices = p.ppo.parallel.devices or jax.device_count()
     # Divisible by the devices, and on each into two micro-batches.
     number = -(-FEW // (2 * devices)) * 2 * devices
     queries = query_batches(
         prompts,
         p.policy.tokenizer,
-        query_length=p.ppo.prompt_length,
+        query_length=known(p.ppo.prompt_length),
         batch_size=max(EPISODES, number),
         seed=p.ppo.run.data_seed,
     )
     batch = next(queries)
 
-    def episodes(recompute_logprobs: bool) -> Rollout:
+    def episodes(recompute_logprobs: bool) -> Any:
         rollout_fn = jax.jit(wired(p, recompute_logprobs=recompute_logprobs).rollout)
         params = (p.params, p.policy.params, {"task": p.reward.params})
         return jax.device_get(rollout_fn(*params, batch, jax.random.key(p.ppo.run.seed)))
@@ -167,7 +173,7 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
     rollout = episodes(p.ppo.recompute_logprobs)
     sampled = episodes(False).logprobs if p.ppo.recompute_logprobs else rollout.logprobs
     some = jax.tree.map(lambda x: x[:number], rollout)
-    R = p.ppo.response_length
+    R = known(p.ppo.response_length)
     keep = 1 + np.arange(number) * 7 % R
     cut = some.mask & (np.arange(R)[None] < keep[:, None])
     few = some._replace(mask=cut)
@@ -175,7 +181,8 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
 
 
 def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
-    t, length, context = p.policy.tokenizer, p.ppo.prompt_length, p.policy.model.context
+    """Whether texts come back, ids have embeddings, and prompts and answers fit."""
+    t, length, context = p.policy.tokenizer, known(p.ppo.prompt_length), p.policy.model.context
     texts = [as_text(row.prompt) for row in prompts]
     ids = t.encode_prompts([row.prompt for row in prompts])
     batch, report = encode_prompts(prompts, t, query_length=length, everything=True)
@@ -184,10 +191,13 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
         of_data.text_comes_back(t.encode, t.decode, [*texts, EVERY_CHARACTER]),
         of_data.bytes_have_ids(t.decode_bytes([i]) for i in range(t.vocab_size)),
         of_data.ids_fit_the_embedding([*ids, [*t.bos_ids, *t.end_ids]], rows=p.policy.vocab_size),
-        of_data.episodes_fit(length + p.ppo.response_length, context=context),
+        of_data.episodes_fit(length + known(p.ppo.response_length), context=context),
         of_data.prompts_fit(report.cut.get("prompt", 0), len(texts), length=length, bound=0.05),
         of_data.queries_keep_the_end(
-            batch.queries[:-1], batch.query_mask[:-1], ids, bos_id=t.named_bos_id
+            np.asarray(batch.queries[:-1]),
+            np.asarray(batch.query_mask[:-1]),
+            ids,
+            bos_id=t.named_bos_id,
         ),
     ]
 
@@ -195,9 +205,9 @@ def tokenizer_findings(p: Patient, prompts: list[Prompt]) -> list[Finding]:
 def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """Whether the end of text is in SFT's loss, was learnt from it, and is sampled."""
     r = episodes.rollout
-    ended = (np.isin(r.responses, p.policy.tokenizer.end_ids) & r.mask).any(axis=1)
+    ended = np.any(np.isin(r.responses, p.policy.tokenizer.end_ids) & r.mask, axis=1)
     untrained = not_run("the end of text is learnt", "no finished SFT run")
-    sampled = of_data.answers_end(int(ended.sum()), len(ended), bound=0.5)
+    sampled = of_data.answers_end(int(ended.sum()), len(r.mask), bound=0.5)
     if p.sft is None or not p.sft.data.exists():
         reason = f"{p.sft.data} is not there" if p.sft else f"{p.ppo.init} names no demonstrations"
         return [not_run("demonstrations", reason), untrained if "policy" in p.fresh else sampled]
@@ -206,16 +216,21 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     batch, report = encode_demonstrations(
         rows,
         p.policy.tokenizer,
-        block_size=c.block_size,
-        prompt_length=c.prompt_length,
-        response_length=c.response_length,
+        block_size=known(c.block_size),
+        prompt_length=known(c.prompt_length),
+        response_length=known(c.response_length),
         target="response",
     )
-    targets = dict(end_ids=p.policy.tokenizer.end_ids, demonstrations=report.kept)
-    limit = dict(length=c.response_length, bound=0.25)
     findings = [
-        of_data.ends_are_targets(batch.tokens, batch.loss_mask, **targets),
-        of_data.demonstrations_fit(sum(report.left_out.values()), len(rows), **limit),
+        of_data.ends_are_targets(
+            np.asarray(batch.tokens),
+            np.asarray(batch.loss_mask),
+            end_ids=p.policy.tokenizer.end_ids,
+            demonstrations=report.kept,
+        ),
+        of_data.demonstrations_fit(
+            sum(report.left_out.values()), len(rows), length=known(c.response_length), bound=0.25
+        ),
     ]
     if "policy" in p.fresh:
         return [*findings, untrained]
@@ -240,7 +255,7 @@ def comparison_findings(p: Patient) -> list[Finding]:
     found = list(
         of_comparisons(rows, p.reward.tokenizer, prompt_length=None, response_length=length)
     )
-    by_ids = [(tuple(f.query), tuple(map(tuple, f.responses)), f.row.ranks) for f in found]
+    by_ids = [(tuple(f.query), tuple(map(tuple, f.responses)), f.ranks) for f in found]
     agree = of_data.comparisons_agree(of_data.find_conflicts(by_ids), bound=0.05)
     useless = sum(fate.why is not None for fate in found) + len(account.left_out)
     total = len(rows) + len(account.left_out)
@@ -248,6 +263,7 @@ def comparison_findings(p: Patient) -> list[Finding]:
 
 
 def model_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether padding, batch and cache change nothing, and bfloat16 little."""
     p, few = p.exact, episodes.few
     half = make_language_model(replace(p.policy.model, dtype="bfloat16"), p.policy.vocab_size)
     tokens, mask = episodes.sequences
@@ -256,7 +272,7 @@ def model_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     logits_of = partial(jax.jit(partial(p.lm.logits, start=0)), p.policy.params)
     half_logits_of = partial(jax.jit(partial(half.logits, start=0)), p.policy.params)
     logits = logits_of(tokens, mask)
-    before = lambda x: x[:, few.queries.shape[1] - 1 : -1]
+    before = np.asarray(logits)[:, few.queries.shape[1] - 1 : -1]  # each response's token
     exact = EXACT["float32"]
     return [
         of_model.parameters_are_finite({jax.tree_util.keystr(k): leaf for k, leaf in named}),
@@ -266,7 +282,7 @@ def model_findings(p: Patient, episodes: Episodes) -> list[Finding]:
         of_model.batch_changes_nothing(logits_of, tokens, mask, rows=4, bound=exact),
         of_model.cache_changes_nothing(
             cached_logits(p.lm, p.policy.params, few),
-            np.asarray(before(logits)),
+            before,
             few.mask,
             bound=exact,
         ),
@@ -290,6 +306,7 @@ def cached_logits(lm: LanguageModel, params: Params, r: Rollout) -> np.ndarray:
 
 
 def logprob_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether sampler and trainer agree on log-probs, so that ρ = 1 and KL = 0 at the start."""
     r, bound = episodes.rollout, EXACT[p.policy.model.dtype]
     temperature = p.ppo.sampling.temperature
 
@@ -323,20 +340,25 @@ def wired(p: Patient, *, tx: optax.GradientTransformation | None = None, **chang
 
 
 def ppo_batch(p: Patient, rollout: Rollout, **changes: Any) -> PPOBatch:
+    """What PPO's update reads of a rollout; ``changes`` are those of ``wired``."""
     return jax.jit(wired(p, **changes).batch)(rollout, {"kl_coef": p.ppo.kl.coef})[0]
 
 
 def score_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether the score is read at the last token and nowhere in padding."""
     score_fn = jax.jit(p.exact.reward_model.score)
-    score_of = lambda tokens, mask: score_fn(p.reward.params, tokens, mask, None)
+
+    def score_of(tokens, mask):
+        return score_fn(p.reward.params, tokens, mask, None)
+
     tokens, mask = episodes.sequences
     vocab_size = p.reward.vocab_size
     junk = np.random.default_rng(0).integers(0, vocab_size, tokens.shape, dtype=np.int32)
-    frame = dict(junk=junk, columns=MORE, bound=EXACT["float32"])
+    bound = EXACT["float32"]
     return [
-        of_ppo.score_ignores_padding(score_of, tokens, mask, **frame),
+        of_ppo.score_ignores_padding(score_of, tokens, mask, junk=junk, columns=MORE, bound=bound),
         of_ppo.score_reads_the_last_token(
-            score_of, tokens, mask, vocab_size=vocab_size, least=EXACT["float32"]
+            score_of, tokens, mask, vocab_size=vocab_size, least=bound
         ),
     ]
 
@@ -359,6 +381,7 @@ def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
 
 def chunk_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether two micro-batches have the gradient of one."""
     p = p.exact
     batch, loss_fn = episodes.batch, wired(p).loss
     count = batch.mask.sum().astype(jnp.float32)
@@ -372,11 +395,16 @@ def chunk_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
 
 def reference_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether an update moves the policy, and neither reference nor reward model."""
     frozen = {"reference": p.policy.params, "reward": p.reward.params}
     before, policy = digest(frozen), leaves(p.policy_value.policy(p.params))
     # From the first step at the full rate: a warm-up may begin at 0.
-    rates = [replace(optim, warmup_steps=0) for optim in (p.ppo.optim, p.ppo.value_optim)]
-    tx = make_policy_value_optimizer(*rates, p.ppo.iterations, updates_per_step=1)
+    policy_optim, value_optim = (
+        replace(optim, warmup_steps=0) for optim in (p.ppo.optim, p.ppo.value_optim)
+    )
+    tx = make_policy_value_optimizer(
+        policy_optim, value_optim, p.ppo.iterations, updates_per_step=1
+    )
     one = ParallelConfig(p.ppo.parallel.mode, 1)
     updated = leaves(p.policy_value.policy(updated_params(p, episodes, tx, layout=one)))
     gap = of_ppo.distance(updated, policy)
@@ -384,6 +412,7 @@ def reference_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
 
 def device_findings(p: Patient, episodes: Episodes) -> list[Finding]:
+    """Whether an update is the same on one device and on all."""
     p, devices = p.exact, p.ppo.parallel.devices or jax.device_count()
     if devices == 1:
         return [not_run("1 device = N devices", "one device")]
@@ -413,9 +442,11 @@ def updated_params(p: Patient, episodes: Episodes, tx, *, layout: ParallelConfig
 
 
 def leaves(params: Params) -> list[np.ndarray]:
+    """The arrays of nested parameters, on the host."""
     return jax.tree.leaves(jax.device_get(params))
 
 
 def digest(params: Params) -> str:
+    """The parameters' SHA-256, or "deleted" where a donated buffer is gone."""
     gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
     return "deleted" if gone else params_sha256(params)

@@ -40,24 +40,29 @@ def share_at_most(name: str, count: int, total: int, bound: float | int, advice:
 
 
 def share_at_least(name: str, count: int, total: int, bound: float | int, advice: str) -> Finding:
+    """A finding that passes if ``count`` is a share of at least ``bound`` of ``total``, over 0."""
     limit = f"≥ {percent(bound)}" if bound < 1 else "all"
     passed = total > 0 and count / total >= bound
     return Finding(name, share(count, total), limit, passed, advice)
 
 
 def show(value: Any) -> str:
+    """A whole number as it is, another with two figures."""
     return str(value) if isinstance(value, int) else f"{value:.2g}"
 
 
 def not_run(name: str, reason: str) -> Finding:
+    """A finding that says why nothing was examined."""
     return Finding(name, "not run", "", None, reason)
 
 
 def percent(part: float | int) -> str:
+    """A share with two figures below 10 %, whole percents above."""
     return f"{100 * part:.2g} %" if part < 0.1 else f"{100 * part:.0f} %"
 
 
 def share(count: int, total: int) -> str:
+    """A count with its share: "3 of 40 (7.5 %)"."""
     return f"{count:,} of {total:,} ({percent(count / max(total, 1))})"
 
 

@@ -77,6 +77,7 @@ def episodes_fit(length: int, *, context: int) -> Finding:
 
 
 def prompts_fit(truncated: int, total: int, *, length: int, bound: float | int) -> Finding:
+    """Few prompts are cut to ``length`` tokens."""
     return share_at_most(
         f"prompts cut to {length} tokens",
         truncated,
@@ -133,6 +134,7 @@ def ends_are_targets(
 
 
 def demonstrations_fit(dropped: int, total: int, *, length: int, bound: float | int) -> Finding:
+    """Few demonstrations are left out for answers over ``length`` tokens."""
     return share_at_most(
         f"demonstrations over {length} tokens",
         dropped,
@@ -154,6 +156,7 @@ def ends_are_predicted(right: int, total: int, *, bound: float | int) -> Finding
 
 
 def answers_end(ended: int, total: int, *, bound: float | int) -> Finding:
+    """Most sampled answers reach their end of text."""
     return share_at_least(
         "sampled answers that end",
         ended,
@@ -198,6 +201,7 @@ def find_conflicts(comparisons: Iterable[tuple]) -> Conflicts:
 
 
 def comparisons_agree(conflicts: Conflicts, *, bound: float | int) -> list[Finding]:
+    """Few pairs are ranked both ways, and few answers have two ranks."""
     return [
         share_at_most(
             "pairs ranked both ways",

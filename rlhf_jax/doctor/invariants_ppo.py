@@ -186,7 +186,10 @@ Leaves = Sequence[np.ndarray]
 
 def distance(first: Leaves, second: Leaves) -> float:
     """‖first − second‖ / ‖second‖ over all arrays together; NaN if ``second`` is all zeros."""
-    norm = lambda arrays: np.sqrt(sum((a.astype(float) ** 2).sum() for a in arrays))
+
+    def norm(arrays: Leaves) -> float:
+        return float(np.sqrt(sum((a.astype(float) ** 2).sum() for a in arrays)))
+
     gap = norm([a.astype(float) - b for a, b in zip(first, second, strict=True)])
     return float(gap / norm(second)) if norm(second) else float("nan")
 

@@ -66,8 +66,10 @@ def make_scorer(
             scores = parallel.fetch(scores_of(params, parallel.shard_whole(batch)))
             scores = np.where(batch.ranks >= 0, scores, np.nan)
             rows.append((scores, batch.mask.sum(axis=2), batch.ranks))
-        columns = (np.concatenate(column)[: len(comparisons)] for column in zip(*rows, strict=True))
-        return RowScores(*columns, stream.report)
+        scores, lengths, ranks = (
+            np.concatenate(column)[: len(comparisons)] for column in zip(*rows, strict=True)
+        )
+        return RowScores(scores, lengths, ranks, stream.report)
 
     return score
 

@@ -102,6 +102,7 @@ def answer_lines(session: Session, lines: Iterable[bytes]) -> None:
 
 
 def write(text: str) -> None:
+    """Print at once, without a line feed: the answer grows."""
     print(text, end="", flush=True)
 
 
@@ -210,7 +211,9 @@ def edit_lines() -> None:
     with suppress(ImportError):
         import readline
 
-        found = lambda text, n: [*(c for c in COMMANDS if c.startswith(text)), None][n]
+        def found(text: str, n: int) -> str | None:
+            return [*(command for command in COMMANDS if command.startswith(text)), None][n]
+
         readline.set_completer_delims(" \n")
         readline.set_completer(found)
         readline.parse_and_bind("tab: complete")

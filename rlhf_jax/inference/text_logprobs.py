@@ -29,8 +29,10 @@ Row = tuple[Sequence[int], int]
 
 
 def make_scorer(trained: Trained, *, batch_size: int) -> Callable[[Sequence[Row]], list[Scored]]:
-    """``rows -> Scored of each``, in the order given. Ids over the context are cut at their
-    beginning."""
+    """``rows -> Scored of each``, in the order given.
+
+    Ids over the context are cut at their beginning.
+    """
     lm = make_language_model(trained.model, trained.vocab_size)
     longest = trained.model.context + 1
 
@@ -59,12 +61,12 @@ def make_scorer(trained: Trained, *, batch_size: int) -> Callable[[Sequence[Row]
         rows = [(list(ids)[-longest:], counted) for ids, counted in rows]
         # Rows of similar length share a batch, so that little is padding.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-        results: list[Scored | None] = [None] * len(rows)
+        results: dict[int, Scored] = {}
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
             for i, result in zip(chosen, batch_of([rows[i] for i in chosen]), strict=True):
                 results[i] = result
-        return results
+        return [results[i] for i in range(len(rows))]
 
     return score_all
 

@@ -34,6 +34,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as v5e:4x4. Raises InputError for another form."""
     kind = topology.partition(":")[0]
     if kind not in CHIPS or not re.fullmatch(r"\w+:\d+x\d+(x\d+)?", topology):
         raise InputError(

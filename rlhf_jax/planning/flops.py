@@ -26,6 +26,7 @@ def count_flops(jaxpr: Any) -> int:
 
 
 def dot_flops(equation: Any) -> int:
+    """2 · elements of the result · length of the contraction, of one dot_general."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)

@@ -20,6 +20,8 @@ FREE = {
 
 
 class Instruction(NamedTuple):
+    """One line of a compiled program."""
+
     name: str
     shape: str
     kind: str
@@ -27,6 +29,8 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
+    """One communication of a compiled program, and how often it is done."""
+
     kind: str
     bytes: int
     """Of the result on one chip (reduce-scatter: of its operand), each time."""
@@ -36,6 +40,8 @@ class Collective(NamedTuple):
 
 
 class Facts(NamedTuple):
+    """What is read out of a compiled program."""
+
     collectives: list[Collective]
     moved: int
     """Bytes of every result, written once and read once, loops multiplied out: an estimate."""
@@ -90,6 +96,7 @@ def walk(
 
 
 def is_collective(each: Instruction) -> bool:
+    """Whether an instruction talks to other chips; of asynchronous ones the start counts."""
     return each.kind.removesuffix("-start") in KINDS
 
 
@@ -124,6 +131,7 @@ def written(each: Instruction, found: dict[str, list[Instruction]]) -> int:
 
 
 def written_by_root(root: Instruction, named: dict[str, Instruction]) -> int:
+    """Bytes that a fusion writes: of an update in place the part that is new, else its result."""
     operands = [named[name] for name in re.findall(r"%([\w.\-]+)", root.rest) if name in named]
     if root.kind == "dynamic-update-slice" and len(operands) > 1:
         return size(operands[1].shape)

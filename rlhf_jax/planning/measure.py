@@ -32,9 +32,11 @@ class Measured(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """All that the program needs of one chip."""
         return sum(self.kinds.values())
 
     def fits(self, chip: Chip) -> bool:
+        """Whether it compiled and the chip has room for it."""
         return not self.error and self.bytes <= chip.hbm
 
     def hopeless(self, chip: Chip) -> bool:
@@ -63,10 +65,12 @@ def part_bytes(leaf: Any) -> int:
 
 
 def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays on one chip."""
     return sum(map(part_bytes, jax.tree.leaves(tree)))
 
 
 def largest_replicated(tree: Any) -> tuple[int, str]:
+    """Bytes and shape of the largest array that every chip holds whole; (0, "") if none."""
     whole = [x for x in jax.tree.leaves(tree) if x.sharding.is_fully_replicated]
     largest = max(whole, key=part_bytes, default=None)
     if largest is None:
@@ -75,6 +79,7 @@ def largest_replicated(tree: Any) -> tuple[int, str]:
 
 
 def compiler_options(effort: float) -> dict[str, Any]:
+    """How the TPU compiler is asked to compile, ``effort`` from −1 (quick) to 1."""
     # Products pipelined with their own gathers make programs five times as long to compile; each
     # gather then counts as one collective, and the memory hardly differs.
     return {

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from rlhf_jax.config import InstructGPTConfig, ModelConfig, OptimConfig
+from rlhf_jax.errors import known
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.layout import ROWS, fit
 from rlhf_jax.models.lora import partition
@@ -28,6 +29,8 @@ KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 class Program(NamedTuple):
+    """What a stage compiles, with what its arguments are for."""
+
     name: str
     jitted: Any
     """A jitted function of ``arguments``."""
@@ -40,6 +43,8 @@ class Program(NamedTuple):
 
 
 class Models(NamedTuple):
+    """The shapes of a chain's models."""
+
     policy: ModelConfig
     scalar: ModelConfig
     """Shape of the reward and value models."""
@@ -52,52 +57,68 @@ def placed(tree: Any, parallel: Parallel) -> Any:
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
-    add = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(add, tree, shardings)
+    """Shapes, each with where it lies."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 def rows(parallel: Parallel, *shape: int, dtype: Any = jnp.int32, axis: int = 0) -> Any:
+    """The shape of an array whose ``axis`` of rows is spread over the devices."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=parallel.split(axis))
 
 
 def lm_shapes(models: Models) -> Any:
+    """Shapes of the policy's parameters."""
     return jax.eval_shape(make_language_model(models.policy, models.vocab_size).init, KEY)
 
 
 def scalar_shapes(models: Models) -> Any:
+    """Shapes of the reward model's parameters."""
     base = make_language_model(models.scalar, models.vocab_size)
     trunk = jax.eval_shape(base.init, KEY)["trunk"]
     return jax.eval_shape(make_scalar_model(models.scalar, models.vocab_size).init, KEY, trunk)
 
 
 def train_state(params: Any, tx: Any, optim: OptimConfig, parallel: Parallel) -> TrainState:
+    """Shapes of a train state, each with where it lies."""
     state = jax.eval_shape(partial(make_state, tx=tx, ema_decay=optim.ema_decay), params)
     return placed(state, parallel)
 
 
 def state_kinds(state: TrainState) -> dict[str, Any]:
+    """The parts of a train state by what they are for."""
     return {"weights": state.params, "optimizer": (state.opt_state, state.ema_params)}
 
 
 def text(parallel: Parallel, *shape: int, axis: int = 0) -> LMBatch:
+    """The shapes of packed text."""
     ids, flags = (rows(parallel, *shape, dtype=d, axis=axis) for d in (jnp.int32, bool))
     return LMBatch(ids, flags, ids, ids)
 
 
+def update_step(loss_fn: Any, count_fn: Any, tx: Any, optim: OptimConfig) -> Any:
+    """``make_update_step`` as ``optim`` says."""
+    return make_update_step(
+        loss_fn, count_fn, tx, accumulate=optim.accumulate, ema_decay=optim.ema_decay
+    )
+
+
 def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    """SFT's update."""
     c = chain.sft
     parallel.check_batch("sft.batch_size", c.batch_size)
     loss_fn = make_lm_loss(make_language_model(models.policy, models.vocab_size), training=False)
     tx = make_optimizer(c.optim, 1, updates_per_step=1)
-    frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)
     state = train_state(lm_shapes(models), tx, c.optim, parallel)
-    batch = text(parallel, c.batch_size, c.block_size)
-    jitted = parallel.program(make_update_step(loss_fn, count_targets, tx, **frame), state)
+    batch = text(parallel, c.batch_size, known(c.block_size))
+    jitted = parallel.program(update_step(loss_fn, count_targets, tx, c.optim), state)
     kinds = {**state_kinds(state), "batch": batch}
     return Program("SFT update", jitted, (state, batch, KEY, None), kinds, {})
 
 
 def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
+    """The reward model's update, all K answers of a prompt at once."""
     c, K = chain.reward, chain.compare.responses_per_prompt
     parallel.check_batch("reward.batch_size", c.batch_size)
     model = make_scalar_model(models.scalar, models.vocab_size)
@@ -107,9 +128,8 @@ def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
         return ranking_loss(scores, batch.ranks, count=count)
 
     tx = make_optimizer(c.optim, 1, updates_per_step=1)
-    frame = dict(accumulate=c.optim.accumulate, ema_decay=c.optim.ema_decay)
     state = train_state(scalar_shapes(models), tx, c.optim, parallel)
-    B, Q, R = c.batch_size, c.prompt_length, c.response_length
+    B, Q, R = c.batch_size, known(c.prompt_length), known(c.response_length)
     batch = ComparisonBatch(
         rows(parallel, B, Q),
         rows(parallel, B, Q, dtype=bool),
@@ -117,8 +137,11 @@ def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
         rows(parallel, B, K, R, dtype=bool),
         rows(parallel, B, K),
     )
-    count = lambda batch: count_ranked(batch.ranks)
-    jitted = parallel.program(make_update_step(loss_fn, count, tx, **frame), state)
+
+    def count(batch):
+        return count_ranked(batch.ranks)
+
+    jitted = parallel.program(update_step(loss_fn, count, tx, c.optim), state)
     kinds = {**state_kinds(state), "batch": batch}
     return Program("reward-model update", jitted, (state, batch, KEY, None), kinds, {})
 
@@ -139,6 +162,7 @@ class Actors(NamedTuple):
 
 
 def actors(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Actors:
+    """The four models of PPO as shapes, where they lie, and its optimizer."""
     c = chain.ppo
     parallel.check_batch("ppo.batch_size / num_minibatches", c.batch_size // c.num_minibatches)
     if c.ptx_coef:
@@ -157,8 +181,8 @@ def prefill(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Pro
     c, there = chain.ppo, actors(chain, models, parallel)
     lm = make_language_model(models.policy, models.vocab_size)
     policy = there.state.params["policy"]
-    queries = rows(parallel, c.batch_size, c.prompt_length)
-    mask = rows(parallel, c.batch_size, c.prompt_length, dtype=bool)
+    shape = c.batch_size, known(c.prompt_length)
+    queries, mask = rows(parallel, *shape), rows(parallel, *shape, dtype=bool)
     jitted = parallel.function(partial(lm.prefill, length=c.response_length))
     kinds = {"weights": policy, "batch": (queries, mask)}
     return Program("prefill", jitted, (policy, queries, mask), kinds, there.resident)
@@ -195,17 +219,21 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
     reward_models = {"task": make_scalar_model(models.scalar, models.vocab_size)}
     # Which tokens end an answer changes no shape.
-    ends = dict(end_ids=(0,), pad_id=0)
-    ppo = make_policy_optimization(c, lm, policy_value, reward_models, there.tx, **ends)
+    ppo = make_policy_optimization(
+        c, lm, policy_value, reward_models, there.tx, end_ids=(0,), pad_id=0
+    )
     updates = c.updates_per_iteration
     shape = updates, c.batch_size // c.num_minibatches
-    part = lambda *s, dtype=jnp.int32: rows(parallel, *shape, *s, dtype=dtype, axis=1)
-    Q, R = c.prompt_length, c.response_length
+
+    def part(*width: int, dtype: Any = jnp.int32) -> Any:
+        return rows(parallel, *shape, *width, dtype=dtype, axis=1)
+
+    Q, R = known(c.prompt_length), known(c.response_length)
     numbers = part(R, dtype=jnp.float32)
     valued = numbers if c.value_trunk != "none" else None
     tokens = part(Q), part(Q, dtype=bool), part(R), part(R, dtype=bool)
     episodes = PPOBatch(*tokens, numbers, numbers, valued, advantages=numbers, returns=valued)
-    ptx = text(parallel, updates, c.ptx_batch_size, c.ptx_data.block_size, axis=1)
+    ptx = text(parallel, updates, c.ptx_batch_size, known(c.ptx_data.block_size), axis=1)
     batch = episodes, ptx if c.ptx_coef else None
     jitted = parallel.program(ppo.update, there.state, batch_axis=1)
     kinds = {**state_kinds(there.state), "batch": batch}

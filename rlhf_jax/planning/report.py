@@ -18,24 +18,28 @@ KINDS = {
 
 
 def gib(bytes_: float | int) -> str:
+    """Bytes in GiB, two decimals."""
     return f"{bytes_ / 2**30:.2f}"
 
 
 def duration(seconds: float | int) -> str:
+    """Seconds, or milliseconds below one."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def column(measured: Measured, name: str) -> int:
+    """Bytes of a column of the memory table: of all kinds that belong there."""
     return sum(measured.kinds.get(kind, 0) for kind in KINDS[name])
 
 
 def verdict(measured: Measured, chip: Chip) -> str:
-    """ "fits", or what does not."""
+    """The word fits, or what does not."""
     if measured.fits(chip):
         return "fits"
     largest = max(KINDS, key=lambda name: column(measured, name))
@@ -58,6 +62,7 @@ def used(error: str) -> str:
 
 
 def memory_table(measured: Sequence[Measured], chip: Chip) -> str:
+    """What each program needs of a chip's memory, by kind, and whether it fits."""
     header = ["program", *KINDS, "all", f"of {gib(chip.hbm)}", ""]
     rows = [
         [
@@ -73,12 +78,13 @@ def memory_table(measured: Sequence[Measured], chip: Chip) -> str:
 
 
 def cost_table(measured: Sequence[Measured], chip: Chip, chips: int) -> str:
+    """The roofline of each program that compiled: operations, three bounds, which one limits."""
     rows = []
     for m in measured:
         if m.error:
             continue
         bounds = m.seconds(chip, chips)
-        limit = max(bounds, key=bounds.get)
+        limit = max(bounds, key=bounds.__getitem__)
         rows.append(
             [
                 m.name,
@@ -96,6 +102,7 @@ def cost_table(measured: Sequence[Measured], chip: Chip, chips: int) -> str:
 
 
 def collective_table(measured: Sequence[Measured]) -> str:
+    """How often each program talks to other chips, by kind, and how much."""
     rows = [
         [m.name, kind, f"{count:,}", gib(bytes_)]
         for m in measured
@@ -105,6 +112,7 @@ def collective_table(measured: Sequence[Measured]) -> str:
 
 
 def whole_table(measured: Sequence[Measured]) -> str:
+    """The largest arrays that every chip holds whole."""
     rows = []
     for m in measured:
         gathered, source = m.largest_gathered()

@@ -40,7 +40,7 @@ def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Call
     info = json.loads(json.dumps(info))  # as read back
     info["sha256"] = json_sha256(info)
     with orbax_options():
-        return ocp.save_checkpointables_async(path, items | {"info": info}).result
+        return ocp.save_checkpointables_async(str(path), items | {"info": info}).result
 
 
 def to_closed_loop(unraisable: Any) -> bool:
@@ -53,6 +53,7 @@ def to_closed_loop(unraisable: Any) -> bool:
 
 
 def in_parts(leaf: Any) -> bool:
+    """Whether a leaf lies in parts on several devices."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
 
 
@@ -101,6 +102,7 @@ def list_steps(folder: Path) -> list[int]:
 
 
 def remove_step(path: Path) -> None:
+    """Delete a checkpoint, all of it or nothing."""
     # Renamed first: a kill in the middle must not leave half a checkpoint under a step's name.
     doomed = path.with_name(f"{path.name}.deleted{TEMPORARY}")
     path.rename(doomed)
@@ -120,6 +122,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def json_sha256(value: Any) -> str:
+    """SHA-256 of a value as JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -138,7 +141,7 @@ def load(path: Path, items: dict[str, Any]) -> dict[str, Any]:
     """Items as Orbax finds them. Raises Damaged for whatever goes wrong."""
     try:
         with orbax_options():
-            return ocp.load_checkpointables(path, items)
+            return ocp.load_checkpointables(str(path), items)
     except MemoryError:
         raise
     except Exception as error:  # Orbax raises another class for each kind of missing file
@@ -147,4 +150,5 @@ def load(path: Path, items: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
+    """Class and first line of an error, for a sentence."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"

@@ -275,8 +275,10 @@ def saved_shapes(leaves: dict[str, Any], item: str) -> Params:
 
 
 def abstract(shapes: Params, shardings: Callable[[Params], Params]) -> Params:
-    placed = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(placed, shapes, shardings(shapes))
+    """Shapes of parameters with where ``shardings`` puts them."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings(shapes)
+    )
 
 
 def params_sha256(params: Params) -> str:
@@ -285,6 +287,7 @@ def params_sha256(params: Params) -> str:
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
+    """A train state as the items of a checkpoint, each read alone."""
     items = {
         "params": state.params,
         "train": {"step": state.step, "opt_state": state.opt_state},
@@ -293,12 +296,15 @@ def to_items(state: TrainState) -> dict[str, Any]:
 
 
 def restore(path: Path, like: TrainState) -> Restored:
+    """A train state of ``like``'s structure, types and places. Raises Damaged or InputError."""
     info = read_info(path)
     targets = to_items(like)
     check_leaves(path, info["leaves"], flatten(targets))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here)
-    items = read_items(path, info, jax.tree.map(there, targets))
+    there = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), targets
+    )
+    items = read_items(path, info, there)
     state = TrainState(params=items["params"], ema_params=items.get("ema"), **items["train"])
     return Restored(info["step"], state, info["data"], info["extra"])
 
@@ -347,6 +353,7 @@ def best_step(
 
 
 def is_disk_full(error: BaseException | None) -> bool:
+    """Whether the disk was full, also deep in the causes of an error."""
     while error is not None:
         # Tensorstore raises ValueError with the system's message in its text.
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):

@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlhf_jax.config import OptimConfig, SFTConfig
+from rlhf_jax.config import (
+    CompareConfig,
+    DPOConfig,
+    EvaluateConfig,
+    OptimConfig,
+    PPOConfig,
+    PreviewConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from rlhf_jax.config.bounds import LARGEST_WHOLE
 from rlhf_jax.config.data import ANSWER_LENGTH
 from rlhf_jax.data.fates import (
@@ -21,13 +30,22 @@ from rlhf_jax.data.fates import (
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.lengths import choose_lengths
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError, check, known
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.trained import trained_lengths
 from rlhf_jax.training.corpora import with_block
 from rlhf_jax.training.optimizers import check_warmup
 
-C = TypeVar("C")
+Fitted = (
+    SFTConfig
+    | CompareConfig
+    | RewardConfig
+    | DPOConfig
+    | PPOConfig
+    | EvaluateConfig
+    | PreviewConfig
+)
+C = TypeVar("C", bound=Fitted)
 
 CUT_AT_MOST = 0.02
 """Share of rows that may be cut, or left out for their length, without being asked for."""
@@ -45,7 +63,7 @@ def fit_lengths(config: C, rows: Iterable[Fate], *, context: int, stage: str) ->
             f"{stage}: prompts of {found.prompt_length} and answers of {found.response_length} "
             f"tokens, of a context of {context}"
         )
-        if hasattr(config, "privacy") and config.privacy.epsilon > 0:
+        if isinstance(config, SFTConfig | RewardConfig) and config.privacy.epsilon > 0:
             say(
                 f"{stage}: these lengths are those of the data, which ε does not cover: to keep "
                 "them private give --prompt-length and --response-length"
@@ -81,7 +99,7 @@ def fit_demonstrations(
     """``fit_lengths``, and rows of the same length for the text beside the demonstrations."""
     uncut = of_demonstrations(rows, tokenizer, prompt_length=None, response_length=None)
     config = fit_lengths(config, uncut, context=config.block_size or context, stage="sft")
-    block = config.block_size or config.prompt_length + config.response_length
+    block = config.block_size or known(config.prompt_length) + known(config.response_length)
     return replace(config, block_size=block, pretrain_data=with_block(config.pretrain_data, block))
 
 

@@ -53,6 +53,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
+        """Where steps are saved."""
         return self.folder / "checkpoints"
 
     def __enter__(self) -> "Run":
@@ -77,10 +78,12 @@ class Run:
         self.done = dict(summary)
 
     def fail(self, reason: str) -> None:
+        """Leave a note of why the run failed; the process that holds the folder alone."""
         if self._lock is not None:
             write_atomically(self.folder / "FAILED", reason + "\n")
 
     def close(self) -> None:
+        """Let go of the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -124,7 +127,8 @@ def open_run(
     lock = make_folder(folder)
     try:
         saved = read_run(folder, stage=None) if saved_path.exists() else None
-        moved, grows = (), ()
+        moved: Collection[str] = ()
+        grows: Collection[str] = ()
         if saved is not None:
             check_stage(saved, stage)
             check_fork(saved, fork)
@@ -140,7 +144,7 @@ def open_run(
             record["fork"] = fork
             others = [*ignore, *late, *moved, *grows]
             record["retuned"] = retuned(saved, config, others) if saved else []
-            if grows and saved.done:
+            if saved is not None and grows and saved.done:
                 longer = record
             else:
                 write_record(folder, record)
@@ -205,6 +209,7 @@ def check_free(folder: Path) -> None:
 
 
 def check_stage(saved: SavedRun, stage: str) -> None:
+    """Raise InputError for the folder of another stage."""
     if saved.stage != stage:
         raise InputError(
             f"{saved.folder} belongs to stage {saved.stage!r}, not {stage!r}: choose another folder"
@@ -228,6 +233,7 @@ def check_same(
     ignore: Collection[str],
     defaults: Mapping[str, Any],
 ) -> None:
+    """Raise InputError for another config, naming each field that changed."""
     as_default = [(name, "absent", json.dumps(value)) for name, value in flatten(defaults).items()]
     changes = [
         change

@@ -34,8 +34,8 @@ def contents_digest(path: Path) -> str | None:
         found = find_files(path)
     except InputError:
         return files_digest(path)
-    kind = lambda file: next(suffix for suffix in SUFFIXES if file.name.endswith(suffix))
-    return _digest((kind(file), file) for file in found)
+    kinds = [next(each for each in SUFFIXES if file.name.endswith(each)) for file in found]
+    return _digest(zip(kinds, found, strict=True))
 
 
 def files_digest(path: Path) -> str | None:
@@ -70,10 +70,11 @@ def _sha256(file: Path, state: tuple[int, ...]) -> str:
 
 def compared(saved: Mapping[str, InputFile], now: Mapping[str, InputFile]) -> set[str]:
     """Config fields whose files are all known then and now: their paths need not be the same."""
-    field = lambda label: label.partition("[")[0]
-    labels = saved.keys() | now.keys()
-    alone = {field(label) for label in saved.keys() ^ now.keys()}
-    return {field(label) for label in labels} - alone
+    both, alone = (
+        {label.partition("[")[0] for label in labels}  # the field, without a number in it
+        for labels in (saved.keys() | now.keys(), saved.keys() ^ now.keys())
+    )
+    return both - alone
 
 
 def check_same_inputs(

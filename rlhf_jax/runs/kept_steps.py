@@ -15,12 +15,15 @@ from rlhf_jax.types import Params
 
 
 class Kept(NamedTuple):
+    """A step that a run has kept."""
+
     run: Path
     step: str
     """A number, "latest" or "best"."""
 
     @property
     def folder(self) -> Path:
+        """Where the run keeps its steps."""
         return self.run / "checkpoints"
 
 
@@ -43,6 +46,7 @@ def run_of(path: Path) -> Path:
 
 
 def is_run(folder: Path) -> bool:
+    """Whether this is the run folder of a model."""
     return (folder / "config.json").is_file() and (folder / "model.json").is_file()
 
 
@@ -65,8 +69,10 @@ def number_of(kept: Kept) -> int:
 
 
 def measured_after(run: Path) -> dict[int, dict[str, float]]:
-    """Figures of last steps, which are measured after they are saved: of a finished run, and of the
-    shorter ones that it was before."""
+    """Figures of last steps, which are measured after they are saved.
+
+    Of a finished run, and of the shorter ones that it was before.
+    """
     done = read_done(run) or {}
     before = {int(step): figures for step, figures in done.get("shorter", {}).items()}
     measured = "steps" in done and done.get("heldout")

@@ -9,9 +9,10 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
@@ -29,11 +30,14 @@ FLUSH_SECONDS = 30
 class Sink(Protocol):
     """Where a row goes besides the JSON lines."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """The metrics of a step."""
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What was sampled at a step."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is left."""
 
 
 class MetricsLog:
@@ -123,9 +127,13 @@ class MetricsLog:
                 )
 
     def close(self) -> None:
-        with ExitStack() as stack:  # all are closed, also after one that cannot be
-            for each in (self._metrics, self._samples, *self._sinks) if self._primary else ():
-                stack.callback(each.close)
+        """Close all files and sinks, also after one that cannot be."""
+        with ExitStack() as stack:
+            if self._primary:
+                stack.callback(self._metrics.close)
+                stack.callback(self._samples.close)
+                for sink in self._sinks:
+                    stack.callback(sink.close)
 
     def _watched(self, name: str) -> bool:
         return any(name == group or name.startswith(f"{group}/") for group in self._watch)
@@ -140,17 +148,19 @@ class MetricsLog:
 
 
 def open_lines(path: Path) -> TextIO:
+    """A file to append lines to, each of which is on disk once it is whole."""
     # Line-buffered: a killed process loses at most the line it was writing.
     return open(path, "a", buffering=1, encoding="utf-8")
 
 
 def append(file: TextIO, text: str) -> None:
+    """Write ``text``; an OSError names the file."""
     with naming(file.name):
         file.write(text)
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
+def naming(path: str) -> Generator[None]:
     """An OSError names this file: that of a failed write names none."""
     try:
         yield
@@ -159,6 +169,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def to_line(row: Mapping[str, Any]) -> str:
+    """A row as JSON; NaN and infinity, which JSON has not, are null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
@@ -191,6 +202,7 @@ def rewind(path: Path, step: int | None) -> list[dict[str, Any]]:
 
 
 def up_to(step: int | None, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of steps up to ``step``; none without one."""
     return [row for row in rows if step is not None and row["step"] <= step]
 
 
@@ -234,7 +246,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, resume_step: int | None):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog  # ty: ignore[missing-module-member]
 
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = str(folder)
@@ -246,22 +258,25 @@ class TensorBoard:
         self._add(purge, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """The metrics of a step, a curve for each."""
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
             self._add(step, summary=scalar(name, value))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What was sampled at a step, as text."""
         from tensorboardX.summary import text
 
         # JSON has no raw newline, so model text cannot leave the indented block, shown as it is.
         self._add(step, summary=text("samples", "".join(f"    {to_line(row)}" for row in rows)))
 
     def close(self) -> None:
+        """Write what is left."""
         self._writer.close()
 
     def _add(self, step: int, **what: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # ty: ignore[missing-module-member]
 
         with naming(self._folder):
             self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
@@ -309,18 +324,21 @@ class WeightsAndBiases:
             self._replay(kept)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """The metrics of a step, a curve for each."""
         self._run.log(dict(values), step=step)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What was sampled at a step, as a table."""
         columns = list(rows[0])
         table = self._wandb.Table(columns=columns, data=[[r.get(c) for c in columns] for r in rows])
         self._run.log({"samples": table}, step=step)
 
     def close(self) -> None:
+        """Send what is left."""
         self._run.finish()
 
     def _replay(self, rows: Sequence[dict[str, Any]]) -> None:
-        step_of = lambda row: row["step"]
+        step_of = itemgetter("step")
         for step, group in groupby(sorted(rows, key=step_of), step_of):
             texts = []
             for row in group:

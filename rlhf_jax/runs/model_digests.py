@@ -47,14 +47,17 @@ SETTINGS_FILES = (
 
 
 def settings_digest(path: Path) -> str | None:
-    """What tells models of the same weights apart: shape, tokenizer, chat template, and the model
-    below an adapter. None of a single file, which ``model_digest`` reads whole."""
+    """What tells models of the same weights apart; None of a single file.
+
+    That is shape, tokenizer, chat template, and the model below an adapter. A single file is read
+    whole by ``model_digest``.
+    """
     path = run_of(path)
     if (path / "model.json").is_file():
         files = [path / "model.json", *sorted((path / "tokenizer").glob("*"))]
     else:
         files = [path / name for name in SETTINGS_FILES if (path / name).is_file()]
-    found = [[file.name, file_sha256(file)] for file in files]
+    found: list[list[str | None]] = [[file.name, file_sha256(file)] for file in files]
     if is_adapter(path):
         base = base_of(path)
         found += [[base, model_digest(Path(base)), settings_digest(Path(base))]] if base else []

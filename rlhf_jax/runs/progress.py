@@ -18,7 +18,7 @@ def say(message: str) -> None:
 
 
 def show(name: str, value: float | int) -> str:
-    """ "loss 5.12"; a name ending in /s is a rate: "18.4k tok/s"."""
+    """A number with its name, "loss 5.12"; a name ending in /s is a rate: "18.4k tok/s"."""
     if not name.endswith("/s"):
         return f"{name} {value:.3g}"
     return f"{with_unit(value)} {name}"
@@ -92,7 +92,7 @@ class Progress:
 
     def _times(self, step: int, now: float) -> list[str]:
         """The time left, and what a step takes; neither before the second one."""
-        first_step, first_time = self._first
+        first_step, first_time = self._first or (step, now)
         if step == first_step:
             return []
         each = (now - first_time) / (step - first_step)
@@ -105,8 +105,10 @@ BAR = 8
 
 
 def fitting(parts: list[str], columns: int) -> str:
-    """The first of ``parts`` that fit into so many columns, whole: a number without its unit would
-    be another."""
+    """The first of ``parts`` that fit into so many columns, whole.
+
+    A number without its unit would be another.
+    """
     while parts and len(", ".join(parts)) > columns:
         parts = parts[:-1]
     return ", ".join(parts)
@@ -134,9 +136,11 @@ class Throughput:
     """
 
     def __init__(self):
-        self._count, self._since = 0, None
+        self._count = 0
+        self._since: float | None = None
 
     def add(self, count: int) -> None:
+        """So many more units are done, now."""
         if self._since is None:
             self._since = time.monotonic()
         else:
@@ -144,7 +148,7 @@ class Throughput:
 
     def rate(self) -> float:
         """Units per second; 0 before the second count."""
-        if not self._count:
+        if self._since is None or not self._count:
             return 0.0
         return self._count / max(time.monotonic() - self._since, 1e-9)
 

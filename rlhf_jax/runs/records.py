@@ -47,6 +47,7 @@ class SavedRun(NamedTuple):
 
     @property
     def checkpoints(self) -> Path:
+        """Where steps are saved."""
         return self.folder / "checkpoints"
 
 
@@ -95,14 +96,17 @@ def moved_config(saved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def read_inputs(saved: Mapping[str, Any]) -> dict[str, InputFile]:
+    """Inputs as a record holds them, by label."""
     return {name: InputFile(*found) for name, found in saved.items()}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write config.json, all of it or nothing."""
     write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
+    """What DONE says of a finished run, or None."""
     path = folder / "DONE"
     return read_object(path) if path.exists() else None
 

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ from rlhf_jax.runs.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.runs.signals import StopRequest
 from rlhf_jax.runs.startup import start
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
-from rlhf_jax.types import Metrics, Params, TrainState
+from rlhf_jax.types import Metrics, Params, TrainState, as_leaf
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class Stage:
         name: str,
         file: str,
         *,
-        best: tuple[str, str] = ("", "min"),
+        best: tuple[str, Literal["max", "min"]] = ("", "min"),
         one_process: bool = False,
         late: tuple[str, ...] = (),
     ):
@@ -177,8 +177,11 @@ class Stage:
             say(f"{self.name}: stopped at once{self._goes_on()}")
 
     def _remove_if_fresh(self) -> None:
-        """Bad input leaves nothing behind before there is work to keep: the corrected command may
-        use the same folder, which stays if it was there (it may be a link, or a mounted disk)."""
+        """Bad input leaves nothing behind before there is work to keep.
+
+        The corrected command may use the same folder, which stays if it was there (it may be a
+        link, or a mounted disk).
+        """
         folder = self.run_config.dir
         if not (self._fresh and jax.process_index() == 0 and (folder / "config.json").exists()):
             return
@@ -191,7 +194,7 @@ class Stage:
     def _check_final(self) -> None:
         """Raise InputError if a finished run has lost what it is for."""
         folder = self.run_config.dir
-        if "params_sha256" in self.summary and not list_steps(folder / "final"):
+        if "params_sha256" in (self.summary or {}) and not list_steps(folder / "final"):
             self._stack.close()
             raise InputError(
                 f"{folder} is finished, but its parameters are gone from {folder / 'final'}: "
@@ -297,7 +300,7 @@ class Stage:
             self._units[name] += count
             self._throughput.add(count)
         write = self._last or self.done % self.run_config.log_every == 0
-        row = dict(metrics)
+        row: dict[str, Any] = dict(metrics)
         if write and self._throughput.rate():
             row[f"{next(iter(units))}_per_second"] = self._throughput.rate()
         self._log.scalars(self.done, row, write=write)
@@ -320,6 +323,7 @@ class Stage:
             self._log.scalars(self.done, figures)
 
     def log_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log what was sampled at this step."""
         self._log.samples(self.done, rows)
 
     def checkpoint(self, state: TrainState, **extra: float) -> None:
@@ -365,10 +369,16 @@ class Stage:
             folder = self.run_config.dir / "final"
             # Of a run that is made longer the old model stays until DONE tells of the new one.
             keep = 1 + len(list_steps(folder))
-            frame = dict(keep_latest=keep, keep_best=0, best_metric=None, best_mode="max")
-            frame["otherwise"] = f"all steps are kept{self._goes_on()}"
-            with Checkpoints(folder, **frame) as final:
-                state = TrainState(np.asarray(self.done, np.int32), params, (), None)
+            with Checkpoints(
+                folder,
+                keep_latest=keep,
+                keep_best=0,
+                best_metric=None,
+                best_mode="max",
+                otherwise=f"all steps are kept{self._goes_on()}",
+            ) as final:
+                step = as_leaf(np.asarray(self.done, np.int32))
+                state = TrainState(step, params, (), None)
                 final.save(self.done, state, data={}, extra={}, metrics={})
             summary["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
             summary["params_sha256"] = params_sha256(params)

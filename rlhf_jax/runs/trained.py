@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -219,8 +219,10 @@ def with_adapters(
 def load_any(
     path: Path, *, flag: str, base: Path | None = None, shardings: Shardings | None = None
 ) -> Trained:
-    """``load_trained`` of either kind; ``base`` is the model below a PEFT adapter, if it is not the
-    one that the adapter names."""
+    """``load_trained`` of either kind.
+
+    ``base`` is the model below a PEFT adapter, if it is not the one that the adapter names.
+    """
     path = Path(path)
     if is_adapter(path):
         return _load_adapter(path, flag, base)
@@ -365,7 +367,8 @@ def steps_of(folder: Path) -> str:
 
 def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
     def in_parts(names: tuple[str, ...], value: np.ndarray) -> jax.Array:
-        tree = value
+        assert shardings is not None
+        tree: Any = value
         for name in reversed(names):
             tree = {name: tree}
         return place(value, jax.tree.leaves(shardings(tree))[0])

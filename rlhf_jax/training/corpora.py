@@ -13,19 +13,22 @@ from rlhf_jax.data.batches import Batches, text_batches
 from rlhf_jax.data.datasets import Rows, load_texts, split
 from rlhf_jax.data.encoding import encode_texts
 from rlhf_jax.data.fates import EncodingReport
+from rlhf_jax.data.rows import Text
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, known
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.training.updates import make_lm_loss
-from rlhf_jax.types import Params
+from rlhf_jax.types import LMBatch, Params
 
 
 class Corpora(NamedTuple):
+    """Sets of raw text by name, each with what nothing learns from."""
+
     names: tuple[str, ...]
-    train: tuple[Rows, ...]
-    heldout: tuple[Rows, ...]
+    train: tuple[Rows[Text], ...]
+    heldout: tuple[Rows[Text], ...]
 
 
 def load_corpora(config: TextDataConfig, *, flag: str) -> Corpora:
@@ -65,12 +68,12 @@ def text_stream(
     batch_size: int,
     seed: int,
     mine: np.ndarray,
-) -> Batches:
+) -> Batches[LMBatch]:
     """Endless packed batches of the training text, mixed by ``config.weights``."""
     return text_batches(
         *[encode_texts(rows, tokenizer) for rows in corpora.train],
         weights=config.weights,
-        block_size=config.block_size,
+        block_size=known(config.block_size),
         batch_size=batch_size,
         seed=seed,
         pad_id=tokenizer.pad_id,
@@ -136,7 +139,7 @@ def make_text_losses(
         stream = text_batches(
             encode_texts(rows, tokenizer),
             weights=(),
-            block_size=config.block_size,
+            block_size=known(config.block_size),
             batch_size=batch_size,
             seed=None,
             pad_id=tokenizer.pad_id,
@@ -155,9 +158,9 @@ def make_text_losses(
         results = {}
         for name, batches in sets.items():
             sums = parallel.fetch([nats(params, parallel.shard_whole(batch)) for batch in batches])
-            columns = (np.array([float(x) for x in column]) for column in zip(*sums, strict=True))
+            total, count = (np.array([float(x) for x in part]) for part in zip(*sums, strict=True))
             bytes_ = [token_bytes[b.tokens][b.loss_mask].sum() for b in batches]
-            results[name] = TextLoss(*columns, np.array(bytes_))
+            results[name] = TextLoss(total, count, np.array(bytes_))
         return results
 
     return evaluate

@@ -19,6 +19,8 @@ BETA = 0.95
 
 
 class MuonState(NamedTuple):
+    """What Muon keeps between updates."""
+
     count: Int[Array, ""]
     momentum: Any
 
@@ -67,10 +69,10 @@ def scale_by_muon() -> optax.GradientTransformation:
         x = orthogonalised(BETA * ahead + (1 - BETA) * here)
         return x * math.sqrt(max(1.0, x.shape[-1] / x.shape[-2]))
 
-    def update(gradients, state, params=None):
+    def update(updates, state, params=None):
         count = state.count + 1
-        momentum = jax.tree.map(lambda m, g: BETA * m + (1 - BETA) * g, state.momentum, gradients)
-        found = jax.tree.map(lambda m, g: direction(m, g, count), momentum, gradients)
+        momentum = jax.tree.map(lambda m, g: BETA * m + (1 - BETA) * g, state.momentum, updates)
+        found = jax.tree.map(lambda m, g: direction(m, g, count), momentum, updates)
         return found, MuonState(count, momentum)
 
     return optax.GradientTransformation(init, update)

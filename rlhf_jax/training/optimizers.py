@@ -1,12 +1,13 @@
 """AdamW, its schedules, what decays, and the average of the weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from rlhf_jax.config import OptimConfig
 from rlhf_jax.errors import check
@@ -14,7 +15,8 @@ from rlhf_jax.objectives.logprobs import at_least_float32
 from rlhf_jax.training.muon import scale_by_muon
 from rlhf_jax.types import Params, TrainState
 
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
+Schedule = Callable[[Any], Float[Array, ""]]
+"""Of a step's number, a learning rate."""
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
@@ -67,7 +69,10 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
 
 def decay_mask(params: Params) -> Params:
     """True on the matrices of dense layers: biases, normalisation and embeddings do not decay."""
-    is_kernel = lambda path, leaf: path[-1].key in ("kernel", "lora_a", "lora_b")
+
+    def is_kernel(path: Any, leaf: Any) -> bool:
+        return path[-1].key in ("kernel", "lora_a", "lora_b")
+
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
@@ -80,7 +85,10 @@ def make_optimizer(
     optimizer updates each, as InstructGPT and lm-human-preferences do.
     """
     schedule = make_schedule(config, total_steps)
-    rate = lambda count: schedule(count // updates_per_step)
+
+    def rate(count: Any) -> Float[Array, ""]:
+        return schedule(count // updates_per_step)
+
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     if config.optimizer == "muon":
         return optax.chain(clip, muon(config, rate))
@@ -95,12 +103,16 @@ def make_optimizer(
 def muon(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
     """Muon for the trunk's kernels, Adam with Nesterov's look-ahead for everything else."""
 
+    def label(path, leaf):
+        in_trunk = path[-1].key == "kernel" and any(entry.key == "trunk" for entry in path)
+        return "muon" if in_trunk else "adam"
+
     def labels(params):
-        in_trunk = lambda path: path[-1].key == "kernel" and any(p.key == "trunk" for p in path)
-        label = lambda path, leaf: "muon" if in_trunk(path) else "adam"
         return jax.tree_util.tree_map_with_path(label, params)
 
-    adam_rate = lambda count: rate(count) * (config.adam_lr / config.lr)
+    def adam_rate(count: Any) -> Float[Array, ""]:
+        return rate(count) * (config.adam_lr / config.lr)
+
     return optax.partition(
         {
             "muon": optax.chain(
@@ -123,11 +135,18 @@ def make_policy_value_optimizer(
 
     With a shared trunk there is no ``value`` subtree and the policy's optimizer updates everything.
     """
-    make = lambda config: make_optimizer(config, total_steps, updates_per_step=updates_per_step)
-    label = lambda params: {
-        name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in params.items()
+    configs = {"policy": policy, "value": value}
+    optimizers: dict[Hashable, optax.GradientTransformation] = {
+        name: make_optimizer(config, total_steps, updates_per_step=updates_per_step)
+        for name, config in configs.items()
     }
-    return optax.partition({"policy": make(policy), "value": make(value)}, label)
+
+    def networks(params):
+        return {
+            name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in params.items()
+        }
+
+    return optax.partition(optimizers, networks)
 
 
 def make_state(params: Params, tx: optax.GradientTransformation, *, ema_decay: float) -> TrainState:

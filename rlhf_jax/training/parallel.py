@@ -25,6 +25,8 @@ from rlhf_jax.training.sharding import shardings
 
 
 class Parallel(NamedTuple):
+    """The devices of a run, and how rows and parameters lie on them."""
+
     mode: str
     mesh: Mesh
 
@@ -35,6 +37,7 @@ class Parallel(NamedTuple):
 
     @property
     def replicated(self) -> NamedSharding:
+        """Whole on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def split(self, axis: int) -> NamedSharding:
@@ -46,6 +49,7 @@ class Parallel(NamedTuple):
         return shardings(tree, self.mesh)
 
     def check_batch(self, name: str, rows: int) -> None:
+        """Raise InputError for a number of rows that the devices cannot share evenly."""
         if rows % self.row_shards:
             raise InputError(
                 f"{name}={rows} is not divisible by the {self.row_shards} parts that rows are "
@@ -60,15 +64,20 @@ class Parallel(NamedTuple):
 
     def shard(self, batch: PyTree, axis: int = 0) -> PyTree:
         """Put a batch on the devices, split along ``axis``; each process gives ``rows`` of it."""
-        put = lambda x: jax.make_array_from_process_local_data(self.split(axis), np.asarray(x))
+        there = self.split(axis)
         if jax.process_count() == 1:
-            put = lambda x: jax.device_put(x, self.split(axis))
-        return jax.tree.map(put, batch)
+            return jax.tree.map(lambda x: jax.device_put(x, there), batch)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(there, np.asarray(x)), batch
+        )
 
     def shard_whole(self, batch: PyTree) -> PyTree:
         """The same of a batch that every process has whole, split as far as its rows divide."""
-        spec = lambda x: fit((ROWS,), x.shape, self.mesh.shape)
-        return jax.tree.map(lambda x: place(x, NamedSharding(self.mesh, spec(x))), batch)
+
+        def put(x):
+            return place(x, NamedSharding(self.mesh, fit((ROWS,), x.shape, self.mesh.shape)))
+
+        return jax.tree.map(put, batch)
 
     def place(self, params: PyTree) -> PyTree:
         """Put parameters where they lie, part by part; an array that occurs twice is put once."""

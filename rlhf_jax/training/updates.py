@@ -21,11 +21,12 @@ from rlhf_jax.training.optimizers import update_ema
 from rlhf_jax.training.sharding import laid_out
 from rlhf_jax.types import LMBatch, Metrics, Params, TrainState
 
-LossFn = Callable[[Params, Any, Key[Array, ""], Any], tuple[Float[Array, ""], Metrics]]
+LossFn = Callable[[Params, Any, Any, Any], tuple[Float[Array, ""], Metrics]]
 UpdateStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:
+    """Σ over the devices of a mapped axis; under None the tree itself, which is global already."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
@@ -61,6 +62,7 @@ def on_trainable(loss_fn: LossFn, frozen: Params | None) -> LossFn:
 def apply_gradients(
     state: TrainState, grads: Params, tx: optax.GradientTransformation, *, ema_decay: float
 ) -> TrainState:
+    """One optimizer update, and one of the averaged weights."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = update_ema(state.ema_params, params, decay=ema_decay)
