@@ -387,8 +387,8 @@ PLANTS = (
         41,
         "the schedule counts minibatches",
         OPTIMIZERS,
-        "rate = lambda count: schedule(count // updates_per_step)",
-        "rate = lambda count: schedule(count)",
+        "return schedule(count // updates_per_step)",
+        "return schedule(count)",
         f"{UPDATE}the_schedule_advances_once_per_iteration",
     ),
     Plant(
@@ -403,8 +403,8 @@ PLANTS = (
         43,
         "biases, normalisation and embeddings decay",
         OPTIMIZERS,
-        'is_kernel = lambda path, leaf: path[-1].key in ("kernel", "lora_a", "lora_b")',
-        "is_kernel = lambda path, leaf: True",
+        'return path[-1].key in ("kernel", "lora_a", "lora_b")',
+        "return True",
         f"{OPTIMIZER}adamw_against_numpy",
     ),
     Plant(
