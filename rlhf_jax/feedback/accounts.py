@@ -19,20 +19,25 @@ ADMIN = "admin"
 
 
 class Account(NamedTuple):
+    """Somebody who may come in."""
+
     id: str
     name: str
     role: str
 
     @property
     def is_admin(self) -> bool:
+        """Whether it may invite, revoke, export and delete."""
         return self.role == ADMIN
 
 
 def new_token() -> str:
+    """A secret that nobody can guess: 256 random bits."""
     return secrets.token_urlsafe(32)
 
 
 def hashed(token: str) -> str:
+    """What the store keeps of a token, from which nobody gets it back."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -138,6 +143,7 @@ OPEN = "token_hash = :hash AND account IS NULL AND revoked IS NULL AND expires >
 
 
 def is_open(database: Database, token: str) -> bool:
+    """Whether an invite can still be used."""
     with database.read() as rows:
         found = rows(f"SELECT 1 FROM invite WHERE {OPEN}", hash=hashed(token), now=time.time())
     return bool(found)
@@ -183,6 +189,7 @@ def by_token(database: Database, token: str) -> Account | None:
 
 
 def start_session(database: Database, account: Account, *, seconds: float = SESSION_SECONDS) -> str:
+    """The token of a new session of an account; expired ones are deleted."""
     token, now = new_token(), time.time()
     with database.write() as rows:
         rows("DELETE FROM session WHERE expires < :now", now=now)
@@ -196,12 +203,14 @@ def start_session(database: Database, account: Account, *, seconds: float = SESS
 
 
 def by_session(database: Database, token: str) -> Account | None:
+    """The account of a session that is open and not revoked, or None."""
     sql = """SELECT a.id, a.name, a.role, s.token_hash
         FROM session s JOIN account a ON a.id = s.account"""
     return _by_hash(database, sql, "s", token, extra="AND s.expires > :now")
 
 
 def end_session(database: Database, token: str) -> None:
+    """Delete a session; nothing where there is none."""
     with database.write() as rows:
         rows("DELETE FROM session WHERE token_hash = :hash", hash=hashed(token))
 
@@ -224,6 +233,7 @@ def _by_hash(
 
 
 def list_accounts(database: Database) -> list[dict[str, Any]]:
+    """Accounts with name, role, and when they were made and revoked, oldest first."""
     with database.read() as rows:
         return rows("SELECT id, name, role, created, revoked FROM account ORDER BY created")
 

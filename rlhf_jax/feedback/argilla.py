@@ -18,6 +18,7 @@ Row = dict[str, Any]
 
 
 def is_argilla(row: Row) -> bool:
+    """Whether a row has the responses to a question, as Argilla's flattened records do."""
     return any(name.endswith(RESPONSES) for name in row)
 
 
@@ -28,7 +29,7 @@ def argilla_rows(row: Row, leave_out: Callable[[str], None]) -> list[tuple[str, 
     """
     question = _question(row)
     given = row[question] if question else None
-    if not given:
+    if question is None or not given:
         leave_out("record that nobody has ranked")
         return []
     users = row.get(f"{question}.users") or [""] * len(given)

@@ -51,6 +51,7 @@ class Client:
         self._ask("POST", "/api/label", body | {"submission": submission or secrets.token_hex(16)})
 
     def status(self) -> dict[str, int]:
+        """How many tasks are open, and how many labels there are and are wanted."""
         return self._ask("GET", "/api/status")
 
     def _ask(self, method: str, path: str, body: dict | None = None) -> dict:

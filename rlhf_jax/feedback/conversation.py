@@ -21,6 +21,8 @@ MOST_WAITING = 3
 
 
 class Turn(NamedTuple):
+    """A message of a person, with the answers to it."""
+
     id: str
     conversation: str
     message: str
@@ -108,6 +110,7 @@ def answer(
 
 
 def give_up(database: Database, question: Question) -> None:
+    """Mark a question that could not be answered."""
     with database.write() as rows:
         rows("UPDATE turn SET state = 'failed' WHERE id = :id", id=question.turn)
 
@@ -146,8 +149,10 @@ def read_turns(database: Database, account: Account, conversation: str) -> list[
 
 
 def preferred(turn: Turn) -> str | Conversation:
-    """The answer that a conversation goes on from: the newest correction, else the one ranked
-    best, else the first."""
+    """The answer that a conversation goes on from.
+
+    The newest correction, else the one ranked best, else the first.
+    """
     best = 0
     for label in turn.labels:
         if label["kind"] == "ranking":
@@ -155,6 +160,7 @@ def preferred(turn: Turn) -> str | Conversation:
     for label in turn.labels[::-1]:
         if label["kind"] == "demonstration":
             return label["body"]["text"]
+    assert turn.task is not None, "a turn that is done has answers"
     return turn.task.responses[best].text
 
 
@@ -188,6 +194,7 @@ def talks(database: Database, account: Account, *, most: int) -> list[Talk]:
 
 
 def newest_conversation(database: Database, account: Account) -> str | None:
+    """The conversation of the newest message of a person, or None."""
     with database.read() as rows:
         found = rows(
             "SELECT conversation FROM turn WHERE account = :a ORDER BY number DESC LIMIT 1",

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,19 +62,29 @@ def check_storable(values: Mapping[str, Any]) -> None:
 class Rows(Protocol):
     """A transaction: statements with their results as dicts."""
 
-    def __call__(self, sql: str, **values: Any) -> list[dict[str, Any]]: ...
+    def __call__(self, sql: str, **values: Any) -> list[dict[str, Any]]:
+        """The rows that a statement with ``:name`` placeholders gives; none of a change."""
+        ...
 
 
 @runtime_checkable
 class Database(Protocol):
+    """A store of labels."""
+
     name: str
     """For messages: without passwords."""
 
-    def write(self) -> contextlib.AbstractContextManager[Rows]: ...
+    def write(self) -> contextlib.AbstractContextManager[Rows]:
+        """A transaction that alone writes; all of it is stored, or nothing."""
+        ...
 
-    def read(self) -> contextlib.AbstractContextManager[Rows]: ...
+    def read(self) -> contextlib.AbstractContextManager[Rows]:
+        """A transaction that sees the store at one moment."""
+        ...
 
-    def holds_store(self) -> bool: ...
+    def holds_store(self) -> bool:
+        """Whether the tables have been made."""
+        ...
 
 
 def open_database(
@@ -137,6 +147,7 @@ class SQLite:
             raise StoreUnavailable(reason, f"{self.path}: {error.strerror}") from None
 
     def holds_store(self) -> bool:
+        """Whether the tables have been made."""
         with self.read() as rows:
             return bool(rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"))
 
@@ -151,13 +162,15 @@ class SQLite:
         return connection
 
     def write(self) -> contextlib.AbstractContextManager[Rows]:
+        """Takes SQLite's one lock at its beginning, or waits for it."""
         return self._transaction("BEGIN IMMEDIATE")
 
     def read(self) -> contextlib.AbstractContextManager[Rows]:
+        """Sees the file as it was when it first read, and waits for nobody."""
         return self._transaction("BEGIN")
 
     @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[Rows]:
+    def _transaction(self, begin: str) -> Generator[Rows]:
         with contextlib.closing(self._connect()) as connection, self._translated():
             connection.execute(begin)
             try:
@@ -173,7 +186,7 @@ class SQLite:
             return rows("PRAGMA integrity_check")[0]["integrity_check"]
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self) -> Generator[None]:
         """SQLite's errors that are no bug as ``StoreUnavailable``."""
         try:
             yield

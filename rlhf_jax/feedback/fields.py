@@ -1,6 +1,7 @@
-"""What a labeler enters: the fields of InstructGPT's interface (Ouyang et al. 2022, Tables 1, 3, 7)
+"""What a labeler enters: the fields of InstructGPT's interface.
 
-In the data fields are ids; their names in English and Chinese are in ``locales/``.
+Ouyang et al. 2022, Tables 1, 3, 7. In the data fields are ids; their names in English and Chinese
+are in ``locales/``.
 """
 
 import reprlib
@@ -92,6 +93,7 @@ def check_ranking(body: Mapping[str, Any], count: int, clean: Clean = str) -> di
 
 
 def check_skip(body: Mapping[str, Any], clean: Clean = str) -> dict[str, Any]:
+    """Why a task was skipped, as it is stored. Raises InputError for an unknown reason."""
     reason = body.get("reason")
     if reason not in SKIP_REASONS:
         raise InputError(

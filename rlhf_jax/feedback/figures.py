@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ class Agreement(NamedTuple):
 
     @property
     def share(self) -> float:
+        """Of the pairs that both order, those ordered alike; NaN without any."""
         return self.alike / self.pairs if self.pairs else float("nan")
 
 
@@ -36,24 +37,31 @@ def agreement(labels: Sequence[Label]) -> tuple[Agreement, dict[str, Agreement]]
     for label in labels:
         if label.kind == "ranking":
             tasks[label.task.id].append((label.labeler, label.body["ranks"]))
-    counts: dict[str | None, list[tuple[int, int]]] = defaultdict(list)
+    everyone: list[tuple[int, int]] = []
+    counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for given in tasks.values():
-        of_task: dict[str | None, list[int]] = defaultdict(lambda: [0, 0])
+        of_all, of_one = [0, 0], defaultdict(lambda: [0, 0])
         for (first, a), (second, b) in combinations(given, 2):
             alike, both = count_alike(a, b)
-            for who in (None, first, second):
-                of_task[who][0] += alike
-                of_task[who][1] += both
-        for who, (alike, both) in of_task.items():
+            for found in (of_all, of_one[first], of_one[second]):
+                found[0] += alike
+                found[1] += both
+        if of_all[1]:
+            everyone.append((of_all[0], of_all[1]))
+        for who, (alike, both) in of_one.items():
             if both:
                 counts[who].append((alike, both))
-    everyone = Agreement(*ratio(counts.pop(None, [])))
-    return everyone, {who: Agreement(*ratio(each)) for who, each in counts.items()}
+    return Agreement(*ratio(everyone)), {
+        who: Agreement(*ratio(each)) for who, each in counts.items()
+    }
 
 
 def count_alike(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:
     """(ordered alike, ordered strictly by both) of the pairs of two rankings."""
-    sign = lambda ranks, i, j: (ranks[i] > ranks[j]) - (ranks[i] < ranks[j])
+
+    def sign(ranks: Sequence[int], i: int, j: int) -> int:
+        return (ranks[i] > ranks[j]) - (ranks[i] < ranks[j])
+
     products = [sign(a, i, j) * sign(b, i, j) for i, j in combinations(range(len(a)), 2)]
     return products.count(1), len(products) - products.count(0)
 
@@ -83,6 +91,8 @@ def per_hour(labels: Sequence[Label], *, hours: int, now: float) -> list[int]:
 
 
 class Pace(NamedTuple):
+    """How much one labeler has done, and how quickly."""
+
     labeler: str
     account: str
     rankings: int
@@ -133,7 +143,7 @@ def set_status(database: Database, name: str, **body: Any) -> None:
 
 
 @contextlib.contextmanager
-def alive(database: Database, name: str, *, every: float) -> Iterator[None]:
+def alive(database: Database, name: str, *, every: float) -> Generator[None]:
     """Say every some seconds, from a thread, that the process of this name still runs."""
     ended = threading.Event()
 
@@ -153,6 +163,7 @@ def alive(database: Database, name: str, *, every: float) -> Iterator[None]:
 
 
 def read_status(database: Database) -> dict[str, dict[str, Any]]:
+    """What each process last said of itself, by its name, and when."""
     with database.read() as rows:
         found = rows("SELECT * FROM status")
     return {row["name"]: parse_body(row["body"]) | {"updated": row["updated"]} for row in found}
@@ -171,6 +182,7 @@ def add_round(database: Database, number: int, body: Mapping[str, Any]) -> None:
 
 
 def read_rounds(database: Database) -> list[dict[str, Any]]:
+    """What came of each round, in their order."""
     with database.read() as rows:
         found = rows("SELECT * FROM round ORDER BY number")
     return [parse_body(row["body"]) | {"round": row["number"]} for row in found]

@@ -41,7 +41,7 @@ def native(labels: Sequence[Label]) -> list[Row]:
 
 def ranking_row(ranking: Ranking) -> Row:
     """A ranking as ``rlhf_jax.data.formats`` reads it, with sampled ids where all are known."""
-    row = {
+    row: Row = {
         "prompt": as_json(ranking.prompt),
         "responses": [as_json(each.text) for each in ranking.responses],
         "ranks": list(ranking.ranks),
@@ -51,7 +51,7 @@ def ranking_row(ranking: Ranking) -> Row:
         "source": ranking.source,
     }
     if all(each.tokens for each in ranking.responses):
-        row["response_tokens"] = [list(each.tokens) for each in ranking.responses]
+        row["response_tokens"] = [list(each.tokens or ()) for each in ranking.responses]
     return row
 
 
@@ -66,11 +66,14 @@ def trl_preference(labels: Sequence[Label]) -> list[Row]:
 
 
 def pair_row(ranking: Ranking, better: int, worse: int) -> Row:
-    answer = lambda n: answer_json(ranking.prompt, ranking.responses[n].text)
+    """Two answers of a ranking as TRL reads them, with how many ranks lie between."""
+    chosen, rejected = (
+        answer_json(ranking.prompt, ranking.responses[n].text) for n in (better, worse)
+    )
     return {
         "prompt": as_json(ranking.prompt),
-        "chosen": answer(better),
-        "rejected": answer(worse),
+        "chosen": chosen,
+        "rejected": rejected,
         "margin": ranking.ranks[worse] - ranking.ranks[better],
         "labeler": ranking.labeler,
     }
@@ -82,6 +85,7 @@ def demonstrations(labels: Sequence[Label]) -> list[Row]:
 
 
 def written_row(row: Written) -> Row:
+    """A person's own answer as TRL reads it."""
     completion = answer_json(row.prompt, row.completion)
     return row._asdict() | {"prompt": as_json(row.prompt), "completion": completion}
 

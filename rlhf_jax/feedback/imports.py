@@ -44,6 +44,7 @@ class Ranked(Origin):
 
     @classmethod
     def by(cls, labeler: str, origin: Origin) -> "Ranked":
+        """The place of a row, with who ranked it."""
         made = cls(*origin)
         made.labeler = labeler
         return made
@@ -93,12 +94,16 @@ def _rankings(file: Path, account: Account) -> Iterator[Imported]:
                 f"{row.origin}: found a text of {longest} characters, expected at most "
                 f"{LONGEST_TEXT}"
             )
+        assert isinstance(row.origin, Ranked), "rows keep the places that they are given"
         yield Imported(row, row.origin.labeler)
 
 
 def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, dict[str, Any]]]:
     """(labeler, row as the stages read it): each ranking of a row, recognised by its keys."""
-    leave_out = lambda why: account.left_out.append(LeftOut(origin, why))
+
+    def leave_out(why: str) -> None:
+        account.left_out.append(LeftOut(origin, why))
+
     try:
         if isinstance(row.get("data"), dict):
             made = label_studio_rows(row, leave_out, account.notes)

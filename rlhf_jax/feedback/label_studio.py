@@ -96,11 +96,12 @@ def _ranking(
 
 def _items(data: Row) -> tuple[str, list[Row]]:
     """The column of what was ranked: objects with an id each."""
-    is_items = lambda value: (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(each, Mapping) and "id" in each for each in value)
-    )
+
+    def is_items(value: Any) -> bool:
+        if not isinstance(value, list) or not value:
+            return False
+        return all(isinstance(each, Mapping) and "id" in each for each in value)
+
     names = [name for name, value in data.items() if is_items(value)]
     if len(names) != 1:
         raise RowError(

@@ -24,7 +24,9 @@ Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
 class Labeler(Protocol):
     """Ranks the responses to one prompt: 0 is best, equal ranks are ties."""
 
-    def rank(self, prompt: str, responses: Sequence[str]) -> list[int]: ...
+    def rank(self, prompt: str, responses: Sequence[str]) -> list[int]:
+        """The rank of each response, 0 the best; equal ranks are ties."""
+        ...
 
 
 class SimulatedLabeler:
@@ -45,6 +47,7 @@ class SimulatedLabeler:
         self.score, self.tau, self.tie_width, self.seed = score, tau, tie_width, seed
 
     def rank(self, prompt: str, responses: Sequence[str]) -> list[int]:
+        """The rank of each response, 0 the best; equal ranks are ties."""
         return self.rank_many([prompt], [responses])[0]
 
     def rank_many(
@@ -137,7 +140,10 @@ def calibrate_tau(gaps: Float[np.ndarray, "N"], *, agreement: float, tie_width: 
     if not len(gaps):
         raise InputError("no two responses to a prompt differ: there is nothing to rank")
     spread = max(gaps)
-    rate = lambda log_tau: expected_agreement(gaps, tau=np.exp(log_tau), tie_width=tie_width)
+
+    def rate(log_tau: float) -> float:
+        return expected_agreement(gaps, tau=np.exp(log_tau), tie_width=tie_width)
+
     low, high = (np.log(spread) + np.array([-20.0, 20.0])) if spread > 0 else (0.0, 0.0)
     if not rate(high) < agreement < rate(low):
         raise InputError(

@@ -16,6 +16,8 @@ HELDOUT = 0.15
 
 
 class Label(NamedTuple):
+    """What one labeler said of one task."""
+
     number: int
     task: Task
     labeler: str

@@ -8,6 +8,8 @@ from rlhf_jax.feedback.database import Database
 
 
 class Member(NamedTuple):
+    """Somebody of the team, and how much they have done."""
+
     id: str
     name: str
     role: str

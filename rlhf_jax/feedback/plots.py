@@ -9,6 +9,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 12.0, 26.0
 
 
 class Point(NamedTuple):
+    """A figure of one round, in the coordinates of the drawing."""
+
     x: float
     y: float
     low: float
@@ -20,11 +22,15 @@ class Point(NamedTuple):
 
 
 class Tick(NamedTuple):
+    """A mark of an axis."""
+
     at: float
     text: str
 
 
 class Plot(NamedTuple):
+    """What a template draws."""
+
     points: list[Point]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -33,6 +39,7 @@ class Plot(NamedTuple):
 
     @property
     def path(self) -> str:
+        """The points as SVG's polyline takes them."""
         return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
 
 

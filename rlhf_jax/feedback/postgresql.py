@@ -1,13 +1,14 @@
 """The store on PostgreSQL, for a team larger than one machine (SQLAlchemy Core, extra ``team``)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.database import ONE_WRITER, Rows, StoreUnavailable, check_storable
 
 try:
     import sqlalchemy as sa
+    from sqlalchemy.exc import OperationalError
 except ImportError as error:
     raise InputError("store postgresql://...: needs pip install 'rlhf_jax[team]'") from error
 
@@ -26,7 +27,8 @@ class PostgreSQL:
         self._busy = f"SET LOCAL lock_timeout = '{int(1000 * busy_seconds)}ms'"
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Rows]:
+    def write(self) -> Generator[Rows]:
+        """One writer at a time: the others wait for its lock."""
         # Read committed: each statement sees what the writer before has committed.
         with self._transaction("READ COMMITTED") as rows:
             rows(self._busy)
@@ -34,14 +36,16 @@ class PostgreSQL:
             yield rows
 
     def read(self) -> contextlib.AbstractContextManager[Rows]:
+        """Sees the store as it was at its first statement, and waits for nobody."""
         return self._transaction("REPEATABLE READ")
 
     def holds_store(self) -> bool:
+        """Whether the tables have been made."""
         with self.read() as rows:
             return rows("SELECT to_regclass('meta') AS found")[0]["found"] is not None
 
     @contextlib.contextmanager
-    def _transaction(self, level: str) -> Iterator[Rows]:
+    def _transaction(self, level: str) -> Generator[Rows]:
         try:
             with self._engine.begin() as connection:
                 connection.execute(sa.text(f"SET TRANSACTION ISOLATION LEVEL {level}"))
@@ -52,8 +56,8 @@ class PostgreSQL:
                     return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
                 yield rows
-        except sa.exc.OperationalError as error:
-            state = getattr(error.orig, "sqlstate", None)
+        except OperationalError as error:
+            state = getattr(error.orig, "sqlstate", "")
             reasons = {DISK_FULL: "full", LOCK_NOT_AVAILABLE: "busy"}
             reason = reasons.get(state, "unreachable")
             raise StoreUnavailable(reason, str(error.orig).strip()) from error

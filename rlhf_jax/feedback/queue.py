@@ -21,6 +21,8 @@ LEASE_SECONDS = 1800.0
 
 
 class Response(NamedTuple):
+    """An answer to rank, and where it came from."""
+
     text: str | Conversation
     policy: str
     """Folder of the policy within the run folder, or "person". Never shown to labelers."""
@@ -31,6 +33,8 @@ class Response(NamedTuple):
 
 
 class Task(NamedTuple):
+    """A prompt with answers to rank."""
+
     id: str
     prompt: str | Conversation
     responses: tuple[Response, ...]
@@ -38,11 +42,16 @@ class Task(NamedTuple):
 
     def order(self, account: Account) -> list[int]:
         """The responses as this labeler sees them: each labeler has an order of their own."""
-        key = lambda n: hashlib.sha256(f"{self.id} {account.id} {n}".encode()).digest()
+
+        def key(n: int) -> bytes:
+            return hashlib.sha256(f"{self.id} {account.id} {n}".encode()).digest()
+
         return sorted(range(len(self.responses)), key=key)
 
 
 class NewTask(NamedTuple):
+    """A task that is to be put into the queue."""
+
     prompt: str | Conversation
     responses: Sequence[Response]
     round: int = 0
@@ -54,11 +63,13 @@ class NewTask(NamedTuple):
 
 
 def add_tasks(database: Database, tasks: Iterable[NewTask]) -> list[str]:
+    """Put tasks into the queue for everybody; their ids."""
     with database.write() as rows:
         return [insert_task(rows, task, kind="rank", owner=None) for task in tasks]
 
 
 def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> str:
+    """Put one task into the queue; ``owner`` is the only one who sees it, if there is one."""
     name = secrets.token_hex(8)
     responses = [each._asdict() | {"text": as_json(each.text)} for each in task.responses]
     prompt, sampling = as_json(task.prompt), dict(task.sampling or {})
@@ -80,6 +91,7 @@ def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> s
 
 
 def parse_task(row: Mapping[str, Any]) -> Task:
+    """A task as the store holds it."""
     body = parse_body(row["body"])
     return Task(
         row["id"],
@@ -91,7 +103,8 @@ def parse_task(row: Mapping[str, Any]) -> Task:
 
 def _parse_response(response: dict[str, Any]) -> Response:
     tokens = response["tokens"] and tuple(response["tokens"])
-    return Response(**response | {"text": from_json(response["text"]), "tokens": tokens})
+    read: dict[str, Any] = {"text": from_json(response["text"]), "tokens": tokens}
+    return Response(**response | read)
 
 
 DECIDED = """EXISTS (SELECT 1 FROM live_label l WHERE l.task = t.id AND l.account = :account
@@ -122,6 +135,7 @@ def take_task(
 
 
 def lease(rows: Rows, task: str, account: Account, expires: float) -> None:
+    """Give a task into the hands of a labeler, or leave it there for longer."""
     rows(
         """INSERT INTO lease VALUES (:task, :account, :expires)
             ON CONFLICT (task, account) DO UPDATE SET expires = :expires""",
@@ -138,6 +152,7 @@ def read_task(database: Database, task: str, account: Account) -> Task | None:
 
 
 def visible_task(rows: Rows, task: str, account: Account) -> Task | None:
+    """A task that is in this labeler's hands, was labelled by them or is theirs; None otherwise."""
     found = rows(
         """SELECT * FROM task t WHERE id = :task AND (owner = :account
             OR EXISTS (SELECT 1 FROM lease WHERE task = :task AND account = :account)

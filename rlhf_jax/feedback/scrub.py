@@ -31,9 +31,10 @@ PHONE = re.compile(
 def scrub(text: str) -> str:
     """``text`` with personal data replaced by its kind in brackets."""
     for pattern, kind, is_real in PATTERNS:
-        keep_or_replace = lambda found, kind=kind, is_real=is_real: (
-            f"[{kind}]" if is_real(found.group()) else found.group()
-        )
+
+        def keep_or_replace(found, kind=kind, is_real=is_real):
+            return f"[{kind}]" if is_real(found.group()) else found.group()
+
         text = pattern.sub(keep_or_replace, text)
     return text
 
@@ -58,6 +59,7 @@ def chinese_id(number: str) -> bool:
 
 
 def ip_address(text: str) -> bool:
+    """Whether this is an address of IPv4 or IPv6; two colons alone are none."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -66,6 +68,7 @@ def ip_address(text: str) -> bool:
 
 
 def always(text: str) -> bool:
+    """True: a form that needs no further check."""
     return True
 
 

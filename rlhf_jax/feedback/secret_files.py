@@ -28,8 +28,11 @@ def is_there(path: Path) -> bool:
 def write_secret(path: Path, token: str) -> None:
     """A new file that only its owner can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = lambda name, flags: os.open(name, flags, 0o600)
-    with open(path, "x", opener=own) as file:
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    with open(path, "x", opener=opener) as file:
         file.write(token)
 
 

@@ -34,8 +34,8 @@ def read_standing(database: Database) -> Standing:
     with database.read() as rows:
         newest = rows("SELECT COALESCE(MAX(number), 0) AS n FROM round")[0]["n"]
     told = read_status(database).get("updater")
-    gone = told is None or time.time() - told["updated"] > SILENT_SECONDS
-    if gone or told["phase"] in ("stopped", "failed"):
+    gone = told is not None and time.time() - told["updated"] > SILENT_SECONDS
+    if told is None or gone or told["phase"] in ("stopped", "failed"):
         return Standing("idle", 0, 0, labels, newest)
     if told["phase"] != "waiting":
         return Standing("learning", 0, 0, labels, newest)

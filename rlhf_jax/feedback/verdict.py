@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import mean_ci, win_rate
 from rlhf_jax.evaluation.significance import wins_and_ties
@@ -18,6 +19,8 @@ SCORERS = {"gold": "the gold scorer", "score": "the reward model"}
 
 
 class Answer(NamedTuple):
+    """What a policy answered to a prompt, and what scorers say of it."""
+
     text: str
     scores: Mapping[str, float]
     """By scorer."""
@@ -38,14 +41,14 @@ def verdict(answers: Answers, labels: Sequence[Label]) -> dict[str, Any]:
     given: dict[str, list[dict[str, int]]] = defaultdict(list)
     labels = [label for label in labels if label.kind == "ranking"]
     for label in labels:
-        texts = [each.text for each in label.task.responses]
+        texts = [as_text(each.text) for each in label.task.responses]
         known = {each.text for each in answers.get(label.task.prompt, {}).values()}
         if known != set(texts):
             raise InputError(
                 f"task {label.task.id} ({label.task.prompt[:40]!r}): its answers are not those of "
                 "the evaluation, expected labels of what `ask` put into this store"
             )
-        given[label.task.prompt].append(dict(zip(texts, label.body["ranks"], strict=True)))
+        given[as_text(label.task.prompt)].append(dict(zip(texts, label.body["ranks"], strict=True)))
     if not given:
         raise InputError("no label yet: open the page and rank some answers")
     last = max(n for n, prompt in enumerate(answers) if prompt in given)
@@ -55,12 +58,11 @@ def verdict(answers: Answers, labels: Sequence[Label]) -> dict[str, Any]:
         if prompt in given or (n <= last and is_settled(policies))
     }
     first, *others = next(iter(judged.values()))
-    leads = lambda policy: np.array(
-        [
-            lead(given[prompt], policies[policy], policies[first])
-            for prompt, policies in judged.items()
-        ]
-    )
+
+    def leads(policy: str) -> np.ndarray:
+        pairs = {prompt: (row[policy], row[first]) for prompt, row in judged.items()}
+        return np.array([lead(given[prompt], *pair) for prompt, pair in pairs.items()])
+
     everyone, _ = agreement(labels)
     return {
         "baseline": first,
@@ -86,6 +88,7 @@ def lead(rankings: Sequence[Mapping[str, int]], own: Answer, other: Answer) -> f
 
 
 def compare(leads: np.ndarray) -> dict[str, Any]:
+    """The win rate of leads over prompts, with wins, ties and a sign test."""
     zeros = np.zeros_like(leads)
     return {"win_rate": win_rate(leads, zeros) | wins_and_ties(leads, zeros)}
 

@@ -16,6 +16,8 @@ EMOJI_BEFORE_JOINER = ("So", "Sk", "Mn")
 
 
 class Piece(NamedTuple):
+    """Text as it is, or the mark of a character that one cannot see."""
+
     text: str
     name: str
     """Of the character that ``text`` is the mark of; "" for text that is itself."""

@@ -45,6 +45,7 @@ def samples_section(groups: Groups) -> Section:
 
 
 def evaluation_answers(run: RunRecord) -> list[SideBySide]:
+    """The first and the last policy side by side, on the prompts of an evaluation."""
     policies = before_and_after(Group("", [run]))
     rows = evaluation_samples(run)
     columns = [[row for row in rows if row["policy"] == policy] for policy in policies]
@@ -78,6 +79,7 @@ def extremes(run: RunRecord, titles: Sequence[str], pairs: Sequence[Pair]) -> li
 
 
 def random_answers(run: RunRecord, titles: Sequence[str], pairs: Sequence[Pair]) -> SideBySide:
+    """Prompts drawn at random, always the same."""
     count = min(DRAWN, len(pairs))
     drawn = np.random.default_rng(SEED).choice(len(pairs), count, replace=False)
     caption = f"Random draw: {count} of the {len(pairs)} held-out prompts of {run.name}."
@@ -85,6 +87,7 @@ def random_answers(run: RunRecord, titles: Sequence[str], pairs: Sequence[Pair])
 
 
 def side_by_side(caption: str, titles: Sequence[str], pairs: Sequence[Pair], by: str) -> SideBySide:
+    """The answers of each pair, the second with its gain by ``by``."""
     rows = []
     for pair in pairs:
         changes = [None, gain(pair, by)]
@@ -102,6 +105,7 @@ def gain(pair: Pair, by: str) -> float | None:
 
 
 def ppo_answers(run: RunRecord) -> list[SideBySide]:
+    """What PPO sampled in its last logged iteration."""
     rows = run.stages["ppo"].samples if "ppo" in run.stages else ()
     last = [row for row in rows if row["step"] == rows[-1]["step"]]
     if not last:

@@ -8,13 +8,14 @@ chooses light or dark. A saved file has title, legend and colours in it.
 import base64
 import io
 import re
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from markupsafe import escape
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, known
 from rlhf_jax.evaluation.numbers import with_unit
 from rlhf_jax.report.figures import (
     COLORS,
@@ -105,7 +106,10 @@ def draw(panel: Panel, columns: int = 3) -> str:
 
 def _draw_series(axes, s: Series, *, across: bool) -> None:
     kept = np.unique(np.linspace(0, len(s.x) - 1, min(len(s.x), DRAWN_POINTS)).astype(int))
-    pick = lambda values: None if values is None else np.asarray(values, float)[kept]
+
+    def pick(values: Sequence[float] | None) -> np.ndarray | None:
+        return None if values is None else np.asarray(values, float)[kept]
+
     x, y, low, high = map(pick, (s.x, s.y, s.low, s.high))
     color = INK if s.color < 0 else COLORS[s.color % len(COLORS)]
     dash, marker, spaced = look(s)
@@ -136,10 +140,13 @@ def _draw_series(axes, s: Series, *, across: bool) -> None:
 
 def _set_limits(axes, panel: Panel) -> None:
     """Fit y to curves and error bars; a band over few seeds may be so wide that it is cut."""
-    finite = lambda values: [v for v in values if np.isfinite(v)]
+
+    def finite(values: Iterable[float]) -> list[float]:
+        return [value for value in values if np.isfinite(value)]
+
     values = [y for s in panel.series for y in finite(s.y)] + [y for _, y in panel.references]
     bars = [s for s in panel.series if s.low is not None and s.kind in ("dots", "points")]
-    values += [y for s in bars for y in finite([*s.low, *s.high])]
+    values += [y for s in bars for y in finite([*(s.low or ()), *(s.high or ())])]
     bottom, top = min(values), max(values)
     room = (top - bottom) * 0.07 or abs(top) * 0.1 or 1.0
     if any(s.kind == "steps" for s in panel.series):
@@ -153,8 +160,11 @@ def _set_limits(axes, panel: Panel) -> None:
 
 
 def _for_page(svg: str, panel: Panel) -> str:
-    """Drop the prolog, name the image, take colours from the page, keep ids apart from others',
-    round coordinates to 1/100 pt."""
+    """The drawing as part of a page.
+
+    Without its prolog, named, with colours from the page, ids apart from others' and coordinates
+    rounded to 1/100 pt.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(
         r"<metadata>(?:(?!<metadata>).)*?</metadata>|<!--(?:(?!<!--).)*?-->",
@@ -163,14 +173,17 @@ def _for_page(svg: str, panel: Panel) -> str:
         flags=re.DOTALL,
     )
     linked = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
-    keep = lambda m: f' id="{panel.name}-{m[1]}"' if m[1] in linked else ""
+
+    def keep(found: re.Match) -> str:
+        return f' id="{panel.name}-{found[1]}"' if found[1] in linked else ""
+
     svg = re.sub(r' id="([^"]*)"', keep, svg)
     svg = re.sub(r"(url\(|href=\")#", rf"\1#{panel.name}-", svg)
     for color, variable in VARIABLES.items():
         svg = svg.replace(color, variable)
     svg = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
-    box = re.search(r'viewBox="([^"]*)"', svg)[1]
+    box = known(re.search(r'viewBox="([^"]*)"', svg))[1]
     image = f'<svg viewBox="{box}" role="img" aria-label="{escape(describe(panel))}">'
     return image + svg[svg.index(">") + 1 :]
 
@@ -213,7 +226,8 @@ LINE = 15
 
 def standalone(panel: Panel, drawn: str) -> str:
     """What ``draw`` gave, as a file: title and legend above it, the light page's colours."""
-    width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn).groups())
+    box = known(re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn))
+    width, height = map(float, box.groups())
     marks = _marks(panel) if len(_marks(panel)) > 1 else []
     top = LINE * (1 + len(marks)) + 8
     lines = [

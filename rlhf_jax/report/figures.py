@@ -50,6 +50,8 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
+    """One plot."""
+
     name: str
     """Of its CSV file; unique in a report."""
     title: str

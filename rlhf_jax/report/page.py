@@ -58,6 +58,8 @@ class Feedback(NamedTuple):
 
 
 class RunRecord(NamedTuple):
+    """What is known of one run: a chain, or a stage alone."""
+
     name: str
     facts: Mapping[str, str]
     """Name → value of what identifies the run: date, commit, seed, hardware ..."""
@@ -81,6 +83,8 @@ Groups = Sequence[Group]
 
 
 class Table(NamedTuple):
+    """A table with its caption."""
+
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -90,6 +94,8 @@ class Table(NamedTuple):
 
 
 class Answer(NamedTuple):
+    """A text, and the figures below it."""
+
     text: str
     figures: str
 
@@ -112,6 +118,8 @@ class Listing(NamedTuple):
 
 
 class Section(NamedTuple):
+    """A part of the page: text, figures, tables, answers, listings."""
+
     anchor: str
     title: str
     text: Sequence[str]
@@ -124,6 +132,7 @@ class Section(NamedTuple):
 
     @property
     def holds_something(self) -> bool:
+        """Whether there is more than text."""
         return bool(self.panels or self.tables or self.samples or self.listings)
 
 
@@ -181,7 +190,10 @@ BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u
 
 def visible(text: str) -> str:
     """Characters that could reorder or break what is shown, as marks such as ⟦U+202E⟧."""
-    hidden = lambda c: c in BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t")
+
+    def hidden(c: str) -> bool:
+        return c in BIDI or (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t")
+
     return "".join(f"⟦U+{ord(c):04X}⟧" if hidden(c) else c for c in str(text))
 
 

@@ -72,9 +72,11 @@ class Rated(NamedTuple):
     name: str
 
     def figures(self, *path: str) -> list:
+        """What the finished evaluations say under a path of names."""
         return done_figures(self.group, "evaluate", self.kind, self.name, *path)
 
     def figure(self, path: Sequence[str]) -> Row | None:
+        """One figure over all runs; without interval where it is compared with itself."""
         value = estimate(self.figures(*path))
         compared = path[0].startswith(AGAINST_BASELINE)
         if value and compared and self.name == baseline_of(self.group):
@@ -83,6 +85,7 @@ class Rated(NamedTuple):
 
 
 def results_section(groups: Groups) -> Section:
+    """The table of all policies, and folded tables of further measures."""
     rows = [Rated(group, "policies", policy) for group in groups for policy in policies_of(group)]
     rows += [
         Rated(group, "baselines", name)
@@ -116,21 +119,25 @@ Column = tuple[str, tuple[str, ...]]
 
 
 def main_columns(rows: Sequence[Rated]) -> list[Column]:
+    """Measures that all tasks have, and after KL those of the task itself."""
     columns = [(title, (name,)) for name, title in FIGURES.items() if measured(rows, name)]
     at = next((n for n, (_, path) in enumerate(columns, 1) if path == ("kl",)), len(columns))
     return [*columns[:at], *nested_columns(rows, "metrics", "{}"), *columns[at:]]
 
 
 def other_columns(rows: Sequence[Rated]) -> list[Column]:
+    """Further measures, then the judges."""
     columns = [(title, (name,)) for name, title in OTHERS.items() if measured(rows, name)]
     return [*columns, *nested_columns(rows, "judges", "judge: {}")]
 
 
 def measured(rows: Sequence[Rated], name: str) -> bool:
+    """Whether any of the rows has a figure of this name."""
     return any(row.figures(name) for row in rows)
 
 
 def nested_columns(rows: Sequence[Rated], kind: str, title: str) -> list[Column]:
+    """Columns of figures that stand in a group, such as the task's metrics."""
     names = dict.fromkeys(n for row in rows for found in row.figures(kind) for n in found)
     return [(title.format(name), (kind, name)) for name in names]
 
@@ -191,6 +198,7 @@ def distribution_section(groups: Groups) -> Section:
 
 
 def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> list[Series]:
+    """How the scores of each policy are distributed, in the same bins."""
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=BINS)
     series = []
     for i, ((g, policy), found) in enumerate(values.items()):
@@ -203,10 +211,12 @@ def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> li
 
 
 def evaluation_samples(run: RunRecord) -> Sequence[Row]:
+    """Rows of prompts with answers, of an evaluation that has logged any."""
     return run.stages["evaluate"].samples if "evaluate" in run.stages else ()
 
 
 def sampled(group: Group, policy: str, figure: str) -> list[float]:
+    """The finite values of a figure over all answers of a policy."""
     rows = [row for run in group.runs for row in evaluation_samples(run)]
     found = [row.get(figure) for row in rows if row["policy"] == policy]
     return [value for value in found if value is not None and np.isfinite(value)]

@@ -16,6 +16,7 @@ INSTRUCTGPT = """\
 
 
 def recipe_section(groups: Groups) -> Section:
+    """Commands and configs of all runs, and how to cite them."""
     runs = [run for group in groups for run in group.runs]
     listings = [listing for run in runs for listing in recipe_of(run, several=len(runs) > 1)]
     text = (

@@ -38,6 +38,7 @@ def stage_folders(folder: Path) -> dict[str, Path]:
 
 
 def read_chain(folder: Path, stages: Mapping[str, Path]) -> RunRecord:
+    """What the folders of a chain, or of one stage, say."""
     records = {stage: read_stage(path) for stage, path in stages.items()}
     single = folder in stages.values()
     absent = [stage for stage in CHAIN if stage not in stages and not single]
@@ -102,7 +103,7 @@ def facts(folder: Path, stages: Mapping[str, Path]) -> dict[str, str]:
 
 
 def hardware(devices: Sequence[str]) -> str:
-    """ "8 × TPU v4" from ["tpu:0 TPU v4", ...]."""
+    """Devices by number and kind: "8 × TPU v4" of ["tpu:0 TPU v4", ...]."""
     kinds = [device.partition(" ")[2] for device in devices]
     return ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
 
@@ -141,7 +142,10 @@ def config_lines(record: Mapping[str, Any]) -> str:
 
     All are in one list where the class of the config is not known any more.
     """
-    line = lambda name, value: f"{name} = {json.dumps(value, ensure_ascii=False)}"
+
+    def line(name: str, value: Any) -> str:
+        return f"{name} = {json.dumps(value, ensure_ascii=False)}"
+
     fields = flatten(record["config"])
     known = getattr(rlhf_jax.config, record.get("config_class", ""), None)
     if known is None:
@@ -154,6 +158,7 @@ def config_lines(record: Mapping[str, Any]) -> str:
 
 
 def package_version() -> str:
+    """Of the installed package; empty where it is not installed."""
     try:
         return importlib.metadata.version("rlhf_jax")
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,10 @@
 """Rounds of labels by people: what each learnt from, and what became of the policy."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from rlhf_jax.errors import counted
+from rlhf_jax.errors import counted, known
 from rlhf_jax.evaluation.numbers import decimals_of, percent, show
 from rlhf_jax.report.figures import Panel, Series, bounded
 from rlhf_jax.report.page import (
@@ -58,12 +60,13 @@ def rounds_section(groups: Groups) -> Section:
 
 
 def has_rounds(run: RunRecord) -> bool:
+    """Whether people have labelled for a round that has finished."""
     return run.feedback is not None and len(run.feedback.rounds) > 0
 
 
 def described(run: RunRecord, *, several: bool) -> list[str]:
     """Who labelled how much, how far they agree, and what it came to."""
-    feedback = run.feedback
+    feedback = known(run.feedback)
     last = feedback.rounds[-1]
     of = f"{run.name}: " if several else ""
     rounds = last["round"]
@@ -109,10 +112,12 @@ def outcome(feedback: Feedback) -> list[str]:
 
 
 def ci_of(figure: Row) -> float:
+    """The half-width of a figure; 0 where none is known."""
     return figure.get("ci") or 0.0
 
 
 def figure_of(row: Row, name: str) -> Row | float | int | None:
+    """A figure of a round as the table and the plots name it; None where it was not measured."""
     if name == "minutes":
         seconds = row.get("seconds")
         return None if seconds is None else seconds / 60
@@ -122,7 +127,8 @@ def figure_of(row: Row, name: str) -> Row | float | int | None:
 
 
 def rounds_table(run: RunRecord, *, several: bool) -> Table:
-    rounds = run.feedback.rounds
+    """Every round with its labels, the reward model and the policy after it."""
+    rounds = known(run.feedback).rounds
     shown = {n: t for n, t in COLUMNS.items() if any(figure_of(r, n) is not None for r in rounds)}
     columns = []
     for name in shown:
@@ -144,9 +150,9 @@ def rounds_table(run: RunRecord, *, several: bool) -> Table:
 def round_series(run: RunRecord, name: str, number: int) -> list[Series]:
     """One curve over the rounds, if there are points."""
     points = []
-    for row in run.feedback.rounds:
+    for row in known(run.feedback).rounds:
         value = figure_of(row, name)
-        if value is not None:
+        if isinstance(value, Mapping):
             ci = value.get("ci")
             points.append((row["round"], value["mean"], np.nan if ci is None else ci))
     if not points:
@@ -156,7 +162,7 @@ def round_series(run: RunRecord, name: str, number: int) -> list[Series]:
 
 def round_samples(run: RunRecord, *, several: bool) -> list[SideBySide]:
     """Answers before and after the last round that has any."""
-    row = next((r for r in reversed(run.feedback.rounds) if r.get("samples")), None)
+    row = next((r for r in reversed(known(run.feedback).rounds) if r.get("samples")), None)
     if row is None:
         return []
     of = f" of {run.name}" if several else ""

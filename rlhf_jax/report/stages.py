@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy
@@ -54,6 +54,7 @@ def runs_section(groups: Groups) -> Section:
 
 
 def stage_row(stage: str, group: Group, groups: Groups) -> tuple[str, ...]:
+    """A stage of a group of runs: what it took, and what came of it."""
     records = [run.stages[stage] for run in group.runs if stage in run.stages]
     figures = [key_figures(stage, record) for record in records]
     names = dict.fromkeys(name for found in figures for name in found)
@@ -110,7 +111,7 @@ class Curve(NamedTuple):
 
     title: str
     unit: str
-    metrics: Mapping[str, str]
+    metrics: Mapping[str, Literal["line", "faint", "points"]]
     """Metric pattern → how it is drawn (``Series.kind``)."""
 
 
@@ -148,6 +149,7 @@ VARIANTS = {"sft": ("sft", "sft_without_mix"), "ppo": ("ppo", "ppo_without_ptx")
 
 
 def curve_section(groups: Groups, stage: str) -> Section:
+    """The learning curves of a stage."""
     title = TITLES[stage][0].upper() + TITLES[stage][1:]
     panels = curve_panels(groups, stage, {})
     caption = f"{title}, step by step. {curve_caption(groups, panels)}"
@@ -244,6 +246,7 @@ def curve(group: Group, stage: str, metric: str) -> tuple[np.ndarray, np.ndarray
 
 
 def metric_label(metric: str) -> str:
+    """What a legend calls a metric: "held out", a corpus, or its own last name."""
     parts = metric.split("/")
     if parts[0] == "eval":
         return parts[1] if len(parts) == 3 else "held out"
@@ -281,6 +284,7 @@ def reward_section(groups: Groups) -> Section:
 
 
 def reward_caption(groups: Groups, panels: Sequence[Panel]) -> str:
+    """What is drawn of the reward model, calibration included."""
     parts = ["The reward model.", curve_caption(groups, panels)]
     if any(panel.diagonal for panel in panels):
         parts.append(

@@ -20,6 +20,7 @@ DECIMALS = 3
 
 
 def tax_section(groups: Groups) -> Section:
+    """What every model loses on held-out text, and what ptx gives back."""
     tables = [tax_table(groups, unit) for unit in UNITS]
     references = dict.fromkeys(name_of(reference(g), g, [g]) for g in groups if reference(g))
     text = [
@@ -50,6 +51,7 @@ def interval_text(groups: Groups) -> str:
 
 
 def tax_table(groups: Groups, unit: str) -> Table:
+    """Losses of all models on all corpora, in one unit."""
     rows = []
     corpora = list(dict.fromkeys(c for group in groups for c in corpora_of(group, unit)))
     for group in groups:
@@ -73,12 +75,14 @@ def reference(group: Group) -> str:
 
 
 def corpora_of(group: Group, unit: str) -> list[str]:
+    """The corpora that were measured in this unit."""
     texts = done_figures(group, "evaluate", "text")
     names = dict.fromkeys(n for text in texts for losses in text.values() for n in losses)
     return [name.split("/")[1] for name in names if name.endswith(f"/{unit}")]
 
 
 def tax_cell(group: Group, model: str, key: str) -> str:
+    """A loss, and in parentheses its change from the reference."""
     losses = [look_up(text, model, key) for text in done_figures(group, "evaluate", "text")]
     value = show(estimate(losses), decimals=DECIMALS)
     change = tax_change(group, model, key)

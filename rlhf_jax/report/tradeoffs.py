@@ -47,8 +47,12 @@ def root(kl) -> np.ndarray:
 
 
 def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
+    """The points of a group: PPO while it trained, each policy, and best-of-n joined."""
     group = groups[g]
-    hue = lambda policy, default: g if len(groups) > 1 else HUES.get(policy, default)
+
+    def hue(policy: str, default: int) -> int:
+        return g if len(groups) > 1 else HUES.get(policy, default)
+
     series = []
     if figure == "score" and {"objective/kl", "objective/scores"} <= logged(group, "ppo"):
         kl, scores = (curve(group, "ppo", f"objective/{name}")[1] for name in ("kl", "scores"))
@@ -73,6 +77,7 @@ def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
 def frontier_point(
     group: Group, policy: str, figure: str, against: str = "kl"
 ) -> tuple[float, float, float] | None:
+    """A policy's (KL, figure, half-width), or None where one was not measured."""
     x, y = (
         estimate(done_figures(group, "evaluate", "policies", policy, f)) for f in (against, figure)
     )

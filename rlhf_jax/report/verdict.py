@@ -11,6 +11,7 @@ from rlhf_jax.evaluation.numbers import percent, show, with_unit
 from rlhf_jax.report.page import (
     Group,
     Groups,
+    Row,
     done_figures,
     estimate,
     look_up,
@@ -48,7 +49,7 @@ class Between(NamedTuple):
 
 
 def verdict(group: Group, groups: Groups) -> str:
-    """ "A model of 1.3M parameters went through ... and PPO, and it worked: ..." """
+    """The sentences of a group: what was trained, whether it worked, and what to doubt."""
     trained, policy = what_was_trained(group), judged_policy(group)
     named = f"{group.label}: " if len(groups) > 1 else ""
     rate = share(done_figures(group, "evaluate", "policies", policy, "win_rate"))
@@ -59,6 +60,7 @@ def verdict(group: Group, groups: Groups) -> str:
 
 
 def conclusion(rate: Between) -> str:
+    """Whether it worked, by the 95 % interval of the win rate."""
     if rate.low > 0.5:
         return ", and it worked"
     if rate.high < 0.5:
@@ -98,7 +100,7 @@ def doubts(group: Group, policy: str, rate: Between) -> str:
 
 
 def what_was_trained(group: Group) -> str:
-    """ "A model of 1.33M parameters went through pretraining and SFT on the task sentiment"."""
+    """The subject and its stages: "A model of 1.3M parameters went through pretraining"."""
     stages = [s for s in TRAINED if any(s in run.stages for run in group.runs)]
     finished = [s for s in stages if done_figures(group, s)]
     counts = [n for s in finished for n in done_figures(group, s, "parameters")]
@@ -115,6 +117,7 @@ def what_was_trained(group: Group) -> str:
 
 
 def why_unknown(group: Group) -> str:
+    """What is missing to say so."""
     if any("evaluate" in run.stages for run in group.runs):
         if policies_of(group):
             return "no trained policy was compared with another one"
@@ -158,7 +161,11 @@ def costs(group: Group) -> str:
 
 
 def gold_and_kl(group: Group, policy: str) -> str:
-    figure = lambda *path: estimate(done_figures(group, "evaluate", "policies", *path))
+    """How the gold score changed, and at what KL; empty if not measured."""
+
+    def figure(*path: str) -> Row | None:
+        return estimate(done_figures(group, "evaluate", "policies", *path))
+
     first, last = figure(baseline_of(group), "gold"), figure(policy, "gold")
     if not first or not last:
         return ""
@@ -173,20 +180,23 @@ def gold_and_kl(group: Group, policy: str) -> str:
 
 def exploited(group: Group, policy: str) -> str:
     """Whether the reward model's score rose while gold fell."""
-    score = [
+    before, after = (
         estimate(done_figures(group, "evaluate", "policies", name, "score"))
         for name in (baseline_of(group), policy)
-    ]
+    )
     gold = between(done_figures(group, "evaluate", "policies", policy, "gold_difference"))
-    if None in score or gold is None or not (score[1]["mean"] > score[0]["mean"] and gold.high < 0):
+    if before is None or after is None or gold is None:
+        return ""
+    if not (after["mean"] > before["mean"] and gold.high < 0):
         return ""
     return (
-        f"The reward model's score rose from {show(score[0])} to {show(score[1])} while gold fell: "
+        f"The reward model's score rose from {show(before)} to {show(after)} while gold fell: "
         "the policy exploits the reward model's errors."
     )
 
 
 def by_people(group: Group, policy: str) -> str:
+    """What people preferred where they judged; empty if they did not."""
     figures = done_figures(group, "evaluate", "policies", policy, "win_rate_by_people")
     rate = share(figures)
     if rate is None:
@@ -199,14 +209,15 @@ def by_people(group: Group, policy: str) -> str:
 
 
 def tax(group: Group, policy: str) -> str:
+    """The corpus on which the policy lost most; empty if not measured."""
     found = largest_tax(group, policy)
     if found is None or policy == reference(group):
         return ""
     corpus, change = found
     first = name_of(reference(group), group, [group])
     ends = between([change])
-    known = ends is not None and ends.low <= ends.high
-    shown = ", not shown to differ from 0" if known and ends.low <= 0 <= ends.high else ""
+    is_zero = ends is not None and ends.low <= 0 <= ends.high
+    shown = ", not shown to differ from 0" if is_zero else ""
     most = "lost most on" if change["mean"] > 0 else "lost on no corpus, and gained least on"
     return (
         f"On held-out text it {most} {corpus}: {show(change, sign=True)} nats per token against "
@@ -215,9 +226,10 @@ def tax(group: Group, policy: str) -> str:
 
 
 def signed(value: float) -> str:
+    """A number with its sign."""
     return show(value, sign=True)
 
 
 def listed(words: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """The words in a row: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

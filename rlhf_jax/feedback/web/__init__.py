@@ -1,0 +1,1 @@
+"""The labelling site: its pages, its API for programs, and its walls."""

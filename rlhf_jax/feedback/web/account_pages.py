@@ -1,6 +1,7 @@
 """Coming in and going out: tokens, invites, one's own account, the language."""
 
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import Response
 
@@ -16,6 +17,7 @@ OFFER_SECONDS = 600
 
 
 def home(visit: Visit) -> Response:
+    """To the next task, or to the door."""
     return visit.redirect("/label" if visit.account else "/enter")
 
 
@@ -69,7 +71,7 @@ def join(visit: Visit) -> Response:
     token = visit.field("invite") or visit.request.query_params.get("invite", "")
     if not _is_open(visit, token):
         return _closed(visit)
-    form = {"invite": token, "error": "", "name": visit.field("name")}
+    form: dict[str, Any] = {"invite": token, "error": "", "name": visit.field("name")}
     if visit.request.method == "GET":
         return visit.page("join.html", **form)
     if visit.account is not None and not visit.is_own_form:
@@ -103,6 +105,7 @@ def _closed(visit: Visit) -> Response:
 
 
 def leave(visit: Visit) -> Response:
+    """Ends the session of this browser."""
     accounts.end_session(visit.database, visit.session)
     response = visit.redirect("/enter")
     visit.site.forget_session(response)
@@ -110,15 +113,16 @@ def leave(visit: Visit) -> Response:
 
 
 def account(visit: Visit) -> Response:
-    alias = accounts.pseudonym(visit.site.secret, visit.account.id)
+    """One's own account: pseudonym, token, deletion."""
+    alias = accounts.pseudonym(visit.site.secret, visit.labeler.id)
     return visit.page("account.html", pseudonym=alias)
 
 
 def delete_own(visit: Visit) -> Response:
     """Everything this labeler has entered, deleted on their request."""
-    if visit.account.is_admin or visit.field("sure") != "yes":
+    if visit.labeler.is_admin or visit.field("sure") != "yes":
         return account(visit)
-    accounts.delete_account(visit.database, visit.account.id)
+    accounts.delete_account(visit.database, visit.labeler.id)
     response = visit.page("error.html", account=None, message=visit.t("account.deleted"))
     visit.site.forget_session(response)
     return response

@@ -23,6 +23,8 @@ from rlhf_jax.feedback.web.site import Site, bearer, guarded
 
 
 def endpoint(handler):
+    """A request handler around ``(site, account, given) -> answer``, both JSON; errors are, too."""
+
     def answer(request: Request, body: bytes) -> Response:
         site: Site = request.app.state.site
         account = bearer(site, request)
@@ -45,6 +47,7 @@ def _parse(body: bytes) -> dict:
 
 @endpoint
 def task(site: Site, account, given: dict) -> dict:
+    """The next task of this account, its answers in the order to rank them."""
     taken = queue.take_task(site.database, account, seconds=site.lease_seconds)
     if taken is None:
         return {"task": None}
@@ -54,20 +57,28 @@ def task(site: Site, account, given: dict) -> dict:
 
 @endpoint
 def label(site: Site, account, given: dict) -> dict:
-    names = {"submission": given.get("submission"), "task": given.get("task")}
-    if not all(isinstance(value, str) for value in names.values()):
+    """Store a label; ``again`` says that it was there already."""
+    submission, task = given.get("submission"), given.get("task")
+    if not isinstance(submission, str) or not isinstance(task, str):
         raise InputError("submission and task: expected text")
     kind = given.get("kind", "ranking")
     if not isinstance(kind, str):
         raise InputError(f"kind: found {brief(kind)}, expected text")
     stored = submissions.submit(
-        site.database, account, kind=kind, body=given, clean=site.clean, **names
+        site.database,
+        account,
+        submission=submission,
+        task=task,
+        kind=kind,
+        body=given,
+        clean=site.clean,
     )
     return {"stored": True, "again": not stored}
 
 
 @endpoint
 def status(site: Site, account, given: dict) -> dict:
+    """How many tasks are open, and how many labels there are and are wanted."""
     labels = submissions.count_labels(site.database)
     goal = read_status(site.database).get("updater", {}).get("goal", labels)
     return {

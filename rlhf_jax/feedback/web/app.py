@@ -7,6 +7,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from rlhf_jax.feedback.web import account_pages, api, chat_pages, dashboard_pages, label_pages
 from rlhf_jax.feedback.web import team_pages as team
@@ -24,6 +25,7 @@ STATIC = {
 
 
 async def static(request: Request) -> Response:
+    """A file of the pages; those that are named, and no other."""
     name = request.path_params["name"]
     if name not in STATIC:
         return await not_found(request, None)
@@ -31,6 +33,7 @@ async def static(request: Request) -> Response:
 
 
 async def not_found(request: Request, error) -> Response:
+    """The page for a path that is none, also where a proxy has left its prefix on."""
     root = request.app.state.site.root
     left_on = root and f"{request.scope['path']}/".startswith(f"{root}/")
     message = text_of(request, "error.prefix" if left_on else "error.not_found", prefix=root)
@@ -44,33 +47,36 @@ def create_app(
 
     ``headers`` are those of every response that the server does not give by itself.
     """
-    get, post = {"methods": ["GET"]}, {"methods": ["POST"]}
-    both = {"methods": ["GET", "POST"]}
+    get, post = ["GET"], ["POST"]
+    both = [*get, *post]
     routes = [
-        Route("/", page(account_pages.home, public=True), **get),
-        Route("/enter", page(account_pages.enter, public=True, own_check=True), **both),
-        Route("/join", page(account_pages.join, public=True, own_check=True), **both),
-        Route("/language", page(account_pages.language, public=True), **post),
-        Route("/leave", page(account_pages.leave), **post),
-        Route("/account", page(account_pages.account), **get),
-        Route("/account", page(account_pages.delete_own), **post),
-        Route("/label", page(label_pages.label), **get),
-        Route("/label", page(label_pages.store), **post),
-        Route("/undo", page(label_pages.undo), **post),
-        Route("/guide", page(label_pages.put_guide_away), **post),
-        Route("/chat", page(chat_pages.chat), **get),
-        Route("/chat", page(chat_pages.act), **post),
-        Route("/dashboard", page(dashboard_pages.dashboard), **get),
-        Route("/team", page(team.team, admin=True), **get),
-        Route("/team", page(team.act, admin=True), **post),
-        Route("/export", page(team.export, admin=True), **get),
-        Route("/api/task", api.task, **get),
-        Route("/api/label", api.label, **post),
-        Route("/api/status", api.status, **get),
-        Route("/static/{name}", static, **get),
+        Route("/", page(account_pages.home, public=True), methods=get),
+        Route("/enter", page(account_pages.enter, public=True, own_check=True), methods=both),
+        Route("/join", page(account_pages.join, public=True, own_check=True), methods=both),
+        Route("/language", page(account_pages.language, public=True), methods=post),
+        Route("/leave", page(account_pages.leave), methods=post),
+        Route("/account", page(account_pages.account), methods=get),
+        Route("/account", page(account_pages.delete_own), methods=post),
+        Route("/label", page(label_pages.label), methods=get),
+        Route("/label", page(label_pages.store), methods=post),
+        Route("/undo", page(label_pages.undo), methods=post),
+        Route("/guide", page(label_pages.put_guide_away), methods=post),
+        Route("/chat", page(chat_pages.chat), methods=get),
+        Route("/chat", page(chat_pages.act), methods=post),
+        Route("/dashboard", page(dashboard_pages.dashboard), methods=get),
+        Route("/team", page(team.team, admin=True), methods=get),
+        Route("/team", page(team.act, admin=True), methods=post),
+        Route("/export", page(team.export, admin=True), methods=get),
+        Route("/api/task", api.task, methods=get),
+        Route("/api/label", api.label, methods=post),
+        Route("/api/status", api.status, methods=get),
+        Route("/static/{name}", static, methods=get),
     ]
     hosts = [name for name in (host, host_of(site.url)) if name]
-    client_asks = lambda scope: site.limits.client_asks(site.client(scope))
+
+    def client_asks(scope: Scope) -> None:
+        site.limits.client_asks(site.client(scope))
+
     walls = Middleware(Walls, hosts=hosts, client_asks=client_asks, headers=headers)
     app = Starlette(routes=routes, middleware=[walls], exception_handlers={404: not_found})
     # Redirects of the framework name the host that a proxy wrote, and know no prefix.

@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -31,13 +32,13 @@ def chat(visit: Visit) -> Response:
     given = visit.request.query_params
     name = given.get("conversation", "")
     if not CONVERSATION.fullmatch(name):
-        name = talk.newest_conversation(visit.database, visit.account) or secrets.token_hex(8)
+        name = talk.newest_conversation(visit.database, visit.labeler) or secrets.token_hex(8)
     return _page(visit, name, message=given.get("message", "")[:TEXT_LIMIT])
 
 
 def _page(visit: Visit, name: str, *, message: str, error: str = "", status: int = 200) -> Response:
-    turns = talk.read_turns(visit.database, visit.account, name)
-    values = {
+    turns = talk.read_turns(visit.database, visit.labeler, name)
+    values: dict[str, Any] = {
         "conversation": name,
         "turns": [shown(visit, turn) for turn in turns],
         "answerer": _answerer(visit),
@@ -50,7 +51,7 @@ def _page(visit: Visit, name: str, *, message: str, error: str = "", status: int
         **values,
         message=message,
         error=error,
-        talks=talk.talks(visit.database, visit.account, most=TALKS),
+        talks=talk.talks(visit.database, visit.labeler, most=TALKS),
         examples=[] if turns else _examples(visit),
         fresh=secrets.token_hex(8),
         dialogue=visit.site.dialogue,
@@ -72,7 +73,7 @@ def shown(visit: Visit, turn: talk.Turn) -> dict:
     """A turn as the page shows it: answers in this person's order, with what they said of each."""
     if turn.task is None:
         return {"turn": turn, "answers": [], "better": None, "tied": False}
-    order = turn.task.order(visit.account)
+    order = turn.task.order(visit.labeler)
     ranks, thumbs, corrections = None, {}, {}
     for label in turn.labels:
         body = label["body"]
@@ -122,7 +123,7 @@ def act(visit: Visit) -> Response:
     task = visit.field("task")
     submissions.submit(
         visit.database,
-        visit.account,
+        visit.labeler,
         # One form has several buttons: each is an opinion of its own.
         submission=visit.field("submission") + visit.field("action"),
         task=task,
@@ -135,7 +136,7 @@ def act(visit: Visit) -> Response:
 
 def _ranks(visit: Visit, place: int | None) -> list[int]:
     """The chosen answer above all others; without one, all alike."""
-    task = queue.read_task(visit.database, visit.field("task"), visit.account)
+    task = queue.read_task(visit.database, visit.field("task"), visit.labeler)
     count = len(task.responses) if task else 0
     return [0 if place is None or n == place else 1 for n in range(count)]
 
@@ -144,7 +145,7 @@ def _say(visit: Visit, name: str) -> Response:
     message = check_text("message", visit.field("message"), TEXT_LIMIT, visit.site.clean)
     if not message.strip():
         return visit.go(f"/chat?conversation={name}")
-    turn = talk.say(visit.database, visit.account, name, message, dialogue=visit.site.dialogue)
+    turn = talk.say(visit.database, visit.labeler, name, message, dialogue=visit.site.dialogue)
     if turn is None:
         error, status = visit.t("chat.too_many"), HTTPStatus.TOO_MANY_REQUESTS
         if visit.wants_json:

@@ -110,12 +110,12 @@ def _labelers(visit: Visit, paces: list[figures.Pace], agreements: dict, rounds:
     accuracy = rounds[-1].get("labelers", {}) if rounds else {}
     rows = []
     for pace in paces:
-        knows = visit.account.is_admin or pace.account == visit.account.id
+        knows = visit.labeler.is_admin or pace.account == visit.labeler.id
         rows.append(
             pace._asdict()
             | {
                 "name": names.get(pace.account, "") if knows else "",
-                "mine": pace.account == visit.account.id,
+                "mine": pace.account == visit.labeler.id,
                 "agreement": agreements.get(pace.labeler),
                 "accuracy": accuracy.get(pace.labeler),
             }

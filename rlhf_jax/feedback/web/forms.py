@@ -1,5 +1,6 @@
-"""A request's form to its fields; the labelling form to a label's body, and back into a form when
-it could not be stored.
+"""A request's form to its fields; the labelling form to a label's body, and back.
+
+Back into a form when it could not be stored, or was taken back.
 """
 
 import re
@@ -8,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, known
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, brief
 
 LETTERS = "ABCDEFGHI"
@@ -32,7 +33,8 @@ def parse_form(kind: str, body: bytes) -> FormData:
         raise InputError("the form: holds bytes that are no UTF-8") from None
     except ValueError:
         raise InputError(f"the form: expected at most {MOST_FIELDS} fields") from None
-    return FormData(pairs)
+    fields: list[tuple[str, str | UploadFile]] = [*pairs]
+    return FormData(fields)
 
 
 NUMBER = re.compile("[0-9]{1,3}")
@@ -53,6 +55,8 @@ class Answer(NamedTuple):
 
 
 class Entered(NamedTuple):
+    """What the labelling form holds, complete or not."""
+
     answers: list[Answer]
     prompt_flags: Sequence[str] = ()
     use_case: str = ""
@@ -69,18 +73,28 @@ def entered_in(form: FormData, texts: Sequence[str]) -> Entered:
             text,
             _number(form, f"rank-{letter}"),
             _number(form, f"quality-{letter}"),
-            form.getlist(f"flag-{letter}"),
-            form.get(f"note-{letter}", ""),
+            values_of(form, f"flag-{letter}"),
+            value_of(form, f"note-{letter}"),
         )
         for letter, text in zip(LETTERS, texts, strict=False)
     ]
     fields = ("use-case", "demonstration", "reason", "note")
-    return Entered(answers, form.getlist("prompt-flag"), *(form.get(name, "") for name in fields))
+    return Entered(answers, values_of(form, "prompt-flag"), *(value_of(form, n) for n in fields))
+
+
+def values_of(form: FormData, name: str) -> list[str]:
+    """All values of a field; no file is among them (``parse_form``)."""
+    return [value for value in form.getlist(name) if isinstance(value, str)]
+
+
+def value_of(form: FormData, name: str, default: str = "") -> str:
+    """The value of a field, the last of several."""
+    return [default, *values_of(form, name)][-1]
 
 
 def _number(form: FormData, name: str) -> int | None:
     """A chosen number; None if none was chosen. Raises InputError for anything else."""
-    value = form.get(name, "")
+    value = value_of(form, name)
     return parse_number(name, value) if value else None
 
 
@@ -98,7 +112,7 @@ def ranking_body(entered: Entered, *, started: str) -> dict[str, Any]:
         raise InputError(f"no rank for {', '.join(missing)}")
     began = float(started) if TIME.fullmatch(started) else None
     return {
-        "ranks": [answer.rank - 1 for answer in entered.answers],
+        "ranks": [known(answer.rank) - 1 for answer in entered.answers],
         "quality": [answer.quality for answer in entered.answers],
         "flags": [_flags(answer.flags, RESPONSE_FLAGS) for answer in entered.answers],
         "notes": [answer.note for answer in entered.answers],
@@ -119,7 +133,10 @@ def entered_before(kind: str, body: Mapping[str, Any], texts: Sequence[str]) -> 
     blank = [Answer(letter, text) for letter, text in zip(LETTERS, texts, strict=False)]
     if kind == "skip":
         return Entered(blank, reason=body["reason"], note=body["note"])
-    checked = lambda flags: [flag for flag, value in flags.items() if value]
+
+    def checked(flags: Mapping[str, bool]) -> list[str]:
+        return [flag for flag, value in flags.items() if value]
+
     answers = [
         answer._replace(
             rank=body["ranks"][n] + 1,
@@ -137,9 +154,13 @@ def entered_before(kind: str, body: Mapping[str, Any], texts: Sequence[str]) -> 
 def ranked_by_ratings(entered: Entered) -> Entered:
     """The best rating is rank 1, equal ratings tie; an answer that is not rated keeps its rank."""
     best_first = sorted({x.quality for x in entered.answers if x.quality}, reverse=True)
-    rank = lambda x: best_first.index(x.quality) + 1 if x.quality else x.rank
-    return entered._replace(answers=[x._replace(rank=rank(x)) for x in entered.answers])
+    answers = [
+        answer._replace(rank=best_first.index(answer.quality) + 1) if answer.quality else answer
+        for answer in entered.answers
+    ]
+    return entered._replace(answers=answers)
 
 
 def blank(texts: Sequence[str]) -> Entered:
+    """The form as it is first shown."""
     return Entered([Answer(letter, text) for letter, text in zip(LETTERS, texts, strict=False)])

@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import Response
 
@@ -22,11 +23,11 @@ HAPPENED = ("saved", "skipped", "undone-ranking", "undone-skip", "undone-nothing
 
 def label(visit: Visit) -> Response:
     """The task in hand, or the next one; as it was before it was taken back, if it was."""
-    task = queue.take_task(visit.database, visit.account, seconds=visit.site.lease_seconds)
+    task = queue.take_task(visit.database, visit.labeler, seconds=visit.site.lease_seconds)
     if task is None:
         return visit.page("empty.html", **around(visit))
     entered = forms.blank(_texts(visit, task))
-    before = submissions.taken_back(visit.database, visit.account, task.id)
+    before = submissions.taken_back(visit.database, visit.labeler, task.id)
     if before is not None:
         entered = forms.entered_before(*before, _texts(visit, task))
     return show(visit, task, entered=entered)
@@ -34,10 +35,9 @@ def label(visit: Visit) -> Response:
 
 def show(visit: Visit, task: queue.Task, *, entered: forms.Entered, **options) -> Response:
     """The form for a task, filled in; ``error`` says why it was not stored."""
-    order = task.order(visit.account)
-    return visit.page(
-        "label.html",
-        **around(visit)
+    order = task.order(visit.labeler)
+    values: dict[str, Any] = (
+        around(visit)
         | {
             "task": task,
             "asked": reading.asked(task.prompt),
@@ -54,8 +54,9 @@ def show(visit: Visit, task: queue.Task, *, entered: forms.Entered, **options) -
             "error": "",
             "status": 200,
         }
-        | options,
+        | options
     )
+    return visit.page("label.html", **values)
 
 
 def around(visit: Visit) -> dict:
@@ -72,18 +73,21 @@ def around(visit: Visit) -> dict:
 
 
 def guide_page(visit: Visit) -> dict:
+    """The guide as the page shows it, in the language of the visit."""
     return {"guide": visit.site.guide.pages[visit.language]}
 
 
 def _texts(visit: Visit, task: queue.Task) -> list[str]:
-    order = task.order(visit.account)
+    order = task.order(visit.labeler)
     return [reading.continued(task.prompt, task.responses[n].text).text for n in order]
 
 
 def store(visit: Visit) -> Response:
-    """A ranking, or with the button "skip" the reason for none. What cannot be stored comes back
-    filled in, with the reason."""
-    task = queue.read_task(visit.database, visit.field("task"), visit.account)
+    """A ranking, or with the button "skip" the reason for none.
+
+    What cannot be stored comes back filled in, with the reason.
+    """
+    task = queue.read_task(visit.database, visit.field("task"), visit.labeler)
     if task is None:
         raise InputError("task: it is not in your hands any more")
     entered = forms.entered_in(visit.form, _texts(visit, task))
@@ -93,7 +97,7 @@ def store(visit: Visit) -> Response:
         kind, body = _label(visit, entered)
         submissions.submit(
             visit.database,
-            visit.account,
+            visit.labeler,
             submission=visit.field("submission"),
             task=task.id,
             kind=kind,
@@ -120,7 +124,7 @@ def undo(visit: Visit) -> Response:
 
     A redirect: to load that page again takes nothing more back.
     """
-    undone = submissions.undo(visit.database, visit.account)
+    undone = submissions.undo(visit.database, visit.labeler)
     return visit.go(f"/label?did=undone-{undone[1] if undone else 'nothing'}")
 
 

@@ -37,6 +37,7 @@ class Buckets:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def take(self, name: str, now: float | None = None) -> bool:
+        """Take one token of this name's bucket; False where there is none."""
         now = time.monotonic() if now is None else now
         level = self._level(name, now)
         self._buckets.pop(name, None)
@@ -46,6 +47,7 @@ class Buckets:
         return level >= 1
 
     def is_empty(self, name: str, now: float | None = None) -> bool:
+        """Whether this name's bucket has no token left."""
         return self._level(name, time.monotonic() if now is None else now) < 1
 
     def _level(self, name: str, now: float) -> float:
@@ -62,10 +64,12 @@ class Limits:
         self._failures = Buckets(FAILURES_PER_SECOND, burst=FAILURES_BURST)
 
     def client_asks(self, client: str | None) -> None:
+        """Count a request of a client. Raises Refused where there are too many."""
         if client is not None and not self._clients.take(client):
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests, wait a second")
 
     def account_asks(self, account: str) -> None:
+        """Count a request of an account. Raises Refused where there are too many."""
         if not self._accounts.take(account):
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests, wait a second")
 
@@ -81,6 +85,7 @@ class Limits:
 
 
 def names(client: str | None, account: str | None) -> list[str]:
+    """Under which names tries are counted: the client's, the account's, or both."""
     named = {"client": client, "account": account}
     return [f"{kind} {name}" for kind, name in named.items() if name is not None]
 
@@ -110,12 +115,14 @@ def subscriber(address: str) -> str:
 
 
 def is_one_of(address: str, networks: Sequence[str]) -> bool:
+    """Whether an address is in one of the networks."""
     return is_address(address) and any(
         ip_address(address) in ip_network(network, strict=False) for network in networks
     )
 
 
 def is_address(text: str) -> bool:
+    """Whether this is an address of IPv4 or IPv6."""
     try:
         ip_address(text)
     except ValueError:

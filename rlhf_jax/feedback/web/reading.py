@@ -31,6 +31,7 @@ def asked(prompt: str | Conversation) -> list[Asked]:
 
 
 def is_long(prompt: str | Conversation) -> bool:
+    """Whether a prompt is folded at first: by its characters, or by its lines."""
     text = as_text(prompt)
     return len(text) > LONG or text.strip().count("\n") >= LONG_LINES
 
@@ -51,7 +52,7 @@ def continued(prompt: str | Conversation, answer: str | Conversation) -> Continu
     """
     text = as_text(answer).rstrip()
     end = prompt.rstrip(" ").rstrip(CLOSING)[-1:] if isinstance(prompt, str) else ""
-    if not end or end in SENTENCE_ENDS or text.startswith("\n"):
+    if not isinstance(prompt, str) or not end or end in SENTENCE_ENDS or text.startswith("\n"):
         return Continued("", alone(text))
     return Continued(tail(prompt), text)
 

@@ -19,6 +19,7 @@ LANGUAGE_COOKIE, GUIDE_COOKIE = "language", "guide"
 
 
 def load_catalog(language: str) -> dict[str, str]:
+    """The texts of a language, by their keys."""
     return json.loads((HERE / "locales" / f"{language}.json").read_text(encoding="utf-8"))
 
 
@@ -38,14 +39,18 @@ def choose_language(request: Request) -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share with one decimal; a dash for none."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
 def ago(then: float) -> int:
+    """Whole seconds since then; 0 if that is to come."""
     return max(0, round(time.time() - then))
 
 
 class Duration(NamedTuple):
+    """A time in the unit that suits it."""
+
     unit: str
     """Key of the catalogs: seconds, minutes, hours, days."""
     count: int
@@ -73,6 +78,7 @@ def margin(half_width: int | float) -> str:
 
 
 def make_environment() -> jinja2.Environment:
+    """The templates, with what they may call."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
@@ -80,7 +86,8 @@ def make_environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {
+    names: dict[str, Any] = environment.globals
+    names |= {
         "pieces": visible.pieces,
         "is_code": reading.is_code,
         "plot_size": (plots.WIDTH, plots.HEIGHT),
@@ -118,4 +125,5 @@ def render(request: Request, template: str, **values: Any) -> str:
 
 
 def text_of(request: Request, key: str, **names: Any) -> str:
+    """A text in the language of a request, its names filled in."""
     return CATALOGS[choose_language(request)][key].format(**names)

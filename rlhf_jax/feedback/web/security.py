@@ -64,6 +64,7 @@ class Walls:
         self._headers = [(name.encode(), value.encode()) for name, value in headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it; headers go on whatever comes back."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -134,6 +135,7 @@ async def _refuse(refused: Refused, send: Send) -> None:
 
 
 def csrf_token(secret: bytes, session: str) -> str:
+    """What a form of this session carries, which no other site knows."""
     return hmac.new(secret, f"csrf {session}".encode(), "sha256").hexdigest()
 
 

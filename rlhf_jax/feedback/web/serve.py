@@ -27,6 +27,7 @@ OPEN_TO_ALL = (
 
 
 def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
     return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
 
 

@@ -21,7 +21,7 @@ from rlhf_jax.feedback.queue import LEASE_SECONDS
 from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.address import prefix_of
-from rlhf_jax.feedback.web.forms import parse_form
+from rlhf_jax.feedback.web.forms import parse_form, value_of
 from rlhf_jax.feedback.web.guide import GENERAL, Guide, task_guide
 from rlhf_jax.feedback.web.limits import Limits, Refused, client_of
 from rlhf_jax.feedback.web.render import choose_language, render, text_of
@@ -87,6 +87,7 @@ class Site:
 
     @property
     def secure(self) -> bool:
+        """Whether people come by HTTPS, so that cookies may ask for it."""
         return self.url.startswith("https://")
 
     @property
@@ -107,9 +108,11 @@ class Site:
         )
 
     def forget_session(self, response: Response) -> None:
+        """Take the session's cookie back."""
         self.forget(response, self.cookie)
 
     def forget(self, response: Response, name: str) -> None:
+        """Take a cookie back."""
         response.delete_cookie(name, path=self.root or "/", httponly=True, samesite="strict")
 
 
@@ -124,11 +127,19 @@ class Visit:
     session: str
 
     @property
+    def labeler(self) -> Account:
+        """The account, on the pages of those who are signed in."""
+        assert self.account is not None, "the page is not public"
+        return self.account
+
+    @property
     def database(self) -> Database:
+        """The store of labels."""
         return self.site.database
 
     @property
     def csrf(self) -> str:
+        """What a form of this session carries."""
         return csrf_token(self.site.secret, self.session)
 
     @property
@@ -138,23 +149,29 @@ class Visit:
 
     @property
     def language(self) -> str:
+        """That of the cookie, or what the browser prefers."""
         return choose_language(self.request)
 
     @property
     def wants_json(self) -> bool:
+        """Whether a script of the page asks, not the browser itself."""
         return "application/json" in self.request.headers.get("accept", "")
 
     @property
     def client(self) -> str | None:
+        """The address that the request comes from, behind proxies too."""
         return self.site.client(self.request.scope)
 
     def field(self, name: str, default: str = "") -> str:
-        return self.form.get(name, default)
+        """A field of the form."""
+        return value_of(self.form, name, default)
 
     def t(self, key: str, **names: Any) -> str:
+        """A text in the language of the visit, its names filled in."""
         return text_of(self.request, key, **names)
 
     def page(self, template: str, *, status: int = HTTPStatus.OK, **values: Any) -> Response:
+        """A template with these values, the account and the token of its forms."""
         values = {"account": self.account, "csrf": self.csrf} | values
         return HTMLResponse(render(self.request, template, **values), status)
 
@@ -165,9 +182,11 @@ class Visit:
         return self.redirect(path)
 
     def redirect(self, path: str) -> Response:
+        """To another page of this site, by GET."""
         return RedirectResponse(self.site.root + path, HTTPStatus.SEE_OTHER)
 
     def remember(self, response: Response, session: str) -> Response:
+        """Give the session's cookie along."""
         self.site.set_cookie(response, self.site.cookie, session, seconds=int(SESSION_SECONDS))
         return response
 
@@ -187,7 +206,7 @@ def page(
         visit = _visit(request, body, own_check=own_check)
         if not public and visit.account is None:
             response = visit.page("signin.html", status=HTTPStatus.UNAUTHORIZED, failed=False)
-        elif admin and not visit.account.is_admin:
+        elif admin and not visit.labeler.is_admin:
             raise Refused(HTTPStatus.FORBIDDEN, "for the administrator only")
         else:
             response = handler(visit)

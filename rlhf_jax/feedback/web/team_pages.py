@@ -14,6 +14,7 @@ from rlhf_jax.feedback.web.site import Visit
 
 
 def team(visit: Visit, *, link: str = "") -> Response:
+    """Who is in the team, who is invited, and the exports."""
     return visit.page(
         "team.html",
         members=members(visit.database),
