@@ -39,6 +39,7 @@ from rlhf_jax.evaluation.preference_audit import (
 )
 from rlhf_jax.inference.reward_scores import fold_held_out, make_scorer
 from rlhf_jax.models.heads import make_scalar_model
+from rlhf_jax.runs.fit import row_lengths
 from rlhf_jax.runs.kept_steps import run_of
 from rlhf_jax.runs.records import read_done
 from rlhf_jax.runs.trained import Trained, load_trained, trained_lengths
@@ -66,6 +67,7 @@ class Scored(NamedTuple):
 
 
 def run(config: AuditConfig) -> dict:
+    """The table of each set, printed, and written to ``out`` if there is one."""
     if config.out is not None:
         check_writable(config.out, *map(Path, config.data))
     folds = {name: [fold_held_out(path, name) for path in config.reward] for name in config.data}
@@ -120,6 +122,7 @@ def with_lengths(config: AuditConfig, path: Path) -> AuditConfig:
 
 
 def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
+    """The pairs of a named set, or of a file of comparisons, which is held out as a whole."""
     if is_name(Path(name)):
         return load_preferences(name, config.source, fold)
     rows = read_comparisons(name)
@@ -129,12 +132,12 @@ def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
 
 
 def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float) -> Scored:
+    """The reward model's scores of held-out answers, in its training's units."""
     score = make_scorer(
         make_scalar_model(reward.model, reward.vocab_size),
         reward.tokenizer,
         make_parallel(config.parallel),
-        prompt_length=config.prompt_length,
-        response_length=config.response_length,
+        **row_lengths(config),
         batch_size=config.batch_size,
     )
     scores, lengths, ranks, report = score(reward.params, found.heldout)
@@ -165,8 +168,9 @@ def pooled(parts: Sequence[Scored]) -> Scored:
 
     def joined(field: str, absent: int):
         rows = [getattr(part, field) for part in parts]
-        pad = lambda a: [(0, 0), (0, most - a.shape[1])]
-        return np.concatenate([np.pad(a, pad(a), constant_values=absent) for a in rows])
+        missing = [[(0, 0), (0, most - a.shape[1])] for a in rows]
+        padded = [np.pad(a, m, constant_values=absent) for a, m in zip(rows, missing, strict=True)]
+        return np.concatenate(padded)
 
     return Scored(
         joined("scores", 0),
@@ -181,6 +185,7 @@ def pooled(parts: Sequence[Scored]) -> Scored:
 
 
 def summary(found: Scored) -> dict:
+    """The audit of one set, and what it is compared with."""
     row = audit(found.scores, found.lengths, found.ranks, found.subsets, found.groups)
     row["labeler_agreement"] = found.agreement
     if found.words is not None:
@@ -193,6 +198,7 @@ def summary(found: Scored) -> dict:
 
 
 def show(results: dict) -> None:
+    """Print the table."""
     table = Table(title="Reward model against people", title_justify="left")
     table.add_column("set", no_wrap=True)
     columns = (
@@ -206,7 +212,10 @@ def show(results: dict) -> None:
     )
     for column in (*columns, "ece"):
         table.add_column(column)
-    figure = lambda f: f"{f['mean']:.3f} ± {f['ci']:.3f}" if f else "–"
+
+    def figure(f: dict | None) -> str:
+        return f"{f['mean']:.3f} ± {f['ci']:.3f}" if f else "–"
+
     for name, row in results.items():
         agreement = row["labeler_agreement"]
         table.add_row(

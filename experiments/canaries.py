@@ -27,6 +27,7 @@ from rlhf_jax.runs.trained import Trained, load_by_name, names_apart
 
 
 def run(config: CanaryConfig) -> dict[str, Interval] | None:
+    """Plant secrets in demonstrations, or measure how exposed they are in models."""
     if config.what == "plant":
         check_writable(config.out, config.data)
         rows = [

@@ -26,6 +26,7 @@ from rlhf_jax.text.duplicates import (
 
 
 def run(config: CleanConfig) -> dict[str, int]:
+    """Write the rows that stay, scrubbed; how many there are of each fate."""
     check_writable(config.out, config.data, *([config.test] if config.test else []))
     rows = whole_rows(config.data)
     personal = sum(len(find(text)) for row in rows for text in strings(row))
@@ -72,6 +73,7 @@ def strings(value: Any) -> list[str]:
 
 
 def scrubbed_value(value: Any) -> Any:
+    """A row, or part of one, with personal data replaced in every text."""
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, dict):
@@ -80,6 +82,7 @@ def scrubbed_value(value: Any) -> Any:
 
 
 def text_of(row: dict) -> str:
+    """All texts of a row."""
     return "\n".join(strings(row))
 
 

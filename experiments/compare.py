@@ -27,7 +27,7 @@ from rlhf_jax.feedback.labelers import (
 )
 from rlhf_jax.inference.sampler import make_sampler, prompt_report
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.runs.fit import check_cut, fit_prompts
+from rlhf_jax.runs.fit import check_cut, fit_prompts, row_lengths
 from rlhf_jax.runs.logs import read_rows
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import load_trained
@@ -36,6 +36,7 @@ from rlhf_jax.training.parallel import make_parallel
 
 
 def run(config: CompareConfig) -> dict:
+    """The stage: answers, ranks and the noise of the labeler, in train.jsonl and heldout.jsonl."""
     with Stage(config, "comparisons", __file__, one_process=True, late=("labeler",)) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -49,12 +50,17 @@ def run(config: CompareConfig) -> dict:
         task = read_task(config.task, config.source)
         check_prompts(task, list(map(as_text, prompts)))
         context = policy.model.context
-        rows = map(Prompt, prompts)
-        trained = dict(trained=(config.init,), context=context)
-        config = fit_prompts(config, rows, policy.tokenizer, **trained, stage="compare")
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        config = fit_prompts(
+            config,
+            map(Prompt, prompts),
+            policy.tokenizer,
+            trained=(config.init,),
+            context=context,
+            stage="compare",
+        )
+        lengths = row_lengths(config)
         policy.model.check_context(**lengths)
-        report = prompt_report(prompts, policy.tokenizer, config.prompt_length)
+        report = prompt_report(prompts, policy.tokenizer, lengths["prompt_length"])
         check_cut(report, config, context=context, stage="compare")
         stage.note_rows(prompts=report)
         stage.note(lengths=lengths)
@@ -142,10 +148,12 @@ def gold_scores(gold, prompts: Sequence[str], rows: Sequence[dict]) -> np.ndarra
 
 
 def to_line(row: dict) -> str:
+    """A row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Write all rows, or nothing."""
     write_atomically(path, "".join(map(to_line, rows)))
 
 

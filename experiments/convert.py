@@ -1,9 +1,9 @@
-"""Weights in and out: a Hugging Face checkpoint or GGUF file to a run folder, and back.
+r"""Weights in and out: a Hugging Face checkpoint or GGUF file to a run folder, and back.
 
     python -m experiments.convert from-hf DIR --out runs/gpt2
     python -m experiments.convert to-hf runs/quickstart/ppo --out exported/policy
     python -m experiments.convert to-hf runs/quickstart/ppo --out exported/value --part value
-    python -m experiments.convert to-hf runs/sft_lora --out exported/adapter --part adapter \\
+    python -m experiments.convert to-hf runs/sft_lora --out exported/adapter --part adapter \
         --base exported/pretrained
 
 A run folder made here serves like that of a finished stage. What is written loads in transformers
@@ -30,6 +30,7 @@ from rlhf_jax.runs.trained import Trained, load_any, load_value, merged, save_mo
 
 
 def run(config: ConvertConfig) -> None:
+    """Bring a model in, or take one out."""
     if config.direction == "from-hf":
         from_hf(config)
     else:
@@ -85,6 +86,7 @@ def to_hf(config: ConvertConfig) -> None:
 
 
 def write(trained: Trained, folder: Path, config: ConvertConfig) -> None:
+    """A model as a Hugging Face checkpoint, or its adapters alone as PEFT keeps them."""
     tokenizer = trained.tokenizer
     if config.part == "adapter":
         check(

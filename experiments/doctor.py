@@ -44,6 +44,7 @@ from rlhf_jax.training.parallel import make_parallel
 
 
 def run(config: InstructGPTConfig | PPOConfig) -> list[Finding]:
+    """Examine, print the findings, and raise RunError if a check failed or none ran."""
     began = time.monotonic()
     process = config.ppo.run if isinstance(config, InstructGPTConfig) else config.run
     start(tune_malloc=process.tune_malloc, compile_cache=process.compile_cache)
@@ -100,7 +101,7 @@ def chain_models(
 ) -> tuple[Trained, Trained, tuple[str, ...]]:
     """(policy, reward model, which of them are not trained) of a chain run up to any stage."""
     k_policy, k_reward = jax.random.split(jax.random.key(c.seed))
-    fresh = ()
+    fresh: tuple[str, ...] = ()
     if is_finished(c.ppo.init):
         policy = load_trained(c.ppo.init, flag="init")
     else:
@@ -121,6 +122,7 @@ def chain_models(
 
 
 def is_finished(folder: Path) -> bool:
+    """Whether a folder, or a step of a run, has a model."""
     final = (folder / "model.json").is_file() and (folder / "final").is_dir()
     return final or kept_step(folder) is not None
 
@@ -136,6 +138,7 @@ def record(folder: Path, config_class: type):
 
 
 def show(p: Patient, findings: list[Finding], seconds: float) -> None:
+    """Print what was examined and what was found."""
     runs = {"policy": p.ppo.init, "reward": p.ppo.reward}
     states = [
         f"{name}: random parameters, {run} is not finished" if name in p.fresh else f"{name}: {run}"
@@ -159,7 +162,7 @@ def show(p: Patient, findings: list[Finding], seconds: float) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def config_class(argv: list[str]) -> type:
+def config_class(argv: list[str]) -> type[Any]:
     """A preset of the whole chain is read as the chain, anything else as one PPO stage."""
     with suppress(InputError):  # the command line is read again, and says it
         preset, _ = cli.take_preset(argv)

@@ -1,7 +1,7 @@
-"""DPO: the policy learns from rankings directly, its own log-ratio being the reward.
+r"""DPO: the policy learns from rankings directly, its own log-ratio being the reward.
 
     python -m experiments.dpo --init runs/sft --data comparisons.jsonl
-    python -m experiments.dpo --init runs/quickstart/sft \\
+    python -m experiments.dpo --init runs/quickstart/sft \
         --data runs/quickstart/comparisons/train.jsonl
 
 minimise −E log σ(β log π(y_w|x)/π_ref(y_w|x) − β log π(y_l|x)/π_ref(y_l|x))  (Rafailov et al. 2023,
@@ -27,7 +27,7 @@ from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.logprobs import token_logprobs
 from rlhf_jax.objectives.masked import masked_sum
 from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
@@ -39,15 +39,15 @@ from rlhf_jax.types import ComparisonBatch, Params
 def sequence_logprobs(lm: LanguageModel, params: Params, batch: ComparisonBatch):
     """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, [B, K]."""
     K, Q = batch.ranks.shape[1], batch.queries.shape[1]
-    repeat = lambda x: jnp.repeat(x, K, axis=0)
-    rows = lambda x: x.reshape(-1, x.shape[-1])
-    responses, mask = rows(batch.responses), rows(batch.mask)
-    inputs = episode_inputs(repeat(batch.queries), repeat(batch.query_mask), responses, mask)
+    queries, query_mask = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
+    responses, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.responses, batch.mask))
+    inputs = episode_inputs(queries, query_mask, responses, mask)
     logprobs = token_logprobs(lm.logits(params, *inputs, start=Q - 1), responses)
     return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
 
 
 def run(config: DPOConfig) -> dict:
+    """The stage: the policy after all epochs, and how it orders held-out pairs."""
     with Stage(config, "dpo", __file__, best=("eval/accuracy", "max")) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -68,18 +68,19 @@ def run(config: DPOConfig) -> dict:
         config = fit_pairs(
             config, chain(rows, heldout), tokenizer, context=model.context, stage="dpo"
         )
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        lengths = row_lengths(config)
         model.check_context(**lengths)
         stage.note(lengths=lengths)
-        card = dict(kind="lm", lengths=lengths)
-        save_model_card(config.run.dir, model, policy.vocab_size, tokenizer, **card)
+        save_model_card(
+            config.run.dir, model, policy.vocab_size, tokenizer, kind="lm", lengths=lengths
+        )
 
         def comparisons(rows, batch_size, seed, mine=None):
             return comparison_batches(
                 rows,
                 tokenizer,
-                query_length=config.prompt_length,
-                response_length=config.response_length,
+                query_length=lengths["prompt_length"],
+                response_length=lengths["response_length"],
                 batch_size=batch_size,
                 seed=seed,
                 mine=mine,
@@ -99,8 +100,9 @@ def run(config: DPOConfig) -> dict:
         # Model and states
         lm = make_language_model(model, policy.vocab_size)
         total = config.epochs * batches.steps_per_epoch
-        pace = dict(rows=batches.rows, batch_size=config.batch_size)
-        check_pace("dpo", total, **pace, optim=config.optim)
+        check_pace(
+            "dpo", total, rows=batches.rows, batch_size=config.batch_size, optim=config.optim
+        )
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         params, frozen = partition(policy.params)

@@ -35,7 +35,7 @@ from rlhf_jax.inference.answer_cache import with_cache
 from rlhf_jax.inference.sampler import make_sampler, prompt_report
 from rlhf_jax.models.heads import LanguageModel, make_language_model, make_scalar_model
 from rlhf_jax.rollouts.rollout import response_logprobs
-from rlhf_jax.runs.fit import fit_prompts
+from rlhf_jax.runs.fit import fit_prompts, row_lengths
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import Trained, load_by_name, load_trained, names_apart, same_tokenizer
 from rlhf_jax.tasks.instructions import alpaca_rows
@@ -61,6 +61,7 @@ class Answers(NamedTuple):
 
 
 def run(config: EvaluateConfig) -> dict:
+    """The stage: answers of every policy, their figures, and what alignment cost."""
     with Stage(config, "evaluate", __file__, one_process=True) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -86,16 +87,22 @@ def run(config: EvaluateConfig) -> dict:
         tokenizer = policies[baseline].tokenizer
         models = [trained.model for trained in (*policies.values(), *rewards)]
         context = min(model.context for model in models)
-        trained = dict(trained=(*config.policies, config.reward), context=context)
-        config = fit_prompts(config, map(Prompt, prompts), tokenizer, **trained, stage="evaluate")
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        config = fit_prompts(
+            config,
+            map(Prompt, prompts),
+            tokenizer,
+            trained=(*config.policies, config.reward),
+            context=context,
+            stage="evaluate",
+        )
+        lengths = row_lengths(config)
         for model in models:
             model.check_context(**lengths)
         readers = (*policies.values(), *text_only.values())
         block = min(trained.model.context for trained in readers)
         config = replace(config, text=with_block(config.text, block))
         stage.note(lengths=lengths)
-        stage.note_rows(prompts=prompt_report(prompts, tokenizer, config.prompt_length))
+        stage.note_rows(prompts=prompt_report(prompts, tokenizer, lengths["prompt_length"]))
         task = read_task(config.task, config.source)
         texts = list(map(as_text, prompts))
         check_prompts(task, texts)
@@ -129,13 +136,18 @@ def run(config: EvaluateConfig) -> dict:
             name: describe_text(texts, respond(texts), base, task)
             for name, respond in task.baselines.items()
         }
-        losses = text_losses(config, parallel, policies | text_only, corpora) if corpora else {}
+        losses, losses_described = {}, {}
+        if corpora:
+            losses = text_losses(config, parallel, policies | text_only, corpora)
+            losses_described = {
+                name: describe_text_loss(loss, corpora) for name, loss in losses.items()
+            }
         return stage.finish(
             None,
             baseline=baseline,
             policies=table,
             baselines=without_model,
-            text={name: describe_text_loss(loss, corpora) for name, loss in losses.items()},
+            text=losses_described,
             text_change=text_change(losses, "pretrain" if "pretrain" in losses else baseline),
         )
 
@@ -165,13 +177,16 @@ def make_answer(
         def judge(params, batch, generation):
             tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
             mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
-            logprobs = lambda lm, params: response_logprobs(
-                lm, params, batch, generation, temperature=temperature
-            )
+
+            def logprobs(lm, params):
+                return response_logprobs(lm, params, batch, generation, temperature=temperature)
+
             log_ratio = logprobs(lm, params) - logprobs(base_lm, baseline.params)
             kl = jnp.where(generation.mask, log_ratio, 0.0)
-            score = lambda model, reward: model.score(reward.params, tokens, mask, None)
-            scores = list(map(score, reward_models, rewards))
+            scores = [
+                model.score(reward.params, tokens, mask, None)
+                for model, reward in zip(reward_models, rewards, strict=True)
+            ]
             return scores[0], scores[-1], kl.sum(axis=1)
 
         return lm, judge
@@ -187,10 +202,7 @@ def make_answer(
         lm, judge = functions(policy.model, policy.vocab_size)
         prompts_per_batch = config.batch_size // n
         shape = dict(
-            prompt_length=config.prompt_length,
-            response_length=config.response_length,
-            prompts_per_batch=prompts_per_batch,
-            responses_per_prompt=n,
+            **row_lengths(config), prompts_per_batch=prompts_per_batch, responses_per_prompt=n
         )
         sampler = make_sampler(lm, tokenizer, parallel, config.sampling, **shape)
         sampler = with_cache(
@@ -225,7 +237,10 @@ def make_answer(
 def best_of(answers: Answers, n: int) -> Answers:
     """The answer that the reward model likes best among each prompt's first n."""
     best = answers.scores[:, :n].argmax(axis=1)
-    pick = lambda x: np.take_along_axis(x, best[:, None], axis=1)
+
+    def pick(x: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(x, best[:, None], axis=1)
+
     texts = [[group[i]] for group, i in zip(answers.texts, best, strict=True)]
     return Answers(texts, *map(pick, answers[1:]))
 
@@ -277,6 +292,7 @@ def describe_text(
 
 
 def write_alpaca(config: EvaluateConfig, name: str, prompts: list[str], answers: Answers) -> None:
+    """A policy's answers in AlpacaEval's format."""
     rows = alpaca_rows(prompts, [group[0] for group in answers.texts], name)
     path = config.run.dir / f"alpaca_eval_{name}.json"
     write_atomically(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")

@@ -35,6 +35,7 @@ except ImportError as error:  # before main, whose sentence this would be
 
 
 def run(config: HarnessConfig) -> dict[str, Any]:
+    """The harness's tasks on one model; its table is printed."""
     check(len(config.tasks) > 0, "tasks is empty: give --tasks NAME [NAME ...]")
     if config.out is not None:
         check_writable(config.out)
@@ -79,27 +80,33 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        """End of text."""
         return self.trained.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
+        """What stands before a text: begin of text, else end of text."""
         tokenizer = self.trained.tokenizer
         return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
 
     @property
     def max_length(self) -> int:
+        """The model's context."""
         return self.trained.model.context
 
     @property
     def tokenizer_name(self) -> str:
+        """What tells tokenizers apart in the harness's cache."""
         return self.trained.tokenizer.digest
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
+        """Ids of a text, begin of text first unless it is refused."""
         tokenizer = self.trained.tokenizer
         encode = tokenizer.encode if add_special_tokens is False else tokenizer.encode_beginning
         return encode(string)
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+        """Refused: what is evaluated is the plain text."""
         raise NotImplementedError("chat templates are not supported here: evaluate the plain text")
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
@@ -110,6 +117,7 @@ class HarnessModel(TemplateLM):
         return list(map(tuple, self._score(rows)))
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text, in windows of the context."""
         totals = []
         for (text,) in (request.args for request in requests):
             windows = utils.get_rolling_token_windows(
@@ -123,13 +131,15 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """The answer to each prompt, up to the first of its stops."""
         return [self._generate(text, dict(options)) for text, options in (r.args for r in requests)]
 
     @lru_cache(maxsize=8)  # noqa: B019 (a model lives as long as the process)
-    def _sampler(self, **options: float):
+    def _sampler(self, *, length: int, temperature: float, top_k: int, top_p: float):
         tokenizer = self.trained.tokenizer
-        ids = {"end_ids": tokenizer.end_ids, "pad_id": tokenizer.pad_id}
-        return jax.jit(partial(generate, self._lm, **options, **ids))
+        sample = partial(generate, self._lm, length=length, temperature=temperature)
+        sample = partial(sample, top_k=top_k, top_p=top_p)
+        return jax.jit(partial(sample, end_ids=tokenizer.end_ids, pad_id=tokenizer.pad_id))
 
     def _generate(self, text: str, options: dict[str, Any]) -> str:
         until = options.get("until") or []

@@ -29,6 +29,7 @@ from rlhf_jax.training.hosts import several
 
 
 def run(config: InstructGPTConfig) -> dict:
+    """All stages, the summary and the report; what is finished already is not done again."""
     started = time.monotonic()
     c = config.resolve()
     every = (c.pretrain, c.sft, c.compare, c.reward, c.ppo, c.evaluate)
@@ -142,6 +143,7 @@ def show(summaries: dict, seconds: float, folder) -> None:
 
 
 def headline(name: str, s: dict) -> str:
+    """What of a stage stands in the closing table."""
     if name == "comparisons":
         return f"{s['comparisons']} prompts ranked; noise ceiling {s['noise_ceiling']:.3f}"
     if name == "evaluate":

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import product
 
 from rlhf_jax.cli import main, read_preset
-from rlhf_jax.config import InstructGPTConfig, ParallelConfig, PlanConfig
+from rlhf_jax.config import InstructGPTConfig, ModelConfig, ParallelConfig, PlanConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, check
@@ -22,7 +22,7 @@ from rlhf_jax.planning import report
 from rlhf_jax.planning.chips import Chip, chip_of, describe
 from rlhf_jax.planning.measure import Measured, measure
 from rlhf_jax.planning.programs import PROGRAMS, Models
-from rlhf_jax.runs.fit import fit_context
+from rlhf_jax.runs.fit import episode_length, fit_context
 from rlhf_jax.training.corpora import with_block
 from rlhf_jax.training.mesh import make_mesh
 from rlhf_jax.training.parallel import Parallel
@@ -32,6 +32,7 @@ ACCUMULATES = {"sft": "sft", "reward": "reward", "ppo": "ppo"}
 
 
 def run(config: PlanConfig) -> list[Measured]:
+    """Compile the programs for the topology and say what fits, or search for what does."""
     if config.out is not None:
         check_writable(config.out)
     unknown = [name for name in config.programs if name not in PROGRAMS]
@@ -67,6 +68,7 @@ TIMES = (
 
 
 def publish(config: PlanConfig, text: str, measured: list[Measured]) -> list[Measured]:
+    """Print the plan, and write it to ``out`` if there is one."""
     print(text)
     if config.out is not None:
         write_atomically(config.out, text + "\n")
@@ -74,6 +76,7 @@ def publish(config: PlanConfig, text: str, measured: list[Measured]) -> list[Mea
 
 
 def models_of(config: PlanConfig) -> Models:
+    """The shapes of the chain, the reward model of another preset if ``--reward`` gives one."""
     policy = config.chain.pretrain.model
     scalar = policy
     if config.reward is not None:
@@ -93,22 +96,28 @@ def models_of(config: PlanConfig) -> Models:
 
 def with_lengths(chain: InstructGPTConfig, context: int) -> InstructGPTConfig:
     """Lengths that only the data would tell are those that fill the context."""
-    sft, reward, ppo = (fit_context(c, context) for c in (chain.sft, chain.reward, chain.ppo))
-    sft = replace(sft, block_size=sft.block_size or sft.prompt_length + sft.response_length)
-    text = with_block(ppo.ptx_data, ppo.prompt_length + ppo.response_length)
+    sft, reward = fit_context(chain.sft, context), fit_context(chain.reward, context)
+    ppo = fit_context(chain.ppo, context)
+    sft = replace(sft, block_size=sft.block_size or episode_length(sft))
+    text = with_block(ppo.ptx_data, episode_length(ppo))
     return replace(chain, sft=sft, reward=reward, ppo=replace(ppo, ptx_data=text))
 
 
 def compiled(
     name: str, config: PlanConfig, models: Models, parallel: Parallel, chip: Chip
 ) -> Measured:
+    """One program, compiled and measured."""
     program = PROGRAMS[name](config.chain, models, parallel)
     return measure(*program, effort=config.effort, chip=chip)
 
 
 def heading(config, models: Models, parallel: Parallel, chip: Chip, chips: int) -> str:
+    """What the plan is of."""
     mesh = " x ".join(f"{name} {size}" for name, size in parallel.mesh.shape.items())
-    shape = lambda m: f"{m.n_layers} layers of width {m.d_model}"
+
+    def shape(model: ModelConfig) -> str:
+        return f"{model.n_layers} layers of width {model.d_model}"
+
     c = config.chain
     micro = ", ".join(f"{n} {getattr(c, n).optim.accumulate}" for n in ("sft", "reward", "ppo"))
     return "\n".join(
@@ -125,6 +134,7 @@ def heading(config, models: Models, parallel: Parallel, chip: Chip, chips: int) 
 
 
 def with_accumulate(chain: InstructGPTConfig, stage: str, count: int) -> InstructGPTConfig:
+    """A chain of which one stage sums over so many micro-batches."""
     config = getattr(chain, stage)
     return replace(chain, **{stage: replace(config, optim=replace(config.optim, accumulate=count))})
 
@@ -148,6 +158,7 @@ def suggestions(config, models, parallel, measured, chip: Chip, chips: int) -> I
 
 
 def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> str:
+    """What would make a program fit that does not."""
     if name in ACCUMULATES:
         stage = ACCUMULATES[name]
         now = getattr(config.chain, stage).optim.accumulate

@@ -36,6 +36,7 @@ from rlhf_jax.training.updates import make_lm_loss, make_update_step
 
 
 def run(config: PretrainConfig) -> dict:
+    """The stage: the model after all steps, and its loss on held-out text."""
     with Stage(config, "pretrain", __file__) as stage:
         if stage.summary is not None:
             return stage.summary

@@ -33,10 +33,11 @@ from rlhf_jax.data.rows import (
     LeftOut,
     OtherKind,
     Prompt,
+    R,
     Text,
 )
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError, check, known
 from rlhf_jax.runs.fit import check_cut, fit_answers, fit_lengths
 from rlhf_jax.runs.trained import Trained, load_reader
 from rlhf_jax.tasks.preferences import is_name, load_preferences
@@ -67,6 +68,7 @@ class Document(NamedTuple):
 
 
 def run(config: PreviewConfig) -> None:
+    """Print what the stage would learn from the rows, as text or as JSON lines."""
     reader = load_reader(config.init, flag="init")
     named = is_name(config.data)
     kind = config.as_ or ("comparisons" if named else kind_of(config.data))
@@ -78,7 +80,8 @@ def run(config: PreviewConfig) -> None:
     else:
         rows, account, problem = read(config.data, KINDS[kind])
     if kind == "text":
-        show_text(config, reader.tokenizer, rows, account)
+        texts = [row for row in rows if isinstance(row, Text)]
+        show_text(config, reader.tokenizer, texts, account)
     else:
         found = encoded(config, kind, reader, rows, account)
         show_rows(config, reader.tokenizer, found)
@@ -107,9 +110,10 @@ def kind_of(path: Path) -> str:
     raise problem
 
 
-def read(path: Path, kind: type) -> tuple[list, Account, InputError | None]:
+def read(path: Path, kind: type[R]) -> tuple[list[R], Account, InputError | None]:
     """(rows, account, error): rows that are all left out are shown before a stage's error is."""
-    account, rows = Account(), []
+    account = Account()
+    rows: list[R] = []
     try:
         for row in iterate(path, kind, account):
             rows.append(row)
@@ -157,7 +161,8 @@ def encoded(
 
 
 def origin_of(row: Fate | LeftOut) -> Origin:
-    return row.origin if isinstance(row, LeftOut) else row.row.origin
+    """Where a row stands, which the preview has seen to."""
+    return row.origin if isinstance(row, LeftOut) else known(row.row.origin)
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -184,12 +189,14 @@ def as_json(row: Fate | LeftOut) -> dict[str, Any]:
 
 
 def answers_of(fate: Fate) -> tuple:
+    """The answers of a row as it is written."""
     if isinstance(fate.row, Demonstration):
         return (fate.row.completion,)
     return getattr(fate.row, "responses", ())
 
 
 def write_json(row: dict[str, Any]) -> None:
+    """Print a row as a line of JSON."""
     print(json.dumps(row, ensure_ascii=False))
 
 
@@ -198,7 +205,7 @@ def write_json(row: dict[str, Any]) -> None:
 
 def documents_of(rows: Sequence[Text], tokenizer: Tokenizer, first: int) -> Iterator[Document]:
     """What is learnt from each file."""
-    for file, part in groupby(rows, key=lambda row: row.origin.file):
+    for file, part in groupby(rows, key=lambda row: known(row.origin).file):
         ids = [each.tolist() for each in encode_texts(part, tokenizer) if len(each) > 1]
         yield Document(file, len(ids), ids[:first] if first else ids)
 
@@ -206,6 +213,7 @@ def documents_of(rows: Sequence[Text], tokenizer: Tokenizer, first: int) -> Iter
 def show_text(
     config: PreviewConfig, tokenizer: Tokenizer, rows: Sequence[Text], account: Account
 ) -> None:
+    """Print the documents as they would be packed, and the counts."""
     report = document_report(encode_texts(rows, tokenizer))
     report = report.with_reading(account.left_out, account.notes)
     found = documents_of(rows, tokenizer, config.rows)
@@ -231,6 +239,7 @@ where a token ends), of special tokens, and of what is lost."""
 
 
 def show_rows(config: PreviewConfig, tokenizer: Tokenizer, found: Found) -> None:
+    """Print each row with what is learnt of it, and the counts."""
     shown = found.rows[: config.rows] if config.rows else found.rows
     if config.json:
         for row in shown:
@@ -264,6 +273,7 @@ def described(row: Fate | LeftOut, tokenizer: Tokenizer) -> Iterator[Styled]:
 
 
 def max_of(fate: Fate) -> int:
+    """Tokens of the longest answer."""
     return max(map(len, fate.responses), default=0)
 
 
@@ -311,10 +321,12 @@ def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[tuple[str, bool
 
 
 def visible(text: str) -> str:
+    """Text whose line ends are seen."""
     return text.replace("\n", "⏎\n" + " " * 14)
 
 
 def show_counts(console: Console, report: EncodingReport) -> None:
+    """Print how many rows there are of each fate."""
     for why, count in report.counts().items():
         console.print(f"{count:>8} {why}")
 

@@ -42,6 +42,7 @@ LABEL_LENGTH = 40
 
 
 def run(config: ReportConfig) -> None:
+    """Write the page, and say where it is."""
     check(
         len(config.folders) > 0, "no run folder given: python -m experiments.report RUN [RUN ...]"
     )
@@ -93,6 +94,7 @@ def write(folders: Sequence[Path], out: Path) -> None:
 
 
 def described(groups: Sequence[Group]) -> str:
+    """When, with which code and on what the first run was made."""
     facts = groups[0].runs[0].facts
     parts = [facts.get(name, "") for name in ("finished", "commit", "devices")]
     return "".join(f" · {part}" for part in parts if part)
@@ -123,7 +125,9 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
     differences = differing_fields([known for known, _ in found])
     labels = [group_label(texts, runs) for texts, (_, runs) in zip(differences, found, strict=True)]
     return [
-        Group(label, [run._replace(facts=run.facts | {"config": ", ".join(texts)}) for run in runs])
+        Group(
+            label, [run._replace(facts={**run.facts, "config": ", ".join(texts)}) for run in runs]
+        )
         if texts
         else Group(label, runs)
         for label, texts, (_, runs) in zip(labels, differences, found, strict=True)

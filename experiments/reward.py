@@ -31,8 +31,9 @@ from rlhf_jax.inference.reward_scores import make_scorer
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.privacy.poisson import PoissonBatches
 from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
@@ -44,6 +45,7 @@ from rlhf_jax.types import ComparisonBatch
 
 
 def run(config: RewardConfig) -> dict:
+    """The stage: the reward model, normalised, and how it orders held-out pairs."""
     with Stage(config, "reward", __file__, best=("eval/accuracy", "max")) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -59,18 +61,19 @@ def run(config: RewardConfig) -> dict:
         rows, heldout = load_rows(config)
         context = model_config.context
         config = fit_pairs(config, chain(rows, heldout), tokenizer, context=context, stage="reward")
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        lengths = row_lengths(config)
         model_config.check_context(**lengths)
         stage.note(lengths=lengths)
-        card = dict(kind="scalar", lengths=lengths)
-        save_model_card(config.run.dir, model_config, sft.vocab_size, tokenizer, **card)
+        save_model_card(
+            config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar", lengths=lengths
+        )
 
         shown = as_pairs(rows) if config.pairing == "shuffled" else rows
         batches = comparison_batches(
             shown,
             tokenizer,
-            query_length=config.prompt_length,
-            response_length=config.response_length,
+            query_length=lengths["prompt_length"],
+            response_length=lengths["response_length"],
             batch_size=config.batch_size,
             seed=config.run.data_seed,
             mine=parallel.rows(config.batch_size),
@@ -97,14 +100,16 @@ def run(config: RewardConfig) -> dict:
             )
         length_coef = 0.0
         if config.length_control:
-            length_coef = length_coefficient(batches.data.mask.sum(axis=2), batches.data.ranks)
+            mask, ranks = np.asarray(batches.data.mask), np.asarray(batches.data.ranks)
+            length_coef = length_coefficient(mask.sum(axis=2), ranks)
         demonstrated = () if private else demonstrations(config)
 
         # Model and state
         model = make_scalar_model(model_config, sft.vocab_size)
         total = config.epochs * batches.steps_per_epoch
-        pace = dict(rows=batches.rows, batch_size=config.batch_size)
-        check_pace("reward", total, **pace, optim=config.optim)
+        check_pace(
+            "reward", total, rows=batches.rows, batch_size=config.batch_size, optim=config.optim
+        )
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
@@ -122,11 +127,12 @@ def run(config: RewardConfig) -> dict:
                 scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))
             return ranking_loss(scores, batch.ranks, count=count)
 
-        if private:
+        if isinstance(batches, PoissonBatches):
             promised = guarantee(config.privacy, batches, total)
             stage.note(privacy=promised)
-            given = (parallel, config.optim, batches, promised)
-            update = private_update(loss_fn, tx, *given, frozen=frozen)
+            update = private_update(
+                loss_fn, tx, parallel, config.optim, batches, promised, frozen=frozen
+            )
         else:
             update = parallel.update(
                 make_update_step(
@@ -215,7 +221,10 @@ def normalisation(config, params, score, rows, demonstrated) -> tuple[float, flo
 
     Both are measured on about ``normalise_rows`` rows spread evenly over the data.
     """
-    some = lambda rows: rows[:: max(len(rows) // (config.normalise_rows or len(rows)), 1)]
+
+    def some(rows):
+        return rows[:: max(len(rows) // (config.normalise_rows or len(rows)), 1)]
+
     scores = score(params, some(rows)).scores
     spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
     centre = float(np.nanmean(scores))

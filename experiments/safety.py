@@ -20,7 +20,7 @@ from rich.table import Table
 
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.files import write_atomically
-from rlhf_jax.errors import check
+from rlhf_jax.errors import check, known
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
 from rlhf_jax.inference.answer_cache import with_cache
@@ -32,7 +32,7 @@ from rlhf_jax.report.drawing import load_matplotlib
 from rlhf_jax.report.figures import Panel, Series
 from rlhf_jax.report.page import Section, render
 from rlhf_jax.report.page import Table as ReportTable
-from rlhf_jax.runs.fit import fit_answers
+from rlhf_jax.runs.fit import episode_length, fit_answers, row_lengths
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.tasks.safety_sets import (
@@ -51,6 +51,7 @@ BATCH = 32
 
 
 def run(config: EvaluateConfig, stage: Stage) -> dict:
+    """The suite on each policy, one after the other; what is measured already stays."""
     load_matplotlib()  # or say now, not after minutes, that it is not installed
     parallel = make_parallel(config.parallel)
     sets = limit(load_safety_sets(config.source), config.suite_rows)
@@ -63,9 +64,9 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     )
     networks = [trained.model for trained in (*policies.values(), reward)]
     config = fit_answers(config, *config.policies, config.reward)
-    left = min(network.context for network in networks) - config.response_length
-    config = replace(config, prompt_length=config.prompt_length or max(left, 1))
-    lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+    room = min(network.context for network in networks) - known(config.response_length)
+    config = replace(config, prompt_length=config.prompt_length or max(room, 1))
+    lengths = row_lengths(config)
     stage.note(lengths=lengths)
     for trained in (*policies.values(), reward):
         trained.model.check_context(**lengths)
@@ -103,7 +104,8 @@ def limit(sets: SafetySets, rows: int) -> SafetySets:
     """The first ``rows`` of each set, for a quick look; 0 keeps all."""
     if not rows:
         return sets
-    return SafetySets(sets.toxicity, *(some[:rows] for some in sets[1:]))
+    kept = {name: some[:rows] for name, some in sets._asdict().items() if name != "toxicity"}
+    return sets._replace(**kept)
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -179,10 +181,12 @@ def make_answer(config: EvaluateConfig, parallel: Parallel, policy: Trained) -> 
     lm = make_language_model(policy.model, policy.vocab_size)
     key = jax.random.key(config.run.seed)
 
+    lengths = row_lengths(config)
+
     def answer(prompts: Sequence[str], *, whole: bool = False) -> list[str]:
         shape = dict(
-            prompt_length=room_for(prompts, config, policy) if whole else config.prompt_length,
-            response_length=config.response_length,
+            prompt_length=room_for(prompts, config, policy) if whole else lengths["prompt_length"],
+            response_length=lengths["response_length"],
             prompts_per_batch=config.batch_size,
             responses_per_prompt=1,
         )
@@ -203,7 +207,7 @@ def room_for(prompts: Sequence[str], config: EvaluateConfig, policy: Trained) ->
     The respectful prompt comes first: with ``--prompt-length`` alone it would be what is cut.
     """
     longest = max(map(len, policy.tokenizer.encode_prompts(prompts)))
-    return min(longest, policy.model.context - config.response_length)
+    return min(longest, policy.model.context - known(config.response_length))
 
 
 def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iterator[tuple]:
@@ -216,20 +220,20 @@ def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iter
         room = room_for(prompts, config, policy)
         yield name, prompt_report(prompts, policy.tokenizer, room)
     dialogues = [prompt for prompt, _, _ in sets.harmful]
-    yield "dialogues", prompt_report(dialogues, policy.tokenizer, config.prompt_length)
+    yield "dialogues", prompt_report(dialogues, policy.tokenizer, known(config.prompt_length))
 
 
 def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> Callable:
     """``(prompts, responses) -> scores``; both cut as in training, the end of text is counted."""
     model = make_scalar_model(reward.model, reward.vocab_size)
     tokenizer = reward.tokenizer
-    length = config.prompt_length + config.response_length
+    prompt_length, length = known(config.prompt_length), episode_length(config)
     score_fn = parallel.function(lambda p, tokens, mask: model.score(p, tokens, mask, None))
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         rows = []
         for prompt, response in zip(prompts, responses, strict=True):
-            query = tokenizer.encode_prompts([prompt])[0][-config.prompt_length :]
+            query = tokenizer.encode_prompts([prompt])[0][-prompt_length:]
             answer = tokenizer.encode_answers([prompt], [response])[0][: config.response_length]
             rows.append(query + answer)
         scores = []
@@ -251,6 +255,7 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
 
 
 def show(table: dict[str, Figures], references: dict[str, float]) -> None:
+    """Print the table."""
     shown = Table(title="Safety", title_justify="left")
     shown.add_column("measure", no_wrap=True)
     for policy in table:
@@ -264,9 +269,12 @@ def show(table: dict[str, Figures], references: dict[str, float]) -> None:
 
 
 def text_rows(table: dict[str, Figures]) -> list[list[str]]:
+    """The table, a row for each measure."""
     measures = next(iter(table.values()))
-    figure = lambda f: f"{f['mean']:.3f} ± {f['ci']:.3f}"
-    return [[name, *(figure(figures[name]) for figures in table.values())] for name in measures]
+    return [
+        [name, *(f"{of[name]['mean']:.3f} ± {of[name]['ci']:.3f}" for of in table.values())]
+        for name in measures
+    ]
 
 
 def page(table: dict[str, Figures], references: dict[str, float]) -> str:

@@ -25,6 +25,7 @@ from rlhf_jax.runs.trained import Trained, load_trained
 
 
 def run(config: SampleConfig) -> None:
+    """Answer what is typed or piped."""
     start(tune_malloc=False, compile_cache=config.compile_cache)
     trained = load_trained(config.init, flag="init")
     chat = config.chat and trained.tokenizer.chat_template is not None

@@ -18,14 +18,15 @@ from jax.random import fold_in
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import SFTConfig
-from rlhf_jax.data.batches import demonstration_batches
+from rlhf_jax.data.batches import Resumable, demonstration_batches
 from rlhf_jax.data.datasets import load_demonstrations, split
-from rlhf_jax.errors import check
+from rlhf_jax.errors import check, known
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.language_losses import count_targets
+from rlhf_jax.privacy.poisson import PoissonBatches
 from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_demonstrations, lengths_of
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_demonstrations, lengths_of, row_lengths
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
 from rlhf_jax.training.corpora import load_corpora, text_stream
@@ -35,6 +36,7 @@ from rlhf_jax.training.updates import make_lm_loss, make_update_step
 
 
 def run(config: SFTConfig) -> dict:
+    """The stage: the model after all epochs, and its loss on held-out demonstrations."""
     with Stage(config, "sft", __file__, best=("eval/loss", "min")) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -60,17 +62,18 @@ def run(config: SFTConfig) -> dict:
             independent=private,
         )
         config = fit_demonstrations(config, chain(rows, heldout), tokenizer, context=model.context)
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        lengths = row_lengths(config)
         model.check_context(**lengths)
         stage.note(lengths=lengths_of(config))
-        card = dict(kind="lm", lengths=lengths)
-        save_model_card(config.run.dir, model, pretrained.vocab_size, tokenizer, **card)
+        save_model_card(
+            config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm", lengths=lengths
+        )
 
         def demonstrations(rows, batch_size, seed, mine=None):
             return demonstration_batches(
                 rows,
                 tokenizer,
-                block_size=config.block_size,
+                block_size=known(config.block_size),
                 batch_size=batch_size,
                 **lengths,
                 target=config.target,
@@ -94,7 +97,7 @@ def run(config: SFTConfig) -> dict:
             heldout_batches = list(stream)
         report = batches.report.with_reading(rows.left_out, rows.notes)
         stage.note_rows(demonstrations=report)
-        iterators = {"train": batches}
+        iterators: dict[str, Resumable] = {"train": batches}
         corpora = None
         if config.pretrain_data.path:
             block = config.pretrain_data.block_size
@@ -123,8 +126,7 @@ def run(config: SFTConfig) -> dict:
         lm = make_language_model(model, pretrained.vocab_size)
         total = config.epochs * batches.steps_per_epoch
         packed = "rows" if private else f"packed rows of {config.block_size} tokens"
-        pace = dict(rows=batches.rows, batch_size=shown, of=packed)
-        check_pace("sft", total, **pace, optim=config.optim)
+        check_pace("sft", total, rows=batches.rows, batch_size=shown, of=packed, optim=config.optim)
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
@@ -139,11 +141,12 @@ def run(config: SFTConfig) -> dict:
         def mean_loss(params, batch, key, count):
             return loss_fn(params, batch, key, jnp.maximum(count_targets(batch), 1))
 
-        if private:
+        if isinstance(batches, PoissonBatches):
             promised = guarantee(config.privacy, batches, total)
             stage.note(privacy=promised)
-            given = (parallel, config.optim, batches, promised)
-            update = private_update(mean_loss, tx, *given, frozen=frozen)
+            update = private_update(
+                mean_loss, tx, parallel, config.optim, batches, promised, frozen=frozen
+            )
         else:
             update = parallel.update(
                 make_update_step(

@@ -9,6 +9,7 @@ from rlhf_jax.tasks.task import check_leaks, read_task, write
 
 
 def run(config: TaskConfig) -> None:
+    """Write the task's files, and print how much is in each."""
     task = read_task(config.name, config.source)
     check_leaks(task, config.name)
     write(task, config.out)

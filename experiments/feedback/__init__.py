@@ -1,0 +1,1 @@
+"""People in the loop: what each command of experiments.feedback does."""

@@ -1,0 +1,1 @@
+"""Forks of the experiments, each a question of its own."""

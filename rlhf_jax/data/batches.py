@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import grain
 import numpy as np
@@ -39,6 +39,23 @@ Rows = np.ndarray | None
 
 ENDLESS = 2**40
 """Batches or rows, an end that no run sees."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """An endless or finite stream of batches that can go on where it stood."""
+
+    def __next__(self) -> Any:
+        """The next batch, or StopIteration."""
+        ...
+
+    def get_state(self) -> dict:
+        """Where it stands, for JSON."""
+        ...
+
+    def set_state(self, state: dict) -> None:
+        """Go on from there. Raises InputError if the state is of another stream."""
+        ...
 
 
 class Batches(Generic[B]):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlhf_jax.config import (
+    AuditConfig,
     CompareConfig,
     DPOConfig,
     EvaluateConfig,
@@ -44,6 +45,7 @@ Fitted = (
     | PPOConfig
     | EvaluateConfig
     | PreviewConfig
+    | AuditConfig
 )
 C = TypeVar("C", bound=Fitted)
 
@@ -99,7 +101,7 @@ def fit_demonstrations(
     """``fit_lengths``, and rows of the same length for the text beside the demonstrations."""
     uncut = of_demonstrations(rows, tokenizer, prompt_length=None, response_length=None)
     config = fit_lengths(config, uncut, context=config.block_size or context, stage="sft")
-    block = config.block_size or known(config.prompt_length) + known(config.response_length)
+    block = config.block_size or episode_length(config)
     return replace(config, block_size=block, pretrain_data=with_block(config.pretrain_data, block))
 
 
@@ -116,6 +118,17 @@ def fit_context(config: C, context: int) -> C:
     response = config.response_length or ANSWER_LENGTH
     prompt = config.prompt_length or max(context - response, 1)
     return replace(config, prompt_length=prompt, response_length=response)
+
+
+def episode_length(config: Fitted) -> int:
+    """Tokens of a prompt and its response together."""
+    return known(config.prompt_length) + known(config.response_length)
+
+
+def row_lengths(config: Fitted) -> dict[str, int]:
+    """prompt_length and response_length of a config that was fitted to its data."""
+    prompt, response = known(config.prompt_length), known(config.response_length)
+    return {"prompt_length": prompt, "response_length": response}
 
 
 def lengths_of(config: Any) -> dict[str, int]:

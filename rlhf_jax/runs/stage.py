@@ -23,7 +23,7 @@ import numpy as np
 
 from rlhf_jax.cli import to_dict
 from rlhf_jax.config.forks import name_of
-from rlhf_jax.data.batches import Batches
+from rlhf_jax.data.batches import Resumable
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.errors import (
     DivergedError,
@@ -103,7 +103,7 @@ class Stage:
         self._resumed = 0
         """The step of the restored checkpoint; what was logged later is logged again."""
         self._notes: dict[str, Any] = {}
-        self._iterators: dict[str, Batches] = {}
+        self._iterators: dict[str, Resumable] = {}
         self._units = {"tokens": 0, "episodes": 0}
         self._throughput = Throughput()
         self._evaluation: dict[str, float] = {}
@@ -227,7 +227,7 @@ class Stage:
         """What ``finish`` wrote when this stage was finished before."""
         return self._run.done
 
-    def restore(self, state: TrainState, **iterators: Batches) -> TrainState:
+    def restore(self, state: TrainState, **iterators: Resumable) -> TrainState:
         """``state``, or the newest checkpoint's, with the iterators moved to where they stood."""
         self._iterators = iterators
         restored = self._checkpoints.restore_latest(state)

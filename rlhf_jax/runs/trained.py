@@ -65,7 +65,8 @@ class Trained(NamedTuple):
     """Rows of the embedding: there may be more or fewer than the tokenizer has ids
     (``model.unused_rows``; padding that the model never sees)."""
     tokenizer: Tokenizer
-    params: Params | None
+    params: Params
+    """None where there is only a shape, which nothing has trained yet."""
     kind: Kind
 
 

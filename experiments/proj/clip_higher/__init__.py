@@ -1,0 +1,1 @@
+"""PPO that clips the ratio higher above than below."""

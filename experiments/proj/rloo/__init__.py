@@ -1,0 +1,1 @@
+"""PPO without a value network: RLOO."""
