@@ -8,6 +8,8 @@ from benchmarks.config import BenchmarkConfig
 
 
 class Shape(NamedTuple):
+    """The size of a model, by the name that ``--shape`` gives it."""
+
     n_layers: int
     d_model: int
     n_heads: int
@@ -46,6 +48,7 @@ class Case:
 
     @property
     def name(self) -> str:
+        """What tables call it."""
         words = [self.suite, self.shape, self.dtype, f"{self.batch}x{self.prompt}+{self.length}"]
         words += [self.variant] if self.variant else []
         words += ["ends early"] if self.end == "early" else []
@@ -53,6 +56,7 @@ class Case:
 
     @property
     def unit(self) -> str:
+        """What is counted per second."""
         return "episodes" if self.suite in ("ppo", "memory") else "tokens"
 
     @property
@@ -61,10 +65,12 @@ class Case:
         return self.length * 3 // 8 if self.end == "early" else self.length
 
     def to_json(self) -> str:
+        """The case for a worker."""
         return json.dumps(asdict(self))
 
 
 def from_json(text: str) -> Case:
+    """The case that ``to_json`` gave."""
     return Case(**json.loads(text))
 
 

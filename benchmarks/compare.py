@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def load(name: str) -> dict:
+    """The results of a commit or a file, by case, opponent and cores."""
     path = Path(name) if name.endswith(".json") else RESULTS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json"))) or "none"
@@ -25,6 +26,7 @@ def load(name: str) -> dict:
 
 
 def verdict(before: Ratio, after: Ratio) -> str:
+    """Whether two ratios differ beyond their intervals, and by what factor."""
     if after.low > before.high:
         return f"{after.median / before.median:.2f} x quicker"
     if after.high < before.low:

@@ -6,6 +6,7 @@ writes FOLDER/lm and, where the case has them, FOLDER/scalar (reward and value m
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -23,24 +24,26 @@ STRONG = 5.0
 
 
 def export(case: Case, folder: Path) -> None:
+    """Write the weights that a case starts from under ``folder``."""
     shape, config = SHAPES[case.shape], config_of(case)
     key = jax.random.key(0)
     params = make_language_model(config, shape.vocab_size).init(key)
     if case.end == "early":
         # What stands at position p decides the token at p + 1.
         end_at(params["trunk"], case.prompt + case.answer_length - 2)
-    save = dict(dtype="float32", bos_id=None, end_ids=(EOS,), pad_id=EOS)
-    save_pretrained(folder / "lm", config, params, kind="lm", **save)
+    save = partial(save_pretrained, dtype="float32", bos_id=None, end_ids=(EOS,), pad_id=EOS)
+    save(folder / "lm", config, params, kind="lm")
     if case.suite in ("reward", "ppo", "memory"):
         scalar = make_scalar_model(config, shape.vocab_size)
         trunk = make_language_model(config, shape.vocab_size).init(jax.random.key(1))["trunk"]
         params = scalar.init(jax.random.key(2), trunk)
-        save_pretrained(folder / "scalar", config, params, kind="scalar", **save)
+        save(folder / "scalar", config, params, kind="scalar")
         words = {f"<{i}>": i for i in range(shape.vocab_size)}
         Tokenizer(models.WordLevel(words, unk_token="<1>")).save(str(folder / "tokenizer.json"))
 
 
 def config_of(case: Case) -> ModelConfig:
+    """The shape of a case as our config."""
     shape = SHAPES[case.shape]
     return ModelConfig(
         n_layers=shape.n_layers,

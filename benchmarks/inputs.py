@@ -12,6 +12,7 @@ def tokens(case: Case, rows: int, width: int, seed: int) -> np.ndarray:
 
 
 def prompts(case: Case) -> np.ndarray:
+    """The prompts of a case."""
     return tokens(case, case.batch, case.prompt, seed=1)
 
 

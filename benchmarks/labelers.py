@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ START_SECONDS = 120.0
 
 
 def run(config: LabelersConfig) -> None:
+    """Measure with and without training beside it, print both and write them."""
     results = []
     for is_training in (True, False):
         with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +90,7 @@ def measure(config: LabelersConfig, folder: Path, *, is_training: bool) -> dict[
 
 
 def described(seconds: list[float]) -> dict[str, float]:
+    """How many, with the median and the 99th percentile in milliseconds."""
     if not seconds:
         raise RunError("the tasks were used up, or nobody was answered: more --tasks or --seconds")
     quantiles = np.quantile(seconds, [0.5, 0.99])
@@ -114,12 +116,16 @@ def label(client: Client, tasks: list[float], labels: list[float], end: float) -
 def fill(database: Database, count: int) -> None:
     """Tasks of four answers of some hundred characters."""
     words = "the answer of a policy to what somebody asked " * 8
-    responses = lambda n: [queue.Response(f" {k} {n} {words}", "p") for k in range(4)]
-    queue.add_tasks(database, [queue.NewTask(f"prompt {n}", responses(n)) for n in range(count)])
+    tasks = []
+    for n in range(count):
+        responses = [queue.Response(f" {k} {n} {words}", "p") for k in range(4)]
+        tasks.append(queue.NewTask(f"prompt {n}", responses))
+    queue.add_tasks(database, tasks)
 
 
 @contextlib.contextmanager
-def serving(folder: Path, cores: int) -> Iterator[str]:
+def serving(folder: Path, cores: int) -> Generator[str]:
+    """A site of its own process on a free port, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", SERVER, str(folder / "store.sqlite"), str(port)]
@@ -138,7 +144,7 @@ def serving(folder: Path, cores: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def training(folder: Path, config: LabelersConfig, is_training: bool) -> Iterator[list]:
+def training(folder: Path, config: LabelersConfig, is_training: bool) -> Generator[list]:
     """PPO beside it, if there is any; the list grows with each update."""
     done: list[dict] = []
     if not is_training:

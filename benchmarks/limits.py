@@ -9,11 +9,13 @@ from benchmarks.cases import EPOCHS, SHAPES, Case
 
 
 def trunk_parameters(case: Case) -> int:
+    """Weights of the blocks: 12 d² each."""
     s = SHAPES[case.shape]
     return 12 * s.n_layers * s.d_model**2
 
 
 def head_parameters(case: Case) -> int:
+    """Weights of the vocabulary: V · d."""
     s = SHAPES[case.shape]
     return s.vocab_size * s.d_model
 
@@ -56,6 +58,7 @@ def ppo_seconds(case: Case, *, gflops: float, gbs: float) -> float:
 
 
 def limit_seconds(case: Case, *, gflops: float, gbs: float) -> float:
+    """The limit of a case, whatever its suite."""
     if case.suite == "generate":
         return generation_seconds(case, gflops=gflops, gbs=gbs)
     if case.unit == "episodes":

@@ -54,9 +54,9 @@ def run(config: BenchmarkConfig) -> dict[str, float]:
     rows["arrays held between iterations"] = sum(x.nbytes for x in jax.live_arrays()) / 2**20
     rows["process before the first array"] = before
     rows |= {f"peak: {phase}": mib for phase, mib in peaks.items()}
-    share = lambda mib: f"{mib / rows['arithmetic']:.2f}"
     print(f"{case.name}; resident memory includes the process itself\n")
-    lines = [[name, f"{mib:,.0f}", share(mib)] for name, mib in rows.items()]
+    whole = rows["arithmetic"]
+    lines = [[name, f"{mib:,.0f}", f"{mib / whole:.2f}"] for name, mib in rows.items()]
     print(table(["", "MiB", "of arithmetic"], lines))
     return rows
 

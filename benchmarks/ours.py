@@ -31,6 +31,7 @@ COMPILING, BY_XLA = "/jax/core/compile/", "backend_compile_duration"
 
 
 def make_generation(case: Case, folder: Path) -> Work:
+    """Sampling: a batch of answers, one after the other."""
     imported = load_pretrained(folder / "lm")
     config = replace(imported.model, dtype=case.dtype)
     lm = make_language_model(config, imported.vocab_size)
@@ -93,6 +94,7 @@ def make_training(case: Case, folder: Path) -> Work:
 
 
 def make_loss(case: Case, config: Any, vocab_size: int):
+    """(loss, what it counts, batch) of a training suite."""
     ids = inputs.rows(case)
     if case.suite == "reward":
         model = make_scalar_model(config, vocab_size)
@@ -130,12 +132,14 @@ def compilation() -> Callable[[], dict[str, float]]:
 
 
 def gemm(dtype: str, n: int = 2048) -> float:
+    """GFLOP/s of XLA's matrix product, the best of several."""
     a = jnp.ones((n, n), dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
     return best_gflops(lambda: product(a).block_until_ready(), n)
 
 
 def make(case: Case, folder: str) -> Work:
+    """The work of a case on our side."""
     start(tune_malloc=True, compile_cache=None)
     if case.suite == "generate":
         return make_generation(case, Path(folder))

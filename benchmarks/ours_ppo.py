@@ -38,12 +38,14 @@ from rlhf_jax.types import Generation, QueryBatch
 
 
 def load(case: Case, folder: Path, kind: str) -> Trained:
+    """A model of a case as a stage would have it, without a tokenizer."""
     imported = load_pretrained(folder)
     model = replace(imported.model, dtype=case.dtype)
     return Trained(model, imported.vocab_size, None, imported.params, kind)
 
 
 def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) -> Work:
+    """An iteration of PPO."""
     sft, reward = load(case, folder / "lm", "lm"), load(case, folder / "scalar", "scalar")
     lora = LoRAConfig(rank=RANK if case.variant == "lora" else 0)
     trunk = "separate" if case.variant == "separate" else "shared"

@@ -46,6 +46,7 @@ class Side:
         )
 
     def ask(self, order: str) -> dict[str, Any]:
+        """Have the worker do something, and read its answer. Raises RunError if it died."""
         try:
             self.process.stdin.write(order + "\n")
             self.process.stdin.flush()
@@ -58,11 +59,13 @@ class Side:
         return json.loads(line)
 
     def close(self) -> None:
+        """End the worker."""
         self.process.kill()
         self.process.wait()
 
 
 def run(config: BenchmarkConfig) -> None:
+    """Measure all cases and write the results."""
     theirs = baseline_python(config)
     results = []
     for case in make_cases(config):
@@ -73,6 +76,7 @@ def run(config: BenchmarkConfig) -> None:
 
 
 def baseline_python(config: BenchmarkConfig) -> Path:
+    """The interpreter of the other side. Raises InputError if it is not there."""
     if config.against is not None:
         if not (config.against / "benchmarks/ours.py").is_file():
             raise InputError(f"--against {config.against}: no checkout with benchmarks/ours.py")
@@ -170,9 +174,12 @@ def pinned(command: list[str], cores: int) -> list[str]:
 
 def commit(root: Path) -> str:
     """Short hash of HEAD, with a mark when files differ from it."""
-    git = lambda *words: subprocess.run(
-        ["git", *words], cwd=root, capture_output=True, text=True, check=True
-    ).stdout.strip()
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
     return git("rev-parse", "--short", "HEAD") + dirty
 

@@ -25,6 +25,7 @@ CACHE_EVERYTHING = {
 
 
 def run(config: BenchmarkConfig) -> None:
+    """Measure two starts of each case and print them."""
     rows = []
     for case in make_cases(config):
         first, second = two_starts(case, config.cores)
@@ -39,8 +40,10 @@ def run(config: BenchmarkConfig) -> None:
 
 
 def two_starts(case: Case, cores: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Programs compiled; seconds of tracing, of compiling (or loading) and of all until the first
-    repetition is done."""
+    """Programs compiled and seconds, of the first start and of the second.
+
+    Seconds of tracing, of compiling (or loading), and of all until the first repetition is done.
+    """
     environment = quiet_environment(cores) | CACHE_EVERYTHING
     with tempfile.TemporaryDirectory() as folder:
         arguments = [case.to_json(), folder]
@@ -70,6 +73,7 @@ def two_starts(case: Case, cores: int) -> tuple[dict[str, float], dict[str, floa
 
 
 def count_programs(cache: Path) -> int:
+    """Programs in the compilation cache."""
     return len(list(cache.glob("*-cache")))
 
 

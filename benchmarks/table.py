@@ -45,24 +45,29 @@ def write_results(
 
 
 def key(result: dict[str, Any]) -> tuple[str, str, int]:
+    """What tells results apart: case, opponent, cores."""
     return result["name"], result["against"], result["machine"]["used"]
 
 
 def column(result: dict[str, Any], side: str, name: str) -> list[float]:
+    """A figure of one side in each turn."""
     return [turn[name] for turn in result["turns"][side]]
 
 
 def ratio(result: dict[str, Any], name: str) -> Ratio:
+    """Theirs by ours, over all pairs of turns."""
     return pairwise_ratio(column(result, "theirs", name), column(result, "ours", name))
 
 
 def fraction_of_limit(result: dict[str, Any], side: str) -> float:
+    """The limit by the median time: 1 could not be quicker."""
     gflops = max(result["gemm_gflops"].values())
     limit = limit_seconds(Case(**result["case"]), gflops=gflops, gbs=result["stream_gbs"])
     return limit / statistics.median(column(result, side, "wall"))
 
 
 def markdown(data: dict[str, Any]) -> str:
+    """The results as a table."""
     lines = [f"# Benchmarks at {data['commit']}", "", NOTE]
     lines += [
         "| case | against | cores | ours, s | wall ratio | CPU ratio | memory ratio | ours, MiB "
@@ -92,6 +97,7 @@ def markdown(data: dict[str, Any]) -> str:
 
 
 def describe(machine: dict[str, Any]) -> str:
+    """A machine in words."""
     return (
         f"{machine['processor']} ({', '.join(machine['instructions'])}), {machine['used']} of "
         f"{machine['cores']} cores, load {machine['load_at_end']} at the end, "

@@ -20,6 +20,7 @@ from benchmarks.worker import Work, best_gflops, serve
 
 
 def make_generation(case: Case, folder: Path) -> Work:
+    """Sampling by transformers."""
     model = hf.GPT2LMHeadModel.from_pretrained(folder / "lm").eval()
     queries = torch.tensor(inputs.prompts(case)).long()
     both = torch.cat([queries, torch.tensor(inputs.answers(case)).long()], dim=1)
@@ -50,11 +51,13 @@ def make_generation(case: Case, folder: Path) -> Work:
 
 
 def response_logprobs(model, both, prompt: int):
+    """Log-probs of the tokens after the prompt."""
     logits = model(both).logits[:, prompt - 1 : -1].float()
     return logits.log_softmax(-1).gather(-1, both[:, prompt:, None])[..., 0]
 
 
 def make_training(case: Case, folder: Path) -> Work:
+    """A step of training by PyTorch."""
     kind = hf.GPT2ForSequenceClassification if case.suite == "reward" else hf.GPT2LMHeadModel
     name = "scalar" if case.suite == "reward" else "lm"
     model = kind.from_pretrained(folder / name)
@@ -88,20 +91,24 @@ def make_training(case: Case, folder: Path) -> Work:
 
 
 def language_loss(model, ids, labels):
+    """The model's own loss."""
     return model(input_ids=ids, labels=labels, use_cache=False).loss
 
 
 def reward_loss(model, ids, labels):
+    """−log σ of the margin of each pair."""
     scores = model(input_ids=ids, use_cache=False).logits.float().reshape(-1, 2)
     return -torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()
 
 
 def gemm(dtype: str, n: int = 2048) -> float:
+    """GFLOP/s of PyTorch's matrix product, the best of several."""
     a = torch.ones(n, n, dtype=getattr(torch, dtype))
     return best_gflops(lambda: a @ a, n)
 
 
 def make(case: Case, folder: str) -> Work:
+    """The work of a case on their side."""
     if case.suite == "generate":
         return make_generation(case, Path(folder))
     if case.unit == "episodes":

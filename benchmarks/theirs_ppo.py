@@ -37,6 +37,7 @@ class Turns:
         self.failed: list[BaseException] = []
 
     def wait(self) -> None:
+        """The trainer's thread: say that it is here, and wait for its turn."""
         self.arrived.release()
         self.go.acquire()
 
@@ -65,11 +66,12 @@ class Turns:
 
 
 def make_ppo(case: Case, folder: Path) -> Work:
+    """An iteration of PPOTrainer."""
     # TRL builds an Accelerator of its own that ignores its bf16 argument; it reads this one.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if case.dtype == "bfloat16" else "no"
-    load_lm = lambda: hf.GPT2LMHeadModel.from_pretrained(folder / "lm")
-    load_scalar = lambda: hf.GPT2ForSequenceClassification.from_pretrained(folder / "scalar")
-    policy, reference, value, reward = load_lm(), load_lm(), load_scalar(), load_scalar()
+    policy, reference = (hf.GPT2LMHeadModel.from_pretrained(folder / "lm") for _ in range(2))
+    scalar = hf.GPT2ForSequenceClassification
+    value, reward = (scalar.from_pretrained(folder / "scalar") for _ in range(2))
     queries = torch.tensor(inputs.prompts(case)).long()
     both = torch.cat([queries, torch.tensor(inputs.answers(case)).long()], dim=1)
     with torch.inference_mode():
@@ -116,6 +118,7 @@ def make_ppo(case: Case, folder: Path) -> Work:
 
 
 def make_config(case: Case, folder: Path) -> PPOConfig:
+    """Its settings, as near to ours as it has them."""
     return PPOConfig(
         output_dir=str(folder / "trl"),
         report_to="none",

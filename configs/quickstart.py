@@ -32,6 +32,7 @@ LENGTHS = dict(prompt_length=20, response_length=28)
 
 
 def muon(lr: float, *, adam_lr: float, warmup_steps: int) -> OptimConfig:
+    """Muon as the quickstart's stages have it, with Adam's rate for what is no matrix."""
     return OptimConfig(
         optimizer="muon", lr=lr, adam_lr=adam_lr, warmup_steps=warmup_steps, warmup_init=0.02
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import quickstart
-from rlhf_jax.config import InstructGPTConfig, LabelerConfig
+from rlhf_jax.config import InstructGPTConfig, LabelerConfig, TextDataConfig
 
 PROGRAM = LabelerConfig(agreement=0.9)
 """Labelers of scores that a program computes: there is less to disagree about than among people."""
@@ -33,7 +33,10 @@ def fit(
     q = quickstart.get_config()
     block = prompt_length + response_length
     rows = max(4, 1024 // block)
-    text = lambda config: replace(config, weights=tuple(corpora.values()), block_size=block)
+
+    def text(config: TextDataConfig) -> TextDataConfig:
+        return replace(config, weights=tuple(corpora.values()), block_size=block)
+
     lengths = dict(prompt_length=prompt_length, response_length=response_length)
     # The models are small: of most tasks more than 2 % of the rows do not fit, and that is said.
     cut = lengths | dict(allow_cut=True)

@@ -160,7 +160,8 @@ def read_llama(
 ) -> ModelConfig:
     """The shape of a Llama, and of Qwen, which adds biases (Qwen2) or norms of heads (Qwen3).
 
-    Raises InputError for sliding windows, interleaved rotary pairs and other attention."""
+    Raises InputError for sliding windows, interleaved rotary pairs and other attention.
+    """
     fields.expect("hidden_act", "silu")
     fields.expect("attention_bias", False)
     fields.expect("mlp_bias", False)

@@ -77,7 +77,8 @@ def attention(
 def plain_attention(q, k, v, segments, drop=None) -> Float[Array, "B H T Dh"]:
     """softmax(q kᵀ / √Dh) v under the mask of ``segments``, all scores in memory.
 
-    ``drop`` is dropout of the attention weights."""
+    ``drop`` is dropout of the attention weights.
+    """
     (B, H, T, Dh), G = q.shape, k.shape[1]
     sums = accumulator(q.dtype)
     # A group's queries stand in the rows of one product with their common keys.

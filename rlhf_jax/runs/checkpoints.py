@@ -64,6 +64,7 @@ class Checkpoints:
 
     Raises RunError when a save fails (disk full), from the next ``save``, ``wait`` or the end of
     the block, whichever comes first: the failed step leaves nothing behind.
+
     """
 
     def __init__(

@@ -50,6 +50,7 @@ class MetricsLog:
 
     A row of metrics is {"step", "time": seconds since the stage began (stops not counted), and
     numbers}; a number that is not finite is written as null.
+
     """
 
     def __init__(

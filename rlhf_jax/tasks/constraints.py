@@ -54,7 +54,8 @@ def followed_loosely(constraints: Sequence[Constraint], response: str) -> list[b
 def loose_variants(response: str) -> list[str]:
     """The response, and without its first or last line or both; each also without asterisks.
 
-    IFEval's loose accuracy counts an instruction as followed if any of them follows it."""
+    IFEval's loose accuracy counts an instruction as followed if any of them follows it.
+    """
     lines = response.split("\n")
     cut = [lines, lines[1:], lines[:-1], lines[1:-1]]
     texts = ["\n".join(some).strip() for some in cut]
