@@ -8,7 +8,7 @@ chooses light or dark. A saved file has title, legend and colours in it.
 import base64
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -107,7 +107,7 @@ def draw(panel: Panel, columns: int = 3) -> str:
 def _draw_series(axes, s: Series, *, across: bool) -> None:
     kept = np.unique(np.linspace(0, len(s.x) - 1, min(len(s.x), DRAWN_POINTS)).astype(int))
 
-    def pick(values: Sequence[float] | None) -> np.ndarray | None:
+    def pick(values: Any) -> np.ndarray | None:
         return None if values is None else np.asarray(values, float)[kept]
 
     x, y, low, high = map(pick, (s.x, s.y, s.low, s.high))
