@@ -23,6 +23,7 @@ from rich.table import Table
 from experiments import pretrain
 from rlhf_jax import cli
 from rlhf_jax.config import (
+    CombineConfig,
     InstructGPTConfig,
     ParallelConfig,
     PPOConfig,
@@ -30,11 +31,13 @@ from rlhf_jax.config import (
     SFTConfig,
     TextDataConfig,
 )
+from rlhf_jax.config.rewards import reward_source
 from rlhf_jax.data.formats import Prompt, iterate
 from rlhf_jax.doctor.checks import Patient, examine
 from rlhf_jax.doctor.invariants import Finding
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.runs import progress
 from rlhf_jax.runs.fit import fit_prompts
 from rlhf_jax.runs.kept_steps import kept_step, run_of
 from rlhf_jax.runs.startup import start
@@ -68,9 +71,10 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
     """Models and data that ``config`` names; a chain need not have been run to its end."""
     if isinstance(config, PPOConfig):
         ppo, fresh = config, ()
+        ppo = with_first_model(ppo)
         policy = load_trained(ppo.init, flag="init")
-        reward = load_trained(ppo.reward, flag="reward", kind="scalar")
-        sft, ranked = record(ppo.init, SFTConfig), record(ppo.reward, RewardConfig)
+        reward = load_trained(ppo.reward[0], flag="reward", kind="scalar")
+        sft, ranked = record(ppo.init, SFTConfig), record(ppo.reward[0], RewardConfig)
         comparisons = ranked.data if ranked else None
     else:
         c = files = config.resolve()
@@ -89,12 +93,25 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
         ppo,
         iterate(ppo.prompts, Prompt),
         policy.tokenizer,
-        trained=(ppo.init, ppo.reward),
+        trained=(ppo.init, *ppo.reward),
         context=min(policy.model.context, reward.model.context, value.model.context),
         stage="doctor",
     )
     actor, critic = (with_adapters(m, ppo.lora, seed=ppo.run.seed) for m in (policy, value))
     return Patient(ppo, policy, reward, actor, critic, fresh, sft, comparisons)
+
+
+def with_first_model(config: PPOConfig) -> PPOConfig:
+    """``config`` with the first of its reward models alone. Raises InputError if it has none."""
+    models = [path for path in config.reward if reward_source(path).kind == "model"]
+    check(
+        len(models) > 0,
+        f"--reward {' '.join(map(str, config.reward))}: the doctor examines a reward model, and "
+        "none is named",
+    )
+    if len(config.reward) > 1:
+        progress.say(f"of {len(config.reward)} rewards the doctor examines {models[0]}")
+    return replace(config, reward=(models[0],), combine=CombineConfig())
 
 
 def chain_models(
@@ -115,8 +132,9 @@ def chain_models(
         if policy.params is None:
             lm = make_language_model(policy.model, policy.vocab_size)
             policy = policy._replace(params=lm.init(k_policy))
-    if is_finished(c.ppo.reward):
-        return policy, load_trained(c.ppo.reward, flag="reward", kind="scalar"), fresh
+    (reward,) = c.ppo.reward
+    if is_finished(reward):
+        return policy, load_trained(reward, flag="reward", kind="scalar"), fresh
     scalar = make_scalar_model(policy.model, policy.vocab_size)
     params = scalar.init(k_reward, policy.params["trunk"])
     return policy, policy._replace(params=params, kind="scalar"), (*fresh, "reward")
@@ -140,7 +158,7 @@ def record(folder: Path, config_class: type):
 
 def show(p: Patient, findings: list[Finding], seconds: float) -> None:
     """Print what was examined and what was found."""
-    runs = {"policy": p.ppo.init, "reward": p.ppo.reward}
+    runs = {"policy": p.ppo.init, "reward": p.ppo.reward[0]}
     states = [
         f"{name}: random parameters, {run} is not finished" if name in p.fresh else f"{name}: {run}"
         for name, run in runs.items()

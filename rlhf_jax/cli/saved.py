@@ -12,6 +12,7 @@ from rlhf_jax.cli.fields import fields_of
 from rlhf_jax.cli.notes import note
 from rlhf_jax.config.forks import class_named
 from rlhf_jax.config.moved import relocated
+from rlhf_jax.config.older import in_todays_form
 from rlhf_jax.errors import InputError
 
 
@@ -27,7 +28,7 @@ def to_dict(config: Any) -> Any:
 def read_json(path: Path) -> Any:
     """The config saved in a run folder's ``config.json``, of whichever class it was."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = in_todays_form(json.loads(path.read_text(encoding="utf-8")))
         name, values = saved["config_class"], saved["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a config saved by this project ({error!r})") from None

@@ -10,6 +10,7 @@ from rlhf_jax.config.feedback import FeedbackConfig, ServeConfig
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.plan import PlanConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
+from rlhf_jax.config.rewards import CombineConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
     DPOConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "AuditConfig",
     "CanaryConfig",
     "CleanConfig",
+    "CombineConfig",
     "CompareConfig",
     "ConvertConfig",
     "DPOConfig",

@@ -253,7 +253,7 @@ class FeedbackConfig:
             run=self._run(self.ppo.run, self.policy(number), number),
             init=self.policy(number - 1),
             reference=self.sft,
-            reward=self.reward_model(number, 0),
+            reward=(self.reward_model(number, 0),),
             prompts=self.data / "prompts_ppo.jsonl",
             iterations=self.iterations,
             ptx_data=text,

@@ -21,6 +21,7 @@ from rlhf_jax.config.data import TextDataConfig, TokenizerConfig, is_file
 from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
 from rlhf_jax.config.privacy import PrivacyConfig
+from rlhf_jax.config.rewards import CombineConfig, is_gold
 from rlhf_jax.config.training import (
     UNTRAINED,
     OptimConfig,
@@ -375,10 +376,15 @@ class PPOConfig:
     """The policy starts from this run."""
     reference: Path | None = None
     """Run of the same shape that the KL penalty holds the policy to; None: ``init``."""
-    reward: Main[Path] = Path("runs/reward")
-    """The reward model."""
+    reward: Main[tuple[Path, ...]] = (Path("runs/reward"),)
+    """What scores the answers, one or several: a run or folder of a reward model, FILE.py:FUNCTION
+    (of prompts and responses), gold:TASK (the scorer that stands for people)."""
+    combine: CombineConfig = field(default_factory=CombineConfig)
+    source: Annotated[Path, only(reward=is_gold)] = Path("data")
+    """Folder of the raw data that gold:TASK is made from."""
     value_init: Annotated[Path | None, idle(value_trunk=("shared", "none"))] = None
-    """The value network starts from this reward or value model; None: from ``reward``."""
+    """The value network starts from this reward or value model; None: from the first reward model,
+    or where there is none of the policy's tokenizer from the policy, with a head of 0."""
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Main[Path] = Path("prompts.jsonl")
     """What is answered: rows with a prompt."""
@@ -460,6 +466,11 @@ class PPOConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        check(
+            isinstance(self.reward, tuple) and len(self.reward) > 0,
+            f"reward={self.reward}: expected one or several in a tuple, (Path('runs/reward'),)",
+        )
+        self.combine.check_number(len(self.reward))
         check(
             self.kl.target == 0 or self.kl.horizon > self.batch_size / 5,
             f"kl.horizon={self.kl.horizon} is not over batch_size / 5 = {self.batch_size / 5}: one "

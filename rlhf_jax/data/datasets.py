@@ -136,10 +136,24 @@ class RlhfTexts(RowsBuilder):
 
 
 class RlhfPrompts(RowsBuilder):
-    """What policies are asked."""
+    """What policies are asked.
+
+    The other columns of a row are stored as JSON, an empty text where there are none.
+    """
 
     KIND = Prompt
-    FEATURES: ClassVar = {"prompt": string()}
+    FEATURES: ClassVar = {"prompt": string(), "columns": string()}
+
+    @staticmethod
+    def encode(row: Prompt) -> dict:
+        # What JSON has no form for, such as a date of a Parquet file, becomes text.
+        columns = json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else ""
+        return {"prompt": _stored(row.prompt), "columns": columns}
+
+    @classmethod
+    def decode(cls, stored: dict) -> Prompt:
+        columns = json.loads(stored["columns"]) if stored["columns"] else None
+        return Prompt(_restored(stored["prompt"]), columns)
 
 
 class RlhfDemonstrations(RowsBuilder):

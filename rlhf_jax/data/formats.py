@@ -119,7 +119,9 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type[R], account: Accoun
         notes: Counter[str] = Counter()
         try:
             row = ranked_row(_by_small_letters(row))
-            notes.update(f"column {name} is not read" for name in unknown_columns(row))
+            # A reward function may read them of a prompt.
+            what = "no part of the prompt" if kind is Prompt else "not read"
+            notes.update(f"column {name} is {what}" for name in unknown_columns(row))
             notes.update(f"{name} of a message is not read" for name in unknown_parts(row))
             made = READERS[kind](row, notes)
             rows.append(made._replace(origin=origin))

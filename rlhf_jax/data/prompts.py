@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from rlhf_jax.data.answers import joined
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text, written_prompt, written_turns
-from rlhf_jax.data.columns import CONVERSATIONS, SYSTEM, read_prompt, with_system
+from rlhf_jax.data.columns import ASKING, CONVERSATIONS, MATERIAL, SYSTEM, read_prompt, with_system
 from rlhf_jax.data.files import type_name
 from rlhf_jax.data.messages import (
     OtherKeys,
@@ -23,8 +23,10 @@ WORD_ENDS = re.compile(r"[ \n。，、；：？！]")
 
 
 def prompt_row(row: dict, notes: Counter[str]) -> Prompt:
-    """A row of any format as its prompt alone. Raises RowError."""
-    return Prompt(prompt_of(row, notes))
+    """A row of any format as its prompt, with the columns beside it. Raises RowError."""
+    asking = (*ASKING, *MATERIAL, *SYSTEM, *CONVERSATIONS)
+    columns = {name: value for name, value in row.items() if name not in asking}
+    return Prompt(prompt_of(row, notes), columns or None)
 
 
 def prompt_of(row: dict, notes: Counter[str]) -> str | Conversation:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.files import Origin
@@ -29,6 +29,8 @@ class Prompt(NamedTuple):
     """What a policy is asked."""
 
     prompt: str | Conversation
+    columns: dict[str, Any] | None = None
+    """What else its row holds, such as a reference answer: a reward function may read it."""
     origin: Origin | None = None
 
 

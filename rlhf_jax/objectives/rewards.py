@@ -1,6 +1,7 @@
 """From one score per response to one reward per token."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -26,6 +27,35 @@ def kl_penalised_rewards(
     penalty = jnp.where(mask, -kl_coef * kl_k1(logprobs, ref_logprobs), zero)
     is_last = mask & (jnp.arange(mask.shape[1])[None] == last_index(mask)[:, None])
     return penalty + jnp.where(is_last, scores[:, None], zero)
+
+
+def normalise_scores(scores: Float[Array, "M B"]) -> Float[Array, "M B"]:
+    """Each reward's scores with mean 0 and standard deviation 1 over the B episodes.
+
+    A reward that scores all episodes alike says nothing of them: its scores become 0.
+    """
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    variance = (centred**2).mean(axis=1, keepdims=True)
+    # The inner choice keeps the gradient finite where the outer one is not taken.
+    return jnp.where(variance > 0, centred / jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+
+
+def weighted_mean(scores: Float[Array, "M B"], weights: Sequence[float]) -> Float[Array, "B"]:
+    """Σₘ wₘ rₘ / Σₘ |wₘ|: M rewards as one, on their scale. A negative weight is a penalty."""
+    w = jnp.asarray(weights, scores.dtype)
+    return w @ scores / jnp.abs(w).sum()
+
+
+def pessimistic_scores(
+    scores: Float[Array, "M B"], *, coef: float, spread: Literal["std", "variance"]
+) -> Float[Array, "B"]:
+    """meanₘ rₘ − c · spreadₘ rₘ: what an ensemble disagrees on is worth less.
+
+    With ``spread="variance"`` the uncertainty-weighted optimisation of Coste et al. 2023 (eq. 5);
+    "std" is on the scale of the scores. Both divide by M.
+    """
+    apart = {"std": jnp.std, "variance": jnp.var}[spread](scores, axis=0)
+    return scores.mean(axis=0) - coef * apart
 
 
 def mix_scores(

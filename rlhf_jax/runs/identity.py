@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_jax.config import ConvertConfig
 from rlhf_jax.config.effect import without_effect
 from rlhf_jax.config.forks import name_of
+from rlhf_jax.config.rewards import reward_source
 from rlhf_jax.errors import check
 from rlhf_jax.runs.inputs import SETTINGS, InputFile, contents_digest, files_digest
 from rlhf_jax.runs.model_digests import model_digest, settings_digest
@@ -62,7 +63,20 @@ def models_of(config: Any) -> dict[str, InputFile]:
 def data_of(config: Any) -> dict[str, InputFile]:
     """The data that ``config`` names (``READS``, and its tokenizer), by their contents."""
     tokenizer = inputs(config, ("tokenizer.path",), files_digest)
-    return inputs(config, READS, contents_digest) | tokenizer
+    return inputs(config, READS, contents_digest) | tokenizer | reward_functions_of(config)
+
+
+def reward_functions_of(config: Any) -> dict[str, InputFile]:
+    """The files of the Python functions among ``config.reward``, by their contents."""
+    given = getattr(config, "reward", ())
+    sources = map(reward_source, given if isinstance(given, tuple) else (given,))
+    files = {
+        f"reward[{n}]": source.place
+        for n, source in enumerate(sources)
+        if source.kind == "function"
+    }
+    digests = {label: (str(file), files_digest(file)) for label, file in files.items()}
+    return {label: InputFile(*found) for label, found in digests.items() if found[1] is not None}
 
 
 def why_not_longer(config: Any) -> str:
@@ -112,6 +126,8 @@ def _place(config: Any, field: str, value: Any) -> Path | None:
     if field == "task":
         return Path(value) if isinstance(value, str) and value.endswith(".py") else None
     if not isinstance(value, Path):
+        return None
+    if field == "reward" and reward_source(value).kind != "model":
         return None
     if field == "source" and not isinstance(config, ConvertConfig):
         return None  # of raw data

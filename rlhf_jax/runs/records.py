@@ -14,6 +14,7 @@ import jax
 
 from rlhf_jax.config.forks import class_named
 from rlhf_jax.config.moved import relocated
+from rlhf_jax.config.older import in_todays_form
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import DivergedError, InputError
 from rlhf_jax.runs.inputs import InputFile
@@ -65,7 +66,7 @@ def read_run(folder: Path, *, stage: str | None) -> SavedRun:
     if not path.is_file():
         raise InputError(f"{folder}: expected a run folder, found no config.json in it")
     try:
-        saved = json.loads(path.read_text())
+        saved = in_todays_form(json.loads(path.read_text()))
         run = SavedRun(
             folder,
             saved["stage"],

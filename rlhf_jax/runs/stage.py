@@ -326,7 +326,7 @@ class Stage:
         """Log what was sampled at this step."""
         self._log.samples(self.done, rows)
 
-    def checkpoint(self, state: TrainState, **extra: float) -> None:
+    def checkpoint(self, state: TrainState, **extra: float | jax.Array) -> None:
         """Save if it is time, if this was the last step, or if asked to stop (then exit).
 
         A step that is measured as one of the best is saved, whenever it is.

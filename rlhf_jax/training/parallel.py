@@ -104,6 +104,18 @@ class Parallel(NamedTuple):
             return jax.device_get(tree)
         return multihost_utils.process_allgather(tree, tiled=True)
 
+    def local(self, tree: PyTree) -> PyTree:
+        """NumPy arrays of the ``rows`` of a batch that this process holds: ``shard`` undone."""
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+        tree = jax.jit(lambda x: x, out_shardings=self.split(0))(tree)
+
+        def own_rows(leaf):
+            parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+            return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+        return jax.tree.map(own_rows, tree)
+
     def on_mesh(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """``fn``, traced so that the hints of models/layout.py mean this mesh."""
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from rlhf_jax.config import PPOConfig
+from rlhf_jax.config import CombineConfig, PPOConfig
+from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel
 from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.ends import is_end
@@ -26,8 +27,11 @@ from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.rewards import (
     kl_penalised_rewards,
     mix_scores,
+    normalise_scores,
     penalise_missing_eos,
+    pessimistic_scores,
     update_multiplier,
+    weighted_mean,
 )
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.updates import (
@@ -51,7 +55,7 @@ The answers to one prompt (``samples_per_prompt``) are rows that follow one anot
 Objective = Callable[..., tuple[Float[Array, ""], Metrics]]
 """(new_logprobs, new_values, entropies [B R], batch, *, count) -> (loss, metrics): ``ppo_loss``."""
 Combine = Callable[[Scores, Coefs], Float[Array, "B"]]
-"""(scores by name, coefficients) -> the one score of each episode: ``mix_second``."""
+"""(scores by name, coefficients) -> the one score of each episode: ``combine_scores``."""
 
 
 class PolicyOptimization(NamedTuple):
@@ -85,7 +89,7 @@ def make_policy_optimization(
     combine: Combine | None = None,
 ) -> PolicyOptimization:
     """What ``config`` says; ``advantage_fn``, ``objective`` and ``combine`` take its place."""
-    temperature = config.sampling.temperature
+    temperature, names = config.sampling.temperature, reward_names(config.reward)
     rollout = make_rollout(
         lm,
         policy_value,
@@ -98,7 +102,7 @@ def make_policy_optimization(
     )
     batch = partial(
         prepare_batch,
-        combine=combine or mix_second,
+        combine=combine or partial(combine_scores, config=config.combine, names=names),
         advantage_fn=advantage_fn or partial(gae, gamma=config.gamma, lam=config.lam),
         whiten_rewards=config.whiten_rewards,
         whiten_advantages=config.whiten_advantages,
@@ -140,11 +144,27 @@ def ppo_objective(config: PPOConfig) -> Objective:
     )
 
 
-def mix_second(scores: Scores, coefs: Coefs) -> Float[Array, "B"]:
-    """The task's score, mixed with that of a second reward model where there is one."""
+def combine_scores(
+    scores: Scores, coefs: Coefs, *, config: CombineConfig, names: Sequence[str]
+) -> Float[Array, "B"]:
+    """The rewards ``names`` as one, and mixed with a second reward model where there is one."""
+    each = jnp.stack([scores[name] for name in names])
+    if config.normalise:
+        each = normalise_scores(each)
+    if config.clip is not None:
+        each = each.clip(-config.clip, config.clip)
+    if len(names) == 1:  # exactly the score, whatever its weight
+        task = each[0]
+    elif config.how == "mean":
+        task = weighted_mean(each, config.weights or [1.0] * len(names))
+    elif config.how == "min":
+        task = each.min(axis=0)
+    else:
+        spread = config.how.removeprefix("mean_minus_")
+        task = pessimistic_scores(each, coef=config.spread_coef, spread=spread)
     if "second" not in scores:
-        return scores["task"]
-    return mix_scores(scores["task"], scores["second"], weight=coefs["second_weight"])
+        return task
+    return mix_scores(task, scores["second"], weight=coefs["second_weight"])
 
 
 def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
@@ -195,6 +215,7 @@ def prepare_batch(
     metrics = episode_metrics(rollout, scores, rewards, kl_coef, end_ids=end_ids)
     if len(r.scores) > 1:
         metrics |= {f"objective/{name}_scores": each.mean() for name, each in r.scores.items()}
+    if "second" in r.scores:
         metrics |= {"objective/second_weight": coefs["second_weight"]}
     if whiten_rewards:
         rewards = whiten(rewards, r.mask, shift_mean=False)

@@ -29,7 +29,7 @@ def make_chain(base: Path) -> None:
 def ppo_config(base: Path, **changes) -> PPOConfig:
     text = TextDataConfig(path=(base / "data" / "corpus_*.txt", Path("outside.txt")))
     paths = dict(
-        init=base / "sft@best", reward=base / "reward", prompts=base / "data/prompts.jsonl"
+        init=base / "sft@best", reward=(base / "reward",), prompts=base / "data/prompts.jsonl"
     )
     return PPOConfig(run=RunConfig(dir=base / "ppo"), ptx_data=text, **paths | changes)
 

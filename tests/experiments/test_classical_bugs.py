@@ -209,7 +209,7 @@ def stages(tmp_path_factory) -> Stages:
         PPOConfig(
             run=replace(run("ppo"), eval_every=1),
             init=folder / "sft",
-            reward=folder / "reward",
+            reward=(folder / "reward",),
             prompts=at["prompts"],
             iterations=3,
             batch_size=PROMPTS,

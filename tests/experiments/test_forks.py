@@ -170,7 +170,7 @@ def test_an_experiment_refuses_a_forks_config_in_place_of_its_own():
 # --- the shipped ones -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fork,most", [("clip_higher", 32), ("rloo", 12)])
+@pytest.mark.parametrize("fork,most", [("clip_higher", 32), ("rloo", 12), ("median", 8)])
 def test_a_fork_is_a_small_diff(fork, most):
     """Lines added and removed, but for the module's docstring."""
     files = ("ppo.py", f"proj/{fork}/ppo.py")
@@ -219,23 +219,30 @@ def base(tmp_path_factory):
     tokenizer = load_tokenizer(task.tokenizer)
     lm = tiny.save_model(folder / "lm", tokenizer)
     scalar = tiny.save_model(folder / "scalar", tokenizer, kind="scalar")
-    config = replace(c, init=lm, reward=scalar, iterations=2, ptx_coef=0.0, kl=KLConfig(coef=0.1))
+    config = replace(
+        c, init=lm, reward=(scalar,), iterations=2, ptx_coef=0.0, kl=KLConfig(coef=0.1)
+    )
     return lambda name: replace(config, run=replace(config.run, dir=folder / name))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip_higher", "rloo"])
+@pytest.mark.parametrize("name", ["clip_higher", "rloo", "median"])
 def test_a_fork_runs_and_its_run_is_its_own(name, base):
     module = importlib.import_module(f"experiments.proj.{name}.ppo")
     config = base(name)
     if name == "rloo":
         config = replace(config, value_trunk="none", samples_per_prompt=2)
+    elif name == "median":
+        config = replace(config, reward=3 * config.reward)
     else:
         config = ClipHigherConfig(**vars(config))
     done = module.run(config)
     rows = [json.loads(line) for line in (config.run.dir / "metrics.jsonl").open()]
     assert len(rows) == 2 and all(np.isfinite(row["loss/policy_avg"]) for row in rows)
     assert ("val/var_explained" in rows[0]) == (name != "rloo")
+    if name == "median":  # of one model three times
+        first, *others = (rows[0][f"objective/scalar_{n}_scores"] for n in (1, 2, 3))
+        assert others == [first, first] and rows[0]["objective/scores"] == first
     kept = load_trained(Path(f"{config.run.dir}@latest"), flag="init")
     assert params_sha256(kept.params) == done["params_sha256"]
     if name == "rloo":

@@ -73,7 +73,7 @@ def run(tmp_path_factory):
         "sft": replace(c.sft, init=lm, optim=ADAM),
         "compare": replace(c.compare, init=lm, prompts_per_batch=8),
         "reward": replace(c.reward, init=lm, optim=ADAM, demonstrations=None, **ranked),
-        "ppo": replace(c.ppo, init=lm, reward=scalar, iterations=3, **plain),
+        "ppo": replace(c.ppo, init=lm, reward=(scalar,), iterations=3, **plain),
     }
     finished = {}
 
@@ -241,10 +241,10 @@ def test_the_adaptive_coefficient_follows_its_rule(run):
 
 def test_a_second_reward_of_no_weight_changes_nothing(run):
     plain = run("ppo")
-    beside = run("ppo", second_reward=SecondRewardConfig(model=plain.config.reward, weight=0.0))
+    beside = run("ppo", second_reward=SecondRewardConfig(model=plain.config.reward[0], weight=0.0))
     assert gap(plain.params, beside.params) < SAME
     # One model twice is that model, whatever the weight.
-    twice = run("ppo", second_reward=SecondRewardConfig(model=plain.config.reward, weight=2.0))
+    twice = run("ppo", second_reward=SecondRewardConfig(model=plain.config.reward[0], weight=2.0))
     assert gap(plain.params, twice.params) < SAME
     for row in twice.rows:
         assert row["objective/second_scores"] == row["objective/task_scores"]
@@ -252,7 +252,7 @@ def test_a_second_reward_of_no_weight_changes_nothing(run):
 
 def test_the_multiplier_grows_while_the_floor_is_not_reached(run):
     """By its rule at every iteration; what the checkpoint holds is what comes next."""
-    model = run("ppo").config.reward
+    model = run("ppo").config.reward[0]
     floor = SecondRewardConfig(model=model, weight=0.5, floor=9.0, lr=0.05)
     constrained = run("ppo", second_reward=floor)
     weight = 0.5
@@ -320,7 +320,9 @@ def test_a_value_network_has_the_adapters_that_are_asked_for(run, rank, alpha, t
     """From a reward model with adapters of rank 2 and scale 2; exported, it scores like it."""
     adapted = run("reward", lora=LoRAConfig(rank=2, alpha=4.0))
     lora = LoRAConfig(rank=rank, alpha=alpha)
-    done = run("ppo", reward=adapted.dir, lora=lora, optim=STILL, value_optim=STILL, iterations=1)
+    done = run(
+        "ppo", reward=(adapted.dir,), lora=lora, optim=STILL, value_optim=STILL, iterations=1
+    )
     said = [line for line in capsys.readouterr().err.splitlines() if "value network" in line]
     assert len(said) == (rank != 2) and all("rank 2" in x and "rank 8" in x for x in said)
     value = load_value(done.dir)
@@ -334,7 +336,7 @@ def test_a_value_network_has_the_adapters_that_are_asked_for(run, rank, alpha, t
 
 def test_a_value_network_whose_weights_are_gone_is_not_exported(run, tmp_path):
     adapted = run("reward", lora=LoRAConfig(rank=2, alpha=4.0))
-    done = run("ppo", reward=adapted.dir, lora=LoRAConfig(rank=2, alpha=4.0), iterations=1)
+    done = run("ppo", reward=(adapted.dir,), lora=LoRAConfig(rank=2, alpha=4.0), iterations=1)
     copy = shutil.copytree(done.dir, tmp_path / "ppo")
     record = json.loads((copy / "config.json").read_text())
     record["config"]["reward"] = str(tmp_path / "moved")

@@ -47,6 +47,8 @@ def make_inputs(folder: Path) -> None:
         for n in range(8)
     ]
     tiny.write_rows(folder / "comparisons.jsonl", rows)
+    function = "def letters(prompts, responses):\n    return [len(x) / 30 for x in responses]\n"
+    (folder / "letters.py").write_text(function)
 
 
 def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> dict:
@@ -82,7 +84,7 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
         "ppo": replace(
             c.ppo,
             **common(c.ppo, "ppo"),
-            reward=folder / "scalar",
+            reward=(folder / "scalar", folder / "letters.py:letters"),
             iterations=steps,
             batch_size=ROWS * c.ppo.num_minibatches,
             ptx_batch_size=ROWS,

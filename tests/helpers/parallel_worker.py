@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax.config import ModelConfig, ParallelConfig
+from rlhf_jax.config import CombineConfig, ModelConfig, ParallelConfig
 from rlhf_jax.models.heads import (
     LanguageModel,
     PolicyValue,
@@ -32,9 +32,9 @@ from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
+    combine_scores,
     make_ppo_loss,
     make_ppo_update,
-    mix_second,
     prepare_batch,
     shuffle_minibatches,
 )
@@ -157,7 +157,7 @@ def update(stage, parallel, accumulate, dtype):
         batch, metrics = prepare_batch(
             rollout,
             {"kl_coef": jnp.asarray(0.1, dtype)},
-            combine=mix_second,
+            combine=partial(combine_scores, config=CombineConfig(), names=("task",)),
             advantage_fn=partial(gae, gamma=1.0, lam=0.95),
             whiten_rewards=True,
             whiten_advantages=True,

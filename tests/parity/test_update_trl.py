@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 
 from parity.torch_bridge import EOS, PAD, SINGLE, VOCAB, by_torch_name, hf, make_gpt2, torch
-from rlhf_jax.config import OptimConfig
+from rlhf_jax.config import CombineConfig, OptimConfig
 from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.objectives.advantages import gae
@@ -23,9 +23,9 @@ from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.policy_optimization import (
+    combine_scores,
     make_ppo_loss,
     make_ppo_update,
-    mix_second,
     prepare_batch,
 )
 from rlhf_jax.types import Generation, QueryBatch, Rollout
@@ -148,7 +148,7 @@ def train_ours(models, queries, responses):
     ppo_batch, metrics = prepare_batch(
         rollout,
         {"kl_coef": jnp.float32(BETA)},
-        combine=mix_second,
+        combine=partial(combine_scores, config=CombineConfig(), names=("task",)),
         advantage_fn=partial(gae, gamma=1.0, lam=LAM),
         missing_eos_penalty=None,
         end_ids=(EOS,),

@@ -156,7 +156,7 @@ def test_ppo_keeps_both_networks(init, tmp_path):
     policy = load_trained(init, flag="init")
     reward = tiny.save_model(tmp_path / "reward", BYTES, kind="scalar")
     critic = load_trained(reward, flag="reward", kind="scalar")
-    config = PPOConfig(run=frame(tmp_path / "run"), init=init, reward=reward)
+    config = PPOConfig(run=frame(tmp_path / "run"), init=init, reward=(reward,))
     both = {"policy": policy.params, "value": critic.params}
     with pytest.raises(KeyError):
         train(config, policy, "ppo", params=both, value=critic.model, until=3)

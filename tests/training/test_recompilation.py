@@ -46,7 +46,7 @@ def make_stages(folder: Path) -> dict:
         "reward": replace(
             c.reward, run=run(c.reward), init=lm, data=data, heldout=data, optim=adam, epochs=2
         ),
-        "ppo": replace(c.ppo, run=run(c.ppo), init=lm, reward=scalar, iterations=STEPS),
+        "ppo": replace(c.ppo, run=run(c.ppo), init=lm, reward=(scalar,), iterations=STEPS),
     }
 
 

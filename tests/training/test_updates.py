@@ -17,6 +17,7 @@ import reference
 from precision import SAME
 
 from rlhf_jax.config import (
+    CombineConfig,
     KLConfig,
     ModelConfig,
     OptimConfig,
@@ -34,10 +35,10 @@ from rlhf_jax.runs.checkpoints import params_sha256
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
+    combine_scores,
     make_policy_optimization,
     make_ppo_loss,
     make_ppo_update,
-    mix_second,
     prepare_batch,
     shuffle_minibatches,
 )
@@ -59,7 +60,7 @@ TX = optax.inject_hyperparams(
 )(lr=0.05, clip=1e9)
 EMA = 0.9
 PREPARE = {
-    "combine": mix_second,
+    "combine": partial(combine_scores, config=CombineConfig(), names=("task",)),
     "advantage_fn": partial(gae, gamma=1.0, lam=0.95),
     "whiten_rewards": False,
     "whiten_advantages": True,

@@ -1,0 +1,256 @@
+"""A fork of experiments/ppo.py: the median of an ensemble of reward models.
+
+    python -m experiments.proj.median.ppo --config configs/quickstart.py --run.dir runs/median \
+        --reward runs/quickstart/reward runs/reward_1 runs/reward_2
+
+One model that errs upwards moves the mean of three, and not their median.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.random import fold_in, split
+
+from rlhf_jax.cli import main
+from rlhf_jax.config import ModelConfig, PPOConfig
+from rlhf_jax.config.rewards import reward_source
+from rlhf_jax.data.batches import Batches, query_batches
+from rlhf_jax.data.chat import as_text
+from rlhf_jax.data.datasets import Rows, load_prompts
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.inference.rewards import (
+    Rewards,
+    load_rewards,
+    load_value_start,
+    make_text_scoring,
+)
+from rlhf_jax.models.heads import make_language_model, make_policy_value
+from rlhf_jax.models.lora import combine, partition
+from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.runs.fit import check_cut, check_pace, fit_prompts
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import (
+    Trained,
+    for_run,
+    load_trained,
+    same_shape,
+    same_tokenizer,
+    save_model_card,
+    with_adapters,
+)
+from rlhf_jax.training.corpora import load_corpora, text_stream, with_block
+from rlhf_jax.training.optimizers import (
+    averaged_params,
+    make_policy_value_optimizer,
+    make_schedule,
+    make_state,
+)
+from rlhf_jax.training.parallel import Parallel, make_parallel
+from rlhf_jax.training.policy_optimization import make_policy_optimization, ppo_objective
+from rlhf_jax.types import Rollout
+
+
+def median(scores, coefs):
+    return jnp.median(jnp.stack([*scores.values()]), axis=0)
+
+
+def run(config: PPOConfig) -> dict:
+    with Stage(config, "ppo", __file__) as stage:
+        if stage.summary is not None:
+            return stage.summary
+
+        # Models and data
+        parallel = make_parallel(config.parallel)
+        check_batches(config, parallel)
+        sft, reference, rewards, value = load_models(config, parallel)
+        policy = with_adapters(sft, config.lora, seed=config.run.seed)
+        value = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
+        tokenizer, model = policy.tokenizer, policy.model
+        networks = [model, value.model, *(reward.model for reward in rewards.trained.values())]
+        prompts = load_prompts(config.prompts, data_dir=config.cache)
+        config = fit_models(config, prompts, tokenizer, networks)
+        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        stage.note(lengths=lengths)
+        value_model = None if config.value_trunk == "none" else value.model
+        card = dict(kind="lm", value=value_model, lengths=lengths)
+        save_model_card(config.run.dir, model, policy.vocab_size, tokenizer, **card)
+        iterators = load_batches(config, stage, prompts, tokenizer, parallel, networks)
+
+        # States
+        lm = make_language_model(model, policy.vocab_size)
+        policy_value = make_policy_value(model, value.model, policy.vocab_size, config.value_trunk)
+        schedule = make_schedule(config.optim, config.iterations)
+        updates = config.updates_per_iteration
+        tx = make_policy_value_optimizer(
+            config.optim, config.value_optim, config.iterations, updates_per_step=updates
+        )
+        params, frozen = partition(policy_value.init(policy.params, value.params))
+        params, frozen, ref_params, reward_params = parallel.place(
+            (params, frozen, reference.params, rewards.params)
+        )
+        state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
+        root_key = jax.random.key(config.run.seed)
+        state = stage.restore(state, **iterators)
+        coefs = {"kl_coef": config.kl.coef, "second_weight": config.second_reward.weight}
+        coefs = parallel.place(
+            {name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()}
+        )
+
+        # Functions: advantages and objective are written out for forks, which swap them
+        ppo = make_policy_optimization(
+            config,
+            lm,
+            policy_value,
+            rewards.models,
+            tx,
+            end_ids=tokenizer.end_ids,
+            pad_id=tokenizer.pad_id,
+            advantage_fn=partial(gae, gamma=config.gamma, lam=config.lam),
+            objective=ppo_objective(config),
+            combine=median,
+        )
+        rollout_fn, prepare, control = map(
+            parallel.function, (ppo.rollout, ppo.prepare, ppo.control)
+        )
+        update_fn = parallel.update(ppo.update, frozen=frozen, batch_axis=1)
+        answers = dict(response_length=config.response_length)
+        score_text = make_text_scoring(rewards, prompts, tokenizer, parallel, **answers)
+
+        # Loop
+        names = reward_names(config.reward)
+        for step in stage.steps(config.iterations):
+            k_rollout, k_shuffle, k_update = split(fold_in(root_key, step), 3)
+            queries = next(iterators["queries"])
+            batch = parallel.shard(queries)
+            params = combine(frozen, state.params)
+            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
+            rollout = score_text(rollout, queries.index)
+            minibatches, metrics = prepare(rollout, coefs, k_shuffle)
+            ptx = None
+            if config.ptx_coef:
+                parts = [next(iterators["ptx"]) for _ in range(updates)]
+                ptx = parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
+            state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
+            coefs = control(coefs, metrics)
+            stage.log(
+                metrics | update_metrics | {"lr": schedule(step)},
+                episodes=config.batch_size,
+                show=("objective/scores", "objective/kl"),
+            )
+            if stage.due(config.run.eval_every):
+                shown = parallel.fetch((rollout, batch.index))
+                stage.log_samples(sample_rows(*shown, prompts, tokenizer, names))
+            stage.checkpoint(state, **coefs)
+
+        # Save
+        trained = policy_value.policy(combine(frozen, averaged_params(state)))
+        moved = coefs if config.second_reward.model else {"kl_coef": coefs["kl_coef"]}
+        return stage.finish(trained, **{name: float(coef) for name, coef in moved.items()})
+
+
+def check_batches(config: PPOConfig, parallel: Parallel) -> None:
+    """Raise InputError unless every batch can be spread over the devices."""
+    parallel.check_batch("batch_size", config.batch_size)
+    parallel.check_batch(
+        "batch_size / num_minibatches", config.batch_size // config.num_minibatches
+    )
+    if config.ptx_coef:
+        parallel.check_batch("ptx_batch_size", config.ptx_batch_size)
+
+
+def load_models(config: PPOConfig, parallel: Parallel) -> tuple[Trained, Trained, Rewards, Trained]:
+    """The policy's start, the reference, the rewards, and what the value network starts from."""
+    load = partial(load_trained, shardings=parallel.shardings)
+    policy = for_run(load(config.init, flag="init"), config.run.dir)
+    reference = policy
+    if config.reference is not None:
+        reference = load(config.reference, flag="reference", share=policy)
+        same_tokenizer(policy, reference, ("init", "reference"))
+        same_shape(policy, reference, ("init", "reference"))
+    rewards = load_rewards(config, policy, parallel)
+    return policy, reference, rewards, load_value_start(config, policy, rewards, parallel)
+
+
+def fit_models(
+    config: PPOConfig, prompts: Rows, tokenizer: Tokenizer, networks: Sequence[ModelConfig]
+) -> PPOConfig:
+    """``config`` with lengths that the prompts need and all networks can read."""
+    models = [path for path in config.reward if reward_source(path).kind == "model"]
+    context = min(network.context for network in networks)
+    known = dict(trained=(config.init, *models), context=context)
+    config = fit_prompts(config, prompts, tokenizer, **known, stage="ppo")
+    for network in networks:
+        network.check_context(
+            prompt_length=config.prompt_length, response_length=config.response_length
+        )
+    optims = dict(optim=config.optim, value_optim=config.value_optim)
+    check_pace("ppo", config.iterations, **optims)
+    return config
+
+
+def load_batches(
+    config: PPOConfig,
+    stage: Stage,
+    prompts: Rows,
+    tokenizer: Tokenizer,
+    parallel: Parallel,
+    networks: Sequence[ModelConfig],
+) -> dict[str, Batches]:
+    """Endless batches of queries, and of pretraining text for PPO-ptx."""
+    queries = query_batches(
+        prompts,
+        tokenizer,
+        query_length=config.prompt_length,
+        batch_size=config.batch_size,
+        seed=config.run.data_seed,
+        mine=parallel.rows(config.batch_size),
+        copies=config.samples_per_prompt,
+    )
+    check_cut(queries.report, config, context=min(n.context for n in networks), stage="ppo")
+    stage.note_rows(prompts=queries.report.with_reading(prompts.left_out, prompts.notes))
+    if not config.ptx_coef:
+        return {"queries": queries}
+    text = with_block(config.ptx_data, config.prompt_length + config.response_length)
+    networks[0].check_context(**{"ptx_data.block_size": text.block_size})
+    ptx = text_stream(
+        load_corpora(text, flag="ptx-data"),
+        tokenizer,
+        text,
+        batch_size=config.ptx_batch_size,
+        seed=config.run.data_seed + 1,
+        mine=parallel.rows(config.ptx_batch_size),
+    )
+    return {"queries": queries, "ptx": ptx}
+
+
+def sample_rows(
+    rollout: Rollout,
+    index: np.ndarray,
+    prompts: Rows,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    *,
+    rows: int = 8,
+) -> list[dict]:
+    """The first episodes of an iteration as text, with what each of the rewards ``names`` says."""
+    index, responses, mask = (x[:rows] for x in (index, rollout.responses, rollout.mask))
+    first, *others = names
+    kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1)
+    return [
+        {
+            "prompt": as_text(prompts[int(index[i])].prompt),
+            "response": tokenizer.decode(responses[i][mask[i]]),
+            "score": float(rollout.scores[first][i]),
+            **{f"score_{name}": float(rollout.scores[name][i]) for name in others},
+            "kl": float(kl[i]),
+            "length": int(mask[i].sum()),
+        }
+        for i in range(len(index))
+    ]
+
+
+if __name__ == "__main__":
+    main(run, PPOConfig)

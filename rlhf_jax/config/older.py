@@ -1,0 +1,23 @@
+"""Saved configs of earlier versions in today's form, so that their runs are read and resumed."""
+
+import re
+from typing import Any
+
+
+def in_todays_form(saved: dict[str, Any]) -> dict[str, Any]:
+    """A record (config.json of a run folder) as this version would have written it."""
+    models = saved.get("models", {})
+    if saved.get("stage") == "ppo":
+        one = re.compile(r"^reward(?=$|\[settings)")
+        models = {one.sub("reward[0]", name): found for name, found in models.items()}
+    return {**saved, "config": _with_reward_list(saved["config"]), "models": models}
+
+
+def _with_reward_list(config: Any) -> Any:
+    """Until 0.1.0 PPO had one reward model, not several rewards."""
+    if not isinstance(config, dict):
+        return config
+    config = {name: _with_reward_list(value) for name, value in config.items()}
+    if "ppo_epochs" in config and isinstance(config.get("reward"), str):
+        config["reward"] = [config["reward"]]
+    return config

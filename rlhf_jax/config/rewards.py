@@ -1,0 +1,96 @@
+"""What scores PPO's episodes, and how several scores become one."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from rlhf_jax.config.bounds import Finite, Positive, PositiveOrZero, check_bounds
+from rlhf_jax.config.effect import Main, only
+from rlhf_jax.errors import check
+
+FUNCTION, GOLD = ".py:", "gold:"
+
+
+class RewardSource(NamedTuple):
+    """One value of ``--reward``, taken apart."""
+
+    kind: Literal["model", "function", "gold"]
+    place: Path
+    """Folder of a reward model, file of a function, or name of a task."""
+    function: str = ""
+
+
+def reward_source(given: Path) -> RewardSource:
+    """FOLDER or RUN@STEP of a reward model, FILE.py:FUNCTION, or gold:TASK."""
+    text = str(given)
+    if text.startswith(GOLD):
+        return RewardSource("gold", Path(text.removeprefix(GOLD)))
+    file, found, function = text.rpartition(FUNCTION)
+    if found:
+        return RewardSource("function", Path(f"{file}.py"), function)
+    return RewardSource("model", given)
+
+
+def reward_names(given: Sequence[Path]) -> tuple[str, ...]:
+    """A name for each reward: "task" if there is one, else its folder's, function's or task's.
+
+    Two of one name are told apart by a number.
+    """
+    if len(given) == 1:
+        return ("task",)
+    sources = [reward_source(each) for each in given]
+    names = [
+        source.function or {"gold": f"gold_{source.place.stem}"}.get(source.kind, source.place.name)
+        for source in sources
+    ]
+    names = [name.replace("@", "_") for name in names]
+    counts, seen = Counter([*names, "second"]), Counter[str]()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name}_{seen[name]}" if counts[name] > 1 else name)
+    return tuple(numbered)
+
+
+def is_gold(given: Any) -> bool:
+    """Whether one of the rewards is a task's gold scorer."""
+    return any(reward_source(each).kind == "gold" for each in given)
+
+
+@dataclass(frozen=True)
+class CombineConfig:
+    """How the scores of several rewards become the one that PPO maximises."""
+
+    how: Main[Literal["mean", "min", "mean_minus_std", "mean_minus_variance"]] = "mean"
+    """mean: weighted. Of an ensemble (Coste et al. 2023): min, the worst case; mean_minus_variance,
+    uncertainty-weighted; mean_minus_std, the same on the scale of the scores."""
+    weights: Annotated[tuple[Finite, ...], only(how="mean")] = ()
+    """Of the rewards in the order of --reward; they are divided by the sum of their magnitudes.
+    Empty: all alike."""
+    spread_coef: Annotated[PositiveOrZero, only(how=("mean_minus_std", "mean_minus_variance"))] = (
+        1.0
+    )
+    """What the standard deviation or variance over the rewards is multiplied by."""
+    normalise: bool = False
+    """Each reward gets mean 0 and standard deviation 1 over the episodes of an iteration first."""
+    clip: Positive | None = None
+    """Each reward's score is clipped to ± this, after it is normalised; None: not at all."""
+
+    def __post_init__(self):
+        check_bounds(self, "combine.")
+        total = sum(map(abs, self.weights))
+        check(not self.weights or total > 0, "combine.weights: expected one that is not 0")
+
+    def check_number(self, rewards: int) -> None:
+        """Raise InputError unless there is a weight for each reward, and several for a spread."""
+        check(
+            len(self.weights) in (0, rewards),
+            f"combine.weights has {len(self.weights)} numbers, expected one for each of the "
+            f"{rewards} of --reward",
+        )
+        check(
+            self.how in ("mean", "min") or rewards > 1,
+            f"combine.how={self.how} needs several rewards, and --reward names one",
+        )

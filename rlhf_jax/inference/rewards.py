@@ -1,0 +1,339 @@
+"""The rewards that PPO is told of: reward models, Python functions, a task's gold scorer.
+
+A reward model of the policy's own tokenizer scores the sampled tokens, on the devices and within
+the rollout. Everything else scores text, between the rollout and the update:
+
+    def short(prompts: list[str], responses: list[str], answer: list[str]) -> list[float]: ...
+
+asks for the columns ``prompts``, ``responses`` and, by its name, any other column of the prompts'
+rows. ``**columns`` asks for all of them.
+"""
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from rlhf_jax.config import PPOConfig
+from rlhf_jax.config.rewards import RewardSource, reward_names, reward_source
+from rlhf_jax.data.chat import as_text
+from rlhf_jax.data.encoding import encode_comparisons
+from rlhf_jax.data.fates import full_lengths, of_prompts
+from rlhf_jax.data.formats import Comparison, Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import InputError, RunError, check
+from rlhf_jax.models.heads import ScalarModel, make_scalar_model
+from rlhf_jax.runs.kept_steps import figures_of
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.trained import Trained, check_model, load_trained, same_tokenizer
+from rlhf_jax.tasks.task import read_task
+from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.types import Params, Rollout
+
+PARAMETERS = ("prompts", "responses")
+"""What every reward function is given, in this order."""
+
+
+class Answers(NamedTuple):
+    """Some episodes as text, in the order of their rows."""
+
+    prompts: list[Prompt]
+    texts: list[str]
+    ended: list[bool]
+    """Whether the policy ended the answer itself."""
+
+
+TextReward = Callable[[Answers], Float[Array, "B"]]
+"""One score for each row that this process holds -> those of all rows, on the devices."""
+
+
+class Rewards(NamedTuple):
+    """What ``--reward`` and ``--second-reward.model`` name, loaded."""
+
+    trained: dict[str, Trained]
+    """Reward models that score the policy's own tokens."""
+    functions: dict[str, Callable]
+    """Python functions, and gold scorers: (prompts, responses, **columns) -> scores."""
+    strangers: dict[str, Trained]
+    """Reward models of another tokenizer, which are given the text."""
+
+    @property
+    def models(self) -> dict[str, ScalarModel]:
+        """Those of the policy's tokens, as ``make_policy_optimization`` takes them."""
+        return {n: make_scalar_model(r.model, r.vocab_size) for n, r in self.trained.items()}
+
+    @property
+    def params(self) -> dict[str, Params]:
+        return {name: reward.params for name, reward in self.trained.items()}
+
+
+def load_rewards(config: PPOConfig, policy: Trained, parallel: Parallel) -> Rewards:
+    """The rewards by their names (``reward_names``), and "second" where there is a second one.
+
+    Raises InputError for what is not there or is no reward, RunError for a reward model whose
+    held-out accuracy is under the gate.
+    """
+    found = Rewards({}, {}, {})
+    given = dict(zip(reward_names(config.reward), config.reward, strict=True))
+    for name, path in given.items():
+        source = reward_source(path)
+        if source.kind == "model":
+            check_reward_model(config, path)
+            _take_model(found, name, path, "reward", policy, parallel)
+        elif source.kind == "gold":
+            gold = read_task(str(source.place), config.source).gold
+            found.functions[name] = lambda prompts, responses, gold=gold: gold(prompts, responses)
+        else:
+            found.functions[name] = load_function(source)
+    if config.second_reward.model is not None:
+        flag = "second-reward.model"
+        _take_model(found, "second", config.second_reward.model, flag, policy, parallel)
+    return found
+
+
+def _take_model(
+    found: Rewards, name: str, path: Path, flag: str, policy: Trained, parallel: Parallel
+) -> None:
+    load = partial(load_trained, flag=flag, kind="scalar", shardings=parallel.shardings)
+    reward = load(path, share=policy)
+    if reward.tokenizer.digest == policy.tokenizer.digest:
+        found.trained[name] = reward
+        return
+    say(f"--{flag} {path} has another tokenizer than --init: it scores the text of the answers")
+    found.strangers[name] = reward
+
+
+def check_reward_model(config: PPOConfig, path: Path) -> None:
+    """Raise RunError if the reward model is under the gate: PPO optimises whatever it is given."""
+    check_model(path, flag="reward")
+    accuracy = figures_of(path).get("eval/accuracy")
+    if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
+        return
+    found, advice = "has no accuracy that was measured", "Train it with a held-out part"
+    if accuracy is not None:
+        found = f"orders {accuracy:.3f} of held-out pairs as labelled"
+        advice = "Train it on more comparisons"
+    raise RunError(
+        f"the reward model {path} {found}, but min_reward_accuracy={config.min_reward_accuracy}: "
+        f"PPO would optimise its errors. {advice}, or go on with --force True (in a chain "
+        "--ppo.force True)"
+    )
+
+
+def load_function(source: RewardSource) -> Callable:
+    """The function FILE.py:FUNCTION. Raises InputError if it is not there or takes no two lists."""
+    flag = f"--reward {source.place}:{source.function}"
+    check(source.place.is_file(), f"{flag}: no file {source.place}")
+    spec = importlib.util.spec_from_file_location(f"reward_{source.place.stem}", source.place)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever somebody's file does
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{flag}: {source.place} fails ({reason})") from error
+    function = getattr(module, source.function, None)
+    if not callable(function):
+        there = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        raise InputError(
+            f"{flag}: {source.place} has no function {source.function!r}, "
+            f"only {', '.join(there) or 'none'}"
+        )
+    names = list(inspect.signature(function).parameters)
+    check(
+        names[:2] == list(PARAMETERS),
+        f"{flag}: its parameters are ({', '.join(names)}), expected (prompts, responses, ...) and "
+        "then names of columns",
+    )
+    return function
+
+
+# --- between the rollout and the update -----------------------------------------------------------
+
+
+def make_text_scoring(
+    rewards: Rewards,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    parallel: Parallel,
+    *,
+    response_length: int,
+) -> Callable[[Rollout, np.ndarray], Rollout]:
+    """``(rollout, index) -> the rollout with the scores of its text``.
+
+    ``index`` are the numbers of the prompts in the rows that this process holds; each process
+    scores its own. Without a reward that reads text nothing is fetched from the devices.
+    """
+    scorers: dict[str, TextReward] = {
+        name: _function_scorer(name, function, parallel)
+        for name, function in rewards.functions.items()
+    }
+    for name, reward in rewards.strangers.items():
+        scorers[name] = _stranger_scorer(reward, prompts, parallel, response_length)
+
+    def score(rollout: Rollout, index: np.ndarray) -> Rollout:
+        if not scorers:
+            return rollout
+        rows = zip(*parallel.local((rollout.responses, rollout.mask)), strict=True)
+        ids = [[int(i) for i in row[mask]] for row, mask in rows]
+        answers = Answers(
+            [prompts[int(i)] for i in index],
+            [tokenizer.decode(row) for row in ids],
+            [bool(row) and row[-1] in tokenizer.end_ids for row in ids],
+        )
+        scores = {name: scorer(answers) for name, scorer in scorers.items()}
+        return rollout._replace(scores={**rollout.scores, **scores})
+
+    return score
+
+
+def _function_scorer(name: str, function: Callable, parallel: Parallel) -> TextReward:
+    parameters = list(inspect.signature(function).parameters.values())[2:]
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    wanted = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    needed = {p.name for p in parameters if p.default is p.empty}
+
+    def score(answers: Answers) -> Float[Array, "B"]:
+        columns = columns_of(answers.prompts, wanted, needed, every, where=f"the reward {name}")
+        scores = call(name, function, answers, columns)
+        return parallel.shard(np.asarray(scores, jax.dtypes.canonicalize_dtype(float)))
+
+    return score
+
+
+def columns_of(
+    prompts: Sequence[Prompt], wanted: Sequence[str], needed: set[str], every: bool, *, where: str
+) -> dict[str, list[Any]]:
+    """The columns of the prompts' rows that a function asks for by name, or all; None where a row
+    has none of an optional one. Raises InputError naming the first row without a needed one."""
+    rows = [row.columns or {} for row in prompts]
+    names = dict.fromkeys(wanted)
+    if every:
+        names |= dict.fromkeys(n for row in rows for n in row if n not in PARAMETERS)
+    for prompt, row in zip(prompts, rows, strict=True):
+        missing = [name for name in wanted if name in needed and name not in row]
+        check(
+            not missing,
+            f"{prompt.origin}: no column {', '.join(missing)}, which {where} asks for; it has "
+            f"{', '.join(row) or 'no other column'}",
+        )
+    present = [n for n in names if n in needed or any(n in row for row in rows)]
+    return {name: [row.get(name) for row in rows] for name in present}
+
+
+def call(
+    name: str, function: Callable, answers: Answers, columns: dict[str, list[Any]]
+) -> list[float]:
+    """The scores of a batch. Raises RunError that names the row with which something is wrong."""
+    asked = [as_text(row.prompt) for row in answers.prompts]
+    try:
+        scores = function(asked, answers.texts, **columns)
+    except Exception as error:
+        at = _first_failing(function, asked, answers.texts, columns)
+        row = "" if at is None else f" on the answer {answers.texts[at]!r} to {_place(answers, at)}"
+        raise RunError(f"the reward {name} failed{row}: {type(error).__name__}: {error}") from error
+    try:
+        scores = [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"the reward {name} returned a {type(scores).__name__} that is no list of numbers "
+            f"({error}), expected one for each of {len(asked)} responses"
+        ) from None
+    if len(scores) != len(asked):
+        raise RunError(f"the reward {name} gave {len(scores)} scores of {len(asked)} responses")
+    for at, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise RunError(
+                f"the reward {name} is {score} of the answer {answers.texts[at]!r} to "
+                f"{_place(answers, at)}, expected a finite number"
+            )
+    return scores
+
+
+def _first_failing(
+    function: Callable, asked: list[str], texts: list[str], columns: dict[str, list[Any]]
+) -> int | None:
+    """The first row that fails alone; None if each alone is well."""
+    for at in range(len(asked)):
+        try:
+            one = {name: column[at : at + 1] for name, column in columns.items()}
+            function(asked[at : at + 1], texts[at : at + 1], **one)
+        except Exception:
+            return at
+    return None
+
+
+def _place(answers: Answers, at: int) -> str:
+    row = answers.prompts[at]
+    return str(row.origin) if row.origin is not None else repr(as_text(row.prompt)[:80])
+
+
+def _stranger_scorer(
+    reward: Trained, prompts: Sequence[Prompt], parallel: Parallel, response_length: int
+) -> TextReward:
+    """A reward model with a tokenizer, and perhaps a chat template, of its own.
+
+    Answers have up to twice the policy's tokens there before they are cut, and prompts the rest of
+    the model's context, of which they keep the end.
+    """
+    tokenizer, context = reward.tokenizer, reward.model.context
+    longest = max(
+        full_lengths(fate)["prompt"] for fate in of_prompts(prompts, tokenizer, prompt_length=None)
+    )
+    answer = min(2 * response_length, context // 2)
+    lengths = dict(query_length=min(longest, context - answer), response_length=answer)
+    if longest > lengths["query_length"]:
+        say(f"prompts of up to {longest} tokens are cut to {lengths['query_length']} to be scored")
+    model = make_scalar_model(reward.model, reward.vocab_size)
+    params = parallel.place(reward.params)
+
+    @parallel.function
+    def scores_of(params, *batch):
+        return model.score_responses(params, *batch, None)[:, 0]
+
+    def score(answers: Answers) -> Float[Array, "B"]:
+        rows = [
+            Comparison(row.prompt, (text,), (0,))
+            for row, text in zip(answers.prompts, answers.texts, strict=True)
+        ]
+        batch, _ = encode_comparisons(rows, tokenizer, **lengths, everything=True)
+        # The last row is the empty one. An answer that the policy did not end has no end here.
+        queries, query_mask, responses, mask = (x[:-1] for x in batch[:4])
+        ends = mask & np.isin(responses, tokenizer.end_ids)
+        mask &= ~(ends & ~np.array(answers.ended)[:, None, None])
+        return scores_of(params, *parallel.shard((queries, query_mask, responses, mask)))
+
+    return score
+
+
+# --- the value network ----------------------------------------------------------------------------
+
+
+def load_value_start(
+    config: PPOConfig, policy: Trained, rewards: Rewards, parallel: Parallel
+) -> Trained:
+    """What the value network starts from: ``--value-init``, else the first reward model.
+
+    Where no reward model reads the policy's tokens it is the policy with a head of 0, so that the
+    first values are 0.
+    """
+    if config.value_init is not None:
+        flag = dict(flag="value-init", kind="scalar")
+        value = load_trained(config.value_init, **flag, share=policy, shardings=parallel.shardings)
+        same_tokenizer(policy, value, ("init", "value-init"))
+        return value
+    own = [reward for name, reward in rewards.trained.items() if name != "second"]
+    if own:
+        return own[0]
+    if config.value_trunk == "separate":
+        say("no reward model reads the policy's tokens: the value network starts as the policy")
+    scalar = make_scalar_model(policy.model, policy.vocab_size)
+    params = scalar.init(jax.random.key(config.run.seed), policy.params["trunk"])
+    params = {**params, "head": jax.tree.map(jax.numpy.zeros_like, params["head"])}
+    return policy._replace(params=params, kind="scalar")
