@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from rlhf_jax.config.bounds import Finite, Positive, PositiveOrZero, check_bounds
-from rlhf_jax.config.effect import Main, only
+from rlhf_jax.config.effect import only
 from rlhf_jax.errors import check
 
 FUNCTION, GOLD = ".py:", "gold:"
@@ -63,15 +63,13 @@ def is_gold(given: Any) -> bool:
 class CombineConfig:
     """How the scores of several rewards become the one that PPO maximises."""
 
-    how: Main[Literal["mean", "min", "mean_minus_std", "mean_minus_variance"]] = "mean"
-    """mean: weighted. Of an ensemble (Coste et al. 2023): min, the worst case; mean_minus_variance,
+    how: Literal["mean", "min", "mean_minus_std", "mean_minus_var"] = "mean"
+    """mean: weighted. Of an ensemble (Coste et al. 2023): min, the worst case; mean_minus_var,
     uncertainty-weighted; mean_minus_std, the same on the scale of the scores."""
     weights: Annotated[tuple[Finite, ...], only(how="mean")] = ()
     """Of the rewards in the order of --reward; they are divided by the sum of their magnitudes.
     Empty: all alike."""
-    spread_coef: Annotated[PositiveOrZero, only(how=("mean_minus_std", "mean_minus_variance"))] = (
-        1.0
-    )
+    spread_coef: Annotated[PositiveOrZero, only(how=("mean_minus_std", "mean_minus_var"))] = 1.0
     """What the standard deviation or variance over the rewards is multiplied by."""
     normalise: bool = False
     """Each reward gets mean 0 and standard deviation 1 over the episodes of an iteration first."""
@@ -81,7 +79,10 @@ class CombineConfig:
     def __post_init__(self):
         check_bounds(self, "combine.")
         total = sum(map(abs, self.weights))
-        check(not self.weights or total > 0, "combine.weights: expected one that is not 0")
+        check(
+            not self.weights or total > 0,
+            f"combine.weights={self.weights}: expected a number that is not 0 among them",
+        )
 
     def check_number(self, rewards: int) -> None:
         """Raise InputError unless there is a weight for each reward, and several for a spread."""

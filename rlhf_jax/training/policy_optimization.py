@@ -160,7 +160,7 @@ def combine_scores(
     elif config.how == "min":
         task = each.min(axis=0)
     else:
-        spread = config.how.removeprefix("mean_minus_")
+        spread = {"mean_minus_std": "std", "mean_minus_var": "variance"}[config.how]
         task = pessimistic_scores(each, coef=config.spread_coef, spread=spread)
     if "second" not in scores:
         return task

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.config
 from rlhf_jax import cli, config, help_pages
 from rlhf_jax.config import FeedbackConfig, InstructGPTConfig, PPOConfig, SFTConfig
 from rlhf_jax.errors import InputError
@@ -23,7 +24,8 @@ COMMANDS = {
     for path in SOURCES
     if (named := re.search(r"main\(run, (\w+)\)", path.read_text(encoding="utf-8")))
 }
-CLASSES = sorted({name for name in COMMANDS.values() if hasattr(config, name)})
+CONFIGS = vars(benchmarks.config) | vars(config)
+CLASSES = sorted({name for name in COMMANDS.values() if name in CONFIGS})
 LINES = 60
 
 
@@ -38,7 +40,7 @@ def terminal(monkeypatch):
 
 @pytest.mark.parametrize("command", sorted(c for c in COMMANDS if COMMANDS[c] in CLASSES))
 def test_the_first_page_fits_a_screen(command):
-    made = getattr(config, COMMANDS[command])()
+    made = CONFIGS[COMMANDS[command]]()
     source = ROOT / f"{command.replace('.', '/')}.py"
     about = re.match(r'"""(.*?)"""', source.read_text(encoding="utf-8"), re.S)[1]
     text = page(made, command=command, about=about)
@@ -54,7 +56,7 @@ def test_the_first_page_fits_a_screen(command):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_field_is_on_the_page_of_its_group(name):
-    made = getattr(config, name)()
+    made = CONFIGS[name]()
     fields = list(help_pages.fields_of(made))
     assert sorted(field.flag for field in fields) == sorted(cli.flag_names(made))
     everything = page(made, "all")
@@ -67,7 +69,7 @@ def test_every_field_is_on_the_page_of_its_group(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_is_shown_first_says_what_it_is(name):
-    for field in help_pages.fields_of(getattr(config, name)()):
+    for field in help_pages.fields_of(CONFIGS[name]()):
         assert field.doc or not field.main, field.flag
 
 
@@ -142,7 +144,7 @@ def test_defaults_are_those_of_the_preset():
 
 @pytest.mark.parametrize("name", config.__all__)
 def test_every_field_says_what_it_is(name):
-    fields = help_pages.fields_of(getattr(config, name)())
+    fields = help_pages.fields_of(CONFIGS[name]())
     assert not [field.flag for field in fields if not field.doc]
 
 

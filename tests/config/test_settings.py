@@ -40,6 +40,7 @@ from rlhf_jax.runs.stage import Stage
 ROOT = pathlib.Path(__file__).parents[2]
 PRESETS = [path for path in (ROOT / "configs").rglob("*.py") if path.stem != "__init__"]
 CLASSES = {name: getattr(configs, name) for name in configs.__all__}
+CLASSES |= {each.__name__: each for each in (benchmarks.BenchmarkConfig, benchmarks.LabelersConfig)}
 
 # --- numbers --------------------------------------------------------------------------------------
 
@@ -58,6 +59,7 @@ MAY_BE = {
     "AuditConfig": {},
     "BenchmarkConfig": {"prompt": "0", "length": "0", "cores": "0"},
     "CanaryConfig": {"seed": "0"},
+    "CombineConfig": {"weights": "-1 huge", "spread_coef": "0 huge", "clip": "huge"},
     "DPOConfig": {"heldout_fraction": "0", "beta": "huge", "label_smoothing": "0"},
     "EvaluateConfig": {"suite_rows": "0"},
     "FeedbackConfig": {
@@ -90,6 +92,7 @@ MAY_BE = {
         },
         "missing_eos_penalty": "0 -1 huge",
     },
+    "LabelersConfig": {"seconds": "huge", "cores": "0"},
     "ParallelConfig": {"devices": "0", "data": "0", "process_id": "0"},
     "PlanConfig": {"vocab_size": "0", "effort": "0 -1"},
     "PreviewConfig": {"rows": "0"},
@@ -180,7 +183,9 @@ def test_a_preset_cannot_hide_another_type():
     assert not any(real.problem(value) for value in (0, 1.5, np.float32(2)))
 
 
-GIVEN = {("SecondRewardConfig", "floor"): {"model": configs.SFTConfig().data}}
+GIVEN = {
+    ("SecondRewardConfig", "floor"): {"model": configs.SFTConfig().data},
+}
 """What a field asks of others."""
 
 
@@ -344,6 +349,9 @@ IDLE = [
     ("CanaryConfig", "measure --repeat 3", "what is measure"),
     ("CanaryConfig", "plant --runs r", "what is plant"),
     ("PlanConfig", "--search True --parallel.fsdp 2", "search is True"),
+    ("CombineConfig", "--how min --weights 1", "how is min"),
+    ("CombineConfig", "--spread-coef 2", "how is mean"),
+    ("PPOConfig", "--source elsewhere", "reward is runs/reward"),
 ]
 """Flags of which the last has no effect, and why; None: it never has one there."""
 

@@ -85,7 +85,7 @@ def test_the_command_line_takes_one_or_several():
 def test_what_cannot_be_combined_is_refused(wrong, message):
     with pytest.raises(InputError, match=message):
         PPOConfig(**wrong)
-    with pytest.raises(InputError, match="expected one that is not 0"):
+    with pytest.raises(InputError, match="expected a number that is not 0"):
         CombineConfig(weights=(0.0, 0.0))
 
 
@@ -118,7 +118,7 @@ def test_combinations_against_their_definitions(float64):
     close(combined(), (b + a + c) / 3)
     close(combined(weights=(1.0, -2.0, 0.0)), (b - 2 * a) / 3)
     close(combined(how="min"), [min(x) for x in zip(b, a, c, strict=True)])
-    for how, spread in (("mean_minus_std", np.std), ("mean_minus_variance", np.var)):
+    for how, spread in (("mean_minus_std", np.std), ("mean_minus_var", np.var)):
         expected = [np.mean(x) - 0.7 * spread(x) for x in zip(b, a, c, strict=True)]
         close(combined(how=how, spread_coef=0.7), expected)
     close(combined(clip=2.5), (b.clip(-2.5, 2.5) + a + c.clip(-2.5, 2.5)) / 3)

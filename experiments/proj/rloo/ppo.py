@@ -16,7 +16,7 @@ from jax.random import fold_in, split
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import ModelConfig, PPOConfig
-from rlhf_jax.config.rewards import reward_source
+from rlhf_jax.config.rewards import reward_names, reward_source
 from rlhf_jax.data.batches import Batches, query_batches
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.datasets import Rows, load_prompts
