@@ -84,7 +84,6 @@ class InstructGPTConfig:
                 "ppo",
                 init=self.dir / "sft",
                 reward=(self.dir / "reward",),
-                source=self.source,
                 prompts=data / "prompts_ppo.jsonl",
                 ptx_data=text(self.ppo.ptx_data),
             ),
