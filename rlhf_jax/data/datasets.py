@@ -146,12 +146,14 @@ class RlhfPrompts(RowsBuilder):
 
     @staticmethod
     def encode(row: Prompt) -> dict:
+        """The prompt, and the columns as JSON."""
         # What JSON has no form for, such as a date of a Parquet file, becomes text.
         columns = json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else ""
         return {"prompt": _stored(row.prompt), "columns": columns}
 
     @classmethod
     def decode(cls, stored: dict) -> Prompt:
+        """The same as ``encode`` took it, without its origin."""
         columns = json.loads(stored["columns"]) if stored["columns"] else None
         return Prompt(_restored(stored["prompt"]), columns)
 

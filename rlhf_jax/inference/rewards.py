@@ -71,6 +71,7 @@ class Rewards(NamedTuple):
 
     @property
     def params(self) -> dict[str, Params]:
+        """Their parameters."""
         return {name: reward.params for name, reward in self.trained.items()}
 
 
@@ -210,8 +211,11 @@ def _function_scorer(name: str, function: Callable, parallel: Parallel) -> TextR
 def columns_of(
     prompts: Sequence[Prompt], wanted: Sequence[str], needed: set[str], every: bool, *, where: str
 ) -> dict[str, list[Any]]:
-    """The columns of the prompts' rows that a function asks for by name, or all; None where a row
-    has none of an optional one. Raises InputError naming the first row without a needed one."""
+    """The columns of the prompts' rows that a function asks for by name, or all of them.
+
+    None where a row lacks an optional one. Raises InputError naming the first row without one that
+    is needed.
+    """
     rows = [row.columns or {} for row in prompts]
     names = dict.fromkeys(wanted)
     if every:
