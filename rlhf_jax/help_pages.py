@@ -17,7 +17,7 @@ import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,21 +58,42 @@ class Group(NamedTuple):
         return sum(map(dataclasses.is_dataclass, vars(self.config).values())) > 1
 
 
-def page(config: Any, topic: str, *, command: str, about: str) -> str:
+def page(
+    config: Any,
+    topic: str,
+    *,
+    command: str,
+    about: str,
+    resolve: Callable[[Any], Any] | None = None,
+) -> str:
     """The help of ``command``, whose module says ``about``: of everything, or of one topic.
 
-    Raises InputError for a topic that is no group, field, or last part of one.
+    ``resolve`` fills in what stages in a row are told, which is not offered; None: the config's
+    own, if it has one. Raises InputError for a topic that is no group, field, or last part of one.
     """
     width = max(40, min(100, shutil.get_terminal_size().columns))
-    lines = topic_page(config, topic, width) if topic else main_page(config, command, about, width)
-    return "\n".join(lines)
+    if topic:
+        return "\n".join(topic_page(config, topic, width))
+    resolve = resolve or getattr(type(config), "resolve", None)
+    filled_in = filled_in_by(config, resolve) if resolve else set()
+    return "\n".join(main_page(config, command, about, filled_in, width))
 
 
-def main_page(config: Any, command: str, about: str, width: int) -> list[str]:
+def overview(command: str, about: str, commands: Mapping[str, type]) -> str:
+    """The help of a command of several, each with its config class."""
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+    usage = f"usage: python -m {command} COMMAND [--config FILE] [--FIELD VALUE]"
+    lines = [*wrapped(usage, width), "", *opening(about, width), ""]
+    for name, config_class in commands.items():
+        lines += entry(name, first_sentence(plain(config_class.__doc__ or "")), width)
+    more = "COMMAND --help shows the fields of one, COMMAND --help NAME all of a group or field."
+    return "\n".join([*lines, "", *wrapped(more, width)])
+
+
+def main_page(config: Any, command: str, about: str, filled_in: set[str], width: int) -> list[str]:
     """The lines of ``--help``: usage, the command's purpose, its main fields, then the groups."""
     groups = [group for group in groups_of(config) if "." not in group.flag]
     stages = [group for group in groups if group.is_stage]
-    filled_in = filled_in_by(config)
     fields = main_fields(config, [group.flag for group in stages])
     words = "".join(f" [{field.flag.upper()}]" for field in fields if field.positional)
     usage = f"usage: python -m {command}{words} [--config FILE] [--FIELD VALUE]"
@@ -101,7 +122,7 @@ def more(groups: Sequence[Group]) -> str:
     if not groups:
         return "--help NAME says all of a field, --help all of every field."
     first = groups[0].flag
-    return f"--help {first} shows all of a group, --help seed what has this name, --help all all."
+    return f"--help {first} shows all of a group, --help NAME what has this name, --help all all."
 
 
 CONFIG = "A preset (configs/*.py) or a run's config.json."
@@ -120,11 +141,9 @@ def main_fields(config: Any, leave_out: Sequence[str]) -> list[Field]:
     ]
 
 
-def filled_in_by(config: Any) -> set[str]:
+def filled_in_by(config: Any, resolve: Callable[[Any], Any]) -> set[str]:
     """The flags of stages that the command sets itself, where it runs them in a row."""
-    if not hasattr(config, "resolve"):
-        return set()
-    resolved = {field.flag: field.default for field in fields_of(others(config).resolve())}
+    resolved = {field.flag: field.default for field in fields_of(resolve(others(config)))}
     fields = [field for field in fields_of(config) if field.group]
     return {field.flag for field in fields if resolved[field.flag] != field.default}
 
@@ -307,15 +326,15 @@ def groups_of(config: Any, prefix: str = "") -> Iterator[Group]:
 
 @cache
 def field_docs(config_class: type) -> dict[str, str]:
-    """The string below each field of a class, by the field's name."""
-    source = textwrap.dedent(inspect.getsource(config_class))
-    (definition,) = ast.parse(source).body
-    assert isinstance(definition, ast.ClassDef)
+    """The string below each field of a class and of those it extends, by the field's name."""
     docs = {}
-    for field, below in zip(definition.body, definition.body[1:], strict=False):
-        match field, below:
-            case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
-                docs[name] = plain(text)
+    for one in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in zip(definition.body, definition.body[1:], strict=False):
+            match field, below:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    docs[name] = plain(text)
     return docs
 
 

@@ -21,11 +21,24 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from experiments.feedback import verdict
+from experiments.feedback import stages, verdict
 from experiments.feedback.processes import run_together, tell
-from rlhf_jax.cli import main
-from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.cli import Subcommand, main_of
+from rlhf_jax.config import (
+    FeedbackAnswerConfig,
+    FeedbackAskConfig,
+    FeedbackConfig,
+    FeedbackExportConfig,
+    FeedbackImportConfig,
+    FeedbackSampleConfig,
+    FeedbackServeConfig,
+    FeedbackSimulateConfig,
+    FeedbackUpdateConfig,
+    FeedbackVerdictConfig,
+)
+from rlhf_jax.config.feedback import LoopConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.rows import Comparison
 from rlhf_jax.errors import InputError, check, counted
@@ -37,35 +50,25 @@ from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.texts import map_text
 
 
-def run(config: FeedbackConfig) -> None:
-    commands = {
-        "run": everything,
-        "serve": serve,
-        "export": export,
-        "import": import_rankings,
-        "ask": verdict.ask,
-        "verdict": verdict.announce,
-    }
-    if config.command in commands:
-        commands[config.command](config)
-        return
-    # Only these need JAX or the gold scorer.
-    modules = {"update": "rounds", "simulate": "labelers"}
-    module = f"experiments.feedback.{modules.get(config.command, 'answers')}"
-    getattr(importlib.import_module(module), config.command)(config)
-
-
-def serve(config: FeedbackConfig) -> None:
+def serve(config: FeedbackServeConfig) -> None:
     """The site, until it is stopped."""
     check_run(config)
     c = config.serve
     listener = take_port(config)
-    from rlhf_jax.feedback.web.guide import own_guide, task_guide
+    from rlhf_jax.feedback.web.guide import GENERAL, guide_name, own_guide, task_guide
     from rlhf_jax.feedback.web.serve import admin_token
     from rlhf_jax.feedback.web.serve import serve as serve_site
     from rlhf_jax.feedback.web.site import Site
 
-    guide = own_guide(c.guide) if c.guide else task_guide(config.task)
+    if c.guide:
+        guide = own_guide(c.guide)
+        tell(f"labelers read the guide {c.guide}")
+    else:
+        guide = task_guide(config.task)
+        of = f"of the task {config.task}"
+        if guide_name(config.task) == GENERAL:
+            of = f"for any task, as {config.task} has none"
+        tell(f"labelers read the guide {of}; --task NAME or --serve.guide FILE gives another")
     site = Site(
         open_database(config.place),
         url=c.url,
@@ -79,12 +82,7 @@ def serve(config: FeedbackConfig) -> None:
     serve_site(site, listener, token=admin_token(config.dir, c.token), host=c.host)
 
 
-def check_sft(config: FeedbackConfig) -> None:
-    finished = (config.sft / "final").is_dir()
-    check(finished, f"--run {config.run}: it has no finished sft/ to start from")
-
-
-def take_port(config: FeedbackConfig) -> socket.socket:
+def take_port(config: FeedbackServeConfig) -> socket.socket:
     """The site's socket, before anything else is made: a taken port costs nothing."""
     try:
         from rlhf_jax.feedback.web.serve import listen
@@ -93,7 +91,7 @@ def take_port(config: FeedbackConfig) -> socket.socket:
     return listen(config.serve.host, config.serve.port)
 
 
-def check_run(config: FeedbackConfig) -> None:
+def check_run(config: LoopConfig) -> None:
     """Nothing is made in a folder whose name was mistyped."""
     check(config.run.is_dir(), f"--run {config.run}: no such folder")
 
@@ -104,7 +102,7 @@ def everything(config: FeedbackConfig) -> None:
     After ``rounds`` the site stays for who is at the page. Simulated labelers leave nobody there:
     then all ends with the last round.
     """
-    check_sft(config)
+    stages.check_sft(config)
     take_port(config).close()  # the site's own process takes it again
     # Before it is up: until then, the updates leave the queue to it.
     figures.set_status(open_database(config.place), "answerer", phase="sample", round=0)
@@ -117,7 +115,7 @@ def everything(config: FeedbackConfig) -> None:
     )
 
 
-def export(config: FeedbackConfig) -> None:
+def export(config: FeedbackExportConfig) -> None:
     """All labels in one of the formats, to --file or else to standard output."""
     database = existing_store(config)
     if config.file is not None:
@@ -134,7 +132,7 @@ def export(config: FeedbackConfig) -> None:
         tell(f"{repaired} labels held half a character, which is U+FFFD in the rows")
 
 
-def existing_store(config: FeedbackConfig) -> Database:
+def existing_store(config: LoopConfig) -> Database:
     """The labels, for who only reads them: nothing is made where there are none."""
     if not config.store:
         check_run(config)
@@ -142,7 +140,7 @@ def existing_store(config: FeedbackConfig) -> Database:
     return open_database(config.place, create=False)
 
 
-def import_rankings(config: FeedbackConfig) -> None:
+def import_rankings(config: FeedbackImportConfig) -> None:
     """Rankings of --file as labels; each labeler that it names gets a revoked account."""
     check(config.file is not None, "import needs --file FILE.jsonl")
     if not config.store:
@@ -165,16 +163,33 @@ def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask
     return queue.NewTask(map_text(clean, row.prompt), responses)
 
 
-def ask_for_command(config: FeedbackConfig) -> None:
-    """Bare, it would start the loop on a run and with settings that nobody named."""
-    raise InputError(
-        "which command? python -m experiments.feedback run --config configs/quickstart.py does all "
-        "on this machine; --help shows the others"
-    )
+def imported(module: str, name: str) -> Callable[[Any], None]:
+    """A command whose module loads JAX, or the gold scorer, and so is loaded when it is used."""
 
+    def command(config: Any) -> None:
+        getattr(importlib.import_module(f"experiments.feedback.{module}"), name)(config)
+
+    return command
+
+
+COMMANDS = {
+    "run": Subcommand(everything, FeedbackConfig, stages.first_round),
+    "serve": Subcommand(serve, FeedbackServeConfig),
+    "sample": Subcommand(imported("answers", "sample"), FeedbackSampleConfig),
+    "answer": Subcommand(imported("answers", "answer"), FeedbackAnswerConfig),
+    "update": Subcommand(imported("rounds", "update"), FeedbackUpdateConfig, stages.first_round),
+    "simulate": Subcommand(imported("labelers", "simulate"), FeedbackSimulateConfig),
+    "export": Subcommand(export, FeedbackExportConfig),
+    "import": Subcommand(import_rankings, FeedbackImportConfig),
+    "ask": Subcommand(verdict.ask, FeedbackAskConfig),
+    "verdict": Subcommand(verdict.announce, FeedbackVerdictConfig),
+}
+
+# Bare, it would start the loop on a run and with settings that nobody named.
+BARE = (
+    "which command? python -m experiments.feedback run --config configs/quickstart.py does all "
+    "on this machine; --help shows the others"
+)
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        main(run, FeedbackConfig)
-    else:
-        main(ask_for_command, FeedbackConfig)
+    main_of(COMMANDS, bare=BARE)

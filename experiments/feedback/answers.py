@@ -10,10 +10,11 @@ from contextlib import suppress
 import jax
 import numpy as np
 
-from rlhf_jax.config import FeedbackConfig
+from experiments.feedback import stages
+from rlhf_jax.config import FeedbackAnswerConfig, FeedbackSampleConfig
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.formats import Comparison, Prompt, read_prompts
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
 from rlhf_jax.feedback.scrub import scrub
@@ -37,7 +38,7 @@ SILENT_SECONDS = 120.0
 # --- the queue ------------------------------------------------------------------------------------
 
 
-def sample(config: FeedbackConfig) -> None:
+def sample(config: FeedbackSampleConfig) -> None:
     """Fill the queue once with answers of the newest policy."""
     prepare(config)
     database = open_database(config.place)
@@ -48,7 +49,7 @@ def sample(config: FeedbackConfig) -> None:
 
 
 def fill(
-    config: FeedbackConfig, database: Database, number: int, policy: Trained
+    config: FeedbackSampleConfig, database: Database, number: int, policy: Trained
 ) -> Iterator[None]:
     """Answer prompts and put those worth asking into the queue; yields between batches.
 
@@ -63,7 +64,7 @@ def fill(
         config.ppo,
         map(Prompt, prompts),
         policy.tokenizer,
-        trained=(config.policy(number), config.sft),
+        trained=(stages.policy(config, number), stages.sft(config)),
         context=policy.model.context,
         stage="feedback",
     )
@@ -82,7 +83,7 @@ def fill(
     for sampled in sampler(policy.params, prompts, key):
         logprobs = np.asarray((sampled.generation.logprobs * sampled.generation.mask).sum(axis=1))
         answers = [
-            queue.Response(text, config.policy_name(number), tuple(ids), float(logprob))
+            queue.Response(text, stages.policy_name(config, number), tuple(ids), float(logprob))
             for text, ids, logprob in zip(sampled.texts, sampled.tokens, logprobs, strict=False)
         ]
         groups += [answers[n : n + K] for n in range(0, len(answers), K)]
@@ -95,7 +96,7 @@ def fill(
 
 
 def new_tasks(
-    config: FeedbackConfig, number: int, order, prompts, groups, priorities
+    config: FeedbackSampleConfig, number: int, order, prompts, groups, priorities
 ) -> Iterator[queue.NewTask]:
     """Tasks of the chosen prompts; equal answers are asked about once."""
     dice = np.random.default_rng([config.seed, number])
@@ -114,10 +115,10 @@ def new_tasks(
 
 
 def next_prompts(
-    config: FeedbackConfig, database: Database, count: int
+    config: FeedbackSampleConfig, database: Database, count: int
 ) -> list[str | Conversation]:
     """Prompts that were not asked yet, in the file's order; from its beginning when all were."""
-    path = config.prompts or config.data / "prompts_comparisons.jsonl"
+    path = config.prompts or stages.data(config) / "prompts_comparisons.jsonl"
     clean = scrub if config.serve.scrub else str
     prompts = list(dict.fromkeys(map_text(clean, row.prompt) for row in read_prompts(path)))
     # As texts: older stores have the conversations that they asked as one string.
@@ -126,7 +127,7 @@ def next_prompts(
     return (new + prompts)[:count]
 
 
-def ensemble_scores(config: FeedbackConfig, number: int, prompts, groups) -> np.ndarray:
+def ensemble_scores(config: FeedbackSampleConfig, number: int, prompts, groups) -> np.ndarray:
     """Scores of every answer by each of a round's reward models, [M, P, K]."""
     rows = [
         Comparison(
@@ -137,12 +138,11 @@ def ensemble_scores(config: FeedbackConfig, number: int, prompts, groups) -> np.
         )
         for prompt, group in zip(prompts, groups, strict=False)
     ]
-    return np.stack(
-        [scores_of(config, config.reward_model(number, m), rows) for m in range(config.ensemble)]
-    )
+    folders = [stages.reward_model(config, number, m) for m in range(config.ensemble)]
+    return np.stack([scores_of(config, folder, rows) for folder in folders])
 
 
-def scores_of(config: FeedbackConfig, folder, rows: Sequence[Comparison]) -> np.ndarray:
+def scores_of(config: FeedbackSampleConfig, folder, rows: Sequence[Comparison]) -> np.ndarray:
     model = load_trained(folder, flag="reward", kind="scalar")
     lengths = {n: getattr(config.reward, n) for n in ("prompt_length", "response_length")}
     if None in lengths.values():
@@ -158,14 +158,14 @@ def task_number(database: Database) -> int:
     return len(queue.prompts_asked(database))
 
 
-def load_policy(config: FeedbackConfig, number: int) -> Trained:
-    return load_trained(config.policy(number), flag="run")
+def load_policy(config: FeedbackSampleConfig, number: int) -> Trained:
+    return load_trained(stages.policy(config, number), flag="run")
 
 
 # --- the chat -------------------------------------------------------------------------------------
 
 
-def answer(config: FeedbackConfig) -> None:
+def answer(config: FeedbackAnswerConfig) -> None:
     """Answer the chat by the newest policy and keep the queue filled, until stopped."""
     prepare(config)
     database = open_database(config.place)
@@ -189,7 +189,7 @@ def answer(config: FeedbackConfig) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def wants_tasks(config: FeedbackConfig, database: Database, number: int) -> bool:
+def wants_tasks(config: FeedbackAnswerConfig, database: Database, number: int) -> bool:
     """Whether the queue runs low, or has nothing of the newest policy yet."""
     low = queue.count_open(database) < config.queue
     return low or number not in queue.rounds_asked(database)
@@ -210,9 +210,11 @@ def answer_all(database: Database, reply: Callable) -> None:
         reply(database, question)
 
 
-def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable:
+def make_reply(config: FeedbackAnswerConfig, policy: Trained, number: int) -> Callable:
     """``(database, question)``: store ``chat_answers`` answers of the policy to a message."""
-    response_length = fit_answers(config.ppo, config.policy(number), config.sft).response_length
+    response_length = fit_answers(
+        config.ppo, stages.policy(config, number), stages.sft(config)
+    ).response_length
     sampler = make_sampler(
         make_language_model(policy.model, policy.vocab_size),
         policy.tokenizer,
@@ -234,7 +236,7 @@ def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable
             conversation.give_up(database, question)
             return
         answers = [
-            queue.Response(text, config.policy_name(number), tuple(ids))
+            queue.Response(text, stages.policy_name(config, number), tuple(ids))
             for text, ids in zip(sampled.texts, sampled.tokens, strict=True)
         ]
         names = {"round": number, "sampling": vars(config.sampling)}
@@ -246,11 +248,10 @@ def make_reply(config: FeedbackConfig, policy: Trained, number: int) -> Callable
 # --- shared ---------------------------------------------------------------------------------------
 
 
-def prepare(config: FeedbackConfig) -> None:
-    finished = (config.sft / "final").is_dir()
-    check(finished, f"--run {config.run}: it has no finished sft/ to start from")
-    run = config.ppo_stage(1).run
-    start(tune_malloc=run.tune_malloc, compile_cache=run.compile_cache)
+def prepare(config: FeedbackSampleConfig) -> None:
+    stages.check_sft(config)
+    run = config.ppo.run
+    start(tune_malloc=run.tune_malloc, compile_cache=stages.programs(config, run))
 
 
 def newest(database: Database) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.config import FeedbackSimulateConfig
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import RunError, check
 from rlhf_jax.feedback import accounts, queue
@@ -30,9 +30,10 @@ PATIENCE = 600.0
 CALIBRATION_TASKS = 200
 
 
-def simulate(config: FeedbackConfig) -> None:
+def simulate(config: FeedbackSimulateConfig) -> None:
     """Label until stopped, as many as each round waits for."""
     check(config.store or config.run.is_dir(), f"--run {config.run}: no such folder")
+    check(config.simulated > 0, "simulate needs --simulated N: how many labelers")
     database = open_database(config.place)
     tasks = wait_for_tasks(database)
     gold = read_task(config.task, config.source).gold
@@ -65,7 +66,7 @@ def keep_labelling(client: Client, labeler: SimulatedLabeler) -> None:
 
 
 def make_labelers(
-    config: FeedbackConfig, gold: Score, tasks: Sequence[queue.Task]
+    config: FeedbackSimulateConfig, gold: Score, tasks: Sequence[queue.Task]
 ) -> list[SimulatedLabeler]:
     """Labelers of one gold score: noise and bias from one end of their ranges to the other.
 
@@ -97,7 +98,7 @@ def make_labelers(
     ]
 
 
-def labeler_token(config: FeedbackConfig, database: Database, number: int) -> str:
+def labeler_token(config: FeedbackSimulateConfig, database: Database, number: int) -> str:
     """A simulated labeler's token, kept in the loop's folder so that it goes on after a stop."""
     path = Path(config.dir) / f"labeler_{number}.token"
     if not is_there(path):

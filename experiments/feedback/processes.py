@@ -12,6 +12,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from rlhf_jax.cli import flags_for
+from rlhf_jax.cli.subcommands import take_command
+from rlhf_jax.config import (
+    FeedbackAnswerConfig,
+    FeedbackServeConfig,
+    FeedbackSimulateConfig,
+    FeedbackUpdateConfig,
+)
 from rlhf_jax.errors import RunError
 
 PATIENCE = 300.0
@@ -65,13 +73,20 @@ def start(command: str) -> subprocess.Popen:
     return subprocess.Popen(program(command), stdin=subprocess.DEVNULL, process_group=0)
 
 
+PARTS = {
+    "serve": FeedbackServeConfig,
+    "answer": FeedbackAnswerConfig,
+    "simulate": FeedbackSimulateConfig,
+    "update": FeedbackUpdateConfig,
+}
+"""What ``run`` is made of."""
+
+
 def program(command: str) -> list[str]:
-    """This program with another command and the same flags."""
-    given = sys.argv[1:]
-    # Not a value that happens to be "run", as in --run run.
-    is_command = lambda n: given[n] == "run" and not (n and given[n - 1].startswith("--"))
-    flags = [flag for n, flag in enumerate(given) if not is_command(n)]
-    return [sys.executable, "-m", "experiments.feedback", command, *flags]
+    """This program with another command, and those of its flags that this one takes."""
+    _, flags = take_command(sys.argv[1:], ["run"])
+    taken = flags_for(PARTS[command], flags)
+    return [sys.executable, "-m", "experiments.feedback", command, *taken]
 
 
 def end_all(processes: Processes) -> None:

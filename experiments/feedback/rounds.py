@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments import ppo, reward
 from experiments.evaluate import Answers, make_answer
+from experiments.feedback import stages
 from experiments.feedback.answers import (
     HEARTBEAT_SECONDS,
     POLL_SECONDS,
@@ -29,7 +30,7 @@ from experiments.feedback.answers import (
     scores_of,
     somebody_answers,
 )
-from rlhf_jax.config import EvaluateConfig, FeedbackConfig
+from rlhf_jax.config import EvaluateConfig, FeedbackUpdateConfig
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.files import find_files, write_atomically
 from rlhf_jax.data.formats import Prompt, read_prompts
@@ -51,7 +52,7 @@ SHOWN = 6
 """Answers of each policy that the dashboard shows."""
 
 
-def update(config: FeedbackConfig) -> None:
+def update(config: FeedbackUpdateConfig) -> None:
     """Wait for labels, train a round, publish it, fill the queue from it; and again."""
     prepare(config)
     check_files(config)
@@ -59,7 +60,7 @@ def update(config: FeedbackConfig) -> None:
     if not figures.read_rounds(database):
         figures.add_round(database, 0, {"labels": 0, "samples": []})
     for number in range(1, newest(database) + 1):
-        forget_snapshot(config.round_dir(number))
+        forget_snapshot(stages.round_dir(config, number))
     learnt = figures.read_rounds(database)[-1]["labels"]
     number = newest(database) + 1
     with figures.alive(database, "updater", every=HEARTBEAT_SECONDS):
@@ -76,10 +77,10 @@ def update(config: FeedbackConfig) -> None:
     figures.set_status(database, "updater", phase="stopped", round=newest(database))
 
 
-def check_files(config: FeedbackConfig) -> None:
+def check_files(config: FeedbackUpdateConfig) -> None:
     """Raise InputError for what a round would miss after labels and training: read it all now."""
-    ppo_stage = config.ppo_stage(1)
-    for path in (ppo_stage.prompts, config.data / "prompts_evaluation.jsonl"):
+    ppo_stage = stages.ppo_stage(config, 1)
+    for path in (ppo_stage.prompts, stages.data(config) / "prompts_evaluation.jsonl"):
         for _ in read_prompts(path):
             pass
     for path in ppo_stage.ptx_data.path if config.ppo.ptx_coef else ():
@@ -89,10 +90,10 @@ def check_files(config: FeedbackConfig) -> None:
 
 
 def wait_for_labels(
-    config: FeedbackConfig, database: Database, number: int, learnt: int
+    config: FeedbackUpdateConfig, database: Database, number: int, learnt: int
 ) -> list[Label]:
     """All labels, when there are enough labels besides ``learnt``; no queue stays empty."""
-    train = config.round_dir(number) / "train.jsonl"
+    train = stages.round_dir(config, number) / "train.jsonl"
     goal, told = learnt + config.labels_per_round, -HEARTBEAT_SECONDS
     while True:
         count = submissions.count_labels(database)
@@ -116,26 +117,28 @@ def orders_something(ranked: Sequence[Ranking]) -> bool:
     return any(len(set(each.ranks)) > 1 for each in ranked)
 
 
-def one_round(config: FeedbackConfig, database: Database, number: int, labels: list[Label]) -> int:
+def one_round(
+    config: FeedbackUpdateConfig, database: Database, number: int, labels: list[Label]
+) -> int:
     """Train and publish; the number of labels it learnt from.
 
     A reward model under PPO's gate publishes nothing: the round waits for more labels.
     """
     started = time.monotonic()
-    folder = config.round_dir(number)
+    folder = stages.round_dir(config, number)
     folder.mkdir(parents=True, exist_ok=True)
     snapshot = write_snapshot(folder, labels)
     tell = lambda phase: figures.set_status(database, "updater", phase=phase, round=number)
     tell("reward")
     for member in range(config.ensemble):
-        reward.run(config.reward_stage(number, member))
-    accuracy = read_done(config.reward_model(number, 0))["heldout"]["eval/accuracy"]
+        reward.run(stages.reward_stage(config, number, member))
+    accuracy = read_done(stages.reward_model(config, number, 0))["heldout"]["eval/accuracy"]
     if accuracy < config.ppo.min_reward_accuracy and not config.ppo.force:
         refuse(config, database, number, snapshot["labels"], accuracy)
         shutil.rmtree(folder)
         return snapshot["labels"]
     tell("ppo")
-    ppo.run(config.ppo_stage(number))
+    ppo.run(stages.ppo_stage(config, number))
     tell("evaluate")
     body = measure(config, database, number) | snapshot
     figures.add_round(database, number, body | {"seconds": time.monotonic() - started})
@@ -150,7 +153,7 @@ def one_round(config: FeedbackConfig, database: Database, number: int, labels: l
 
 
 def refuse(
-    config: FeedbackConfig, database: Database, number: int, labels: int, accuracy: float
+    config: FeedbackUpdateConfig, database: Database, number: int, labels: int, accuracy: float
 ) -> None:
     """Tell the operator and, on the dashboard, those who label, why there is no policy."""
     gate, more = config.ppo.min_reward_accuracy, config.labels_per_round
@@ -173,7 +176,7 @@ def forget_snapshot(folder: Path) -> None:
     shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
-def fill_alone(config: FeedbackConfig, database: Database, number: int) -> None:
+def fill_alone(config: FeedbackUpdateConfig, database: Database, number: int) -> None:
     """Fill the queue from a round's policy, if no answering process does."""
     if somebody_answers(database):
         return
@@ -202,11 +205,11 @@ def write_snapshot(folder: Path, labels: Sequence[Label]) -> dict[str, int]:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str, Any]:
+def measure(config: FeedbackUpdateConfig, database: Database, number: int) -> dict[str, Any]:
     """The figures of a round for the dashboard; with the first, those of the SFT model too."""
-    prompts = [row.prompt for row in read_prompts(config.data / "prompts_evaluation.jsonl")]
+    prompts = [row.prompt for row in read_prompts(stages.data(config) / "prompts_evaluation.jsonl")]
     prompts = prompts[: config.evaluation_prompts]
-    model = load_trained(config.reward_model(number, 0), flag="reward", kind="scalar")
+    model = load_trained(stages.reward_model(config, number, 0), flag="reward", kind="scalar")
     gold = lambda prompts, texts: np.full(len(texts), np.nan)
     if config.gold:
         gold = read_task(config.task, config.source).gold
@@ -217,12 +220,12 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
         response_length=config.ppo.response_length,
         batch_size=min(128, config.evaluation_prompts),
     )
-    sft = load_trained(config.sft, flag="run")
+    sft = load_trained(stages.sft(config), flag="run")
     settings = fit_prompts(
         settings,
         map(Prompt, prompts),
         sft.tokenizer,
-        trained=(config.sft,),
+        trained=(stages.sft(config),),
         context=min(sft.model.context, model.model.context),
         stage="feedback",
     )
@@ -234,7 +237,7 @@ def measure(config: FeedbackConfig, database: Database, number: int) -> dict[str
         figures.add_round(database, 0, body)
     answers = answer(load_policy(config, number), prompts, key, n=1)
     before, after = figures.read_rounds(database)[-1], described(answers)
-    heldout = read_done(config.reward_model(number, 0))["heldout"]
+    heldout = read_done(stages.reward_model(config, number, 0))["heldout"]
     return (
         after
         | {"accuracy": heldout["eval/accuracy"], "samples": beside(prompts, before, after)}
@@ -266,13 +269,15 @@ def beside(prompts: Sequence[str | Conversation], before: dict, after: dict) -> 
     ]
 
 
-def against_people(config: FeedbackConfig, number: int) -> dict[str, Any]:
+def against_people(config: FeedbackUpdateConfig, number: int) -> dict[str, Any]:
     """How the reward model orders held-out pairs: of all labelers, and of each one's own.
 
     ``accuracy_ci`` and ``ci`` are half-widths of 95 % intervals, from the spread between prompts.
     """
-    compared, _ = read_rankings(config.round_dir(number) / "heldout.jsonl")
-    scores = scores_of(config, config.reward_model(number, 0), [each.row for each in compared])
+    compared, _ = read_rankings(stages.round_dir(config, number) / "heldout.jsonl")
+    scores = scores_of(
+        config, stages.reward_model(config, number, 0), [each.row for each in compared]
+    )
     counts: dict[str | None, dict[str, tuple[float, int]]] = defaultdict(dict)
     for row, each in zip(scores, compared, strict=True):
         ranks = np.full(len(row), -1)

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from rlhf_jax.config import FeedbackConfig
+from rlhf_jax.config import FeedbackAskConfig, FeedbackVerdictConfig
 from rlhf_jax.data.files import read_rows, write_atomically
 from rlhf_jax.data.splits import share
 from rlhf_jax.errors import check
@@ -20,7 +20,7 @@ from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.verdict import SCORERS, Answer, Answers, is_settled, verdict
 
 
-def ask(config: FeedbackConfig) -> None:
+def ask(config: FeedbackAskConfig) -> None:
     """Put the answers into the queue, a task per prompt; what is in it already stays."""
     answers = read_answers(config)
     database = open_database(config.place)
@@ -47,7 +47,7 @@ def make_task(prompt: str, policies: dict[str, Answer], *, wanted: int) -> queue
     return queue.NewTask(prompt, responses, wanted=wanted)
 
 
-def announce(config: FeedbackConfig) -> None:
+def announce(config: FeedbackVerdictConfig) -> None:
     """Print who won and write it to people.json in the evaluation's folder."""
     answers = read_answers(config)
     check(
@@ -79,7 +79,7 @@ def show(figure: dict) -> str:
     return f"{figure['mean']:.2f} ± {figure['ci']:.2f}"
 
 
-def read_answers(config: FeedbackConfig) -> Answers:
+def read_answers(config: FeedbackVerdictConfig) -> Answers:
     """The first ``tasks_per_round`` prompts, as labelers see them, with each policy's answer."""
     check((config.run / "DONE").is_file(), f"--run {config.run}: expected a finished evaluation")
     path = config.run / "samples.jsonl"

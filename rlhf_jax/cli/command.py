@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 from rlhf_jax import help_pages
+from rlhf_jax.cli.flags import Resolve
 from rlhf_jax.cli.overrides import load
 from rlhf_jax.cli.presets import read_preset, section, take_preset, take_task
 from rlhf_jax.errors import InputError, RunError, describe_os_error, describe_out_of_memory
@@ -21,12 +22,27 @@ C = TypeVar("C")
 
 def main(run: Callable[[C], Any], config_class: type[C]) -> None:
     """Entry point of an experiment: parse, run, and turn what a user can cause into one line."""
+
+    def job(argv: list[str]) -> None:
+        module = inspect.getmodule(run)
+        show_help(config_class, argv, command=name_of(module), about=module.__doc__ or "")
+        run(load(config_class, argv))
+
+    carry_out(job)
+
+
+def name_of(module: Any) -> str:
+    """How a module is started: ``python -m`` this."""
+    return getattr(module.__spec__, "name", module.__name__).removesuffix(".__main__")
+
+
+def carry_out(job: Callable[[list[str]], Any]) -> None:
+    """Do ``job`` with the words of the command line; what a user can cause is one line."""
     if callable(signal.getsignal(signal.SIGINT)):  # not where Ctrl-C is ignored (nohup)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        show_help(run, config_class, sys.argv[1:])
         with remarks_on_stderr():
-            run(load(config_class, sys.argv[1:]))
+            job(sys.argv[1:])
         if reader_is_gone():
             end(141)
     except InputError as error:
@@ -71,23 +87,35 @@ def reader_is_gone() -> bool:
     return False
 
 
-def show_help(run: Callable[[C], Any], config_class: type[C], argv: Sequence[str]) -> None:
+def show_help(
+    config_class: type,
+    argv: Sequence[str],
+    *,
+    command: str,
+    about: str,
+    resolve: Resolve | None = None,
+) -> None:
     """What ``--help [TOPIC]`` asks for, if it is in ``argv``; then the program ends."""
-    flags = [n for n, argument in enumerate(argv) if argument in ("-h", "--help")]
-    flags += [n for n, argument in enumerate(argv) if argument.startswith("--help=")]
-    if not flags:
+    topic = help_topic(argv)
+    if topic is None:
         return
-    topic = argv[flags[0]].partition("=")[2]
-    following = "".join(argv[flags[0] + 1 : flags[0] + 2])
-    if not topic and not following.startswith("-"):
-        topic = following
     preset, rest = take_preset(list(argv))
     preset = take_task(rest)[0] if preset is None else preset
     config = section(config_class() if preset is None else read_preset(preset), config_class)
-    module = inspect.getmodule(run)
-    name = getattr(module.__spec__, "name", module.__name__).removesuffix(".__main__")
-    print(help_pages.page(config, topic, command=name, about=module.__doc__ or ""), flush=True)
+    text = help_pages.page(config, topic, command=command, about=about, resolve=resolve)
+    print(text, flush=True)
     raise SystemExit(0)
+
+
+def help_topic(argv: Sequence[str]) -> str | None:
+    """What help is asked for: of everything (empty), of a topic, or none (None)."""
+    flags = [n for n, argument in enumerate(argv) if argument in ("-h", "--help")]
+    flags += [n for n, argument in enumerate(argv) if argument.startswith("--help=")]
+    if not flags:
+        return None
+    topic = argv[flags[0]].partition("=")[2]
+    following = "".join(argv[flags[0] + 1 : flags[0] + 2])
+    return topic or ("" if following.startswith("-") else following)
 
 
 class Remarks(logging.Handler):

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,11 +102,15 @@ def check_values(one: Typed) -> None:
         check(not empty, f"{one.shown} is empty: expected a path")
 
 
-def check_not_filled_in(config: Any, typed: Sequence[Typed]) -> None:
+Resolve = Callable[[Any], Any]
+"""Of stages in a row: their config with folders, seeds and inputs filled in."""
+
+
+def check_not_filled_in(config: Any, typed: Sequence[Typed], resolve: Resolve | None) -> None:
     """Raise InputError for a flag of a stage that stages in a row set themselves."""
-    if not hasattr(config, "resolve"):
+    if resolve is None:
         return
-    resolved = config.resolve()
+    resolved = resolve(config)
     for one in typed:
         here, there = (value_of(each, one.field) for each in (config, resolved))
         check(

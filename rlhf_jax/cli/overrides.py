@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import tyro
 
-from rlhf_jax.cli.flags import check_flags, check_not_filled_in, read_flags
+from rlhf_jax.cli.flags import Resolve, check_flags, check_not_filled_in, read_flags
 from rlhf_jax.cli.notes import say_idle, set_in
 from rlhf_jax.cli.presets import read_preset, section, take_preset, take_task
 from rlhf_jax.config.forks import check_declared
@@ -16,9 +16,10 @@ from rlhf_jax.errors import InputError
 C = TypeVar("C")
 
 
-def load(config_class: type[C], argv: Sequence[str]) -> C:
+def load(config_class: type[C], argv: Sequence[str], *, resolve: Resolve | None = None) -> C:
     """The config that ``argv`` asks for; what of it has no effect is said on stderr.
 
+    ``resolve`` fills in what stages in a row are told; None: the config's own, if it has one.
     Raises InputError for an unknown flag or preset, or a value that a field may not hold.
     """
     check_declared(config_class)
@@ -29,7 +30,7 @@ def load(config_class: type[C], argv: Sequence[str]) -> C:
     default = section(given, config_class)
     config = with_flags(default, rest)
     typed = read_flags(rest, default)
-    check_not_filled_in(config, typed)
+    check_not_filled_in(config, typed, resolve or getattr(config_class, "resolve", None))
     if preset is not None and not preset.endswith(".json"):
         say_idle(given, set_in(given), f"{preset}: ")
     say_idle(config, [flag.field for flag in typed], "--")

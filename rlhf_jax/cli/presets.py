@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import traceback
+import typing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, TypeVar
 
 from rlhf_jax.cli.notes import note
 from rlhf_jax.cli.saved import read_json
-from rlhf_jax.config import InstructGPTConfig
+from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
+from rlhf_jax.config.feedback import LoopConfig
 from rlhf_jax.config.forks import extends, widened
 from rlhf_jax.errors import InputError
 
@@ -100,6 +102,11 @@ def in_preset(path: str, function: Callable[[], Any]) -> Any:
 
 def section(preset: Any, config_class: type[C]) -> C:
     """The part of a preset that this experiment reads; a fork's class may extend the part's."""
+    if issubclass(config_class, LoopConfig):
+        if isinstance(preset, InstructGPTConfig):
+            preset = preset.resolve().feedback
+        if isinstance(preset, FeedbackConfig) and not issubclass(config_class, FeedbackConfig):
+            return narrowed(preset, config_class)
     if isinstance(preset, config_class):
         return preset
     if extends(config_class, preset):
@@ -116,6 +123,16 @@ def section(preset: Any, config_class: type[C]) -> C:
         f"--config gives a {type(preset).__name__}, but this experiment needs a "
         f"{config_class.__name__}"
     )
+
+
+def narrowed(config: Any, config_class: type[C]) -> C:
+    """What ``config`` says of the fields of ``config_class``, which may have others too."""
+    whole, part = typing.get_type_hints(type(config)), typing.get_type_hints(config_class)
+    values = {}
+    for name in part.keys() & whole.keys():
+        value = getattr(config, name)
+        values[name] = value if whole[name] == part[name] else narrowed(value, part[name])
+    return config_class(**values)
 
 
 def widened_with_note(preset: Any, config_class: type[C]) -> C:

@@ -15,6 +15,9 @@ from rlhf_jax.config.moved import relocated
 from rlhf_jax.config.older import in_todays_form
 from rlhf_jax.errors import InputError
 
+REMOVED = {"FeedbackConfig": ("command", "format", "policies", "file")}
+"""Fields that older versions saved of a class and that told nothing of a run."""
+
 
 def to_dict(config: Any) -> Any:
     """A config as JSON-able data."""
@@ -78,6 +81,7 @@ def config_from(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, found {value!r}")
     hints = typing.get_type_hints(kind)
+    value = {k: v for k, v in value.items() if k not in REMOVED.get(kind.__name__, ())}
     unknown = [name for name in value if name not in hints]
     if unknown:
         near = difflib.get_close_matches(unknown[0], hints, n=1)

@@ -6,11 +6,26 @@ command line over it. Fields are documented by the string below them, which is a
 
 from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
-from rlhf_jax.config.feedback import FeedbackConfig, ServeConfig
+from rlhf_jax.config.feedback import (
+    AnswersConfig,
+    FeedbackAnswerConfig,
+    FeedbackAskConfig,
+    FeedbackConfig,
+    FeedbackExportConfig,
+    FeedbackImportConfig,
+    FeedbackSampleConfig,
+    FeedbackServeConfig,
+    FeedbackSimulateConfig,
+    FeedbackUpdateConfig,
+    FeedbackVerdictConfig,
+    ProgramsConfig,
+    ScoresConfig,
+)
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.plan import PlanConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.rewards import CombineConfig
+from rlhf_jax.config.site import AddressConfig, ScrubConfig, ServeConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
     DPOConfig,
@@ -36,6 +51,8 @@ from rlhf_jax.config.tools import (
 from rlhf_jax.config.training import OptimConfig, ParallelConfig, RunConfig
 
 __all__ = [
+    "AddressConfig",
+    "AnswersConfig",
     "AuditConfig",
     "CanaryConfig",
     "CleanConfig",
@@ -44,7 +61,16 @@ __all__ = [
     "ConvertConfig",
     "DPOConfig",
     "EvaluateConfig",
+    "FeedbackAnswerConfig",
+    "FeedbackAskConfig",
     "FeedbackConfig",
+    "FeedbackExportConfig",
+    "FeedbackImportConfig",
+    "FeedbackSampleConfig",
+    "FeedbackServeConfig",
+    "FeedbackSimulateConfig",
+    "FeedbackUpdateConfig",
+    "FeedbackVerdictConfig",
     "HarnessConfig",
     "InstructGPTConfig",
     "KLConfig",
@@ -58,6 +84,7 @@ __all__ = [
     "PretrainConfig",
     "PreviewConfig",
     "PrivacyConfig",
+    "ProgramsConfig",
     "ReportConfig",
     "RewardConfig",
     "RotaryConfig",
@@ -65,6 +92,8 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "ScoresConfig",
+    "ScrubConfig",
     "SecondRewardConfig",
     "ServeConfig",
     "TaskConfig",

@@ -11,7 +11,13 @@ import pytest
 
 import benchmarks.config
 from rlhf_jax import cli, config, help_pages
-from rlhf_jax.config import FeedbackConfig, InstructGPTConfig, PPOConfig, SFTConfig
+from rlhf_jax.config import (
+    ConvertConfig,
+    FeedbackExportConfig,
+    InstructGPTConfig,
+    PPOConfig,
+    SFTConfig,
+)
 from rlhf_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -93,9 +99,10 @@ def test_bounds_defaults_words_and_what_has_no_effect():
     text = " ".join(page(PPOConfig(), "kl").split())
     assert "--kl.horizon FLOAT Episodes over which the adaptive controller acts" in text
     assert "(over 0; default: 10000.0) Without effect: kl.target is 0.0." in text
-    text = " ".join(page(FeedbackConfig(), "all").split())
+    text = " ".join(page(FeedbackExportConfig(), "all").split())
     assert "One of native, demonstrations, trl-preference, trl-unpaired" in text
-    assert "COMMAND What to do." in text and "One of run, serve, sample" in text
+    text = " ".join(page(ConvertConfig(), "all").split())
+    assert "DIRECTION" in text and "One of from-hf, to-hf." in text
     text = " ".join(page(SFTConfig(), "prompt-length").split())
     assert "(1 or more; None allowed; default: None)" in text
     assert "--allow-cut {True,False}" in page(SFTConfig(), "allow-cut")

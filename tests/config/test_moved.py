@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.feedback.stages import policy_name
 from rlhf_jax.cli import read_json, read_preset, to_dict
 from rlhf_jax.config import (
     ConvertConfig,
@@ -115,5 +116,5 @@ def test_the_part_that_was_moved(before, now, expected):
 
 def test_the_store_names_policies_within_the_run_folder():
     config = FeedbackConfig(run=Path("/somewhere/x"))
-    assert config.policy_name(0) == "sft"
-    assert config.policy_name(12) == "feedback/round_012/ppo"
+    assert policy_name(config, 0) == "sft"
+    assert policy_name(config, 12) == "feedback/round_012/ppo"

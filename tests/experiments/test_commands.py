@@ -16,6 +16,7 @@ import tiny
 
 from rlhf_jax import config
 from rlhf_jax.cli import load, main, to_dict
+from rlhf_jax.cli.subcommands import load_command, take_command
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.runs.identity import STARTS_FROM
@@ -62,6 +63,10 @@ def parsed(command: str, given: dict[str, str]):
     module = Path(tiny.ROOT, "experiments", *name.split("."))
     module = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
     source = module.read_text()
+    if "main_of(COMMANDS" in source:
+        commands = importlib.import_module(f"experiments.{name}.__main__").COMMANDS
+        command, words = take_command(words, commands)
+        return f"{name} {command}", load_command(command, words, commands)
     named = re.search(r"main\(run, (\w+)\)", source)
     if named:
         config_class = getattr(config, named[1])

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from feedback_site import ROOT, fill, labeler
@@ -17,8 +18,19 @@ from feedback_site import ROOT, fill, labeler
 from configs import quickstart
 from experiments.feedback import __main__ as feedback
 from experiments.feedback import processes as feedback_processes
-from rlhf_jax.cli import load, main
-from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
+from experiments.feedback import stages
+from rlhf_jax.cli import flag_names, load, main_of
+from rlhf_jax.cli.fields import fields_of
+from rlhf_jax.cli.presets import narrowed
+from rlhf_jax.cli.subcommands import load_command, take_command
+from rlhf_jax.config import (
+    FeedbackConfig,
+    FeedbackServeConfig,
+    FeedbackUpdateConfig,
+    InstructGPTConfig,
+    ServeConfig,
+)
+from rlhf_jax.config.effect import value_of
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.feedback import accounts, queue, submissions
 from rlhf_jax.feedback.database import StoreUnavailable, open_database
@@ -31,6 +43,12 @@ def config(tmp_path):
     return FeedbackConfig(run=tmp_path / "run")
 
 
+def do(command, config, **fields):
+    """What the command does with all that it takes of ``config``, and these fields."""
+    one = feedback.COMMANDS[command]
+    one.run(replace(narrowed(config, one.config_class), **fields))
+
+
 def test_import_export_and_import_again(config, tmp_path, capsys):
     rows = [
         {"prompt": "mail jo@x.org", "responses": [" a", " b", " c"], "ranks": [0, 1, 1]},
@@ -39,7 +57,7 @@ def test_import_export_and_import_again(config, tmp_path, capsys):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):  # the second time nothing is new
-        feedback.run(replace(config, command="import", file=source))
+        do("import", config, file=source)
     database = open_database(config.place)
     made = [(x.prompt, x.ranks) for x in rankings(read_labels(database))]
     assert made == [("mail [EMAIL]", (0, 1, 1)), ("p", (0, 1))]
@@ -47,12 +65,12 @@ def test_import_export_and_import_again(config, tmp_path, capsys):
     names = {row["name"]: row["revoked"] for row in accounts.list_accounts(database)}
     assert set(names) == {"import ", "import 7"} and all(names.values())
 
-    feedback.run(replace(config, command="export", format="argilla", file=out))
+    do("export", config, format="argilla", file=out)
     other = replace(config, store=str(tmp_path / "other.sqlite"))
-    feedback.run(replace(other, command="import", file=out))
+    do("import", other, file=out)
     copied = rankings(read_labels(open_database(other.place)))
     assert [(x.prompt, x.ranks) for x in copied] == made
-    feedback.run(replace(config, command="export", format="trl-preference"))
+    do("export", config, format="trl-preference")
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["chosen"] for row in printed] == [" a", " a", " yes"]
 
@@ -61,7 +79,7 @@ def test_bad_rows_are_named_and_nothing_is_stored(config, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}\n')
     with pytest.raises(InputError, match=r"in.jsonl, line 2: found the keys prompt"):
-        feedback.run(replace(config, command="import", file=source))
+        do("import", config, file=source)
     assert not config.dir.exists()
 
 
@@ -80,7 +98,7 @@ def test_imports_name_file_line_and_limit(config, tmp_path, row, reason):
     good = {"prompt": "p", "responses": ["a", "b"], "ranks": [0, 1]}
     source.write_text(json.dumps(good) + "\n" + json.dumps(good | row) + "\n")
     with pytest.raises(InputError, match=rf"in.jsonl, line 2: .*{reason}"):
-        feedback.run(replace(config, command="import", file=source))
+        do("import", config, file=source)
     assert not config.dir.exists()
 
 
@@ -91,37 +109,37 @@ READING = ("export", "import", "serve", "simulate", "verdict", "ask", "sample", 
 def test_nothing_is_made_in_a_run_that_is_not_there(command, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "p", "chosen": " a", "rejected": " b"}\n')
-    mistyped = FeedbackConfig(command=command, run=tmp_path / "quikstart", file=source)
+    file = {"file": source} if command in ("export", "import") else {}
     with pytest.raises(InputError, match="quikstart"):
-        feedback.run(mistyped)
+        do(command, FeedbackConfig(run=tmp_path / "quikstart"), **file)
     assert list(tmp_path.iterdir()) == [source]
 
 
 def test_who_only_reads_makes_no_store(config, tmp_path):
     with pytest.raises(InputError, match="run: it has no labels yet"):
-        feedback.run(replace(config, command="export"))
+        do("export", config)
     (config.run / "DONE").touch()
     row = {"prompt": "p", "gold": 0.0, "score": 0.0}
     rows = [row | {"policy": name, "response": name} for name in ("a", "b")]
     (config.run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="nothing was asked"):
-        feedback.run(replace(config, command="verdict"))
+        do("verdict", config)
     assert not config.dir.exists()
     elsewhere = tmp_path / "other.sqlite"
     with pytest.raises(InputError, match=r"other.sqlite: no such label store"):
-        feedback.run(replace(config, command="export", store=str(elsewhere)))
+        do("export", config, store=str(elsewhere))
     assert not elsewhere.exists()
     for content in (b"", b"not a database, but longer than the header of one" * 9):
         elsewhere.write_bytes(content)
         with pytest.raises((InputError, RunError), match=r"other.sqlite"):
-            feedback.run(replace(config, command="export", store=str(elsewhere)))
+            do("export", config, store=str(elsewhere))
         assert elsewhere.read_bytes() == content
 
 
 def test_an_export_makes_its_folder_or_says_why_not(config, tmp_path):
     open_database(config.place)
     out = tmp_path / "not" / "there" / "rows.jsonl"
-    feedback.run(replace(config, command="export", file=out))
+    do("export", config, file=out)
     assert out.read_text() == ""
     for path, message in (
         (out / "below.jsonl", "rows.jsonl is a file"),
@@ -129,53 +147,154 @@ def test_an_export_makes_its_folder_or_says_why_not(config, tmp_path):
         (Path("/dev/null"), "is a device"),
     ):
         with pytest.raises(InputError, match=message):
-            feedback.run(replace(config, command="export", file=path))
+            do("export", config, file=path)
     with pytest.raises(StoreUnavailable, match=r"rows.jsonl"):
         open_database(out / "store.sqlite")
 
 
 @pytest.mark.parametrize("command", ["serve", "run"])
 def test_a_taken_port_is_named_before_anything_is_made(config, command):
-    (config.sft / "final").mkdir(parents=True)
+    (stages.sft(config) / "final").mkdir(parents=True)
     pytest.importorskip("uvicorn", reason="the site needs the extra feedback")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         serve = replace(config.serve, port=port)
         with pytest.raises(InputError, match=rf"{port}: cannot listen.*another --serve.port"):
-            feedback.run(replace(config, command=command, serve=serve))
+            do(command, config, serve=serve)
     assert not config.dir.exists()
     # The flag that it advises is one.
-    assert load(FeedbackConfig, ["serve", "--serve.port", "8421"]).serve.port == 8421
+    assert load(FeedbackServeConfig, ["--serve.port", "8421"]).serve.port == 8421
 
 
 def test_what_is_missing_is_said(config):
-    (config.sft / "checkpoints").mkdir(parents=True)  # unfinished
+    (stages.sft(config) / "checkpoints").mkdir(parents=True)  # unfinished
     for command in ("run", "sample", "update", "answer"):
         with pytest.raises(InputError, match="no finished sft"):
-            feedback.run(replace(config, command=command))
+            do(command, config)
     with pytest.raises(InputError, match="--file"):
-        feedback.run(replace(config, command="import"))
+        do("import", config)
     with pytest.raises(InputError, match="choice=disagreement needs ensemble"):
         replace(config, ensemble=1)
 
 
-def test_flags_and_presets(monkeypatch):
-    preset = ["--config", str(ROOT / "configs" / "quickstart.py")]
-    config = load(FeedbackConfig, ["update", *preset, "--rounds", "4", "--serve.port", "99"])
-    assert (config.command, config.rounds, config.serve.port) == ("update", 4, 99)
+PRESET = ["--config", str(ROOT / "configs" / "quickstart.py")]
+
+
+def test_flags_and_presets():
+    flags = ["--rounds", "4", "--tasks-per-round", "99"]
+    config = load(FeedbackUpdateConfig, [*PRESET, *flags], resolve=stages.first_round)
+    assert (config.rounds, config.tasks_per_round) == (4, 99)
     own = quickstart.get_config()
     assert (config.reward.optim, config.ppo.kl) == (own.reward.optim, own.ppo.kl)
     assert config.ppo.kl != FeedbackConfig().ppo.kl
     chain = InstructGPTConfig(dir=config.run).resolve()
-    stage = config.ppo_stage(3)
-    assert stage.reference == chain.sft.run.dir and stage.init == config.policy(2)
+    stage = stages.ppo_stage(config, 3)
+    assert stage.reference == chain.sft.run.dir and stage.init == stages.policy(config, 2)
     assert stage.iterations == config.iterations
     assert stage.ptx_data.path == chain.ppo.ptx_data.path
-    first, second = config.reward_stage(3, 0), config.reward_stage(3, 1)
+    first, second = stages.reward_stage(config, 3, 0), stages.reward_stage(config, 3, 1)
     assert first.init == chain.sft.run.dir and first.run.seed != second.run.seed
 
-    monkeypatch.setattr(sys, "argv", ["feedback", "run", "--run", "run", "--rounds", "2"])
-    assert feedback_processes.program("serve")[-5:] == ["serve", "--run", "run", "--rounds", "2"]
+
+@pytest.mark.parametrize("command", feedback.COMMANDS)
+def test_a_chain_s_preset_serves_every_command(command):
+    """With all that the command takes of it, and nothing else."""
+    config_class = feedback.COMMANDS[command].config_class
+    config = load_command(command, PRESET, feedback.COMMANDS)
+    whole = quickstart.get_config().resolve().feedback
+    assert type(config) is config_class
+    for name, _ in fields_of(config):
+        if hasattr(whole, name.partition(".")[0]):
+            assert value_of(config, name) == value_of(whole, name), name
+
+
+def test_a_flag_is_the_same_in_every_command_that_takes_it():
+    fields = dict(fields_of(FeedbackConfig()))
+    for command in feedback.COMMANDS.values():
+        config = command.config_class()
+        for name, hint in fields_of(config):
+            if name in fields:
+                assert value_of(config, name) == value_of(FeedbackConfig(), name), name
+                assert get_args(hint)[:1] == get_args(fields[name])[:1] or hint == fields[name]
+    parts = (feedback.COMMANDS[name].config_class() for name in feedback_processes.PARTS)
+    taken = {name for part in parts for name, _ in fields_of(part)}
+    assert taken == {*fields}, "run takes what its parts take"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("serve --rounds 3", "--rounds is no flag of serve: run and update take it"),
+        ("import --file f --format native", "--format is no flag of import: export takes it"),
+        ("serve --run x --file=f", "--file is no flag of serve: export and import take it"),
+        ("export --policies a b", "--policies is no flag of export: ask and verdict take it"),
+        ("sample --ppo.kl.coef 1", "--ppo.kl.coef is no flag of sample: run and update take it"),
+        ("--serve.port 1 ask", "--serve.port is no flag of ask: run, serve and simulate take it"),
+        ("update --roundz 3", "unknown flag --roundz; did you mean --rounds? (--help all lists"),
+        ("updat", "updat: there is no such command; expected run, serve, .*; did you mean update?"),
+        ("export --format argila", "--format argila: expected native, .*; did you mean argilla?"),
+        ("update --ppo.init m", "--ppo.init has no effect: where stages run in a row, it is "),
+    ],
+)
+def test_what_a_command_does_not_take_is_refused(words, message):
+    with pytest.raises(InputError) as error:
+        name, rest = take_command(words.split(), feedback.COMMANDS)
+        load_command(name, rest, feedback.COMMANDS)
+    assert re.match(re.escape(message).replace(re.escape(".*"), ".*"), str(error.value))
+
+
+@pytest.mark.parametrize(
+    "words, command, rest",
+    [
+        ("serve --run x", "serve", "--run x"),
+        ("--run run serve", "serve", "--run run"),
+        ("--run=run update --rounds 2", "update", "--run=run --rounds 2"),
+        ("--run run", None, "--run run"),
+        ("--help export", "export", "--help"),
+        ("-h", None, "-h"),
+    ],
+)
+def test_the_command_may_stand_among_the_flags(words, command, rest):
+    assert take_command(words.split(), feedback.COMMANDS) == (command, rest.split())
+
+
+def test_each_part_of_a_run_gets_the_flags_that_it_takes(monkeypatch):
+    flags = "--run run --rounds 2 --serve.port 8421 --ppo.kl.coef=0.1 --corpora a b --simulated 3"
+    expected = {
+        "serve": "--run run --serve.port 8421",
+        "answer": "--run run",
+        "simulate": "--run run --serve.port 8421 --simulated 3",
+        "update": "--run run --rounds 2 --ppo.kl.coef=0.1 --corpora a b",
+    }
+    for words in (f"run {flags}", f"{flags} run"):
+        monkeypatch.setattr(sys, "argv", ["feedback", *words.split()])
+        for command, taken in expected.items():
+            program = feedback_processes.program(command)
+            assert program[1:] == ["-m", "experiments.feedback", command, *taken.split()]
+    monkeypatch.setattr(sys, "argv", ["feedback", "run", "--task", "translation", "--rounds", "2"])
+    preset, file = feedback_processes.program("answer")[4:]
+    assert preset == "--config" and file.endswith("configs/tasks/translation.py")
+    monkeypatch.setattr(sys, "argv", ["feedback", "run", "--task", "mine.py", *PRESET])
+    assert feedback_processes.program("serve")[4:] == [*PRESET, "--task", "mine.py"]
+
+
+@pytest.mark.parametrize("command", feedback.COMMANDS)
+def test_help_of_a_command_shows_its_fields_alone(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    asked = [[command, "--help"], ["--help", command], [command, "--help", "all"], ["--help"]]
+    pages = []
+    for words in asked:
+        monkeypatch.setattr(sys, "argv", ["feedback", *words])
+        with pytest.raises(SystemExit) as end:
+            main_of(feedback.COMMANDS, bare=feedback.BARE)
+        assert end.value.code == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1] and f" {command} [--config FILE]" in pages[0]
+    shown = re.findall(r"^  --([\w.-]+)(?: |$)", pages[2], re.M)
+    config = feedback.COMMANDS[command].config_class()
+    assert sorted(shown) == sorted(flag_names(config))
+    assert len(pages[0].splitlines()) < 60
+    assert re.search(rf"^  {command} +\w", pages[3], re.M)
 
 
 UP = "import os; os.write(1, b'up\\n'); "
@@ -259,10 +378,28 @@ def test_after_the_rounds_the_site_stays_for_people():
     assert said[1:] == ["feedback: serve: ended", "feedback: update: ended"]
 
 
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({}, "the guide of the task sentiment; --task NAME or --serve.guide FILE gives another"),
+        ({"task": "mine.py"}, "the guide for any task, as mine.py has none; --task NAME or"),
+        ({"serve": ServeConfig(guide=Path("mine.md"))}, "the guide mine.md\n"),
+    ],
+)
+def test_serve_says_which_guide_labelers_read(config, fields, said, monkeypatch, capsys):
+    web = pytest.importorskip("rlhf_jax.feedback.web.serve", reason="needs the extra feedback")
+    monkeypatch.setattr(web, "serve", lambda site, listener, **names: listener.close())
+    monkeypatch.setattr(web, "listen", lambda host, port: socket.socket())
+    monkeypatch.chdir(config.run)
+    Path("mine.md").write_text("Be kind.")
+    do("serve", config, **fields)
+    assert capsys.readouterr().err.startswith(f"feedback: labelers read {said}")
+
+
 def test_bare_it_asks_which_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["feedback"])
     with pytest.raises(SystemExit) as end:
-        main(feedback.ask_for_command, FeedbackConfig)
+        main_of(feedback.COMMANDS, bare=feedback.BARE)
     said = capsys.readouterr().err
     assert end.value.code == 2 and re.fullmatch(r"error: which command\?.*--help.*\n", said)
 

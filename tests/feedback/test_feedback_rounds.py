@@ -20,6 +20,7 @@ from configs import quickstart
 from experiments.feedback import answers as feedback_answers
 from experiments.feedback import labelers as feedback_labelers
 from experiments.feedback import rounds as feedback_rounds
+from experiments.feedback import stages
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import RunError
@@ -83,7 +84,7 @@ def test_two_rounds_over_http(loop, monkeypatch):
         feedback_rounds.update(loop)
     rounds = figures.read_rounds(database)
     assert [row["round"] for row in rounds] == [0, 1, 2]
-    model = load_trained(loop.sft, flag="sft")
+    model = load_trained(stages.sft(loop), flag="sft")
     sizes = dict(length=tiny.CONTEXT, outputs=model.vocab_size, tokens=tiny.RESPONSE)
     assert rounds[0]["kl"]["mean"] == pytest.approx(0, abs=log_ratio_bound(model.model, **sizes))
     assert rounds[1]["labels"] >= PER_ROUND
@@ -104,7 +105,7 @@ def test_two_rounds_over_http(loop, monkeypatch):
     assert len({x.labeler for x in labels}) == 3 and {x.task.round for x in labels} == {0, 1}
     part = {}
     for name in ("train", "heldout"):
-        path = loop.round_dir(2) / f"{name}.jsonl"
+        path = stages.round_dir(loop, 2) / f"{name}.jsonl"
         part[name] = [json.loads(line) for line in path.read_text().splitlines()]
         assert all(is_heldout(row["prompt"]) == (name == "heldout") for row in part[name])
         assert read_comparisons(path)[0].tokens is not None
@@ -113,9 +114,11 @@ def test_two_rounds_over_http(loop, monkeypatch):
     assert {row["round"] for row in part["train"]} == {0, 1}
 
     # The policy goes on from the round before, and is held to the SFT model.
-    config = json.loads((loop.policy(2) / "config.json").read_text())["config"]
-    assert config["init"] == str(loop.policy(1)) and config["reference"] == str(loop.sft)
-    first = json.loads((loop.policy(2) / "metrics.jsonl").read_text().splitlines()[0])
+    config = json.loads((stages.policy(loop, 2) / "config.json").read_text())["config"]
+    assert config["init"] == str(stages.policy(loop, 1)) and config["reference"] == str(
+        stages.sft(loop)
+    )
+    first = json.loads((stages.policy(loop, 2) / "metrics.jsonl").read_text().splitlines()[0])
     assert first["objective/kl"] != 0
     # Tasks of round 1 and later were chosen: the most doubtful come first.
     with database.read() as rows:
@@ -126,8 +129,8 @@ def test_two_rounds_over_http(loop, monkeypatch):
     monkeypatch.setattr(feedback_rounds, "forget_snapshot", forget)
     feedback_rounds.update(loop)
     for number in (1, 2):
-        assert not list(loop.round_dir(number).glob("*.jsonl"))
-        assert not (loop.round_dir(number) / "cache").exists()
+        assert not list(stages.round_dir(loop, number).glob("*.jsonl"))
+        assert not (stages.round_dir(loop, number) / "cache").exists()
     assert len(figures.read_rounds(database)) == 3
 
 
@@ -206,7 +209,7 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
     number = 9  # a folder of its own
     labels = read_labels(database)
     learnt = feedback_rounds.one_round(config, database, number, labels)
-    assert learnt == len(labels) and not config.round_dir(number).exists()
+    assert learnt == len(labels) and not stages.round_dir(config, number).exists()
     assert figures.read_rounds(database) == []
     (refusal,) = read_refusals(database)
     assert (refusal.round, refusal.labels, refusal.gate) == (number, learnt, 1.0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from feedback_site import ROOT, labeler
 
-from experiments.feedback import __main__ as feedback
-from rlhf_jax.config import FeedbackConfig
+from experiments.feedback import verdict
+from rlhf_jax.config import FeedbackAskConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.metrics import win_rate
 from rlhf_jax.feedback import queue, submissions
@@ -50,7 +50,7 @@ def config(tmp_path):
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = {"steps": 0, "policies": {name: {"win_rate": {"mean": 0.5}} for name in POLICIES}}
     (run / "DONE").write_text(json.dumps(done))
-    return FeedbackConfig(run=run, command="ask", overlap=0.0)
+    return FeedbackAskConfig(run=run, overlap=0.0)
 
 
 def label(config, account, most):
@@ -65,13 +65,13 @@ def label(config, account, most):
 
 
 def judge(config):
-    feedback.run(replace(config, command="verdict"))
+    verdict.announce(config)
     return json.loads((config.run / "people.json").read_text())
 
 
 def test_win_rates_of_people(config, capsys):
     for _ in range(2):  # the second time nothing is new
-        feedback.run(config)
+        verdict.ask(config)
     database = open_database(config.place)
     asked = queue.open_tasks(database, most=10)
     assert [task.prompt for task in asked] == ["p0", "p2", "p3", "p4", "p5"]
@@ -98,7 +98,7 @@ def test_win_rates_of_people(config, capsys):
 
 def test_labelers_of_a_prompt_are_averaged(config):
     config = replace(config, policies=("ppo", "sft"), tasks_per_round=1, overlap=1.0)
-    feedback.run(config)
+    verdict.ask(config)
     database = open_database(config.place)
     (task,) = queue.open_tasks(database, most=9)
     assert [each.policy for each in task.responses] == ["ppo", "sft"]
@@ -118,7 +118,7 @@ def test_labelers_of_a_prompt_are_averaged(config):
 def test_personal_data_is_asked_about_without_it(config):
     path = config.run / "samples.jsonl"
     path.write_text(path.read_text().replace("p4", "mail jo@x.org"))
-    feedback.run(config)
+    verdict.ask(config)
     database = open_database(config.place)
     assert queue.prompts_asked(database)[3] == "mail [EMAIL]"
     label(config, labeler(database), 5)
@@ -130,10 +130,10 @@ def test_what_cannot_be_judged_is_said(config):
         judge(config)
     assert not (config.run / "people.json").exists()
     with pytest.raises(InputError, match=r"found no other in .*; it has sft, ppo, dpo"):
-        feedback.run(replace(config, policies=("sft", "other")))
+        verdict.ask(replace(config, policies=("sft", "other")))
     with pytest.raises(InputError, match=r"found 1 \(sft\), expected 2 to 9"):
-        feedback.run(replace(config, policies=("sft",)))
-    feedback.run(config)
+        verdict.ask(replace(config, policies=("sft",)))
+    verdict.ask(config)
     label(config, labeler(open_database(config.place)), 1)
     path = config.run / "samples.jsonl"
     text = path.read_text()
@@ -145,16 +145,15 @@ def test_what_cannot_be_judged_is_said(config):
         judge(config)
     (config.run / "DONE").unlink()
     with pytest.raises(InputError, match="expected a finished evaluation"):
-        feedback.run(config)
+        verdict.ask(config)
 
 
 def test_it_needs_no_jax(config):
     code = (
         "import sys; from experiments.feedback import __main__ as feedback;"
-        "from rlhf_jax.cli import main;"
-        "from rlhf_jax.config import FeedbackConfig;"
+        "from rlhf_jax.cli import main_of;"
         f"sys.argv = ['feedback', 'ask', '--run', {str(config.run)!r}];"
-        "main(feedback.run, FeedbackConfig); assert 'jax' not in sys.modules"
+        "main_of(feedback.COMMANDS, bare=feedback.BARE); assert 'jax' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -32,9 +32,14 @@ class Guide(NamedTuple):
     """Changes with the text: who has put away another version is shown this one."""
 
 
+def guide_name(task: str) -> str:
+    """Whose guide labelers of ``task`` read: its own here, or the one that fits any."""
+    return task if (FOLDER / f"{task}.{LANGUAGES[0]}.md").is_file() else GENERAL
+
+
 def task_guide(task: str) -> Guide:
     """The guide of a task here; for a task of one's own the one that fits any."""
-    name = task if (FOLDER / f"{task}.{LANGUAGES[0]}.md").is_file() else GENERAL
+    name = guide_name(task)
     return _guide({language: FOLDER / f"{name}.{language}.md" for language in LANGUAGES})
 
 
