@@ -48,7 +48,7 @@ def terminal(monkeypatch):
 def test_the_first_page_fits_a_screen(command):
     made = CONFIGS[COMMANDS[command]]()
     source = ROOT / f"{command.replace('.', '/')}.py"
-    about = re.match(r'"""(.*?)"""', source.read_text(encoding="utf-8"), re.S)[1]
+    about = re.match(r'r?"""(.*?)"""', source.read_text(encoding="utf-8"), re.S)[1]
     text = page(made, command=command, about=about)
     assert text.startswith(f"usage: python -m {command}") and "--config FILE" in text
     examples = max(map(len, about.splitlines()))
