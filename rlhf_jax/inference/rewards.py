@@ -32,7 +32,13 @@ from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.heads import ScalarModel, make_scalar_model
 from rlhf_jax.runs.kept_steps import figures_of
 from rlhf_jax.runs.progress import say
-from rlhf_jax.runs.trained import Trained, check_model, load_trained, same_tokenizer
+from rlhf_jax.runs.trained import (
+    Trained,
+    check_model,
+    load_trained,
+    policy_as_value,
+    same_tokenizer,
+)
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.types import Params, Rollout
@@ -337,7 +343,4 @@ def load_value_start(
         return own[0]
     if config.value_trunk == "separate":
         say("no reward model reads the policy's tokens: the value network starts as the policy")
-    scalar = make_scalar_model(policy.model, policy.vocab_size)
-    params = scalar.init(jax.random.key(config.run.seed), policy.params["trunk"])
-    params = {**params, "head": jax.tree.map(jax.numpy.zeros_like, params["head"])}
-    return policy._replace(params=params, kind="scalar")
+    return policy_as_value(policy)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.cli import from_dict, read_json, to_dict
-from rlhf_jax.config import LoRAConfig, ModelConfig
+from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig
+from rlhf_jax.config.rewards import reward_source
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -21,6 +23,7 @@ from rlhf_jax.interop.gguf import is_gguf, load_gguf
 from rlhf_jax.interop.huggingface import is_checkpoint, load_pretrained, read_shape
 from rlhf_jax.interop.peft import is_adapter, load_adapter, read_adapter
 from rlhf_jax.interop.pretrained import Imported, on_default_device
+from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.models.lora import (
     adapter_rank,
     adapter_shapes,
@@ -278,23 +281,47 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     weights are of is gone, or is another now.
     """
     saved, config = read_run(path, stage=None), read_json(path / "config.json")
-    field = "init"
+    field, below = "init", config.init
     if network == "value":
-        field = "reward" if config.value_init is None else "value_init"
-    below = getattr(config, field)
+        field, below = value_start(config, load_tokenizer(path / "tokenizer"))
     was = saved.models.get(field)
     if was is not None and model_digest(below) != was.digest:
         raise InputError(
             f"{path}: the {network} network's adapters stand on {below} "
             f"({was.digest[:12]}), which is not there or holds another model now"
         )
-    if network == "policy":
+    if field == "init":
         trained = load_trained(below, flag=field)
+        trained = policy_as_value(trained) if network == "value" else trained
     else:
-        trained = load_trained(below, flag=field.replace("_", "-"), kind="scalar")
+        flag = field.partition("[")[0].replace("_", "-")
+        trained = load_trained(below, flag=flag, kind="scalar")
     trained = with_adapters(trained, config.lora, seed=config.run.seed, what=f"{network} network")
     frozen = partition(trained.params)[1]
     return {"trunk": frozen["trunk"]} if saved.stage == "reward" else frozen
+
+
+def value_start(config: PPOConfig, tokenizer: Tokenizer) -> tuple[str, Path]:
+    """The field of ``config`` that names what the value network starts from, and the model there.
+
+    ``value_init``, else the first reward model of the policy's ``tokenizer``, else ``init``.
+    """
+    if config.value_init is not None:
+        return "value_init", config.value_init
+    for n, path in enumerate(config.reward):
+        if reward_source(path).kind == "model":
+            reader = load_reader(path, flag="reward")
+            if reader.tokenizer.digest == tokenizer.digest:
+                return f"reward[{n}]", path
+    return "init", config.init
+
+
+def policy_as_value(policy: Trained) -> Trained:
+    """A value network that starts as the policy, with a head of 0: so are its first values."""
+    scalar = make_scalar_model(policy.model, policy.vocab_size)
+    params = scalar.init(jax.random.key(0), policy.params["trunk"])
+    head = jax.tree.map(jnp.zeros_like, params["head"])
+    return policy._replace(params={**params, "head": head}, kind="scalar")
 
 
 def for_run(trained: Trained, run_dir: Path) -> Trained:

@@ -15,7 +15,14 @@ from precision import SAME
 from configs import quickstart
 from experiments import ppo
 from rlhf_jax.cli import load, to_dict
-from rlhf_jax.config import CombineConfig, KLConfig, ModelConfig, ParallelConfig, PPOConfig
+from rlhf_jax.config import (
+    CombineConfig,
+    KLConfig,
+    LoRAConfig,
+    ModelConfig,
+    ParallelConfig,
+    PPOConfig,
+)
 from rlhf_jax.config.older import in_todays_form
 from rlhf_jax.config.rewards import RewardSource, reward_names, reward_source
 from rlhf_jax.data.datasets import load_prompts
@@ -34,7 +41,7 @@ from rlhf_jax.inference.rewards import (
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.objectives.rewards import normalise_scores, pessimistic_scores, weighted_mean
 from rlhf_jax.runs.checkpoints import load_params
-from rlhf_jax.runs.trained import load_trained
+from rlhf_jax.runs.trained import load_trained, load_value
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import combine_scores
@@ -313,7 +320,8 @@ def go(config, name, **changes):
 def test_a_function_alone_rewards_and_resumes(config, models):
     """No reward model is loaded: the value network starts as the policy, with values of 0."""
     own = (models[0] / "own.py:near",)
-    done, rows, samples, _ = go(config, "function", reward=own)
+    lora = LoRAConfig(rank=2, alpha=4.0)
+    done, rows, samples, _ = go(config, "function", reward=own, lora=lora)
     wanted = {row["prompt"]: row["wanted"] for row in map(json.loads, config.prompts.open())}
     shown = [row for row in samples if row["prompt"] in wanted]
     assert shown, "samples quote the prompts"
@@ -323,12 +331,13 @@ def test_a_function_alone_rewards_and_resumes(config, models):
     assert rows[0]["objective/scores"] < 0 and "objective/task_scores" not in rows[0]
     stopped = replace(config.run, stop_after=1)
     with pytest.raises(SystemExit):
-        go(config, "stopped", reward=own, run=stopped)
-    resumed = go(config, "stopped", reward=own)
+        go(config, "stopped", reward=own, lora=lora, run=stopped)
+    load_value(config.run.dir.parents[1] / "function")  # its weights below are found again
+    resumed = go(config, "stopped", reward=own, lora=lora)
     assert resumed[0]["params_sha256"] == done["params_sha256"]
     (models[0] / "own.py").write_text((models[0] / "own.py").read_text() + "\nX = 1\n")
     with pytest.raises(InputError, match=r"--reward .*own\.py has changed since"):
-        go(config, "stopped", reward=own)
+        go(config, "stopped", reward=own, lora=lora)
 
 
 @pytest.mark.slow
