@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -83,14 +84,17 @@ def test_sequence_logprobs_is_the_sum_over_the_response(config):
             rows, trained.tokenizer, query_length=12, response_length=12, batch_size=2, seed=None
         )
     )
-    found = dpo.sequence_logprobs(lm, trained.params, jax.tree.map(jnp.asarray, batch))
+    found = jax.jit(partial(dpo.sequence_logprobs, lm))(trained.params, batch)
+    logits_of = jax.jit(partial(lm.logits, start=0))
+    pad = trained.tokenizer.pad_id
     for b, row in enumerate(rows):
         for k, response in enumerate(row.responses):
             ids = trained.tokenizer.encode(row.prompt)
             total = 0.0
             for token in [*trained.tokenizer.encode(response), trained.tokenizer.eos_id]:
-                tokens = jnp.array([ids])
-                logits = lm.logits(trained.params, tokens, jnp.ones(tokens.shape, bool), start=0)
-                total += float(jax.nn.log_softmax(logits[0, -1])[token])
+                # Padded to one shape, so that one program scores them all.
+                before = jnp.array([[*ids, *[pad] * (24 - len(ids))]])
+                logits = logits_of(trained.params, before, jnp.arange(24)[None] < len(ids))
+                total += float(jax.nn.log_softmax(logits[0, len(ids) - 1])[token])
                 ids = [*ids, token]
             assert float(found[b, k]) == pytest.approx(total, rel=SAME)

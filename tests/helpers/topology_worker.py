@@ -1,10 +1,11 @@
-"""Run by test_topologies.py: trains, saves and restores on one of several device layouts.
+"""Run by test_topologies.py: trains, saves and restores on several device layouts in turn.
 
-python topology_worker.py FOLDER ACTION DATA FSDP TENSOR [PORT PROCESSES RANK]
+python topology_worker.py JOBS [PORT PROCESSES RANK]
 
-``save`` trains 2 steps and saves; ``go_on`` trains 2 more and prints their losses; ``restore``
-restores, trains the same 2 and prints losses, bytes read and a fingerprint. In float64, so that
-all layouts give the same losses.
+``JOBS`` is a JSON list of [FOLDER, ACTION, DEVICES, [DATA, FSDP, TENSOR]]. ``save`` trains 2 steps
+and saves, then trains 2 more; ``restore`` restores and trains the same 2. For each job a line is
+printed: the losses of the last 2 steps, a fingerprint, bytes read, bytes in all. In float64, so
+that all layouts give the same losses.
 """
 
 import json
@@ -21,7 +22,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.runs.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.training.hosts import connect
 from rlhf_jax.training.optimizers import make_optimizer, make_state
-from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch
 
@@ -47,15 +48,7 @@ def read_bytes() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def main(folder, action, data, fsdp, tensor, port=None, processes=1, rank=0) -> None:
-    config = ParallelConfig(data=int(data), fsdp=int(fsdp), tensor=int(tensor))
-    if port is not None:
-        where = dict(coordinator=f"127.0.0.1:{port}", processes=int(processes))
-        config = ParallelConfig(
-            data=int(data), fsdp=int(fsdp), tensor=int(tensor), process_id=int(rank), **where
-        )
-    connect(config)
-    parallel = make_parallel(config)
+def run(folder: Path, action: str, parallel: Parallel) -> list:
     lm = make_language_model(MODEL, V)
     tx = make_optimizer(OptimConfig(weight_decay=0.0), 10, updates_per_step=1)
 
@@ -69,7 +62,7 @@ def main(folder, action, data, fsdp, tensor, port=None, processes=1, rank=0) -> 
     state = parallel.init(partial(make_state, tx=tx, ema_decay=0.9), params)
     frame = dict(keep_latest=2, keep_best=0, best_metric=None, best_mode="max")
     done, read = 0, 0
-    with Checkpoints(Path(folder), **frame) as checkpoints:
+    with Checkpoints(folder, **frame) as checkpoints:
         if action == "restore":
             before = read_bytes()
             state = checkpoints.restore_latest(state).state
@@ -83,9 +76,20 @@ def main(folder, action, data, fsdp, tensor, port=None, processes=1, rank=0) -> 
             losses.append(float(metrics["loss"]))
             if step == 1:
                 checkpoints.save(2, state, data={}, extra={}, metrics={})
-    if jax.process_index() == int(rank):
-        size = sum(x.nbytes for x in jax.tree.leaves(state))
-        print(json.dumps([losses[-2:], fingerprint, read, size]), flush=True)
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    return [losses[-2:], fingerprint, read, size]
+
+
+def main(jobs, port=None, processes=1, rank=0) -> None:
+    where = {}
+    if port is not None:
+        where = dict(coordinator=f"127.0.0.1:{port}", processes=int(processes))
+        where |= dict(process_id=int(rank))
+    for folder, action, devices, (data, fsdp, tensor) in json.loads(jobs):
+        sizes = dict(devices=devices, data=data, fsdp=fsdp, tensor=tensor)
+        config = ParallelConfig(**sizes, **where)
+        connect(config)
+        print(json.dumps(run(Path(folder), action, make_parallel(config))), flush=True)
 
 
 if __name__ == "__main__":
