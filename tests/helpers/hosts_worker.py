@@ -2,8 +2,9 @@
 
 python hosts_worker.py FOLDER STAGES RUNS STEPS MODE DATA FSDP TENSOR [PORT PROCESSES RANK]
 
-``MODE`` is that of parallel, or "stopped": mesh, and each stage is stopped before it is finished,
-every other one by ``stop_after`` after a step, the others by a SIGTERM that one process gets.
+``MODE`` is "mesh"; "layouts": mesh, and then PPO in each of ``LAYOUTS`` too, in folders beside
+``RUNS``; or "stopped": mesh, and each stage is stopped before it is finished, every other one by
+``stop_after`` after a step, the others by a SIGTERM that one process gets.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ RUN = {
     "ppo": ppo.run,
 }
 ROWS = 4
+LAYOUTS = {"alone": dict(devices=1), "pmap": dict(mode="pmap")}
 MODEL = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=tiny.CONTEXT, dtype="float64")
 
 
@@ -97,7 +99,6 @@ def main(
 ) -> None:
     stopped = mode == "stopped"
     sizes = dict(data=int(data), fsdp=int(fsdp), tensor=int(tensor))
-    sizes |= dict(mode="mesh" if stopped else mode)
     if port is not None:
         sizes |= dict(coordinator=f"127.0.0.1:{port}")
         sizes |= dict(processes=int(processes), process_id=int(rank))
@@ -113,6 +114,9 @@ def main(
             stop(name, made[name], after=0)
     for name in names:
         RUN[name](made[name])
+    for layout, sizes in LAYOUTS.items() if mode == "layouts" else ():
+        beside = Path(runs).with_name(layout)
+        RUN["ppo"](configs(Path(folder), beside, int(steps), ParallelConfig(**sizes))["ppo"])
 
 
 def stop(name: str, config, *, after: int) -> None:

@@ -189,28 +189,25 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def one(inputs):
-    """All stages in one process of four devices."""
+    """All stages in one process of four devices, and PPO there in other layouts as well."""
     runs = inputs / "one"
-    started = launch(inputs, ",".join(STAGES), runs, STEPS, (2, 2, 1), processes=1, devices=4)
+    options = dict(processes=1, devices=4, mode="layouts")
+    started = launch(inputs, ",".join(STAGES), runs, STEPS, (2, 2, 1), **options)
     assert finish(started) == [0], log_of(inputs, runs)[-3000:]
     return runs
 
 
 @pytest.mark.multidevice
-def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(inputs, one):
+def test_a_ppo_run_samples_and_scores_the_same_in_every_layout(one):
     """Rollout, rewards, update, and the figures of the rollout of what the update made.
 
     What each layout computes, that of tensors too, is held in test_parallel.py.
     """
-    found = {"2x2": episodes(one)}
-    for name, mesh, devices, mode in (
-        ("alone", (1, 1, 1), 1, "mesh"),
-        ("pmap", (4, 1, 1), 4, "pmap"),
-    ):
-        runs = inputs / name
-        started = launch(inputs, "ppo", runs, STEPS, mesh, processes=1, devices=devices, mode=mode)
-        assert finish(started) == [0], log_of(inputs, runs)[-3000:]
-        found[name] = episodes(runs)
+    layouts = {name: one.with_name(name) for name in hosts_worker.LAYOUTS}
+    found = {"2x2": episodes(one)} | {name: episodes(runs) for name, runs in layouts.items()}
+    for name, parallel in hosts_worker.LAYOUTS.items():
+        record = json.loads((layouts[name] / "ppo" / "config.json").read_text())["config"]
+        assert parallel.items() <= record["parallel"].items()
     texts, scores, figures = found["alone"]
     assert len(texts) == 8 * (STEPS - 1) and len(figures) == 4 * STEPS
     for name, (other_texts, other_scores, other_figures) in found.items():
