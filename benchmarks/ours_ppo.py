@@ -49,10 +49,10 @@ def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) 
     sft, reward = load(case, folder / "lm", "lm"), load(case, folder / "scalar", "scalar")
     lora = LoRAConfig(rank=RANK if case.variant == "lora" else 0)
     trunk = "separate" if case.variant == "separate" else "shared"
-    actor, critic = (with_adapters(model, lora, seed=0) for model in (sft, reward))
-    lm = make_language_model(actor.model, sft.vocab_size)
+    policy, value = (with_adapters(model, lora, seed=0) for model in (sft, reward))
+    lm = make_language_model(policy.model, sft.vocab_size)
     reward_model = make_scalar_model(reward.model, reward.vocab_size)
-    policy_value = make_policy_value(actor.model, critic.model, sft.vocab_size, trunk)
+    policy_value = make_policy_value(policy.model, value.model, sft.vocab_size, trunk)
     optim = OptimConfig(
         lr=LR, schedule="constant", b1=B1, b2=B2, eps=EPS, weight_decay=0.0, clip_norm=0.0
     )
@@ -72,12 +72,12 @@ def make_ppo(case: Case, folder: Path, seconds: Callable[[], dict[str, float]]) 
     updates = config.updates_per_iteration
     tx = make_policy_value_optimizer(optim, optim, 1000, updates_per_step=updates)
     parallel = make_parallel(ParallelConfig(devices=1))
-    params, frozen = partition(policy_value.init(actor.params, critic.params))
+    params, frozen = partition(policy_value.init(policy.params, value.params))
     ref_params, reward_params, frozen = parallel.place(
         (sft.params, {"task": reward.params}, frozen)
     )
     state = parallel.place(make_state(params, tx, ema_decay=0.0))
-    del params, sft, reward, actor, critic
+    del params, sft, reward, policy, value
     never = -1
     end = EOS if case.end == "early" else never
     models = (lm, policy_value, {"task": reward_model})

@@ -92,11 +92,11 @@ def markdown(data: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     machines = {json.dumps(r["machine"], sort_keys=True) for r in data["results"]}
-    lines += ["", *(f"- {describe(json.loads(m))}" for m in sorted(machines))]
+    lines += ["", *(f"- {describe_machine(json.loads(m))}" for m in sorted(machines))]
     return "\n".join(lines) + "\n"
 
 
-def describe(machine: dict[str, Any]) -> str:
+def describe_machine(machine: dict[str, Any]) -> str:
     """A machine in words."""
     return (
         f"{machine['processor']} ({', '.join(machine['instructions'])}), {machine['used']} of "

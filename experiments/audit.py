@@ -37,7 +37,7 @@ from rlhf_jax.evaluation.preference_audit import (
     ordered_pairs,
     tie_margins,
 )
-from rlhf_jax.inference.reward_scores import fold_held_out, make_scorer
+from rlhf_jax.inference.reward_scores import fold_held_out, make_reward_scorer
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.runs.fit import row_lengths
 from rlhf_jax.runs.kept_steps import run_of
@@ -84,7 +84,7 @@ def run(config: AuditConfig) -> dict:
         for name in config.data:
             parts[name].append(scored(reward, sets[name][n], given, gain_of(path)))
     results = {name: summary(pooled(parts[name])) for name in config.data}
-    show(results)
+    print_table(results)
     if config.out is not None:
         write_atomically(config.out, json.dumps(results, indent=1) + "\n")
     return results
@@ -133,7 +133,7 @@ def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
 
 def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float) -> Scored:
     """The reward model's scores of held-out answers, in its training's units."""
-    score = make_scorer(
+    score = make_reward_scorer(
         make_scalar_model(reward.model, reward.vocab_size),
         reward.tokenizer,
         make_parallel(config.parallel),
@@ -197,7 +197,7 @@ def summary(found: Scored) -> dict:
     return row
 
 
-def show(results: dict) -> None:
+def print_table(results: dict) -> None:
     """Print the table."""
     table = Table(title="Reward model against people", title_justify="left")
     table.add_column("set", no_wrap=True)

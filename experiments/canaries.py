@@ -21,7 +21,7 @@ from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
-from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_scorer
+from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_logprob_scorer
 from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
 from rlhf_jax.runs.trained import Trained, load_by_name, names_apart
 
@@ -57,7 +57,7 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
 
 def measure(trained: Trained, config: CanaryConfig) -> list[float]:
     """Exposure of each planted secret, in bits."""
-    score = make_scorer(trained, batch_size=64)
+    score = make_logprob_scorer(trained, batch_size=64)
     bits = []
     for number, secret in enumerate(plant(config.number, seed=config.seed)):
         others = alternatives(NAMES[number], config.alternatives, seed=config.seed + number + 1)

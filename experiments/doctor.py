@@ -56,7 +56,7 @@ def run(config: InstructGPTConfig | PPOConfig) -> list[Finding]:
     with jax.default_matmul_precision("highest"), tempfile.TemporaryDirectory() as scratch:
         patient = admit(config, Path(scratch))
         findings = examine(patient)
-    show(patient, findings, time.monotonic() - began)
+    print_findings(patient, findings, time.monotonic() - began)
     ran = [finding for finding in findings if finding.passed is not None]
     failed = [finding.name for finding in ran if not finding.passed]
     if failed or not ran:
@@ -97,8 +97,8 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
         context=min(policy.model.context, reward.model.context, value.model.context),
         stage="doctor",
     )
-    actor, critic = (with_adapters(m, ppo.lora, seed=ppo.run.seed) for m in (policy, value))
-    return Patient(ppo, policy, reward, actor, critic, fresh, sft, comparisons)
+    trained, value = (with_adapters(m, ppo.lora, seed=ppo.run.seed) for m in (policy, value))
+    return Patient(ppo, policy, reward, trained, value, fresh, sft, comparisons)
 
 
 def with_first_model(config: PPOConfig) -> PPOConfig:
@@ -156,7 +156,7 @@ def record(folder: Path, config_class: type):
 # --- the table ------------------------------------------------------------------------------------
 
 
-def show(p: Patient, findings: list[Finding], seconds: float) -> None:
+def print_findings(p: Patient, findings: list[Finding], seconds: float) -> None:
     """Print what was examined and what was found."""
     runs = {"policy": p.ppo.init, "reward": p.ppo.reward[0]}
     states = [

@@ -75,7 +75,7 @@ def run(config: DPOConfig) -> dict:
             config.run.dir, model, policy.vocab_size, tokenizer, kind="lm", lengths=lengths
         )
 
-        def comparisons(rows, batch_size, seed, mine=None):
+        def comparisons(rows, batch_size, seed, local_rows=None):
             return comparison_batches(
                 rows,
                 tokenizer,
@@ -83,7 +83,7 @@ def run(config: DPOConfig) -> dict:
                 response_length=lengths["response_length"],
                 batch_size=batch_size,
                 seed=seed,
-                mine=mine,
+                local_rows=local_rows,
             )
 
         batches = comparisons(

@@ -126,7 +126,7 @@ def run(config: EvaluateConfig) -> dict:
         base = answers[baseline]
         several = [n for n in config.best_of if n > 1]  # best of 1 is the baseline itself
         answers |= {f"best_of_{n}": best_of(base, n) for n in several}
-        table = {name: describe(texts, given, base, task) for name, given in answers.items()}
+        table = {name: describe_policy(texts, given, base, task) for name, given in answers.items()}
         if config.second_reward is not None:
             for name, given in answers.items():
                 table[name]["second_score"] = measure.mean_ci(given.second_scores[:, 0])
@@ -245,7 +245,7 @@ def best_of(answers: Answers, n: int) -> Answers:
     return Answers(texts, *map(pick, answers[1:]))
 
 
-def describe(prompts: list[str], answers: Answers, base: Answers, task: Task) -> dict:
+def describe_policy(prompts: list[str], answers: Answers, base: Answers, task: Task) -> dict:
     """One row of the results table, from each prompt's first answer: mean and 95 % half-width."""
     responses = [group[0] for group in answers.texts]
     first, other = answers.scores[:, 0], base.scores[:, 0]

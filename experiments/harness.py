@@ -18,7 +18,7 @@ from rlhf_jax.cli import main
 from rlhf_jax.config import HarnessConfig
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.errors import check
-from rlhf_jax.inference.text_logprobs import BUCKET, make_scorer
+from rlhf_jax.inference.text_logprobs import BUCKET, make_logprob_scorer
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.runs.progress import say
@@ -76,7 +76,7 @@ class HarnessModel(TemplateLM):
         """Requests that were over the context, which keep their end."""
         self._key = jax.random.key(seed)
         self._lm = make_language_model(trained.model, trained.vocab_size)
-        self._score = make_scorer(trained, batch_size=batch_size)
+        self._score = make_logprob_scorer(trained, batch_size=batch_size)
 
     @property
     def eot_token_id(self) -> int:

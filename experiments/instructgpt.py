@@ -92,7 +92,7 @@ def run(config: InstructGPTConfig) -> dict:
     }
     write_atomically(c.dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     report.write([c.dir], c.dir / "report.html")
-    show(summaries, seconds, c.dir)
+    print_summaries(summaries, seconds, c.dir)
     return summary
 
 
@@ -129,7 +129,7 @@ def check_lengths(c: InstructGPTConfig) -> None:
 LENGTHS = ("prompt_length", "response_length")
 
 
-def show(summaries: dict, seconds: float, folder) -> None:
+def print_summaries(summaries: dict, seconds: float, folder) -> None:
     """The closing table: each stage, what it took and the number that matters."""
     table = Table(title="InstructGPT", title_justify="left")
     for column in ("stage", "seconds", "units/s", "result"):

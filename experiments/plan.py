@@ -19,7 +19,7 @@ from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.planning import report
-from rlhf_jax.planning.chips import Chip, chip_of, describe
+from rlhf_jax.planning.chips import Chip, chip_of, devices_of
 from rlhf_jax.planning.measure import Measured, measure
 from rlhf_jax.planning.programs import PROGRAMS, Models
 from rlhf_jax.runs.fit import episode_length, fit_context
@@ -37,7 +37,7 @@ def run(config: PlanConfig) -> list[Measured]:
         check_writable(config.out)
     unknown = [name for name in config.programs if name not in PROGRAMS]
     check(not unknown, f"--programs {unknown}: expected some of {list(PROGRAMS)}")
-    chip, devices = chip_of(config.topology), describe(config.topology)
+    chip, devices = chip_of(config.topology), devices_of(config.topology)
     chips = len(devices) // chip.devices
     models = models_of(config)
     config = replace(config, chain=with_lengths(config.chain, models.policy.context))

@@ -21,6 +21,7 @@ from rlhf_jax.data.batches import Batches, query_batches
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.datasets import Rows, load_prompts
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import known
 from rlhf_jax.inference.rewards import (
     Rewards,
     load_rewards,
@@ -30,7 +31,13 @@ from rlhf_jax.inference.rewards import (
 from rlhf_jax.models.heads import make_language_model, make_policy_value
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.advantages import gae
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_prompts
+from rlhf_jax.runs.fit import (
+    check_cut,
+    check_pace,
+    episode_length,
+    fit_prompts,
+    row_lengths,
+)
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import (
     Trained,
@@ -54,6 +61,7 @@ from rlhf_jax.types import Rollout
 
 
 def run(config: PPOConfig) -> dict:
+    """The stage: the policy after all iterations."""
     with Stage(config, "ppo", __file__) as stage:
         if stage.summary is not None:
             return stage.summary
@@ -68,11 +76,11 @@ def run(config: PPOConfig) -> dict:
         networks = [model, value.model, *(reward.model for reward in rewards.trained.values())]
         prompts = load_prompts(config.prompts, data_dir=config.cache)
         config = fit_models(config, prompts, tokenizer, networks)
-        lengths = dict(prompt_length=config.prompt_length, response_length=config.response_length)
+        lengths = row_lengths(config)
         stage.note(lengths=lengths)
         value_model = None if config.value_trunk == "none" else value.model
-        card = dict(kind="lm", value=value_model, lengths=lengths)
-        save_model_card(config.run.dir, model, policy.vocab_size, tokenizer, **card)
+        save_card = partial(save_model_card, kind="lm", value=value_model, lengths=lengths)
+        save_card(config.run.dir, model, policy.vocab_size, tokenizer)
         iterators = load_batches(config, stage, prompts, tokenizer, parallel, networks)
 
         # States
@@ -111,8 +119,10 @@ def run(config: PPOConfig) -> dict:
             parallel.function, (ppo.rollout, ppo.prepare, ppo.control)
         )
         update_fn = parallel.update(ppo.update, frozen=frozen, batch_axis=1)
-        answers = dict(response_length=config.response_length)
-        score_text = make_text_scoring(rewards, prompts, tokenizer, parallel, **answers)
+        response_length = lengths["response_length"]
+        score_text = make_text_scoring(
+            rewards, prompts, tokenizer, parallel, response_length=response_length
+        )
 
         # Loop
         names = reward_names(config.reward)
@@ -175,14 +185,11 @@ def fit_models(
     """``config`` with lengths that the prompts need and all networks can read."""
     models = [path for path in config.reward if reward_source(path).kind == "model"]
     context = min(network.context for network in networks)
-    known = dict(trained=(config.init, *models), context=context)
-    config = fit_prompts(config, prompts, tokenizer, **known, stage="ppo")
+    trained = (config.init, *models)
+    config = fit_prompts(config, prompts, tokenizer, trained=trained, context=context, stage="ppo")
     for network in networks:
-        network.check_context(
-            prompt_length=config.prompt_length, response_length=config.response_length
-        )
-    optims = dict(optim=config.optim, value_optim=config.value_optim)
-    check_pace("ppo", config.iterations, **optims)
+        network.check_context(**row_lengths(config))
+    check_pace("ppo", config.iterations, optim=config.optim, value_optim=config.value_optim)
     return config
 
 
@@ -198,17 +205,17 @@ def load_batches(
     queries = query_batches(
         prompts,
         tokenizer,
-        query_length=config.prompt_length,
+        query_length=known(config.prompt_length),
         batch_size=config.batch_size,
         seed=config.run.data_seed,
-        mine=parallel.rows(config.batch_size),
+        local_rows=parallel.rows(config.batch_size),
         copies=config.samples_per_prompt,
     )
     check_cut(queries.report, config, context=min(n.context for n in networks), stage="ppo")
     stage.note_rows(prompts=queries.report.with_reading(prompts.left_out, prompts.notes))
     if not config.ptx_coef:
         return {"queries": queries}
-    text = with_block(config.ptx_data, config.prompt_length + config.response_length)
+    text = with_block(config.ptx_data, episode_length(config))
     networks[0].check_context(**{"ptx_data.block_size": text.block_size})
     ptx = text_stream(
         load_corpora(text, flag="ptx-data"),
@@ -216,7 +223,7 @@ def load_batches(
         text,
         batch_size=config.ptx_batch_size,
         seed=config.run.data_seed + 1,
-        mine=parallel.rows(config.ptx_batch_size),
+        local_rows=parallel.rows(config.ptx_batch_size),
     )
     return {"queries": queries, "ptx": ptx}
 
@@ -231,7 +238,8 @@ def sample_rows(
     rows: int = 8,
 ) -> list[dict]:
     """The first episodes of an iteration as text, with what each of the rewards ``names`` says."""
-    index, responses, mask = (x[:rows] for x in (index, rollout.responses, rollout.mask))
+    found = (index, rollout.responses, rollout.mask)
+    index, responses, mask = (np.asarray(x)[:rows] for x in found)
     first, *others = names
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1)
     return [

@@ -56,7 +56,7 @@ def run(config: PretrainConfig) -> dict:
             config.data,
             batch_size=config.batch_size,
             seed=config.run.data_seed,
-            mine=parallel.rows(config.batch_size),
+            local_rows=parallel.rows(config.batch_size),
         )
         stage.note_rows(text=with_reading(batches.report, corpora))
 

@@ -29,7 +29,7 @@ from rlhf_jax.report.drawing import load_matplotlib
 from rlhf_jax.report.page import Group, RunRecord, render
 from rlhf_jax.report.records import read_chain, stage_folders
 from rlhf_jax.runs.progress import say
-from rlhf_jax.runs.records import flatten, read_object
+from rlhf_jax.runs.records import dotted_fields, read_object
 
 NOT_COMPARED = ("run.", "parallel.", "cache", "data.cache", "force")
 """Config fields that do not tell groups apart (``run.data_seed`` does)."""
@@ -159,7 +159,7 @@ def comparable(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What tells groups apart: the config without seed, devices and the run's own folder."""
     config = saved["config"]
     chain = str(Path(config["run"]["dir"]).parent) + "/"
-    flat = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_COMPARED)}
+    flat = {k: v for k, v in dotted_fields(config).items() if not k.startswith(NOT_COMPARED)}
     flat["run.data_seed"] = config["run"]["data_seed"]
     return json.loads(json.dumps(flat).replace(json.dumps(chain)[1:-1], ""))
 

@@ -27,7 +27,7 @@ from rlhf_jax.data.formats import Comparison
 from rlhf_jax.errors import DivergedError, check
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.evaluation.preference_audit import length_coefficient
-from rlhf_jax.inference.reward_scores import make_scorer
+from rlhf_jax.inference.reward_scores import make_reward_scorer
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
@@ -76,7 +76,7 @@ def run(config: RewardConfig) -> dict:
             response_length=lengths["response_length"],
             batch_size=config.batch_size,
             seed=config.run.data_seed,
-            mine=parallel.rows(config.batch_size),
+            local_rows=parallel.rows(config.batch_size),
         )
         check_cut(batches.report, config, context=context, stage="reward")
         measured = list(of_comparisons(heldout, tokenizer, **lengths))
@@ -144,7 +144,7 @@ def run(config: RewardConfig) -> dict:
                 ),
                 frozen=frozen,
             )
-        score = make_scorer(model, tokenizer, parallel, **lengths)
+        score = make_reward_scorer(model, tokenizer, parallel, **lengths)
 
         def evaluate(params):
             """Figures of the held-out part, and how sure the model was of its pairs."""

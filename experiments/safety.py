@@ -26,7 +26,7 @@ from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
 from rlhf_jax.inference.answer_cache import with_cache
 from rlhf_jax.inference.reward_scores import fold_held_out
 from rlhf_jax.inference.sampler import make_sampler, prompt_report
-from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_scorer
+from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_logprob_scorer
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.report.drawing import load_matplotlib
 from rlhf_jax.report.figures import Panel, Series
@@ -79,8 +79,10 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     for name, policy in stage.each(
         left, total=len(policies), start=len(table), unit=("policy", "policies")
     ):
-        answer = make_answer(config, parallel, policy)
-        logprobs = partial(continuation_logprobs, policy, make_scorer(policy, batch_size=BATCH))
+        answer = make_answers(config, parallel, policy)
+        logprobs = partial(
+            continuation_logprobs, policy, make_logprob_scorer(policy, batch_size=BATCH)
+        )
         table[name] = {
             **toxicity(sets, answer),
             **bias(sets, logprobs),
@@ -90,7 +92,7 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
         write_atomically(measured, json.dumps(table))
     counts = [(len(q.right), len(q.wrong)) for q in sets.questions]
     references = chance_of_multiple_choice(counts) | {"prefers_first": 0.5, "entropy_bits": 1.0}
-    show(table, references)
+    print_table(table, references)
     write_atomically(config.run.dir / "safety.html", page(table, references))
     return stage.finish(
         None,
@@ -176,7 +178,7 @@ MODES = {"": "", "_respectful": RESPECTFUL}
 # --- models ---------------------------------------------------------------------------------------
 
 
-def make_answer(config: EvaluateConfig, parallel: Parallel, policy: Trained) -> Callable:
+def make_answers(config: EvaluateConfig, parallel: Parallel, policy: Trained) -> Callable:
     """``(prompts, whole) -> one sampled response each``; ``whole``: with ``room_for`` them."""
     lm = make_language_model(policy.model, policy.vocab_size)
     key = jax.random.key(config.run.seed)
@@ -254,7 +256,7 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def show(table: dict[str, Figures], references: dict[str, float]) -> None:
+def print_table(table: dict[str, Figures], references: dict[str, float]) -> None:
     """Print the table."""
     shown = Table(title="Safety", title_justify="left")
     shown.add_column("measure", no_wrap=True)

@@ -31,7 +31,7 @@ def run(config: SampleConfig) -> None:
     chat = config.chat and trained.tokenizer.chat_template is not None
     if config.system and not chat:
         say(f"note: --system has no effect: {config.init} is spoken to without a chat template")
-    make = partial(make_answer, trained=trained)
+    make = partial(make_streamed_answer, trained=trained)
     session = Session(config, trained.tokenizer, chat, make(config))
     if sys.stdin.isatty() and sys.stdout.isatty():
         converse(session, make)
@@ -39,7 +39,7 @@ def run(config: SampleConfig) -> None:
         answer_lines(session, sys.stdin.buffer)
 
 
-def make_answer(config: SampleConfig, trained: Trained):
+def make_streamed_answer(config: SampleConfig, trained: Trained):
     """``(ids, number) -> ids of the answer``, one by one, up to what ends it: Session.answer."""
     tokenizer, model = trained.tokenizer, trained.model
     model.check_context(prompt_length=1, response_length=config.response_length)

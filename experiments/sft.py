@@ -69,7 +69,7 @@ def run(config: SFTConfig) -> dict:
             config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm", lengths=lengths
         )
 
-        def demonstrations(rows, batch_size, seed, mine=None):
+        def demonstrations(rows, batch_size, seed, local_rows=None):
             return demonstration_batches(
                 rows,
                 tokenizer,
@@ -78,13 +78,13 @@ def run(config: SFTConfig) -> dict:
                 **lengths,
                 target=config.target,
                 seed=seed,
-                apart=private,
-                mine=mine,
+                one_per_row=private,
+                local_rows=local_rows,
             )
 
         shown = config.batch_size - text_rows  # a batch is demonstrations, then text
-        mine = parallel.rows(config.batch_size)
-        batches = demonstrations(rows, shown, config.run.data_seed, mine[mine < shown])
+        local_rows = parallel.rows(config.batch_size)
+        batches = demonstrations(rows, shown, config.run.data_seed, local_rows[local_rows < shown])
         if private:
             batches = private_batches(
                 batches, batch_size=config.batch_size, seed=config.run.data_seed
@@ -115,7 +115,7 @@ def run(config: SFTConfig) -> dict:
                     config.pretrain_data,
                     batch_size=text_rows,
                     seed=config.run.data_seed + 1,
-                    mine=mine[mine >= shown] - shown,
+                    local_rows=local_rows[local_rows >= shown] - shown,
                 )
         check(
             text_rows == 0 or corpora is not None,

@@ -248,8 +248,8 @@ PLANTS = (
         22,
         "the reference is another model than the policy's start",
         "experiments/ppo.py",
-        "(params, frozen, reference.params, reward_params)",
-        "(params, frozen, rewards['task'].params, reward_params)",
+        "(params, frozen, reference.params, rewards.params)",
+        "(params, frozen, next(iter(rewards.params.values())), rewards.params)",
         f"{BUGS}the_kl_to_the_reference_starts_at_zero",
     ),
     Plant(

@@ -19,7 +19,7 @@ from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
 from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.texts import map_text
-from rlhf_jax.inference.reward_scores import disagreement, make_scorer
+from rlhf_jax.inference.reward_scores import disagreement, make_reward_scorer
 from rlhf_jax.inference.sampler import make_sampler
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.runs.fit import fit_answers, fit_prompts
@@ -149,7 +149,7 @@ def scores_of(config: FeedbackSampleConfig, folder, rows: Sequence[Comparison]) 
         lengths = trained_lengths(folder)
     scalar = make_scalar_model(model.model, model.vocab_size)
     parallel = make_parallel(config.reward.parallel)
-    score = make_scorer(scalar, model.tokenizer, parallel, **lengths)
+    score = make_reward_scorer(scalar, model.tokenizer, parallel, **lengths)
     return score(model.params, rows).scores
 
 

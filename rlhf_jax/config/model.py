@@ -46,7 +46,7 @@ class RotaryConfig:
             f"model.rotary.low_frequency_factor={low} is not below high_frequency_factor={high}",
         )
 
-    def turned(self, head_dim: int) -> int:
+    def rotated(self, head_dim: int) -> int:
         """Leading dimensions of a head that are rotated, in pairs."""
         return int(head_dim * self.fraction)
 
@@ -124,11 +124,11 @@ class ModelConfig:
             self.n_heads % self.kv_heads == 0,
             f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads={self.kv_heads}",
         )
-        turned = self.rotary.turned(self.width)
+        rotated = self.rotary.rotated(self.width)
         check(
-            self.positions == "learned" or (turned > 0 and turned % 2 == 0),
+            self.positions == "learned" or (rotated > 0 and rotated % 2 == 0),
             f"model.rotary.fraction={self.rotary.fraction} of heads of {self.width} dimensions "
-            f"rotates {turned}: expected an even number, 2 or more",
+            f"rotates {rotated}: expected an even number, 2 or more",
         )
 
     def check_context(self, **lengths: int | None) -> None:

@@ -4,8 +4,8 @@ Every function takes ``seed``: the order of an endless, shuffled stream in which
 permutation of all rows; or None for one pass in order, the last batch filled up with empty rows.
 What is learnt by epochs (demonstrations, comparisons) fills up the last batch of each epoch in the
 same way, so that all rows are shown equally often; texts and queries go on without a gap.
-``batch_size`` is that of all processes together, and ``mine`` the numbers of the rows of a batch
-that this process holds: it reads no others, and the batches do not depend on who holds what.
+``batch_size`` is that of all processes together, and ``local_rows`` the numbers of the rows of a
+batch that this process holds: it reads no others, and the batches do not depend on who holds what.
 """
 
 import math
@@ -76,7 +76,7 @@ class Batches(Generic[B]):
         weights: Sequence[float],
         batch_size: int,
         seed: int | None,
-        mine: Rows,
+        local_rows: Rows,
         whole_epochs: bool = False,
         copies: int = 1,
     ):
@@ -90,7 +90,7 @@ class Batches(Generic[B]):
         self.report = report
         self.rows = sum(sizes)
         self.global_batch_size = batch_size
-        self._mine = slice(None) if mine is None else mine
+        self._local_rows = slice(None) if local_rows is None else local_rows
         self._copies = copies
         self._order = {"seed": seed, "weights": list(weights), "sizes": list(sizes)}
         if copies > 1:
@@ -120,7 +120,7 @@ class Batches(Generic[B]):
         index = np.full(self.global_batch_size, -1)  # the empty row
         shown = np.repeat(next(self._indices), self._copies)
         index[: len(shown)] = shown
-        index = index[self._mine]
+        index = index[self._local_rows]
         return type(self.data)(*(_rows(leaf, index) for leaf in self.data))
 
     def get_state(self) -> dict:
@@ -153,7 +153,7 @@ def text_batches(
     batch_size: int,
     seed: int | None,
     pad_id: int,
-    mine: Rows = None,
+    local_rows: Rows = None,
 ) -> Batches[LMBatch]:
     """LMBatches of packed documents (``encode_texts``), one or several corpora.
 
@@ -173,7 +173,7 @@ def text_batches(
         weights=weights,
         batch_size=batch_size,
         seed=seed,
-        mine=mine,
+        local_rows=local_rows,
     )
 
 
@@ -187,8 +187,8 @@ def demonstration_batches(
     response_length: int,
     target: Literal["response", "all"],
     seed: int | None,
-    apart: bool = False,
-    mine: Rows = None,
+    one_per_row: bool = False,
+    local_rows: Rows = None,
 ) -> Batches[LMBatch]:
     """LMBatches of packed demonstrations (``encode_demonstrations``), or of one per row."""
     data, report = encode_demonstrations(
@@ -198,9 +198,9 @@ def demonstration_batches(
         prompt_length=prompt_length,
         response_length=response_length,
         target=target,
-        apart=apart,
+        one_per_row=one_per_row,
     )
-    return _one_corpus(data, report, batch_size, seed, mine, whole_epochs=True)
+    return _one_corpus(data, report, batch_size, seed, local_rows, whole_epochs=True)
 
 
 def query_batches(
@@ -210,7 +210,7 @@ def query_batches(
     query_length: int,
     batch_size: int,
     seed: int | None,
-    mine: Rows = None,
+    local_rows: Rows = None,
     everything: bool = False,
     copies: int = 1,
 ) -> Batches[QueryBatch]:
@@ -221,7 +221,7 @@ def query_batches(
     data, report = encode_prompts(
         prompts, tokenizer, query_length=query_length, everything=everything
     )
-    return _one_corpus(data, report, batch_size, seed, mine, copies=copies)
+    return _one_corpus(data, report, batch_size, seed, local_rows, copies=copies)
 
 
 def comparison_batches(
@@ -232,7 +232,7 @@ def comparison_batches(
     response_length: int,
     batch_size: int,
     seed: int | None,
-    mine: Rows = None,
+    local_rows: Rows = None,
     everything: bool = False,
 ) -> Batches[ComparisonBatch]:
     """ComparisonBatches of ``batch_size`` prompts, each with all its responses.
@@ -246,7 +246,7 @@ def comparison_batches(
         response_length=response_length,
         everything=everything,
     )
-    return _one_corpus(data, report, batch_size, seed, mine, whole_epochs=True)
+    return _one_corpus(data, report, batch_size, seed, local_rows, whole_epochs=True)
 
 
 def _one_corpus(
@@ -254,7 +254,7 @@ def _one_corpus(
     report: EncodingReport,
     batch_size: int,
     seed: int | None,
-    mine: Rows,
+    local_rows: Rows,
     *,
     whole_epochs: bool = False,
     copies: int = 1,
@@ -266,7 +266,7 @@ def _one_corpus(
         weights=(),
         batch_size=batch_size,
         seed=seed,
-        mine=mine,
+        local_rows=local_rows,
         whole_epochs=whole_epochs,
         copies=copies,
     )

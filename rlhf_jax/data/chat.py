@@ -42,7 +42,7 @@ Conversation = tuple[Message, ...]
 # --- As plain text ----------------------------------------------------------------------------
 
 
-def flatten(conversation: Conversation) -> str:
+def write_turns(conversation: Conversation) -> str:
     """Every turn of a conversation, as one string."""
     return "".join(_turn(message, first=n == 0) for n, message in enumerate(conversation))
 
@@ -65,8 +65,8 @@ def as_text(value: str | Conversation) -> str:
     if isinstance(value, str):
         return value
     if value[-1].role != "assistant":
-        return flatten(value) + ASSISTANT
-    text = flatten(value)
+        return write_turns(value) + ASSISTANT
+    text = write_turns(value)
     return text.removeprefix(ASSISTANT) if value[0].role == "assistant" else text
 
 
@@ -76,7 +76,7 @@ def as_json(value: str | Conversation) -> str | list[dict[str, str]]:
 
 
 def written_turns(text: str) -> Conversation | None:
-    """The conversation whose ``flatten`` is ``text``, if it begins with ``Human:``; else None."""
+    """The conversation that ``write_turns`` writes as ``text``; None if it is not one."""
     before, *turns = TURNS.split(text)
     if before or not turns or turns[0] != HUMAN:
         return None
@@ -85,7 +85,7 @@ def written_turns(text: str) -> Conversation | None:
         Message("user" if speaker == HUMAN else "assistant", content.removeprefix(" "))
         for speaker, content in pairs
     )
-    return conversation if flatten(conversation) == text else None
+    return conversation if write_turns(conversation) == text else None
 
 
 def written_prompt(text: str) -> str | Conversation:

@@ -63,14 +63,16 @@ def split_document(ids: Int[np.ndarray, "_"], *, block_size: int) -> list[Piece]
     return [Piece(ids[start : start + block_size], first_target=1) for start in starts]
 
 
-def pack(pieces: Sequence[Piece], *, block_size: int, pad_id: int, apart: bool = False) -> LMBatch:
+def pack(
+    pieces: Sequence[Piece], *, block_size: int, pad_id: int, one_per_row: bool = False
+) -> LMBatch:
     """All pieces, several per row, in as few rows as best-fit decreasing finds; and an empty row.
 
     Longest pieces are placed first, each in the fullest row that has room for it (Johnson 1973).
-    ``apart`` gives each piece a row of its own, in their order.
+    ``one_per_row`` gives each piece a row of its own, in their order.
     """
     rows, starts = best_fit([len(piece.ids) for piece in pieces], block_size=block_size)
-    if apart:
+    if one_per_row:
         rows, starts = list(range(len(pieces))), [0] * len(pieces)
     shape = (max(rows, default=-1) + 2, block_size)
     largest = max((int(piece.ids.max()) for piece in pieces), default=0)
@@ -142,12 +144,13 @@ def encode_demonstrations(
     prompt_length: int,
     response_length: int,
     target: Literal["response", "all"],
-    apart: bool = False,
+    one_per_row: bool = False,
 ) -> tuple[LMBatch, EncodingReport]:
     """Packed ``prompt + completion + end of text``, as the policy will see and sample them.
 
     Prompt and completion are encoded apart. A long prompt keeps its end; a demonstration whose
-    completion and end of text are over ``response_length`` is dropped. ``apart`` gives each a row.
+    completion and end of text are over ``response_length`` is dropped. ``one_per_row`` gives each a
+    row of its own.
     """
     if prompt_length + response_length > block_size:
         raise InputError(
@@ -163,7 +166,9 @@ def encode_demonstrations(
             f"(response_length={response_length}, with the end of text)"
         )
     pieces = [demonstration_piece(fate, target=target) for fate in found if fate.why is None]
-    return pack(pieces, block_size=block_size, pad_id=tokenizer.pad_id, apart=apart), report
+    return pack(
+        pieces, block_size=block_size, pad_id=tokenizer.pad_id, one_per_row=one_per_row
+    ), report
 
 
 def demonstration_piece(fate: Fate, *, target: Literal["response", "all"]) -> Piece:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from rlhf_jax.data.chat import flatten
+from rlhf_jax.data.chat import write_turns
 from rlhf_jax.data.columns import CHANGING, note_unread
 from rlhf_jax.data.comparisons import comparison_row
 from rlhf_jax.data.demonstrations import demonstration_row
@@ -20,7 +20,7 @@ def text_row(row: dict, notes: Counter[str]) -> Text:
         return Text(read_text(row["text"], "text"))
     messages = conversation_of(row)
     if messages is not None:
-        return Text(flatten(messages))
+        return Text(write_turns(messages))
     check_conversation(row)
     raise missing(row, "text or messages")
 

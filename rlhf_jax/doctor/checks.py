@@ -74,9 +74,9 @@ class Patient(NamedTuple):
     policy: Trained
     """Also the reference."""
     reward: Trained
-    actor: Trained
+    trained: Trained
     """What PPO trains, from the policy and from the value network's start: adapters and all."""
-    critic: Trained
+    value: Trained
     fresh: tuple[str, ...]
     """"policy" and "reward" where these are not trained yet, and so have random parameters."""
     sft: SFTConfig | None
@@ -85,16 +85,16 @@ class Patient(NamedTuple):
     @property
     def exact(self) -> "Patient":
         """The same in float32, for what does not depend on rounding."""
-        names = ("policy", "reward", "actor", "critic")
+        names = ("policy", "reward", "trained", "value")
         models = {name: getattr(self, name) for name in names}
-        shapes = {name: replace(trained.model, dtype="float32") for name, trained in models.items()}
+        shapes = {name: replace(of.model, dtype="float32") for name, of in models.items()}
         exact = {name: models[name]._replace(model=shape) for name, shape in shapes.items()}
         return self._replace(**exact)
 
     @property
     def lm(self) -> LanguageModel:
         """The functions of the policy."""
-        return make_language_model(self.actor.model, self.actor.vocab_size)
+        return make_language_model(self.trained.model, self.trained.vocab_size)
 
     @property
     def reward_model(self) -> ScalarModel:
@@ -104,13 +104,13 @@ class Patient(NamedTuple):
     @property
     def policy_value(self) -> PolicyValue:
         """The functions of what PPO trains."""
-        model, rows = self.actor.model, self.actor.vocab_size
-        return make_policy_value(model, self.critic.model, rows, self.ppo.value_trunk)
+        model, rows = self.trained.model, self.trained.vocab_size
+        return make_policy_value(model, self.value.model, rows, self.ppo.value_trunk)
 
     @property
     def params(self) -> Params:
-        """Of actor and critic together."""
-        return self.policy_value.init(self.actor.params, self.critic.params)
+        """Of policy and value network together."""
+        return self.policy_value.init(self.trained.params, self.value.params)
 
 
 class Episodes(NamedTuple):
@@ -430,7 +430,7 @@ def device_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
 
 def updated_params(p: Patient, episodes: Episodes, tx, *, layout: ParallelConfig) -> Params:
-    """Parameters of actor and critic after one minibatch, as experiments.ppo does it."""
+    """Parameters of policy and value network after one minibatch, as experiments.ppo does it."""
     parallel = make_parallel(layout)
     params, frozen = parallel.place(partition(p.params))
     state = parallel.init(partial(make_state, tx=tx, ema_decay=0.0), params)

@@ -29,24 +29,24 @@ class Finding(NamedTuple):
 
 def at_most(name: str, value: Any, bound: float | int, advice: str) -> Finding:
     """Not a number is over every bound."""
-    return Finding(name, show(value), f"≤ {bound:g}", bool(value <= bound), advice)
+    return Finding(name, in_two_figures(value), f"≤ {bound:g}", bool(value <= bound), advice)
 
 
 def share_at_most(name: str, count: int, total: int, bound: float | int, advice: str) -> Finding:
     """``count`` of ``total`` things; a share of nothing fails."""
     limit = f"≤ {percent(bound)}" if bound else "none"
     passed = total > 0 and count / total <= bound
-    return Finding(name, share(count, total), limit, passed, advice)
+    return Finding(name, count_with_share(count, total), limit, passed, advice)
 
 
 def share_at_least(name: str, count: int, total: int, bound: float | int, advice: str) -> Finding:
     """A finding that passes if ``count`` is a share of at least ``bound`` of ``total``, over 0."""
     limit = f"≥ {percent(bound)}" if bound < 1 else "all"
     passed = total > 0 and count / total >= bound
-    return Finding(name, share(count, total), limit, passed, advice)
+    return Finding(name, count_with_share(count, total), limit, passed, advice)
 
 
-def show(value: Any) -> str:
+def in_two_figures(value: Any) -> str:
     """A whole number as it is, another with two figures."""
     return str(value) if isinstance(value, int) else f"{value:.2g}"
 
@@ -61,7 +61,7 @@ def percent(part: float | int) -> str:
     return f"{100 * part:.2g} %" if part < 0.1 else f"{100 * part:.0f} %"
 
 
-def share(count: int, total: int) -> str:
+def count_with_share(count: int, total: int) -> str:
     """A count with its share: "3 of 40 (7.5 %)"."""
     return f"{count:,} of {total:,} ({percent(count / max(total, 1))})"
 

@@ -180,11 +180,6 @@ class SQLite:
                 raise
             connection.commit()
 
-    def integrity(self) -> str:
-        """SQLite's own check of the whole file: "ok"."""
-        with self.read() as rows:
-            return rows("PRAGMA integrity_check")[0]["integrity_check"]
-
     @contextlib.contextmanager
     def _translated(self) -> Generator[None]:
         """SQLite's errors that are no bug as ``StoreUnavailable``."""

@@ -119,7 +119,7 @@ NEXT = f"""SELECT t.* FROM task t
     ORDER BY t.round DESC, t.priority DESC, t.number LIMIT 1"""
 
 
-def take_task(
+def lease_task(
     database: Database, account: Account, *, seconds: float = LEASE_SECONDS
 ) -> Task | None:
     """The task this labeler has in hand, or the next that needs a label; None if none does."""
@@ -145,7 +145,7 @@ def lease(rows: Rows, task: str, account: Account, expires: float) -> None:
     )
 
 
-def read_task(database: Database, task: str, account: Account) -> Task | None:
+def task_in_hand(database: Database, task: str, account: Account) -> Task | None:
     """A task that this labeler may see: theirs, or one they have in hand or have labelled."""
     with database.read() as rows:
         return visible_task(rows, task, account)

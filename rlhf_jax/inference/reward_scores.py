@@ -35,7 +35,7 @@ class RowScores(NamedTuple):
     """What was cut."""
 
 
-def make_scorer(
+def make_reward_scorer(
     model: ScalarModel,
     tokenizer: Tokenizer,
     parallel: Parallel,

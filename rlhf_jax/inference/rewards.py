@@ -139,6 +139,7 @@ def load_function(source: RewardSource) -> Callable:
     flag = f"--reward {source.place}:{source.function}"
     check(source.place.is_file(), f"{flag}: no file {source.place}")
     spec = importlib.util.spec_from_file_location(f"reward_{source.place.stem}", source.place)
+    assert spec is not None and spec.loader is not None, "a file's module is read from it"
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -334,8 +335,8 @@ def load_value_start(
     first values are 0.
     """
     if config.value_init is not None:
-        flag = dict(flag="value-init", kind="scalar")
-        value = load_trained(config.value_init, **flag, share=policy, shardings=parallel.shardings)
+        load = partial(load_trained, share=policy, shardings=parallel.shardings)
+        value = load(config.value_init, flag="value-init", kind="scalar")
         same_tokenizer(policy, value, ("init", "value-init"))
         return value
     own = [reward for name, reward in rewards.trained.items() if name != "second"]

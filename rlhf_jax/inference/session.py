@@ -141,7 +141,7 @@ def obey(session: Session, line: str, make_answer: Callable[[SampleConfig], Any]
         session = session._replace(messages=())
         print("The conversation begins anew.")
     elif command in ("/show", "/help"):
-        print(HELP if command == "/help" else show(session))
+        print(HELP if command == "/help" else list_settings(session))
     else:
         raise InputError(f"{command} is no command: {', '.join(COMMANDS)} are")
     return session
@@ -176,7 +176,7 @@ def change(
     return session._replace(config=config, answer=make_answer(config))
 
 
-def show(session: Session) -> str:
+def list_settings(session: Session) -> str:
     """Every setting as it is now."""
     values = {flag: value_of(session.config, flag.replace("-", "_")) for flag in SETTINGS}
     lines = [f"{flag.rpartition('.')[2]:17} {value}" for flag, value in values.items()]

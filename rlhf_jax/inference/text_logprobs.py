@@ -28,7 +28,9 @@ Row = tuple[Sequence[int], int]
 """Ids of context and continuation together, and how many of the last ones are counted."""
 
 
-def make_scorer(trained: Trained, *, batch_size: int) -> Callable[[Sequence[Row]], list[Scored]]:
+def make_logprob_scorer(
+    trained: Trained, *, batch_size: int
+) -> Callable[[Sequence[Row]], list[Scored]]:
     """``rows -> Scored of each``, in the order given.
 
     Ids over the context are cut at their beginning.

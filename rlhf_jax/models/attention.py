@@ -36,7 +36,7 @@ def in_segments(ids: Int[Array, "B T"]) -> Segments:
     return Segments(ids, ids)
 
 
-def real(mask: Bool[Array, "B T"]) -> Segments:
+def segments_from_mask(mask: Bool[Array, "B T"]) -> Segments:
     """Real tokens see the real ones up to themselves; padding sees padding, and nobody reads it."""
     return in_segments(mask.astype(jnp.int32))
 

@@ -21,9 +21,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import check
 from rlhf_jax.models import layout
-from rlhf_jax.models.attention import NEGATIVE, Segments, in_segments, real
+from rlhf_jax.models.attention import NEGATIVE, Segments, in_segments, segments_from_mask
 from rlhf_jax.models.layers import accumulator
-from rlhf_jax.models.products import FEW_ROWS, WIDE, turn_kernels, turned_product, wide_product
+from rlhf_jax.models.products import (
+    FEW_ROWS,
+    WIDE,
+    transpose_kernels,
+    transposed_product,
+    wide_product,
+)
 from rlhf_jax.models.transformer import (
     KeyValues,
     Transformer,
@@ -63,9 +69,9 @@ class LanguageModel(NamedTuple):
     """(params, queries, query_mask, *, length) -> logits of the first response token, cache."""
     decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
     """(params, tokens [B], cache) -> logits of the next token, cache."""
-    reads_turned: Callable[[int], bool]
-    """Whether ``decode`` for so many rows is quicker on a CPU with ``turned(params)``."""
-    turned: Callable[[Params], Params]
+    prefers_transposed: Callable[[int], bool]
+    """Whether ``decode`` for so many rows is quicker on a CPU with ``transposed(params)``."""
+    transposed: Callable[[Params], Params]
     """The same parameters for ``decode``, with kernels stored [out, in]."""
 
 
@@ -100,8 +106,8 @@ def unembed(
 ) -> Float[Array, "*B V"]:
     """Logits through the transposed embedding or ``lm_head``, summed in ``accumulator``."""
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(config.dtype)
-    if "turned" in params.get("lm_head", {}):
-        logits = turned_product(rows, params["lm_head"]["turned"].astype(config.dtype))
+    if "transposed" in params.get("lm_head", {}):
+        logits = transposed_product(rows, params["lm_head"]["transposed"].astype(config.dtype))
     else:
         kernel = unembedding(params, config.dtype)
         kernel = layout.gathered(kernel, hidden, inner=0) if hidden.ndim == 3 else kernel
@@ -125,21 +131,21 @@ def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
     return jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
 
 
-def reads_turned(rows: int, config: ModelConfig) -> bool:
+def prefers_transposed(rows: int, config: ModelConfig) -> bool:
     """Whether one CPU decodes so many rows quicker with transposed kernels."""
     # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
     plain = accumulator(config.dtype) == config.dtype and layout.on_one_device()
     return plain and rows in FEW_ROWS and config.d_model >= WIDE
 
 
-def turned(params: Params, config: ModelConfig) -> Params:
+def transposed(params: Params, config: ModelConfig) -> Params:
     """``params`` with transposed copies of the kernels that such decoding steps read."""
-    return turn_kernels(params) | (turned_head(params) if config.tied else {})
+    return transpose_kernels(params) | (transposed_head(params) if config.tied else {})
 
 
-def turned_head(params: Params) -> Params:
+def transposed_head(params: Params) -> Params:
     """A tied unembedding, which lies as [out, in] already."""
-    return {"lm_head": {"turned": params["trunk"]["wte"]}}
+    return {"lm_head": {"transposed": params["trunk"]["wte"]}}
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
@@ -155,7 +161,9 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         return params | {"lm_head": {"kernel": kernel}}
 
     def logits(params, tokens, mask, *, start):
-        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), real(mask))
+        hidden, _ = trunk.apply(
+            params["trunk"], tokens, positions_of(mask), segments_from_mask(mask)
+        )
         return head(params, hidden[:, start:])
 
     def packed_hidden(params, batch: LMBatch, dropout_key):
@@ -178,7 +186,9 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
-        hidden, layers = trunk.apply(params["trunk"], queries, positions, real(query_mask))
+        hidden, layers = trunk.apply(
+            params["trunk"], queries, positions, segments_from_mask(query_mask)
+        )
         cache = Cache(
             layers=jax.tree.map(partial(with_room, length=length), layers),
             mask=jnp.pad(query_mask, [(0, 0), (0, length)]),
@@ -189,11 +199,11 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
 
     def next_logits(params, hidden):
         """``head`` of one position per row: on a CPU a tied kernel is read as it lies, uncopied."""
-        if not (config.tied and reads_turned(len(hidden), config)):
+        if not (config.tied and prefers_transposed(len(hidden), config)):
             return head(params, hidden)
 
         def as_it_lies(params, hidden):
-            return head(params | turned_head(params), hidden)
+            return head(params | transposed_head(params), hidden)
 
         return jax.lax.platform_dependent(params, hidden, cpu=as_it_lies, default=head)
 
@@ -217,8 +227,8 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         packed_logprobs=packed_logprobs,
         prefill=prefill,
         decode=decode,
-        reads_turned=partial(reads_turned, config=config),
-        turned=partial(turned, config=config),
+        prefers_transposed=partial(prefers_transposed, config=config),
+        transposed=partial(transposed, config=config),
     )
 
 
@@ -237,12 +247,14 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         }
 
     def values(params, tokens, mask, *, start):
-        hidden, _ = trunk.apply(params["trunk"], tokens, positions_of(mask), real(mask))
+        hidden, _ = trunk.apply(
+            params["trunk"], tokens, positions_of(mask), segments_from_mask(mask)
+        )
         return apply_head(params["head"], hidden[:, start:])
 
     def score(params, tokens, mask, dropout_key):
         apply = trunk.applied(dropout_key)
-        hidden, _ = apply(params["trunk"], tokens, positions_of(mask), real(mask))
+        hidden, _ = apply(params["trunk"], tokens, positions_of(mask), segments_from_mask(mask))
         return apply_head(params["head"], at_position(hidden, last_index(mask)))
 
     def score_responses(params, queries, query_mask, responses, mask, dropout_key):
@@ -250,7 +262,7 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         read, go_on = trunk.applied(k_query), trunk.applied(k_response)
         positions = positions_of(query_mask)
-        seen, layers = read(params["trunk"], queries, positions, real(query_mask))
+        seen, layers = read(params["trunk"], queries, positions, segments_from_mask(query_mask))
 
         def each(x, axis=0):
             return jnp.repeat(x, K, axis=axis)
@@ -324,7 +336,9 @@ def make_policy_value(
         if value_trunk == "none":
             return lm.logits(params["policy"], tokens, mask, start=start), None
         policy = params["policy"]
-        hidden, _ = trunk.apply(policy["trunk"], tokens, positions_of(mask), real(mask))
+        hidden, _ = trunk.apply(
+            policy["trunk"], tokens, positions_of(mask), segments_from_mask(mask)
+        )
         hidden = hidden[:, start:]
         return unembed(policy, hidden, config), apply_head(policy["head"], hidden)
 
@@ -364,7 +378,7 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
     @jax.jit  # one program, not one for each shape of parameter
     def init(key):
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = unrolled.init(key, tokens, tokens, real(tokens == 0))["params"]
+        params = unrolled.init(key, tokens, tokens, segments_from_mask(tokens == 0))["params"]
         return stack_blocks(params, config.n_layers) if config.scan_layers else params
 
     def apply(params, *inputs):

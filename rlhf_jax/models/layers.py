@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from rlhf_jax.config import RotaryConfig
 from rlhf_jax.models import layout
-from rlhf_jax.models.products import turned_product
+from rlhf_jax.models.products import transposed_product
 
 
 def accumulator(dtype: str | np.dtype) -> np.dtype:
@@ -62,7 +62,7 @@ class Dense(nn.Module):
 
     Rows are flattened to one axis first: on CPU the gradient of a three-dimensional product takes
     2.5 times as long. ``dtype`` is that of the operands; sums are ``accumulator(dtype)``. A kernel
-    that ``turn_kernels`` has turned is used as it lies.
+    that ``transpose_kernels`` has transposed is used as it lies.
     """
 
     features: int
@@ -80,9 +80,9 @@ class Dense(nn.Module):
             return jnp.dot(*cast, preferred_element_type=accumulator(self.dtype))
 
         rows = x.reshape(-1, x.shape[-1])
-        if self.has_variable("params", "turned"):
-            turned = self.get_variable("params", "turned").astype(self.dtype)
-            y = turned_product(rows, turned)
+        if self.has_variable("params", "transposed"):
+            transposed = self.get_variable("params", "transposed").astype(self.dtype)
+            y = transposed_product(rows, transposed)
         else:
             kernel = self.param("kernel", normal_init(self.stddev), (x.shape[-1], self.features))
             inner = int(self.name == "c_proj")
@@ -101,7 +101,7 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int) -> Float[Array, "Hal
     Wavelengths over original_context / low_factor are divided by ``factor``, those under
     original_context / high_factor are kept, and between the two it is interpolated.
     """
-    dim = config.turned(head_dim)
+    dim = config.rotated(head_dim)
     frequencies = 1.0 / config.theta ** (jnp.arange(0, dim, 2, dtype=float) / dim)
     if config.factor == 1.0:
         return frequencies
@@ -122,12 +122,12 @@ def rotation(config: RotaryConfig, head_dim: int, positions: Int[Array, "B T"]) 
 
 
 def rotate(x: Float[Array, "B H T Dh"], turn: Rotation) -> Float[Array, "B H T Dh"]:
-    """Rotary position embedding (Su et al. 2021): pair (i, i + d/2) turned by its angle.
+    """Rotary position embedding (Su et al. 2021): pair (i, i + d/2) rotated by its angle.
 
     Halves are paired, as GPT-NeoX and transformers do; the paper and GGUF pair neighbours.
     """
     cos, sin = turn
     half = cos.shape[-1]
     first, second, rest = jnp.split(x.astype(accumulator(x.dtype)), (half, 2 * half), axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin, rest)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (first * cos - second * sin, second * cos + first * sin, rest)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from rlhf_jax.types import Params
 
 FEW_ROWS = range(2, 33)
-"""Numbers of rows at which a turned kernel is quicker. One row reads the weights as they lie."""
+"""Numbers of rows at which a transposed kernel is quicker; one row reads weights as they lie."""
 WIDE = 256
-"""Width of a model from which turned kernels pay; narrower ones gain nothing or lose."""
+"""Width of a model from which transposed kernels pay; narrower ones gain nothing or lose."""
 
 
 @jax.custom_vjp
@@ -25,33 +25,35 @@ def wide_product_gradients(operands, gradient):
     """Gradients of rows · kernel for both operands, given that of the product."""
     rows, kernel = operands
     # Turned before the product: XLA:CPU takes 1.7 times as long to contract two leading axes.
-    turned = jax.lax.platform_dependent(
+    transposed = jax.lax.platform_dependent(
         rows, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose
     )
-    return gradient @ kernel.T, turned @ gradient
+    return gradient @ kernel.T, transposed @ gradient
 
 
 wide_product.defvjp(lambda *operands: (wide_product(*operands), operands), wide_product_gradients)
 
 
-def turned_product(
-    rows: Float[Array, "N In"], turned: Float[Array, "Out In"]
+def transposed_product(
+    rows: Float[Array, "N In"], transposed: Float[Array, "Out In"]
 ) -> Float[Array, "N Out"]:
-    """rows · turnedᵀ, with the large operand on the left.
+    """rows · transposedᵀ, with the large operand on the left.
 
     XLA:CPU packs the right operand anew in each call. With a few rows and the kernel on the right
-    that is most of the time; so the rows stand there, and the result is turned back.
+    that is most of the time; so the rows stand there, and the result is transposed back.
     """
-    product = jax.lax.dot_general(turned, rows, (((1,), (1,)), ((), ())))
+    product = jax.lax.dot_general(transposed, rows, (((1,), (1,)), ((), ())))
     # The barrier keeps the compiler from swapping the operands to save the transposition.
     return jax.lax.optimization_barrier(product).T
 
 
-def turn_kernels(params: Params) -> Params:
-    """``params`` whose kernels are stored [out, in], under the name ``turned``."""
+def transpose_kernels(params: Params) -> Params:
+    """``params`` whose kernels are stored [out, in], under the name ``transposed``."""
     if not isinstance(params, dict):
         return params
-    turned = {name: turn_kernels(leaf) for name, leaf in params.items() if name != "kernel"}
+    transposed = {
+        name: transpose_kernels(leaf) for name, leaf in params.items() if name != "kernel"
+    }
     if "kernel" in params:
-        turned["turned"] = jnp.swapaxes(params["kernel"], -1, -2)
-    return turned
+        transposed["transposed"] = jnp.swapaxes(params["kernel"], -1, -2)
+    return transposed

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.types import Metrics
 
 
-def ordered_pairs(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
+def ranked_above(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
     """[b, i, j] is True where response i is ranked better than j; not for ties or absent ones."""
     better = ranks[:, :, None] < ranks[:, None, :]
     return better & (ranks >= 0)[:, :, None] & (ranks >= 0)[:, None, :]
@@ -15,7 +15,7 @@ def ordered_pairs(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
 
 def count_ranked(ranks: Int[Array, "B K"]) -> Float[Array, ""]:
     """Number of queries with at least one pair that is not tied."""
-    return ordered_pairs(ranks).any(axis=(1, 2)).sum().astype(jnp.float32)
+    return ranked_above(ranks).any(axis=(1, 2)).sum().astype(jnp.float32)
 
 
 def ranking_loss(
@@ -30,7 +30,7 @@ def ranking_loss(
     have any are averaged: a query weighs the same whatever its K. ``count`` is the number of such
     queries in the whole batch.
     """
-    pairs = ordered_pairs(ranks)
+    pairs = ranked_above(ranks)
     number = jnp.maximum(pairs.sum(axis=(1, 2)), 1)
     count = count_ranked(ranks) if count is None else count
     # Outside the pairs scores may be anything (padding): cut them off before the difference.

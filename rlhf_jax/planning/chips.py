@@ -43,7 +43,7 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[kind]
 
 
-def describe(topology: str) -> Sequence[jax.Device]:
+def devices_of(topology: str) -> Sequence[jax.Device]:
     """The devices of a TPU topology, to compile for. Raises InputError without libtpu."""
     chip_of(topology)
     # libtpu asks the cloud which TPU it runs on, and locks it; nothing is run here.

@@ -146,7 +146,7 @@ def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
     return Program("reward-model update", jitted, (state, batch, KEY, None), kinds, {})
 
 
-class Actors(NamedTuple):
+class Networks(NamedTuple):
     """What lies on the chips all through PPO."""
 
     state: TrainState
@@ -161,7 +161,7 @@ class Actors(NamedTuple):
         return {"weights": others, "optimizer": (self.state.opt_state, self.state.ema_params)}
 
 
-def actors(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Actors:
+def networks_of(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Networks:
     """The four models of PPO as shapes, where they lie, and its optimizer."""
     c = chain.ppo
     parallel.check_batch("ppo.batch_size / num_minibatches", c.batch_size // c.num_minibatches)
@@ -173,12 +173,12 @@ def actors(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Acto
     updates = c.updates_per_iteration
     tx = make_policy_value_optimizer(c.optim, c.value_optim, 1, updates_per_step=updates)
     state = train_state(params, tx, c.optim, parallel)
-    return Actors(state, placed(lm, parallel), placed(scalar, parallel), tx)
+    return Networks(state, placed(lm, parallel), placed(scalar, parallel), tx)
 
 
 def prefill(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """All queries of an iteration at once, into a cache with room for the responses."""
-    c, there = chain.ppo, actors(chain, models, parallel)
+    c, there = chain.ppo, networks_of(chain, models, parallel)
     lm = make_language_model(models.policy, models.vocab_size)
     policy = there.state.params["policy"]
     shape = c.batch_size, known(c.prompt_length)
@@ -190,7 +190,7 @@ def prefill(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Pro
 
 def decode(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """One token of every episode of an iteration."""
-    c, there = chain.ppo, actors(chain, models, parallel)
+    c, there = chain.ppo, networks_of(chain, models, parallel)
     lm = make_language_model(models.policy, models.vocab_size)
     policy = there.state.params["policy"]
     queries = jax.ShapeDtypeStruct((c.batch_size, c.prompt_length), jnp.int32)
@@ -214,7 +214,7 @@ def cache_sharding(parallel: Parallel, leaf: Any) -> NamedSharding:
 
 def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """All minibatches of an iteration, each with its pretraining text."""
-    c, there = chain.ppo, actors(chain, models, parallel)
+    c, there = chain.ppo, networks_of(chain, models, parallel)
     lm = make_language_model(models.policy, models.vocab_size)
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
     reward_models = {"task": make_scalar_model(models.scalar, models.vocab_size)}

@@ -22,7 +22,7 @@ from rlhf_jax.report.figures import (
     MARKERS,
     Panel,
     Series,
-    describe,
+    describe_panel,
     look,
 )
 
@@ -184,7 +184,7 @@ def _for_page(svg: str, panel: Panel) -> str:
     svg = re.sub(r' d="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     box = known(re.search(r'viewBox="([^"]*)"', svg))[1]
-    image = f'<svg viewBox="{box}" role="img" aria-label="{escape(describe(panel))}">'
+    image = f'<svg viewBox="{box}" role="img" aria-label="{escape(describe_panel(panel))}">'
     return image + svg[svg.index(">") + 1 :]
 
 

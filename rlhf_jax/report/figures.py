@@ -132,7 +132,7 @@ def smooth(values: Sequence[float | int] | np.ndarray) -> np.ndarray:
 # --- words and tables -----------------------------------------------------------------------------
 
 
-def describe(panel: Panel) -> str:
+def describe_panel(panel: Panel) -> str:
     """The panel in words, for those who do not see it: each series from its first to last point."""
     if panel.rows:
         return f"{panel.title}, {panel.x_label} of {len(panel.rows)} rows: {_named(panel)}."

@@ -17,7 +17,7 @@ from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.standing import read_refusals
 from rlhf_jax.report.page import TITLES, Feedback, Recipe, RunRecord, StageRecord
 from rlhf_jax.runs.logs import read_rows
-from rlhf_jax.runs.records import flatten, read_object
+from rlhf_jax.runs.records import dotted_fields, read_object
 
 CHAIN = ("pretrain", "sft", "comparisons", "reward", "ppo", "evaluate")
 """Stages that a whole chain has."""
@@ -146,11 +146,11 @@ def config_lines(record: Mapping[str, Any]) -> str:
     def line(name: str, value: Any) -> str:
         return f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
-    fields = flatten(record["config"])
+    fields = dotted_fields(record["config"])
     known = getattr(rlhf_jax.config, record.get("config_class", ""), None)
     if known is None:
         return "\n".join(line(*item) for item in fields.items())
-    defaults = json.loads(json.dumps(flatten(to_dict(known()))))
+    defaults = json.loads(json.dumps(dotted_fields(to_dict(known()))))
     usual = {name for name, value in fields.items() if defaults.get(name, ...) == value}
     own = [line(*item) for item in fields.items() if item[0] not in usual]
     rest = [line(*item) for item in fields.items() if item[0] in usual]

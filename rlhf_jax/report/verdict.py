@@ -52,7 +52,7 @@ def verdict(group: Group, groups: Groups) -> str:
     """The sentences of a group: what was trained, whether it worked, and what to doubt."""
     trained, policy = what_was_trained(group), judged_policy(group)
     named = f"{group.label}: " if len(groups) > 1 else ""
-    rate = share(done_figures(group, "evaluate", "policies", policy, "win_rate"))
+    rate = share_interval(done_figures(group, "evaluate", "policies", policy, "win_rate"))
     if rate is None:
         return f"{named}{trained}; whether it worked is not known: {why_unknown(group)}."
     outcome = f"{named}{trained}{conclusion(rate)}: {comparison(group, policy, rate)}"
@@ -142,7 +142,7 @@ def between(figures: Sequence[Any]) -> Between | None:
     return Between(mean, value.get("low", mean - ci), value.get("high", mean + ci))
 
 
-def share(figures: Sequence[Any]) -> Between | None:
+def share_interval(figures: Sequence[Any]) -> Between | None:
     """``between`` of a share: few seeds make an interval that is wider than what can be."""
     found = between(figures)
     return found and Between(found.mean, max(found.low, 0.0), min(found.high, 1.0))
@@ -198,7 +198,7 @@ def exploited(group: Group, policy: str) -> str:
 def by_people(group: Group, policy: str) -> str:
     """What people preferred where they judged; empty if they did not."""
     figures = done_figures(group, "evaluate", "policies", policy, "win_rate_by_people")
-    rate = share(figures)
+    rate = share_interval(figures)
     if rate is None:
         return ""
     shown = "" if rate.low > 0.5 or rate.high < 0.5 else ", which shows no difference"

@@ -77,4 +77,5 @@ def count_up_to(ends: Float[Array, "B N"], target: Float[Array, "B"]) -> Int[Arr
 
 
 def take(rows: Float[Array, "B N"], index: Int[Array, "B"]) -> Float[Array, "B"]:
+    """rows[b, index[b]]: one entry of each row."""
     return jnp.take_along_axis(rows, index[:, None], axis=1)[:, 0]

@@ -67,8 +67,8 @@ def generate(
             token, logprob = greedy(logits)
         else:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-            options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-            token, logprob = draw(step_keys, filter_logits(logits, **options))
+            logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+            token, logprob = draw(step_keys, logits)
         return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
 
     def write(generation: Generation, t, token, logprob, done):
@@ -88,9 +88,11 @@ def generate(
     B = len(keys)
     logits, cache = model.prefill(params, queries, query_mask, length=length)
     if len(queries) < B:  # here the responses to one query begin to differ
-        times = B // len(queries)
-        # Not taken by number: on several devices that would gather the cache.
-        repeat = lambda x, axis: jnp.repeat(x, times, axis=axis)
+
+        def repeat(x, axis):
+            # Not taken by number: on several devices that would gather the cache.
+            return jnp.repeat(x, B // len(queries), axis=axis)
+
         logits, cache = repeat(logits, 0), with_rows(cache, repeat)
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
@@ -101,13 +103,17 @@ def generate(
     )
     first = write(empty, 0, token, logprob, nobody)
     state = Decoding(jnp.int32(1), token, is_end(token, end_ids), keys, cache, first)
-    rest = lambda params, state: decode_rest(
-        partial(step, params), state, length=length, sizes=smaller_batches(B)
-    )
-    if not model.reads_turned(B):
+
+    def rest(params, state):
+        sizes = smaller_batches(B)
+        return decode_rest(partial(step, params), state, length=length, sizes=sizes)
+
+    def rest_transposed(params, state):
+        return rest(model.transposed(params), state)
+
+    if not model.prefers_transposed(B):
         return rest(params, state)
-    turned = lambda params, state: rest(model.turned(params), state)
-    return jax.lax.platform_dependent(params, state, cpu=turned, default=rest)
+    return jax.lax.platform_dependent(params, state, cpu=rest_transposed, default=rest)
 
 
 def smaller_batches(rows: int) -> tuple[int, ...]:
@@ -121,12 +127,18 @@ def decode_rest(
 ) -> Generation:
     """Take steps until every row has ended; when only ``sizes[0]`` go on, with those alone."""
     few = sizes[0] if sizes else 0
-    going = lambda state: (state.t < length) & ((~state.done).sum() > few)
+
+    def going(state: Decoding):
+        return (state.t < length) & ((~state.done).sum() > few)
+
     state = jax.lax.while_loop(going, step, state)
     if not sizes:
         return state.generation
     rows = jnp.argsort(state.done, stable=True)[:few]
-    take = lambda x, axis=0: jnp.take(x, rows, axis=axis)
+
+    def take(x, axis=0):
+        return jnp.take(x, rows, axis=axis)
+
     rest = Decoding(
         state.t,
         *map(take, (state.token, state.done, state.keys)),

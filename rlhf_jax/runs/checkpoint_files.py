@@ -36,7 +36,7 @@ def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Call
     whole = jax.process_count() == 1 and not any(map(in_parts, jax.tree.leaves(items)))
     if whole:
         items = jax.tree.map(np.asarray, jax.device_get(items))
-    info |= {"whole": whole, "leaves": fingerprints(flatten(items))}
+    info |= {"whole": whole, "leaves": fingerprints(leaves_by_path(items))}
     info = json.loads(json.dumps(info))  # as read back
     info["sha256"] = json_sha256(info)
     with orbax_options():
@@ -76,7 +76,7 @@ def read_items(path: Path, info: dict[str, Any], like: dict[str, Any]) -> dict[s
         items = jax.tree.map(placed_as, load(path, jax.tree.map(on_host, like)), like)
     else:
         items = load(path, like)
-    found = fingerprints(flatten(items))
+    found = fingerprints(leaves_by_path(items))
     expected = {k: v for k, v in info["leaves"].items() if k.split("/")[0] in like}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
@@ -115,7 +115,7 @@ def remove_temporary(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
     """{"params/wte/embedding": leaf, ...}: the same names for dicts, lists and NamedTuples."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

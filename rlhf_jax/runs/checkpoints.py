@@ -23,8 +23,8 @@ from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.runs.checkpoint_files import (
     Damaged,
     first_line,
-    flatten,
     json_sha256,
+    leaves_by_path,
     list_steps,
     on_host,
     read_info,
@@ -284,7 +284,7 @@ def abstract(shapes: Params, shardings: Callable[[Params], Params]) -> Params:
 
 def params_sha256(params: Params) -> str:
     """A fingerprint of parameters: paths, dtypes, shapes and bits, wherever the arrays live."""
-    return json_sha256(fingerprints(flatten(params)))
+    return json_sha256(fingerprints(leaves_by_path(params)))
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def restore(path: Path, like: TrainState) -> Restored:
     """A train state of ``like``'s structure, types and places. Raises Damaged or InputError."""
     info = read_info(path)
     targets = to_items(like)
-    check_leaves(path, info["leaves"], flatten(targets))
+    check_leaves(path, info["leaves"], leaves_by_path(targets))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     there = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), targets

@@ -26,7 +26,7 @@ def weights(axis: int, start: int, stop: int) -> np.ndarray:
     return (x ^ (x >> np.uint64(31))) | np.uint64(1)
 
 
-def share(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+def partial_sum(part: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
     """What the elements ``x[index]`` of an array x of ``shape`` add to its fingerprint."""
     bits = np.ascontiguousarray(part).view(f"u{part.dtype.itemsize}").reshape(part.shape or (1,))
     bounds = [i.indices(n)[:2] for i, n in zip(index, shape, strict=True)] or [(0, 1)]
@@ -48,12 +48,14 @@ def own_share(leaf: Any) -> int:
     """The share of this process: of an array in parts, those that no other process counts."""
     if not isinstance(leaf, jax.Array):
         counts = jax.process_index() == 0
-        return share(np.asarray(leaf), (slice(None),) * np.ndim(leaf), np.shape(leaf)) * counts
+        return (
+            partial_sum(np.asarray(leaf), (slice(None),) * np.ndim(leaf), np.shape(leaf)) * counts
+        )
     if leaf.is_fully_addressable and leaf.is_fully_replicated:
         counts = jax.process_count() == 1 or jax.process_index() == 0
-        return share(np.asarray(leaf), (slice(None),) * leaf.ndim, leaf.shape) * counts
+        return partial_sum(np.asarray(leaf), (slice(None),) * leaf.ndim, leaf.shape) * counts
     parts = [part for part in leaf.addressable_shards if part.replica_id == 0]
-    return sum(share(np.asarray(part.data), part.index, leaf.shape) for part in parts) % 2**64
+    return sum(partial_sum(np.asarray(part.data), part.index, leaf.shape) for part in parts) % 2**64
 
 
 def fingerprints(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from rlhf_jax.runs.records import (
     describe_run,
     diff_config,
     diverged,
-    flatten,
+    dotted_fields,
     read_done,
     read_run,
     write_record,
@@ -234,7 +234,9 @@ def check_same(
     defaults: Mapping[str, Any],
 ) -> None:
     """Raise InputError for another config, naming each field that changed."""
-    as_default = [(name, "absent", json.dumps(value)) for name, value in flatten(defaults).items()]
+    as_default = [
+        (name, "absent", json.dumps(value)) for name, value in dotted_fields(defaults).items()
+    ]
     changes = [
         change
         for change in diff_config(saved.config, config, ignore=ignore)

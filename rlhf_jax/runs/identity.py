@@ -75,8 +75,12 @@ def reward_functions_of(config: Any) -> dict[str, InputFile]:
         for n, source in enumerate(sources)
         if source.kind == "function"
     }
-    digests = {label: (str(file), files_digest(file)) for label, file in files.items()}
-    return {label: InputFile(*found) for label, found in digests.items() if found[1] is not None}
+    digests = {label: files_digest(file) for label, file in files.items()}
+    return {
+        label: InputFile(str(files[label]), digest)
+        for label, digest in digests.items()
+        if digest is not None
+    }
 
 
 def why_not_longer(config: Any) -> str:

@@ -17,7 +17,7 @@ def say(message: str) -> None:
         sys.stderr.flush()
 
 
-def show(name: str, value: float | int) -> str:
+def named_number(name: str, value: float | int) -> str:
     """A number with its name, "loss 5.12"; a name ending in /s is a rate: "18.4k tok/s"."""
     if not name.endswith("/s"):
         return f"{name} {value:.3g}"
@@ -64,7 +64,10 @@ class Progress:
         """``step`` steps are done; ``numbers`` are shown beside (2 or 3 of them)."""
         now = time.monotonic()
         self._first = self._first or (step, now)
-        shown = [*self._times(step, now), *(show(name, value) for name, value in numbers.items())]
+        shown = [
+            *self._times(step, now),
+            *(named_number(name, value) for name, value in numbers.items()),
+        ]
         if self._bar is not None:
             columns = self._bar.format_dict["ncols"] or 80
             text = fitting(shown, columns - len(self._counted(step)) - BAR)

@@ -128,12 +128,12 @@ def read_object(path: Path, *names: str) -> dict[str, Any]:
     return found
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted_fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim.lr": 0.001, ...}; lists are values."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= dotted_fields(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
@@ -145,7 +145,7 @@ def diff_config(
     """(field, saved value, given value), as JSON text, of every field that differs."""
 
     def texts(config):
-        flat = flatten(config)
+        flat = dotted_fields(config)
         return {name: json.dumps(value) for name, value in flat.items() if not ignored(name)}
 
     def ignored(name):

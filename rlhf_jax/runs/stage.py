@@ -44,7 +44,7 @@ from rlhf_jax.runs.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.runs.signals import StopRequest
 from rlhf_jax.runs.startup import start
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
-from rlhf_jax.types import Metrics, Params, TrainState, as_leaf
+from rlhf_jax.types import Params, TrainState, as_leaf
 
 T = TypeVar("T")
 
@@ -290,8 +290,8 @@ class Stage:
                     say(f"{self.name}: stopped; the same command goes on from here")
                     raise SystemExit(self._stop.exit_code)
 
-    def log(self, metrics: Metrics, *, show: Sequence[str], **units: int) -> None:
-        """Log a step's metrics; ``units`` (tokens, episodes) are what it processed."""
+    def log(self, metrics: Mapping[str, Any], *, show: Sequence[str], **units: int) -> None:
+        """Log a step's metrics (scalars); ``units`` (tokens, episodes) are what it processed."""
         self.done += 1
         self._fresh = False
         self._stopping = asked_to_stop(self.done - self._from, self._stop.requested)

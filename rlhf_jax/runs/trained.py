@@ -83,9 +83,10 @@ def save_model_card(
     value: ModelConfig | None = None,
     lengths: Mapping[str, int] | None = None,
 ) -> None:
-    """The model's shape and its tokenizer, which later stages read; ``value`` is the critic's.
+    """The model's shape and its tokenizer, which later stages read.
 
-    ``lengths`` are those of the prompts and answers that it learns from.
+    ``value`` is the shape of PPO's value network; ``lengths`` are those of the prompts
+    and answers that it learns from.
     """
     if jax.process_index() != 0:
         return

@@ -77,8 +77,8 @@ def build(source: Path) -> Task:
         },
         corpora=corpora,
         heldout=heldout,
-        gold=make_scorer(gold),
-        judges={"other_ngrams": make_scorer(judge)},
+        gold=make_ngram_judge(gold),
+        judges={"other_ngrams": make_ngram_judge(judge)},
         metrics=make_metrics(gold),
         baselines={"same_end": make_same_end(split["demonstrations"])},
         words=mixed_tokens,
@@ -99,7 +99,7 @@ def cut_sentences(text: str) -> list[tuple[str, str]]:
     return made
 
 
-def make_scorer(model: NgramModel) -> Judge:
+def make_ngram_judge(model: NgramModel) -> Judge:
     """−bits per byte of the response after its prompt − 3 · repeated words; −8 if it is empty."""
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> Float[np.ndarray, "B"]:

@@ -16,6 +16,7 @@ from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.data.rows import Text
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, known
+from rlhf_jax.evaluation.metrics import bits_per_byte
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.training.parallel import Parallel
@@ -67,7 +68,7 @@ def text_stream(
     *,
     batch_size: int,
     seed: int,
-    mine: np.ndarray,
+    local_rows: np.ndarray,
 ) -> Batches[LMBatch]:
     """Endless packed batches of the training text, mixed by ``config.weights``."""
     return text_batches(
@@ -77,7 +78,7 @@ def text_stream(
         batch_size=batch_size,
         seed=seed,
         pad_id=tokenizer.pad_id,
-        mine=mine,
+        local_rows=local_rows,
     )
 
 
@@ -118,7 +119,7 @@ def describe_losses(losses: Mapping[str, TextLoss]) -> dict[str, float]:
     for name, loss in losses.items():
         total = sum(loss.nats.tolist())
         results[f"eval/{name}/nats_per_token"] = total / sum(loss.tokens.tolist())
-        results[f"eval/{name}/bits_per_byte"] = total / np.log(2) / loss.bytes.sum()
+        results[f"eval/{name}/bits_per_byte"] = bits_per_byte(total, int(loss.bytes.sum()))
     return results
 
 

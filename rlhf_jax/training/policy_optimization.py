@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from rlhf_jax.config import CombineConfig, PPOConfig
 from rlhf_jax.config.rewards import reward_names
+from rlhf_jax.errors import known
 from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel
 from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.ends import is_end
@@ -94,7 +95,7 @@ def make_policy_optimization(
         lm,
         policy_value,
         reward_models,
-        length=config.response_length,
+        length=known(config.response_length),
         temperature=temperature,
         end_ids=end_ids,
         pad_id=pad_id,
@@ -199,11 +200,11 @@ def prepare_batch(
     missing_eos_penalty: float | None,
     end_ids: Sequence[int],
 ) -> tuple[PPOBatch, Metrics]:
-    """Scores → rewards → advantages → whitening, in that order, once for the whole rollout batch of
-    all devices.
+    """Scores → rewards → advantages → whitening, in that order.
 
-    Returns come before the advantages are whitened. The metrics are means over episodes of sums
-    over tokens, in nats, under the names of TRL's PPO (which descend from lm-human-preferences).
+    Once for the whole rollout batch of all devices; returns come before the advantages are
+    whitened. The metrics are means over episodes of sums over tokens, in nats, under the names of
+    TRL's PPO (which descend from lm-human-preferences).
     """
     r, kl_coef = rollout, coefs["kl_coef"]
     scores = combine(r.scores, coefs)
@@ -221,6 +222,7 @@ def prepare_batch(
         rewards = whiten(rewards, r.mask, shift_mean=False)
     advantages, returns = advantage_fn(rewards, r.values, r.mask)
     if r.values is not None:
+        assert returns is not None, "a value network has returns to learn"
         error = masked_mean((returns - r.values) ** 2, r.mask)
         spread = masked_mean((returns - masked_mean(returns, r.mask)) ** 2, r.mask)
         metrics |= {"val/var_explained": 1 - error / jnp.maximum(spread, 1e-8)}
@@ -248,8 +250,12 @@ def episode_metrics(
     *,
     end_ids: Sequence[int],
 ) -> Metrics:
+    """Means over episodes of what the rollout was worth: scores, KL, entropy, length."""
     r = rollout
-    per_episode = lambda x: jnp.where(r.mask, x, 0.0).sum(axis=1).mean()
+
+    def per_episode(x):
+        return jnp.where(r.mask, x, 0.0).sum(axis=1).mean()
+
     total = per_episode(rewards)
     return {
         "objective/kl": per_episode(r.logprobs - r.ref_logprobs),
@@ -304,8 +310,7 @@ def make_ppo_update(
     accumulate: int,
     ema_decay: float,
 ) -> UpdateStep:
-    """``(state, (minibatches, ptx minibatches | None), key, frozen) -> (state, metrics)``: one
-    iteration.
+    """One iteration: ``(state, (minibatches, ptx or None), key, frozen) -> (state, metrics)``.
 
     Minibatches have a leading axis and are taken in turn. PPO-ptx (Ouyang et al. 2022, eq. 2)
     adds ``ptx_coef`` times the gradient of the language-model loss on pretraining text to that of
@@ -320,6 +325,7 @@ def make_ppo_update(
         metrics |= {"policy/grad_norm": optax.tree.norm(grads["policy"])}
         if ptx is None:
             return grads, metrics
+        assert ptx_loss_fn is not None and ptx_count_fn is not None, "pretraining text has a loss"
         count = psum(ptx_count_fn(ptx), axis_name)
         loss = on_trainable(ptx_loss_fn, frozen)
         shares = accumulated_gradients(loss, params, ptx, key, count, accumulate=accumulate)

@@ -153,7 +153,8 @@ def test_the_stream_depends_on_the_seed_only():
 def test_shards_are_disjoint_and_complete(seed, count):
     docs = documents(*[8] * 31)
     shards = [
-        texts(docs, batch_size=6, seed=seed, mine=rows) for rows in np.split(np.arange(6), count)
+        texts(docs, batch_size=6, seed=seed, local_rows=rows)
+        for rows in np.split(np.arange(6), count)
     ]
     whole = texts(docs, batch_size=6, seed=seed)
     assert {shard.steps_per_epoch for shard in shards} == {whole.steps_per_epoch} == {6}
@@ -212,7 +213,7 @@ def test_resuming_with_another_number_of_processes():
     it = make_queries(batch_size=4)
     next(it)
     state = it.get_state()
-    halves = [make_queries(batch_size=4, mine=rows) for rows in np.split(np.arange(4), 2)]
+    halves = [make_queries(batch_size=4, local_rows=rows) for rows in np.split(np.arange(4), 2)]
     for half in halves:
         half.set_state(state)
     together = [index for half in halves for index in next(half).index.tolist()]
@@ -357,7 +358,9 @@ def test_answers_to_one_prompt_are_rows_that_follow_one_another(tokenizer):
     prompts = [Prompt(text) for text in ("a", "b", "c", "d", "e")]
     frame = dict(query_length=4, batch_size=6, seed=0, copies=3)
     whole = query_batches(prompts, tokenizer, **frame)
-    parts = [query_batches(prompts, tokenizer, **frame, mine=np.array(m)) for m in ([0, 1], [4])]
+    parts = [
+        query_batches(prompts, tokenizer, **frame, local_rows=np.array(m)) for m in ([0, 1], [4])
+    ]
     plain = query_batches(prompts, tokenizer, query_length=4, batch_size=2, seed=0)
     assert whole.steps_per_epoch == 3
     for _ in range(4):

@@ -105,7 +105,7 @@ def test_prompts_of_every_stage_may_be_conversations(tokenizer, tmp_path):
     shown = [Demonstration(prompt, "a") for prompt in prompts]
     lengths = dict(block_size=T + 4, prompt_length=T, response_length=4)
     demonstrations, _ = encode_demonstrations(
-        shown, chatty, **lengths, target="response", apart=True
+        shown, chatty, **lengths, target="response", one_per_row=True
     )
     for row, ids in enumerate(wanted):
         assert queries.queries[row][queries.query_mask[row]].tolist() == ids

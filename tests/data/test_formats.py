@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.data.answers import EARLIER, REMOVED, REPEATED
-from rlhf_jax.data.chat import Message, as_conversation, as_text, flatten, written_prompt
+from rlhf_jax.data.chat import Message, as_conversation, as_text, write_turns, written_prompt
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import (
     Account,
@@ -363,7 +363,7 @@ def test_a_conversation_as_text():
     assert as_text((*HI, *YES)) == "\n\nHuman: Hi?\n\nAssistant: Yes."
     assert as_text((*YES, *HI, *NO)) == " Yes.\n\nHuman: Hi?\n\nAssistant: No."
     # A system message between turns is not glued to the answer before it.
-    assert flatten((*YES, later, *HI)) == "\n\nAssistant: Yes.\n\nBe brief.\n\nHuman: Hi?"
+    assert write_turns((*YES, later, *HI)) == "\n\nAssistant: Yes.\n\nBe brief.\n\nHuman: Hi?"
 
 
 def test_rows_of_another_kind_are_told_from_wrong_ones(write):

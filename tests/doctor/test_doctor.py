@@ -132,8 +132,8 @@ def patient(tmp_path_factory) -> checks.Patient:
 
 
 def admitted(ppo: PPOConfig, policy: Trained, reward: Trained) -> checks.Patient:
-    actor, critic = (with_adapters(m, ppo.lora, seed=0) for m in (policy, reward))
-    return checks.Patient(ppo, policy, reward, actor, critic, (), None, None)
+    trained, value = (with_adapters(m, ppo.lora, seed=0) for m in (policy, reward))
+    return checks.Patient(ppo, policy, reward, trained, value, (), None, None)
 
 
 @pytest.fixture(scope="module")
@@ -470,7 +470,7 @@ def test_ends_of_text_out_of_the_loss(patient, episodes, monkeypatch):
 def test_a_policy_that_never_learnt_to_end(patient, prompts):
     lm = make_language_model(MODEL, patient.policy.vocab_size)
     fresh = patient.policy._replace(params=lm.init(jax.random.key(0)))
-    untaught = patient._replace(policy=fresh, actor=fresh)
+    untaught = patient._replace(policy=fresh, trained=fresh)
     episodes = checks.sample_episodes(untaught, prompts)
     found = failed(checks.demonstration_findings(untaught, episodes))
     assert found == {"ends of text that SFT predicts", "sampled answers that end"}

@@ -27,7 +27,7 @@ from rlhf_jax.evaluation.bias import (
     multiple_choice,
     pair_bias,
 )
-from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_scorer
+from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_logprob_scorer
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.tasks.safety_sets import RESPECTFUL, load_safety_sets, refuses
@@ -138,7 +138,7 @@ def test_scores_are_sums_of_token_logprobs(runs):
     policy = in_float64(load_trained(runs / "sft", flag="init"))
     lm = make_language_model(policy.model, policy.vocab_size)
     pairs = [("the cat", " said the cat"), ("", "he she they " * 6), ("Q: the\nA:", " a")] * 3
-    found = continuation_logprobs(policy, make_scorer(policy, batch_size=4), pairs)
+    found = continuation_logprobs(policy, make_logprob_scorer(policy, batch_size=4), pairs)
     for (context, text), value in zip(pairs, found, strict=True):
         before = policy.tokenizer.encode(context) or [policy.tokenizer.eos_id]
         ids = before + policy.tokenizer.encode(text)
@@ -153,7 +153,7 @@ def test_scores_are_sums_of_token_logprobs(runs):
 @pytest.mark.usefixtures("float64")
 def test_a_context_over_the_models_is_cut_at_its_beginning(runs):
     policy = in_float64(load_trained(runs / "sft", flag="init"))
-    score = make_scorer(policy, batch_size=2)
+    score = make_logprob_scorer(policy, batch_size=2)
     long, short = ("the cat " * 200, " he"), ("the cat " * 190, " he")
     a, b = continuation_logprobs(policy, score, [long, short])
     assert a == pytest.approx(b, rel=SAME)
@@ -181,7 +181,9 @@ def test_the_suite(runs, sets, tmp_path, capsys, monkeypatch):
     some = safety.limit(sets, config.suite_rows)
     for name, found in done["policies"].items():
         policy = load_trained(runs / name, flag="init")
-        logprobs = partial(continuation_logprobs, policy, make_scorer(policy, batch_size=32))
+        logprobs = partial(
+            continuation_logprobs, policy, make_logprob_scorer(policy, batch_size=32)
+        )
         for figure, value in safety.bias(some, logprobs).items():
             assert found[figure] == pytest.approx(value)
     differ = [name for name, found in measures.items() if found != done["policies"]["ppo"][name]]

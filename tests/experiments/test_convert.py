@@ -269,7 +269,7 @@ def test_a_piped_prompt_is_answered(gpt2, monkeypatch, capsys):
     sample.run(load(SampleConfig, argv))
     answer = capsys.readouterr().out
     trained = load_trained(gpt2, flag="init")
-    make = sample.make_answer(load(SampleConfig, argv), trained)
+    make = sample.make_streamed_answer(load(SampleConfig, argv), trained)
     ids = list(make(trained.tokenizer.encode("The capital of France"), 0))
     assert answer == trained.tokenizer.decode(ids) + "\n" and len(ids) == 5
 

@@ -17,7 +17,7 @@ from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.runs.checkpoint_files import load, read_info
 from rlhf_jax.runs.checkpoints import load_params
-from rlhf_jax.runs.records import flatten
+from rlhf_jax.runs.records import dotted_fields
 
 PAPER = ("instructgpt_6b", "instructgpt_1b3", "instructgpt_175b")
 NAMES = ("quickstart", "forkme", "gpt2_124m", *PAPER)
@@ -97,7 +97,7 @@ def test_reward_and_value_are_the_6b_models():
 
 def changes(first, second):
     """Fields that two presets differ in."""
-    a, b = (flatten(to_dict(preset(name))) for name in (first, second))
+    a, b = (dotted_fields(to_dict(preset(name))) for name in (first, second))
     assert a.keys() == b.keys()
     return {name for name in a if a[name] != b[name]}
 
@@ -169,8 +169,8 @@ RUN = ("save_every", "log_every", "eval_every", "tensorboard")
 @pytest.mark.parametrize("name", NAMES)
 def test_shrinking_keeps_every_option(name, tmp_path):
     task = tiny.Task(tmp_path / "data", tmp_path / "tokenizer")
-    before = flatten(to_dict(preset(name)))
-    after = flatten(to_dict(tiny.shrink(preset(name), tmp_path / name, task)))
+    before = dotted_fields(to_dict(preset(name)))
+    after = dotted_fields(to_dict(tiny.shrink(preset(name), tmp_path / name, task)))
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
     is_size = lambda field: field in SIZES or field.rpartition(".")[2] in ENDINGS + RUN

@@ -124,7 +124,7 @@ def test_demonstrations_are_shown_as_sft_learns_them(show, tokenizer):
         response_length=14,
         target="response",
         seed=None,
-        apart=True,
+        one_per_row=True,
     )
     for row, batch in zip([shown[0], shown[2]], batches, strict=True):
         tokens = batch.tokens[batch.segment_ids > 0].tolist()

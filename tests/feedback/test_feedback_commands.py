@@ -410,6 +410,6 @@ def test_nobody_takes_the_name_of_an_import(config):
         accounts.add_labeler(database, "import 7")
     fill(database, 1)
     ann = labeler(database)
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     with pytest.raises(InputError, match="kind"):
         submissions.submit(database, ann, submission="x" * 8, task=task.id, kind="import", body={})

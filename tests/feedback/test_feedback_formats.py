@@ -26,7 +26,7 @@ def labels(tmp_path):
     fill(database, 1, wanted=2, responses=3)
     for name, ranks in (("Ann", [0, 1, 1]), ("Ben", [2, 0, 1])):
         account = labeler(database, name)
-        task = queue.take_task(database, account)
+        task = queue.lease_task(database, account)
         order = task.order(account)
         shown = [ranks[n] for n in order]
         body = {"ranks": shown, "demonstration": "mine" if name == "Ann" else ""}
@@ -344,7 +344,7 @@ def test_half_a_character_of_an_older_store_blocks_nothing(tmp_path):
     with pytest.raises(InputError, match="half a surrogate"):
         queue.add_tasks(database, [queue.NewTask("p \udc00", responses)])
     task = queue.add_tasks(database, [queue.NewTask("p", responses)])[0]
-    queue.take_task(database, ann)
+    queue.lease_task(database, ann)
     for kind, body in (("demonstration", {"text": "\ud83d"}), ("skip", {"note": "\ud83d"})):
         body = {"reason": "other"} | body
         with pytest.raises(InputError, match="half a surrogate"):

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("starlette", reason="the pages need the extra feedback")
 pytest.importorskip("httpx2", reason="starlette's test client needs httpx2")
 
-from feedback_site import ROOT, fill
+from feedback_site import ROOT, fill, integrity
 from plain_browser import RANKS, Browser
 from starlette.testclient import TestClient
 
@@ -615,7 +615,7 @@ def test_labels_are_read_anew_when_they_change(database, site):
     ann, ben = (accounts.add_labeler(database, name)[0] for name in ("Ann", "Ben"))
 
     def rank(person, submission):
-        task = queue.take_task(database, person)
+        task = queue.lease_task(database, person)
         names = {"submission": submission, "task": task.id, "kind": "ranking"}
         submissions.submit(database, person, **names, body={"ranks": [0, 1, 2, 3]})
 
@@ -891,7 +891,7 @@ def test_what_people_and_models_write_is_only_text(database, app, attack):
         assert "49" not in text or "7 * 7" not in attack
     exported = ann.get("/export?format=native")
     assert all(json.loads(line) for line in exported.split("\n") if line)
-    assert database.integrity() == "ok"
+    assert integrity(database) == "ok"
 
 
 def test_redirects_stay_here(app):

@@ -170,7 +170,7 @@ def test_a_worker_answers_the_chat_and_fills_the_queue(loop):
         pass
     open_before = queue.count_open(database)
     assert 0 < open_before <= loop.tasks_per_round
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     assert len(task.responses) >= 2 and task.prompt.startswith("Write a positive review")
     assert all(r.tokens and r.logprob < 0 for r in task.responses)
     twice = [t for t in queue.open_tasks(database, most=99)]
@@ -196,7 +196,7 @@ def test_a_reward_model_under_the_gate_publishes_nothing(loop):
     for _ in feedback_answers.fill(config, database, 0, feedback_answers.load_policy(config, 0)):
         pass
     ann = labeler(database)
-    while (task := queue.take_task(database, ann)) is not None:
+    while (task := queue.lease_task(database, ann)) is not None:
         ranks = [n % 2 for n in range(len(task.responses))]
         submissions.submit(
             database,

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from feedback_site import fill, free_port, start_server, wait_for
+from feedback_site import fill, free_port, integrity, start_server, wait_for
 
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
@@ -72,4 +72,4 @@ def test_no_acknowledged_label_is_lost_when_the_server_is_killed(tmp_path):
     assert sorted(label.task.id for label in labels) == sorted(tasks)  # each exactly once
     assert [row["labels"] for row in kept] == [1] * LABELS
     assert queue.count_open(database) == 0
-    assert database.integrity() == "ok"
+    assert integrity(database) == "ok"

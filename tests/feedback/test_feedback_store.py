@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from feedback_site import fill, labeler
+from feedback_site import fill, integrity, labeler
 from postgresql_server import new_postgresql, shared_server  # noqa: F401
 
 from rlhf_jax.errors import InputError
@@ -34,7 +34,7 @@ def rank(database, account, task, ranks, *, submission, **more):
 def test_a_label_is_stored_by_the_tasks_own_order(database):
     fill(database, 1)
     ann = labeler(database)
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     order = task.order(ann)
     shown = [task.responses[n] for n in order]
     rank(
@@ -73,7 +73,7 @@ def test_each_labeler_sees_an_order_of_their_own(database):
 def test_what_is_sent_twice_is_one_label(database):
     fill(database, 1)
     ann, ben = labeler(database), labeler(database, "Ben")
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     assert rank(database, ann, task, [0, 1, 2, 3], submission="once1234")
     assert not rank(database, ann, task, [0, 1, 2, 3], submission="once1234")
     assert len(read_labels(database)) == 1
@@ -87,7 +87,7 @@ def test_what_is_sent_twice_is_one_label(database):
 def test_labels_cannot_be_changed(database):
     fill(database, 1)
     ann = labeler(database)
-    rank(database, ann, queue.take_task(database, ann), [0, 1, 2, 3], submission="x" * 8)
+    rank(database, ann, queue.lease_task(database, ann), [0, 1, 2, 3], submission="x" * 8)
     with pytest.raises(Exception, match="append-only"), database.write() as rows:
         rows("UPDATE label SET body = '{}'")
     assert read_labels(database)[0].body["ranks"]
@@ -96,12 +96,12 @@ def test_labels_cannot_be_changed(database):
 def test_a_lease_keeps_a_task_from_others_until_it_ends(database):
     fill(database, 1)
     ann, ben = labeler(database), labeler(database, "Ben")
-    task = queue.take_task(database, ann)
-    assert queue.take_task(database, ben) is None
-    assert queue.take_task(database, ann) == task  # the same, in another tab
+    task = queue.lease_task(database, ann)
+    assert queue.lease_task(database, ben) is None
+    assert queue.lease_task(database, ann) == task  # the same, in another tab
     with database.write() as rows:
         rows("UPDATE lease SET expires = 0")
-    assert queue.take_task(database, ben) == task
+    assert queue.lease_task(database, ben) == task
     # Ann's work is not lost, though her lease has ended.
     assert rank(database, ann, task, [0, 0, 0, 1], submission="late1234")
 
@@ -109,22 +109,22 @@ def test_a_lease_keeps_a_task_from_others_until_it_ends(database):
 def test_overlap(database):
     fill(database, 2, wanted=2)
     three = [labeler(database, name) for name in ("Ann", "Ben", "Cy")]
-    taken = [queue.take_task(database, each) for each in three]
+    taken = [queue.lease_task(database, each) for each in three]
     assert taken[0] == taken[1] != taken[2]
     for n, (each, task) in enumerate(zip(three, taken, strict=True)):
         rank(database, each, task, [0, 1, 2, 3], submission=f"first{n:03}")
-    assert queue.take_task(database, three[2]) is None  # the first task has its two
-    assert queue.take_task(database, three[0]) == taken[2]
+    assert queue.lease_task(database, three[2]) is None  # the first task has its two
+    assert queue.lease_task(database, three[0]) == taken[2]
     assert queue.count_open(database) == 1
 
 
 def test_only_tasks_in_hand_can_be_labelled(database):
     fill(database, 2)
     ann, ben = labeler(database), labeler(database, "Ben")
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     with pytest.raises(InputError, match="not in this labeler's hands"):
         rank(database, ben, task, [0, 1, 2, 3], submission="y" * 8)
-    assert queue.read_task(database, task.id, ben) is None
+    assert queue.task_in_hand(database, task.id, ben) is None
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_what_is_no_label_is_refused(tmp_path, body, message):
     database = open_database(tmp_path / "store.sqlite")
     fill(database, 1)
     ann = labeler(database)
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     with pytest.raises(InputError, match=message):
         submissions.submit(
             database, ann, submission="z" * 8, task=task.id, kind="ranking", body=body
@@ -160,19 +160,19 @@ def test_skip_and_undo(database):
     fill(database, 2)
     ann = labeler(database)
     assert submissions.undo(database, ann) is None
-    first = queue.take_task(database, ann)
+    first = queue.lease_task(database, ann)
     skip = {"reason": "unclear", "note": "?"}
     submissions.submit(database, ann, submission="skip1234", task=first.id, kind="skip", body=skip)
-    second = queue.take_task(database, ann)
+    second = queue.lease_task(database, ann)
     assert second != first
     given = {"quality": [4, None, 1, 7], "notes": ["a", "", "", "d"]}
     rank(database, ann, second, [1, 0, 3, 2], submission="rank1234", **given)
-    assert queue.take_task(database, ann) is None and queue.count_open(database) == 1
+    assert queue.lease_task(database, ann) is None and queue.count_open(database) == 1
 
     task, kind, entered = submissions.undo(database, ann)
     assert (task, kind) == (second, "ranking")
     assert entered["ranks"] == [1, 0, 3, 2] and entered["quality"] == given["quality"]
-    assert queue.take_task(database, ann) == second and queue.count_open(database) == 2
+    assert queue.lease_task(database, ann) == second and queue.count_open(database) == 2
     task, kind, entered = submissions.undo(database, ann)
     assert (task, kind, entered) == (first, "skip", skip)
     assert read_labels(database) == []
@@ -188,7 +188,7 @@ def test_readers_see_one_moment(database):
     ann = labeler(database)
     with database.read() as rows:
         before = rows("SELECT COUNT(*) AS n FROM label")[0]["n"]
-        rank(database, ann, queue.take_task(database, ann), [0, 1, 2, 3], submission="w" * 8)
+        rank(database, ann, queue.lease_task(database, ann), [0, 1, 2, 3], submission="w" * 8)
         assert rows("SELECT COUNT(*) AS n FROM live_label")[0]["n"] == before == 0
     assert len(read_labels(database)) == 1
 
@@ -201,7 +201,7 @@ def test_many_at_once_get_different_tasks(database):
     def work(who, account):
         try:
             for n in range(100):
-                task = queue.take_task(database, account)
+                task = queue.lease_task(database, account)
                 if task is None:
                     return
                 rank(database, account, task, [0, 1, 2, 3], submission=f"by{who:02}no{n:04}")
@@ -253,9 +253,9 @@ def test_deletion_on_request(database):
     fill(database, 3, wanted=2)
     ann, ben = labeler(database), labeler(database, "Ben")
     for each in (ann, ben):
-        rank(database, each, queue.take_task(database, each), [0, 1, 2, 3], submission=each.id)
+        rank(database, each, queue.lease_task(database, each), [0, 1, 2, 3], submission=each.id)
     submissions.undo(database, ann)
-    rank(database, ann, queue.take_task(database, ann), [0, 0, 1, 1], submission="annagain")
+    rank(database, ann, queue.lease_task(database, ann), [0, 0, 1, 1], submission="annagain")
     conversation.say(database, ann, "c1", "my secret garden", dialogue=False)
     (question,) = conversation.waiting(database)
     answers = [queue.Response(" yes", "p"), queue.Response(" no", "p")]
@@ -291,7 +291,7 @@ def test_any_character_comes_back_as_it_was(database):
     text = "".join(map(chr, range(0xD7FF))) + "\U0001f600\u202e\ufeff"
     task = queue.NewTask(text, [queue.Response(text[::-1], "p"), queue.Response(" b", "p")])
     queue.add_tasks(database, [task])
-    taken = queue.take_task(database, labeler(database))
+    taken = queue.lease_task(database, labeler(database))
     assert taken.prompt == text and taken.responses[0].text == text[::-1]
 
 
@@ -317,7 +317,7 @@ def test_disk_full_and_locked(tmp_path):
     database = open_database(path, busy_seconds=0.1)
     fill(database, 1)
     ann = labeler(database)
-    task = queue.take_task(database, ann)
+    task = queue.lease_task(database, ann)
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="busy"):
@@ -337,7 +337,7 @@ def test_disk_full_and_locked(tmp_path):
         long = {"demonstration": "x" * 20_000}
         rank(database, ann, task, [0, 1, 2, 3], submission="b" * 8, **long)
     database._connect = connect
-    assert read_labels(database) == [] and database.integrity() == "ok"
+    assert read_labels(database) == [] and integrity(database) == "ok"
     assert rank(database, ann, task, [0, 1, 2, 3], submission="b" * 8)
 
 

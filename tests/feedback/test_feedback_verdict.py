@@ -57,7 +57,7 @@ def label(config, account, most):
     """Rank by capitals, as a person would through the page: in an order of their own."""
     database = open_database(config.place)
     for n in range(most):
-        task = queue.take_task(database, account)
+        task = queue.lease_task(database, account)
         shown = [task.responses[i].text for i in task.order(account)]
         body = {"ranks": [0 if text.isupper() else 1 for text in shown]}
         names = {"submission": f"{account.id[:8]}{n:08}", "task": task.id, "kind": "ranking"}
@@ -104,7 +104,7 @@ def test_labelers_of_a_prompt_are_averaged(config):
     assert [each.policy for each in task.responses] == ["ppo", "sft"]
     for name, ranks in (("Ann", (0, 1)), ("Bob", (1, 0))):
         account = labeler(database, name)
-        task = queue.take_task(database, account)
+        task = queue.lease_task(database, account)
         shown = [ranks[i] for i in task.order(account)]
         names = {"submission": f"{account.id[:8]}{1:08}", "task": task.id, "kind": "ranking"}
         submissions.submit(database, account, body={"ranks": shown}, **names)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the pages need the extra feedback")
 
-from feedback_site import fill
+from feedback_site import fill, integrity
 from postgresql_server import new_postgresql, shared_server  # noqa: F401
 
 from rlhf_jax.feedback import accounts, conversation, queue
@@ -102,7 +102,7 @@ class Fuzz:
             Person(self.site, self.admin, "admin-token"),
         ]
         fill(self.database, 1)
-        self.task = queue.take_task(self.database, account).id
+        self.task = queue.lease_task(self.database, account).id
         conversation.say(self.database, account, "talk", "hello", dialogue=False)
         for question in conversation.waiting(self.database):
             answers = [queue.Response(f" {word}", "p") for word in ("red", "blue")]
@@ -240,13 +240,13 @@ def database(tmp_path, monkeypatch):
 
 def test_whatever_fields_hold(database, monkeypatch, caplog):
     check(database, 300, 0, monkeypatch, caplog)
-    assert database.integrity() == "ok"
+    assert integrity(database) == "ok"
 
 
 @pytest.mark.slow
 def test_whatever_fields_hold_many_times(database, monkeypatch, caplog):
     check(database, REQUESTS, 1, monkeypatch, caplog)
-    assert database.integrity() == "ok"
+    assert integrity(database) == "ok"
 
 
 def test_whatever_fields_hold_on_postgresql(server, monkeypatch, caplog):

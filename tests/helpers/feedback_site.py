@@ -46,6 +46,12 @@ def fill(database: Database, count: int, *, wanted: int = 1, responses: int = 4)
     )
 
 
+def integrity(database: Database) -> str:
+    """SQLite's own check of the whole file: "ok"."""
+    with database.read() as rows:
+        return rows("PRAGMA integrity_check")[0]["integrity_check"]
+
+
 def labeler(database: Database, name: str = "Ann") -> accounts.Account:
     return accounts.add_labeler(database, name)[0]
 

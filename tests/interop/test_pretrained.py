@@ -25,7 +25,7 @@ from rlhf_jax.interop.gguf import unpair
 from rlhf_jax.interop.huggingface import load_pretrained, save_pretrained
 from rlhf_jax.interop.pretrained import shape_of
 from rlhf_jax.interop.tensor_names import parameter_shapes
-from rlhf_jax.models.attention import real
+from rlhf_jax.models.attention import segments_from_mask
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.transformer import Transformer, as_layout, positions_of
 
@@ -52,7 +52,7 @@ def test_gpt2_sort_has_the_activations_that_pytorch_computed():
     tokens = jnp.array(reference["idx"], jnp.int32)
     mask = jnp.ones(tokens.shape, bool)
     module = Transformer(model.model, model.vocab_size)
-    inputs = (tokens, positions_of(mask), real(mask))
+    inputs = (tokens, positions_of(mask), segments_from_mask(mask))
     (hidden, _), found = module.apply(
         {"params": model.params["trunk"]}, *inputs, capture_intermediates=True
     )

@@ -13,7 +13,7 @@ from rlhf_jax.config import LoRAConfig, ModelConfig
 from rlhf_jax.models import heads
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import add_adapters
-from rlhf_jax.models.products import turned_product, wide_product
+from rlhf_jax.models.products import transposed_product, wide_product
 from rlhf_jax.rollouts.generate import generate, row_keys
 
 pytestmark = pytest.mark.usefixtures("module_in_float64")
@@ -36,19 +36,19 @@ def test_the_product_with_the_vocabulary_has_the_gradient_of_a_product():
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("platform, turned", PLATFORMS)
-def test_only_a_cpu_turns_the_rows_first(platform, turned):
+@pytest.mark.parametrize("platform, transposed", PLATFORMS)
+def test_only_a_cpu_turns_the_rows_first(platform, transposed):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((37, 16), (16, 300))]
     traced = jax.jit(jax.grad(lambda x, w: wide_product(x, w).sum(), argnums=1)).trace(*shapes)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("optimization_barrier" in text) == turned
+    assert ("optimization_barrier" in text) == transposed
 
 
 def test_a_turned_product_is_the_product():
     rows, kernel = (
         jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(5, 16), (16, 9)])
     )
-    assert_same(turned_product(rows, kernel.T), rows @ kernel)
+    assert_same(transposed_product(rows, kernel.T), rows @ kernel)
 
 
 def sampler(config):
@@ -85,13 +85,13 @@ def test_decoding_with_turned_kernels_gives_the_same_responses(changes, monkeypa
     plain = sampler(config)(params, *inputs())
     monkeypatch.setattr(heads, "WIDE", 16)
     program = sampler(config)
-    turned = program(params, *inputs())
-    np.testing.assert_array_equal(turned.responses, plain.responses)
-    assert_same(turned.logprobs, plain.logprobs)
-    assert turned_products(program, params, *inputs()) == {"mlp", "head"}
+    transposed = program(params, *inputs())
+    np.testing.assert_array_equal(transposed.responses, plain.responses)
+    assert_same(transposed.logprobs, plain.logprobs)
+    assert transposed_products(program, params, *inputs()) == {"mlp", "head"}
 
 
-def turned_products(program, *operands, platform="cpu") -> set[str]:
+def transposed_products(program, *operands, platform="cpu") -> set[str]:
     """The products of MLP, [64, 16], and head, [19, 16], in which the rows stand on the right."""
     traced = program.trace(*operands)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -100,26 +100,26 @@ def turned_products(program, *operands, platform="cpu") -> set[str]:
     return {name for name, out in outputs.items() if types.format(out, B) in text}
 
 
-@pytest.mark.parametrize("platform, turned", PLATFORMS)
-def test_only_a_cpu_decodes_with_turned_kernels(platform, turned, monkeypatch):
+@pytest.mark.parametrize("platform, transposed", PLATFORMS)
+def test_only_a_cpu_decodes_with_turned_kernels(platform, transposed, monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
     params = make_language_model(CONFIG, V).init(jax.random.key(0))
-    found = turned_products(sampler(CONFIG), params, *inputs(), platform=platform)
-    assert found == ({"mlp", "head"} if turned else set())
+    found = transposed_products(sampler(CONFIG), params, *inputs(), platform=platform)
+    assert found == ({"mlp", "head"} if transposed else set())
 
 
-@pytest.mark.parametrize("platform, turned", PLATFORMS)
+@pytest.mark.parametrize("platform, transposed", PLATFORMS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
-    tied, platform, turned, monkeypatch
+    tied, platform, transposed, monkeypatch
 ):
-    """On a CPU it is the left operand as it lies; an untied kernel would first be turned."""
+    """On a CPU it is the left operand as it lies; an untied kernel would first be transposed."""
     monkeypatch.setattr(heads, "WIDE", 16)
     lm = make_language_model(replace(CONFIG, tied=tied, bias="none"), V)
     params, (queries, mask, _) = lm.init(jax.random.key(0)), inputs()
     prefill = jax.jit(lambda *operands: lm.prefill(*operands, length=R))
-    found = turned_products(prefill, params, queries, mask, platform=platform)
-    assert found == ({"head"} if turned and tied else set())
+    found = transposed_products(prefill, params, queries, mask, platform=platform)
+    assert found == ({"head"} if transposed and tied else set())
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
 )
 def test_only_few_rows_of_a_wide_model_are_read_turned(rows, config, expected, monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
-    assert make_language_model(config, V).reads_turned(rows) == expected
+    assert make_language_model(config, V).prefers_transposed(rows) == expected
 
 
 def test_kernels_lie_as_they_are_on_several_devices(monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
     lm = make_language_model(CONFIG, V)
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1, 4), ("data", "fsdp", "tensor"))):
-        assert not lm.reads_turned(8)
-    assert lm.reads_turned(8)
+        assert not lm.prefers_transposed(8)
+    assert lm.prefers_transposed(8)

@@ -15,7 +15,7 @@ from rlhf_jax.config import ModelConfig, ParallelConfig, PlanConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.planning import hlo, report
-from rlhf_jax.planning.chips import chip_of, describe
+from rlhf_jax.planning.chips import chip_of, devices_of
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.planning.measure import Measured, measure
 from rlhf_jax.planning.programs import PROGRAMS, Models, sft
@@ -121,7 +121,7 @@ def test_a_program_whose_arguments_do_not_fit_is_not_compiled():
 def test_search_takes_each_mesh_with_the_fewest_micro_batches_that_fit(capsys):
     """On a chip with room for all but the largest temporaries."""
     model = replace(MODEL, n_heads=1)  # which no tensor axis divides
-    models, devices = Models(model, model, 512), describe("v5e:2x2")
+    models, devices = Models(model, model, 512), devices_of("v5e:2x2")
     config = PlanConfig(chain=small_chain(), topology="v5e:2x2", programs=("sft",))
     one = plan.compiled("sft", config, models, next(plan.meshes(devices, models)), CHIP)
     small = CHIP._replace(hbm=one.bytes - 1)
@@ -177,7 +177,7 @@ def small_chain():
     ids=["data", "fsdp x tensor"],
 )
 def test_small_programs_compile_for_a_v5e(layout, names):
-    parallel = Parallel("mesh", make_mesh(layout, describe("v5e:2x4")))
+    parallel = Parallel("mesh", make_mesh(layout, devices_of("v5e:2x4")))
     whole = None
     for name in names:
         program = PROGRAMS[name](small_chain(), MODELS, parallel)
@@ -199,7 +199,7 @@ def test_rows_that_no_token_has_are_planned_as_such():
 
 def sft_on_eight_chips(rows: int, length: int, vocabulary: int, **changes) -> Measured:
     """SFT's update of ``MODEL`` with ``changes``, split over rows and heads."""
-    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), describe("v5e:2x4")))
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(fsdp=4, tensor=2), devices_of("v5e:2x4")))
     chain = replace(
         small_chain(), sft=replace(small_chain().sft, batch_size=rows, block_size=length)
     )
@@ -239,7 +239,7 @@ def test_no_gradient_of_attention_is_made_whole():
     """Nor a kernel gathered, where 32 parts lie across the ends of queries, keys and values."""
     wide = replace(MODEL, d_model=1024, n_heads=32, remat="full")
     chain = replace(small_chain(), sft=replace(small_chain().sft, batch_size=1))
-    parallel = Parallel("mesh", make_mesh(ParallelConfig(tensor=32), describe("v5e:4x8")))
+    parallel = Parallel("mesh", make_mesh(ParallelConfig(tensor=32), devices_of("v5e:4x8")))
     found = measure(
         *PROGRAMS["sft"](chain, Models(wide, wide, 512), parallel), effort=-1.0, chip=CHIP
     )
@@ -270,7 +270,7 @@ def test_logits_in_parts_are_planned_in_parts(name):
 @libtpu
 @pytest.mark.tpu_compile
 def test_pmap_compiles_for_a_v5e():
-    devices = list(describe("v5e:2x4"))
+    devices = list(devices_of("v5e:2x4"))
     from rlhf_jax.models.heads import make_language_model
 
     lm = make_language_model(MODEL, 512)

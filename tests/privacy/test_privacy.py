@@ -159,7 +159,7 @@ def queries(rows):
 def poisson(data, *, expected_rows, seed):
     rows = len(data[0]) - 1
     report = EncodingReport(rows, {}, {}, 0, {})
-    frame = dict(sizes=[rows], weights=(), batch_size=1, seed=None, mine=None)
+    frame = dict(sizes=[rows], weights=(), batch_size=1, seed=None, local_rows=None)
     return PoissonBatches(Batches(data, report, **frame), expected_rows=expected_rows, seed=seed)
 
 
@@ -236,7 +236,7 @@ def test_each_demonstration_has_a_row_of_its_own(tokenizer):
     rows = [Demonstration(f"a {n}", f" b {n}") for n in range(10)]
     shape = dict(block_size=32, batch_size=4, prompt_length=16, response_length=16)
     frame = dict(target="response", seed=None, **shape)
-    apart = demonstration_batches(rows, tokenizer, apart=True, **frame).data
+    apart = demonstration_batches(rows, tokenizer, one_per_row=True, **frame).data
     packed = demonstration_batches(rows, tokenizer, **frame).data
     assert len(apart.tokens) == 11 > len(packed.tokens)
     assert apart.segment_ids.max() == 1 and apart.loss_mask.sum() == packed.loss_mask.sum()

@@ -21,8 +21,8 @@ from rlhf_jax.runs.progress import (
     clock,
     duration,
     fitting,
+    named_number,
     peak_memory,
-    show,
 )
 
 
@@ -361,7 +361,10 @@ def test_throughput_and_units(monkeypatch):
         throughput.add(count)
         time.now += seconds
         assert throughput.rate() == rate
-    assert show("ep/s", 3.14159) == "3.14 ep/s" and show("tok/s", 2.5e6) == "2.5M tok/s"
+    assert (
+        named_number("ep/s", 3.14159) == "3.14 ep/s"
+        and named_number("tok/s", 2.5e6) == "2.5M tok/s"
+    )
     assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
 
 

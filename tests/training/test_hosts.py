@@ -22,7 +22,7 @@ from experiments import instructgpt
 from rlhf_jax.config import ParallelConfig
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.runs.checkpoints import load_params
-from rlhf_jax.runs.fingerprints import share
+from rlhf_jax.runs.fingerprints import partial_sum
 from rlhf_jax.training import hosts
 from rlhf_jax.training.hosts import cluster, connect, leave
 
@@ -91,18 +91,18 @@ def test_shares_of_a_fingerprint_add_up_however_it_is_split(dtype):
 
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     x = np.random.default_rng(0).normal(size=(6, 5, 8)).round().astype(kind)
-    whole = share(x, (slice(None),) * 3, x.shape)
+    whole = partial_sum(x, (slice(None),) * 3, x.shape)
     for axis, cut in ((0, 2), (1, 3), (2, 5)):
         parts = []
         for bounds in (slice(0, cut), slice(cut, None)):
             index = tuple(bounds if a == axis else slice(None) for a in range(3))
-            parts.append(share(x[index], index, x.shape))
+            parts.append(partial_sum(x[index], index, x.shape))
         assert sum(parts) % 2**64 == whole
     swapped = x[::-1]
-    assert share(swapped, (slice(None),) * 3, x.shape) != whole
+    assert partial_sum(swapped, (slice(None),) * 3, x.shape) != whole
     raw = np.ascontiguousarray(x).view(np.uint8).copy()
     raw.reshape(-1)[7 * x.dtype.itemsize] ^= 1
-    assert share(raw.view(x.dtype).reshape(x.shape), (slice(None),) * 3, x.shape) != whole
+    assert partial_sum(raw.view(x.dtype).reshape(x.shape), (slice(None),) * 3, x.shape) != whole
 
 
 # --- processes --------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""PPO on the median of several reward models."""

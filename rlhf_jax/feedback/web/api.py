@@ -48,7 +48,7 @@ def _parse(body: bytes) -> dict:
 @endpoint
 def task(site: Site, account, given: dict) -> dict:
     """The next task of this account, its answers in the order to rank them."""
-    taken = queue.take_task(site.database, account, seconds=site.lease_seconds)
+    taken = queue.lease_task(site.database, account, seconds=site.lease_seconds)
     if taken is None:
         return {"task": None}
     responses = [as_text(taken.responses[n].text) for n in taken.order(account)]

@@ -136,7 +136,7 @@ def act(visit: Visit) -> Response:
 
 def _ranks(visit: Visit, place: int | None) -> list[int]:
     """The chosen answer above all others; without one, all alike."""
-    task = queue.read_task(visit.database, visit.field("task"), visit.labeler)
+    task = queue.task_in_hand(visit.database, visit.field("task"), visit.labeler)
     count = len(task.responses) if task else 0
     return [0 if place is None or n == place else 1 for n in range(count)]
 

@@ -14,7 +14,7 @@ from rlhf_jax.feedback.fields import PROMPT_FLAGS, QUALITY, RESPONSE_FLAGS, SKIP
 from rlhf_jax.feedback.standing import read_standing
 from rlhf_jax.feedback.web import forms, reading
 from rlhf_jax.feedback.web.render import GUIDE_COOKIE
-from rlhf_jax.feedback.web.site import Visit, describe
+from rlhf_jax.feedback.web.site import Visit, status_and_message
 
 GUIDE_SECONDS = 365 * 86400
 HAPPENED = ("saved", "skipped", "undone-ranking", "undone-skip", "undone-nothing")
@@ -23,17 +23,17 @@ HAPPENED = ("saved", "skipped", "undone-ranking", "undone-skip", "undone-nothing
 
 def label(visit: Visit) -> Response:
     """The task in hand, or the next one; as it was before it was taken back, if it was."""
-    task = queue.take_task(visit.database, visit.labeler, seconds=visit.site.lease_seconds)
+    task = queue.lease_task(visit.database, visit.labeler, seconds=visit.site.lease_seconds)
     if task is None:
         return visit.page("empty.html", **around(visit))
     entered = forms.blank(_texts(visit, task))
     before = submissions.taken_back(visit.database, visit.labeler, task.id)
     if before is not None:
         entered = forms.entered_before(*before, _texts(visit, task))
-    return show(visit, task, entered=entered)
+    return task_page(visit, task, entered=entered)
 
 
-def show(visit: Visit, task: queue.Task, *, entered: forms.Entered, **options) -> Response:
+def task_page(visit: Visit, task: queue.Task, *, entered: forms.Entered, **options) -> Response:
     """The form for a task, filled in; ``error`` says why it was not stored."""
     order = task.order(visit.labeler)
     values: dict[str, Any] = (
@@ -87,12 +87,12 @@ def store(visit: Visit) -> Response:
 
     What cannot be stored comes back filled in, with the reason.
     """
-    task = queue.read_task(visit.database, visit.field("task"), visit.labeler)
+    task = queue.task_in_hand(visit.database, visit.field("task"), visit.labeler)
     if task is None:
         raise InputError("task: it is not in your hands any more")
     entered = forms.entered_in(visit.form, _texts(visit, task))
     if visit.field("action") == "fill":
-        return show(visit, task, entered=forms.ranked_by_ratings(entered))
+        return task_page(visit, task, entered=forms.ranked_by_ratings(entered))
     try:
         kind, body = _label(visit, entered)
         submissions.submit(
@@ -107,9 +107,9 @@ def store(visit: Visit) -> Response:
     except (InputError, StoreUnavailable) as error:
         if visit.wants_json:
             raise
-        status, message = describe(visit.request, error)
+        status, message = status_and_message(visit.request, error)
         again = {"submission": visit.field("submission")} if status >= 500 else {}
-        return show(visit, task, entered=entered, error=message, status=status, **again)
+        return task_page(visit, task, entered=entered, error=message, status=status, **again)
     return visit.go(f"/label?did={'skipped' if kind == 'skip' else 'saved'}&task={task.id}")
 
 

@@ -220,7 +220,8 @@ def page(
 def guarded(answer: Callable[[Request, bytes], Response], show_error: Callable) -> Callable:
     """An endpoint that answers in a thread, so that nobody waits for another's work.
 
-    ``show_error(request, status, message)`` makes the response for what ``describe`` knows.
+    ``show_error(request, status, message)`` makes the response for what ``status_and_message``
+    knows.
     """
 
     async def endpoint(request: Request) -> Response:
@@ -231,7 +232,7 @@ def guarded(answer: Callable[[Request, bytes], Response], show_error: Callable) 
         try:
             return answer(request, body)
         except Exception as error:
-            return show_error(request, *describe(request, error))
+            return show_error(request, *status_and_message(request, error))
 
     return endpoint
 
@@ -263,7 +264,7 @@ def _visit(request: Request, body: bytes, *, own_check: bool) -> Visit:
     return visit
 
 
-def describe(request: Request, error: Exception) -> tuple[int, str]:
+def status_and_message(request: Request, error: Exception) -> tuple[int, str]:
     """Status and sentence for an error that a labeler may meet."""
     if isinstance(error, StoreUnavailable):
         full = error.reason == "full"
