@@ -9,7 +9,7 @@ help:
 	@echo "make test-fast   the tests that take seconds"
 	@echo "make test-isa    the tests of numbers as an older processor computes them (ISA=AVX2)"
 	@echo "make test-torch  the same numbers as PyTorch, transformers and TRL (2.3 GB more)"
-	@echo "make lint        ruff"
+	@echo "make lint        ruff, and ty for types"
 	@echo "make clean       remove .venv, .venv-torch and caches; runs/ stays"
 	@echo "ARGS='...' is passed on: make quickstart ARGS='--seed 1'"
 
@@ -50,6 +50,7 @@ test-torch: .venv-torch/installed-torch
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m ty check
 
 clean:
 	rm -rf .venv .venv-torch .cache .pytest_cache .ruff_cache build dist rlhf_jax.egg-info

@@ -76,6 +76,7 @@ setup(
     # be top-level names in site-packages that other projects have too.
     packages=find_packages(include=["rlhf_jax*"]),
     package_data={
+        "rlhf_jax": ["py.typed"],  # its annotations are for others' type checkers, too
         "rlhf_jax.evaluation": ["*.jinja"],
         "rlhf_jax.feedback.web": ["templates/*.html", "static/*", "locales/*.json", "guides/*.md"],
     },
@@ -94,6 +95,6 @@ setup(
         "lm-eval": LM_EVAL,
         "test": [*TEST, *TEST_FEEDBACK],
         "torch": TORCH,
-        "dev": [*TEST, *TEST_FEEDBACK, "ruff>=0.12"],
+        "dev": [*TEST, *TEST_FEEDBACK, "ruff>=0.12", "ty>=0.0.108"],
     },
 )

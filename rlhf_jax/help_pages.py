@@ -328,7 +328,7 @@ def groups_of(config: Any, prefix: str = "") -> Iterator[Group]:
 def field_docs(config_class: type) -> dict[str, str]:
     """The string below each field of a class and of those it extends, by the field's name."""
     docs = {}
-    for one in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+    for one in [one for one in reversed(config_class.__mro__) if dataclasses.is_dataclass(one)]:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(definition, ast.ClassDef)
         for field, below in zip(definition.body, definition.body[1:], strict=False):

@@ -142,7 +142,8 @@ def existing_store(config: LoopConfig) -> Database:
 
 def import_rankings(config: FeedbackImportConfig) -> None:
     """Rankings of --file as labels; each labeler that it names gets a revoked account."""
-    check(config.file is not None, "import needs --file FILE.jsonl")
+    if config.file is None:
+        raise InputError("import needs --file FILE.jsonl")
     if not config.store:
         check_run(config)
     found, account = read_rankings(config.file)
@@ -159,6 +160,7 @@ def import_rankings(config: FeedbackImportConfig) -> None:
 
 
 def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask:
+    """The answers of a ranking as a task, personal data taken out if so asked."""
     responses = [queue.Response(each, "import") for each in row.responses]
     return queue.NewTask(map_text(clean, row.prompt), responses)
 

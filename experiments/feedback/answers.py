@@ -14,7 +14,7 @@ from experiments.feedback import stages
 from rlhf_jax.config import FeedbackAnswerConfig, FeedbackSampleConfig
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.formats import Comparison, Prompt, read_prompts
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, known
 from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
 from rlhf_jax.feedback.scrub import scrub
@@ -22,7 +22,7 @@ from rlhf_jax.feedback.texts import map_text
 from rlhf_jax.inference.reward_scores import disagreement, make_reward_scorer
 from rlhf_jax.inference.sampler import make_sampler
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
-from rlhf_jax.runs.fit import fit_answers, fit_prompts
+from rlhf_jax.runs.fit import fit_answers, fit_prompts, row_lengths
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.startup import start
 from rlhf_jax.runs.trained import Trained, load_trained, trained_lengths
@@ -73,8 +73,7 @@ def fill(
         policy.tokenizer,
         parallel,
         config.sampling,
-        prompt_length=lengths.prompt_length,
-        response_length=lengths.response_length,
+        **row_lengths(lengths),
         prompts_per_batch=PROMPTS_AT_ONCE,
         responses_per_prompt=K,
     )
@@ -143,6 +142,7 @@ def ensemble_scores(config: FeedbackSampleConfig, number: int, prompts, groups) 
 
 
 def scores_of(config: FeedbackSampleConfig, folder, rows: Sequence[Comparison]) -> np.ndarray:
+    """A reward model's score of each answer, [prompts, K]."""
     model = load_trained(folder, flag="reward", kind="scalar")
     lengths = {n: getattr(config.reward, n) for n in ("prompt_length", "response_length")}
     if None in lengths.values():
@@ -159,6 +159,7 @@ def task_number(database: Database) -> int:
 
 
 def load_policy(config: FeedbackSampleConfig, number: int) -> Trained:
+    """The policy of a round."""
     return load_trained(stages.policy(config, number), flag="run")
 
 
@@ -169,14 +170,16 @@ def answer(config: FeedbackAnswerConfig) -> None:
     """Answer the chat by the newest policy and keep the queue filled, until stopped."""
     prepare(config)
     database = open_database(config.place)
-    number, policy, reply, told = -1, None, None, 0.0
+    current: tuple[int, Trained, Callable] | None = None
+    told = 0.0
     while True:
         # A store that is away for a moment is no reason to leave people without answers.
         with suppress(StoreUnavailable):
-            if newest(database) != number:
-                number = newest(database)
+            number = newest(database)
+            if current is None or current[0] != number:
                 policy = load_policy(config, number)
-                reply = make_reply(config, policy, number)
+                current = number, policy, make_reply(config, policy, number)
+            _, policy, reply = current
             answer_all(database, reply)
             if wants_tasks(config, database, number):
                 tell(database, "sample", number)
@@ -202,19 +205,20 @@ def somebody_answers(database: Database) -> bool:
 
 
 def tell(database: Database, phase: str, number: int) -> None:
+    """Say in the store what this process does."""
     figures.set_status(database, "answerer", phase=phase, round=number)
 
 
 def answer_all(database: Database, reply: Callable) -> None:
+    """Answer every message that waits."""
     for question in conversation.waiting(database):
         reply(database, question)
 
 
 def make_reply(config: FeedbackAnswerConfig, policy: Trained, number: int) -> Callable:
     """``(database, question)``: store ``chat_answers`` answers of the policy to a message."""
-    response_length = fit_answers(
-        config.ppo, stages.policy(config, number), stages.sft(config)
-    ).response_length
+    fitted = fit_answers(config.ppo, stages.policy(config, number), stages.sft(config))
+    response_length = known(fitted.response_length)
     sampler = make_sampler(
         make_language_model(policy.model, policy.vocab_size),
         policy.tokenizer,
@@ -249,6 +253,7 @@ def make_reply(config: FeedbackAnswerConfig, policy: Trained, number: int) -> Ca
 
 
 def prepare(config: FeedbackSampleConfig) -> None:
+    """Memory and compiled programs, before the first computation."""
     stages.check_sft(config)
     run = config.ppo.run
     start(tune_malloc=run.tune_malloc, compile_cache=stages.programs(config, run))

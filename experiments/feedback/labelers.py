@@ -32,7 +32,7 @@ CALIBRATION_TASKS = 200
 
 def simulate(config: FeedbackSimulateConfig) -> None:
     """Label until stopped, as many as each round waits for."""
-    check(config.store or config.run.is_dir(), f"--run {config.run}: no such folder")
+    check(bool(config.store) or config.run.is_dir(), f"--run {config.run}: no such folder")
     check(config.simulated > 0, "simulate needs --simulated N: how many labelers")
     database = open_database(config.place)
     tasks = wait_for_tasks(database)
@@ -87,9 +87,8 @@ def make_labelers(
     bias = np.random.default_rng(config.seed).permutation(bias)
 
     def biased(weight: float) -> Score:
-        words = lambda text: len(text.split())
         return lambda prompts, texts: (
-            gold(prompts, texts) + weight * np.array([words(text) for text in texts])
+            gold(prompts, texts) + weight * np.array([len(text.split()) for text in texts])
         )
 
     return [
@@ -107,6 +106,7 @@ def labeler_token(config: FeedbackSimulateConfig, database: Database, number: in
 
 
 def wait_for_tasks(database: Database) -> list[queue.Task]:
+    """Tasks to calibrate on, as soon as there are any. Raises RunError after a while without."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         tasks = queue.open_tasks(database, most=CALIBRATION_TASKS)

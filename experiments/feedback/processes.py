@@ -70,6 +70,7 @@ def watch(processes: Processes, *, last: str) -> None:
 
 
 def start(command: str) -> subprocess.Popen:
+    """Start one of the processes, in a group of its own."""
     return subprocess.Popen(program(command), stdin=subprocess.DEVNULL, process_group=0)
 
 
@@ -110,6 +111,7 @@ def end_all(processes: Processes) -> None:
 
 
 def how_it_ended(status: int) -> str:
+    """What became of a process, by its status."""
     if status in (0, -signal.SIGTERM):
         return "ended"
     if status == -signal.SIGKILL:
@@ -118,6 +120,7 @@ def how_it_ended(status: int) -> str:
 
 
 def tell(text: str) -> None:
+    """One line in the terminal."""
     with suppress(OSError):  # the terminal may be gone
         print(f"feedback: {text}", file=sys.stderr, flush=True)
 

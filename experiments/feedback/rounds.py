@@ -34,6 +34,7 @@ from rlhf_jax.config import EvaluateConfig, FeedbackUpdateConfig
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.files import find_files, write_atomically
 from rlhf_jax.data.formats import Prompt, read_prompts
+from rlhf_jax.errors import known
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
 from rlhf_jax.feedback.database import Database, open_database
@@ -114,6 +115,7 @@ def wait_for_labels(
 
 
 def orders_something(ranked: Sequence[Ranking]) -> bool:
+    """Whether any ranking prefers an answer to another."""
     return any(len(set(each.ranks)) > 1 for each in ranked)
 
 
@@ -128,11 +130,15 @@ def one_round(
     folder = stages.round_dir(config, number)
     folder.mkdir(parents=True, exist_ok=True)
     snapshot = write_snapshot(folder, labels)
-    tell = lambda phase: figures.set_status(database, "updater", phase=phase, round=number)
+
+    def tell(phase: str) -> None:
+        figures.set_status(database, "updater", phase=phase, round=number)
+
     tell("reward")
     for member in range(config.ensemble):
         reward.run(stages.reward_stage(config, number, member))
-    accuracy = read_done(stages.reward_model(config, number, 0))["heldout"]["eval/accuracy"]
+    done = known(read_done(stages.reward_model(config, number, 0)))
+    accuracy = done["heldout"]["eval/accuracy"]
     if accuracy < config.ppo.min_reward_accuracy and not config.ppo.force:
         refuse(config, database, number, snapshot["labels"], accuracy)
         shutil.rmtree(folder)
@@ -140,7 +146,7 @@ def one_round(
     tell("ppo")
     ppo.run(stages.ppo_stage(config, number))
     tell("evaluate")
-    body = measure(config, database, number) | snapshot
+    body: dict[str, Any] = measure(config, database, number) | snapshot
     figures.add_round(database, number, body | {"seconds": time.monotonic() - started})
     forget_snapshot(folder)
     gold = f"gold {body['gold']['mean']:.3f}, " if body["gold"] else ""
@@ -210,9 +216,7 @@ def measure(config: FeedbackUpdateConfig, database: Database, number: int) -> di
     prompts = [row.prompt for row in read_prompts(stages.data(config) / "prompts_evaluation.jsonl")]
     prompts = prompts[: config.evaluation_prompts]
     model = load_trained(stages.reward_model(config, number, 0), flag="reward", kind="scalar")
-    gold = lambda prompts, texts: np.full(len(texts), np.nan)
-    if config.gold:
-        gold = read_task(config.task, config.source).gold
+    gold = read_task(config.task, config.source).gold if config.gold else unknown_gold
     settings = EvaluateConfig(
         best_of=(1,),
         sampling=config.sampling,
@@ -237,7 +241,7 @@ def measure(config: FeedbackUpdateConfig, database: Database, number: int) -> di
         figures.add_round(database, 0, body)
     answers = answer(load_policy(config, number), prompts, key, n=1)
     before, after = figures.read_rounds(database)[-1], described(answers)
-    heldout = read_done(stages.reward_model(config, number, 0))["heldout"]
+    heldout = known(read_done(stages.reward_model(config, number, 0)))["heldout"]
     return (
         after
         | {"accuracy": heldout["eval/accuracy"], "samples": beside(prompts, before, after)}
@@ -245,7 +249,13 @@ def measure(config: FeedbackUpdateConfig, database: Database, number: int) -> di
     )
 
 
+def unknown_gold(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Not a number for each answer: nobody asked for gold scores."""
+    return np.full(len(texts), np.nan)
+
+
 def described(answers: Answers) -> dict[str, Any]:
+    """The figures of a policy, and its first answers."""
     gold = answers.gold[:, 0]
     return {
         "gold": mean_ci(gold) if np.isfinite(gold).all() else None,

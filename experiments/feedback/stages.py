@@ -27,6 +27,7 @@ def sft(config: LoopConfig) -> Path:
 
 
 def check_sft(config: LoopConfig) -> None:
+    """Raise InputError unless the chain has come to a finished SFT model."""
     finished = (sft(config) / "final").is_dir()
     check(finished, f"--run {config.run}: it has no finished sft/ to start from")
 
@@ -37,6 +38,7 @@ def data(config: LoopConfig) -> Path:
 
 
 def round_dir(config: LoopConfig, number: int) -> Path:
+    """What a round makes."""
     return config.dir / f"round_{number:03}"
 
 
@@ -51,6 +53,7 @@ def policy_name(config: LoopConfig, number: int) -> str:
 
 
 def reward_model(config: LoopConfig, number: int, member: int) -> Path:
+    """A member of the ensemble of a round."""
     return round_dir(config, number) / f"reward_{member}"
 
 

@@ -6,6 +6,7 @@ have a store of their own in it, so that no reward model learns from prompts it 
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_jax.config import FeedbackAskConfig, FeedbackVerdictConfig
@@ -38,7 +39,7 @@ def ask(config: FeedbackAskConfig) -> None:
     )
 
 
-def make_task(prompt: str, policies: dict[str, Answer], *, wanted: int) -> queue.NewTask:
+def make_task(prompt: str, policies: Mapping[str, Answer], *, wanted: int) -> queue.NewTask:
     """Equal answers are one; policies that gave it share it."""
     authors: dict[str, list[str]] = {}
     for policy, answer in policies.items():
@@ -51,7 +52,7 @@ def announce(config: FeedbackVerdictConfig) -> None:
     """Print who won and write it to people.json in the evaluation's folder."""
     answers = read_answers(config)
     check(
-        config.store or Path(config.place).is_file(),
+        bool(config.store) or Path(config.place).is_file(),
         f"--run {config.run}: nothing was asked about this evaluation yet",
     )
     figures = verdict(answers, read_labels(open_database(config.place, create=False)))
@@ -72,10 +73,12 @@ def announce(config: FeedbackVerdictConfig) -> None:
 
 
 def tell(text: str) -> None:
+    """One line in the terminal."""
     print(f"feedback: {text}", file=sys.stderr)
 
 
 def show(figure: dict) -> str:
+    """Mean and half-width, two decimals."""
     return f"{figure['mean']:.2f} ± {figure['ci']:.2f}"
 
 

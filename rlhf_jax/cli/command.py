@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
@@ -122,11 +122,12 @@ class Remarks(logging.Handler):
     """The library's warnings as lines of a command, above a running bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """One line on standard error."""
         tqdm.write(record.getMessage(), file=sys.stderr)
 
 
 @contextlib.contextmanager
-def remarks_on_stderr() -> Iterator[None]:
+def remarks_on_stderr() -> Generator[None]:
     """Within it the library's log is part of what a command says; a program logs as it likes."""
     logger, handler = logging.getLogger("rlhf_jax"), Remarks(logging.WARNING)
     propagate, logger.propagate = logger.propagate, False

@@ -10,7 +10,7 @@ from rlhf_jax.cli.fields import fields_of, flag_names, flag_of
 from rlhf_jax.cli.notes import note
 from rlhf_jax.cli.values import expected, leaf_types, problem_of, takes_several
 from rlhf_jax.config.effect import is_positional, value_of
-from rlhf_jax.errors import InputError, check
+from rlhf_jax.errors import InputError, check, known
 
 
 class Typed(NamedTuple):
@@ -63,7 +63,7 @@ def check_flags(argv: Sequence[str], typed: Sequence[Typed], default: Any) -> No
     """
     for argument in argv:
         if ONE_HYPHEN.match(argument) and argument not in ("-inf", "-nan"):
-            name = re.search("[a-z].*", argument)[0]
+            name = known(re.search("[a-z].*", argument))[0]
             raise InputError(f"unknown flag {argument}: flags begin with two hyphens, --{name}")
     for number, one in enumerate(typed):
         if not one.shown:

@@ -10,6 +10,7 @@ from rlhf_jax.config.effect import value_of, without_effect
 
 
 def note(message: str) -> None:
+    """One line on standard error, of what has no effect or is read otherwise."""
     print(f"note: {message}", file=sys.stderr)
 
 
@@ -35,4 +36,5 @@ def set_in(preset: Any) -> list[str]:
 
 @cache
 def default_of(config_class: type) -> Any:
+    """The config of a class with every field as it is by default."""
     return config_class()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeVar
 
 import tyro
@@ -38,22 +39,26 @@ def load(config_class: type[C], argv: Sequence[str], *, resolve: Resolve | None 
 
 
 def with_flags(config: C, argv: Sequence[str]) -> C:
-    """``config`` with the flags of ``argv``. Raises InputError for one that it has not, or a value
-    that it may not hold."""
+    """``config`` with the flags of ``argv``.
+
+    Raises InputError for one that it has not, or a value that it may not hold.
+    """
     check_flags(argv, read_flags(argv, config), config)
     return parse(type(config), config, list(argv))
 
 
 def parse(config_class: type[C], default: C, argv: list[str]) -> C:
     """``default`` with the flags of ``argv``. What tyro says in a box ends here."""
-    arguments = dict(default=default, args=argv, config=(tyro.conf.FlagConversionOff,))
+    read = partial(
+        tyro.cli, config_class, default=default, args=argv, config=(tyro.conf.FlagConversionOff,)
+    )
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # what a check raises is shown all the same
-            return tyro.cli(config_class, **arguments, console_outputs=False)
+            return read(console_outputs=False)
     except SystemExit as end:
         cause = end.__context__
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__
         if cause is not None:  # a check of the config: one line, not a box
             raise cause from None
-    return tyro.cli(config_class, **arguments)
+    return read()

@@ -68,7 +68,7 @@ def read_preset(preset: str) -> Any:
     if path.endswith(".json"):
         return read_json(Path(path))
     spec = importlib.util.spec_from_file_location(f"preset_{Path(path).stem}", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"--config {path}: expected a .py preset or a .json config")
     module = importlib.util.module_from_spec(spec)
     in_preset(path, partial(spec.loader.exec_module, module))
@@ -112,8 +112,9 @@ def section(preset: Any, config_class: type[C]) -> C:
     if extends(config_class, preset):
         return widened_with_note(preset, config_class)
     if isinstance(preset, InstructGPTConfig):
-        if "chain" in (field.name for field in dataclasses.fields(config_class)):
-            return config_class(chain=preset)
+        planned: Any = config_class
+        if "chain" in (field.name for field in dataclasses.fields(planned)):
+            return planned(chain=preset)
         for stage in vars(preset.resolve()).values():
             if isinstance(stage, config_class):
                 return stage
@@ -136,6 +137,7 @@ def narrowed(config: Any, config_class: type[C]) -> C:
 
 
 def widened_with_note(preset: Any, config_class: type[C]) -> C:
+    """A preset of the class that ``config_class`` extends, saying what the fork decides itself."""
     config, decided = widened(preset, config_class)
     for name in decided:
         was, now = getattr(preset, name), getattr(config, name)

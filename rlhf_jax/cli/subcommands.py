@@ -30,8 +30,10 @@ class Subcommand(NamedTuple):
 
 
 def main_of(commands: Mapping[str, Subcommand], *, bare: str) -> None:
-    """Entry point of a command of several. ``bare`` is said where nothing is typed at all; flags
-    without a command are the first one's."""
+    """Entry point of a command of several.
+
+    ``bare`` is said where nothing is typed at all; flags without a command are the first one's.
+    """
     module = sys.modules["__main__"]
 
     def job(argv: list[str]) -> None:

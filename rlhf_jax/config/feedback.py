@@ -181,8 +181,13 @@ class FeedbackUpdateConfig(FeedbackSampleConfig, WithGold):
     """Measure the gold score of each round; needs ``source``."""
     corpora: tuple[str, ...] = ("gutenberg", "reviews", "polarity")
     """Text of the ptx term, as in the chain."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
+    # They have the fields that those above have, and more: what samples reads no other.
+    reward: RewardConfig = field(  # ty: ignore[incompatible-attribute-override]
+        default_factory=RewardConfig
+    )
+    ppo: PPOConfig = field(  # ty: ignore[incompatible-attribute-override]
+        default_factory=PPOConfig
+    )
 
 
 @dataclass(frozen=True)
@@ -215,8 +220,7 @@ class FeedbackExportConfig(LoopConfig):
 
     format: Main[
         Literal[
-            *("native", "demonstrations", "trl-preference"),
-            *("trl-unpaired", "label-studio", "argilla"),
+            "native", "demonstrations", "trl-preference", "trl-unpaired", "label-studio", "argilla"
         ]
     ] = "native"
     """Of the rows (docs/feedback.md)."""

@@ -20,6 +20,7 @@ from rlhf_jax.config import (
 )
 from rlhf_jax.config.bounds import LARGEST_WHOLE
 from rlhf_jax.config.data import ANSWER_LENGTH
+from rlhf_jax.config.feedback import AnswersConfig
 from rlhf_jax.data.fates import (
     EncodingReport,
     Fate,
@@ -46,6 +47,7 @@ Fitted = (
     | EvaluateConfig
     | PreviewConfig
     | AuditConfig
+    | AnswersConfig
 )
 C = TypeVar("C", bound=Fitted)
 

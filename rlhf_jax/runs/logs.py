@@ -247,6 +247,8 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, resume_step: int | None):
         from tensorboardX.event_file_writer import EventsWriter
+
+        # protobuf makes its classes when they are imported: stubs have none.
         from tensorboardX.proto.event_pb2 import SessionLog  # ty: ignore[missing-module-member]
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -277,6 +279,7 @@ class TensorBoard:
         self._writer.close()
 
     def _add(self, step: int, **what: Any) -> None:
+        # As above.
         from tensorboardX.proto.event_pb2 import Event  # ty: ignore[missing-module-member]
 
         with naming(self._folder):
