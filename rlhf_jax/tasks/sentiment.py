@@ -59,6 +59,8 @@ GOLD = GoldWeights(repeated=1.5, non_words=1.5, too_short=1.0, min_words=4, unfi
 
 
 class Labelled(NamedTuple):
+    """A text that its author labelled."""
+
     text: str
     positive: bool
 
@@ -142,6 +144,7 @@ def build_negative(data_dir: Path) -> Task:
 
 
 def prefix(text: str) -> str:
+    """A sentence's first words, which a prompt shows."""
     return " ".join(text.split()[:PREFIX_WORDS])
 
 
@@ -169,6 +172,7 @@ def split_sentences(rows: Sequence[Labelled]) -> Sentences:
 
 
 def is_demonstration(text: str) -> bool:
+    """Whether a sentence begins with a prompt and is as long as an answer should be."""
     return is_prompt(prefix(text)) and len(text.split()) in DEMONSTRATION_LENGTHS
 
 
@@ -178,6 +182,7 @@ def is_prompt(start: str) -> bool:
 
 
 def split_reviews(rows: Sequence[Labelled]) -> Reviews:
+    """Whole reviews by what they serve: scorers, held-out text, or text to learn from."""
     parts = Reviews([], [], [], [])
     for row in sorted(rows, key=lambda row: share(row.text, "order")):
         place = share(row.text, "review")
