@@ -21,6 +21,8 @@ from experiments.feedback import answers as feedback_answers
 from experiments.feedback import labelers as feedback_labelers
 from experiments.feedback import rounds as feedback_rounds
 from experiments.feedback import stages
+from rlhf_jax.cli.presets import narrowed
+from rlhf_jax.config import FeedbackAnswerConfig
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import RunError
@@ -155,6 +157,8 @@ def work(client, each):
 
 @pytest.mark.slow
 def test_a_worker_answers_the_chat_and_fills_the_queue(loop):
+    """With what ``answer`` is told: of PPO and the reward models, lengths and devices."""
+    loop = narrowed(loop, FeedbackAnswerConfig)
     database = open_database(loop.dir / "other.sqlite")
     feedback_answers.prepare(loop)
     figures.add_round(database, 0, {"labels": 0, "samples": []})
