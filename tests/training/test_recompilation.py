@@ -51,40 +51,13 @@ def make_stages(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """What a process of two devices says of its stages: on two, a program that is given an array
-    that lies elsewhere than before is compiled anew, as it is on one, and reads can be seen."""
-    done = subprocess.run(
-        [sys.executable, __file__, tmp_path_factory.mktemp("loops")],
-        env=tiny.process_environment(JAX_NUM_CPU_DEVICES="2"),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def stages(tmp_path_factory):
+    return make_stages(tmp_path_factory.mktemp("loops"))
 
 
-@pytest.mark.multidevice
-@pytest.mark.parametrize("name", list(RUN))
-def test_only_the_first_step_compiles(ran, name):
-    compiled = ran["compiled"][name]
-    assert len(compiled) == STEPS
-    assert compiled[0], "the first step must compile, or nothing is counted"
-    assert compiled[1:] == [[]] * (STEPS - 1)
-
-
-@pytest.mark.multidevice
-def test_updates_fetch_nothing(ran):
-    """No array is read by Python or NumPy during an update: the loop runs ahead of the device."""
-    assert ran["updates"] == {name: STEPS for name in RUN}
-
-
-# --- run as a process -----------------------------------------------------------------------------
-
-
-def count_programs() -> list[list[str]]:
-    """Names of the programs that each step of a stage compiled; the caller empties it."""
+@pytest.fixture
+def compiled(monkeypatch):
+    """Names of the programs that each step of a stage compiled."""
     names, per_step = [], []
     steps = Stage.steps
 
@@ -98,9 +71,35 @@ def count_programs() -> list[list[str]]:
             yield step
             per_step.append(names[before:])
 
-    Stage.steps = counted
+    monkeypatch.setattr(Stage, "steps", counted)
     jax.monitoring.register_event_duration_secs_listener(listen)
-    return per_step
+    yield per_step
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", list(RUN))
+def test_only_the_first_step_compiles(stages, compiled, name):
+    RUN[name](stages[name])
+    assert len(compiled) == STEPS
+    assert compiled[0], "the first step must compile, or nothing is counted"
+    assert compiled[1:] == [[]] * (STEPS - 1)
+
+
+@pytest.mark.multidevice
+def test_updates_fetch_nothing(tmp_path):
+    """No array is read by Python or NumPy during an update: the loop runs ahead of the device."""
+    done = subprocess.run(
+        [sys.executable, __file__, tmp_path],
+        env=tiny.process_environment(JAX_NUM_CPU_DEVICES="2"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {name: STEPS for name in RUN}
+
+
+# --- run as a process -----------------------------------------------------------------------------
 
 
 class Fetched(Exception):
@@ -162,10 +161,9 @@ if __name__ == "__main__":
     configs = make_stages(Path(sys.argv[1]))
     state = forbid_fetching()
     control(state)
-    per_step, said = count_programs(), {"updates": {}, "compiled": {}}
+    counts = {}
     for name, config in configs.items():
         state["updates"] = 0
-        per_step.clear()
         RUN[name](config)
-        said["updates"][name], said["compiled"][name] = state["updates"], list(per_step)
-    print(json.dumps(said))
+        counts[name] = state["updates"]
+    print(json.dumps(counts))
