@@ -10,14 +10,16 @@ def in_todays_form(saved: dict[str, Any]) -> dict[str, Any]:
     if saved.get("stage") == "ppo":
         one = re.compile(r"^reward(?=$|\[settings)")
         models = {one.sub("reward[0]", name): found for name, found in models.items()}
-    return {**saved, "config": _with_reward_list(saved["config"]), "models": models}
+    return {**saved, "config": _filled(saved["config"]), "models": models}
 
 
-def _with_reward_list(config: Any) -> Any:
-    """Until 0.1.0 PPO had one reward model, not several rewards."""
+def _filled(config: Any) -> Any:
+    """Until 0.1.0 PPO had one reward model, not several rewards, and no warm-up was a share."""
     if not isinstance(config, dict):
         return config
-    config = {name: _with_reward_list(value) for name, value in config.items()}
+    config = {name: _filled(value) for name, value in config.items()}
     if "ppo_epochs" in config and isinstance(config.get("reward"), str):
         config["reward"] = [config["reward"]]
+    if "warmup_steps" in config:
+        config = {"warmup_share": 0.0, **config}
     return config

@@ -13,6 +13,7 @@ from rlhf_jax.config.effect import without_effect
 from rlhf_jax.config.forks import name_of
 from rlhf_jax.config.rewards import reward_source
 from rlhf_jax.errors import check
+from rlhf_jax.runs.checkpoint_files import json_sha256
 from rlhf_jax.runs.inputs import SETTINGS, InputFile, contents_digest, files_digest
 from rlhf_jax.runs.model_digests import model_digest, settings_digest
 from rlhf_jax.tasks.preferences import is_name
@@ -54,33 +55,31 @@ def inputs(
 
 
 def models_of(config: Any) -> dict[str, InputFile]:
-    """The models that ``config`` names, by their weights, and by what else tells them apart."""
+    """The models that ``config`` names, by their weights, and by what else tells them apart.
+
+    And the rewards that are no models.
+    """
     settings = inputs(config, STARTS_FROM, settings_digest)
     settings = {f"{label}{SETTINGS}": found for label, found in settings.items()}
-    return inputs(config, STARTS_FROM, model_digest) | settings
+    return inputs(config, STARTS_FROM, model_digest) | settings | text_rewards_of(config)
 
 
 def data_of(config: Any) -> dict[str, InputFile]:
     """The data that ``config`` names (``READS``, and its tokenizer), by their contents."""
     tokenizer = inputs(config, ("tokenizer.path",), files_digest)
-    return inputs(config, READS, contents_digest) | tokenizer | reward_functions_of(config)
+    return inputs(config, READS, contents_digest) | tokenizer
 
 
-def reward_functions_of(config: Any) -> dict[str, InputFile]:
-    """The files of the Python functions among ``config.reward``, by their contents."""
-    given = getattr(config, "reward", ())
-    sources = map(reward_source, given if isinstance(given, tuple) else (given,))
-    files = {
-        f"reward[{n}]": source.place
-        for n, source in enumerate(sources)
-        if source.kind == "function"
-    }
-    digests = {label: files_digest(file) for label, file in files.items()}
-    return {
-        label: InputFile(str(files[label]), digest)
-        for label, digest in digests.items()
-        if digest is not None
-    }
+def text_rewards_of(config: Any) -> dict[str, InputFile]:
+    """The functions and gold scorers among ``config.reward``: files by contents, and names."""
+    given, found = getattr(config, "reward", ()), {}
+    for n, path in enumerate(given if isinstance(given, tuple) else ()):
+        source = reward_source(path)
+        if source.kind != "model":
+            names = [source.kind, source.function or source.place.name]
+            digest = json_sha256([*names, files_digest(source.place)])
+            found[f"reward[{n}]"] = InputFile(str(path), digest)
+    return found
 
 
 def why_not_longer(config: Any) -> str:

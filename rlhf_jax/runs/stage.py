@@ -59,7 +59,7 @@ MAY_CHANGE = (
         "run.preempted_exit_code",
     ),
     *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
-    *("parallel", "init", "reference", "reward", "force", "cache"),
+    *("parallel", "init", "reference", "force", "allow_cut", "cache"),
     *("data.cache", "text.cache", "pretrain_data.cache", "ptx_data.cache"),
 )
 """Config fields that a resumed run may change: they do not change what it computes."""

@@ -335,8 +335,11 @@ def test_a_function_alone_rewards_and_resumes(config, models):
     load_value(config.run.dir.parents[1] / "function")  # its weights below are found again
     resumed = go(config, "stopped", reward=own, lora=lora)
     assert resumed[0]["params_sha256"] == done["params_sha256"]
+    for other in ((models[0] / "own.py:far",), (*own, *own), (Path("gold:sentiment"),)):
+        with pytest.raises(InputError, match=r"was started (with|from) another"):
+            go(config, "stopped", reward=other, lora=lora)
     (models[0] / "own.py").write_text((models[0] / "own.py").read_text() + "\nX = 1\n")
-    with pytest.raises(InputError, match=r"--reward .*own\.py has changed since"):
+    with pytest.raises(InputError, match=r"--reward .*own\.py:near has changed since"):
         go(config, "stopped", reward=own, lora=lora)
 
 
