@@ -272,9 +272,10 @@ def test_text_is_scored_as_the_reward_model_reads_it(models):
     score = make_text_scoring(
         Rewards({}, {}, {"x": reward}), prompts, tokenizer, parallel, response_length=R
     )
-    found = score(rollout, np.arange(4)).scores["x"]
+    index = [2, 0, 3, 1]  # rows come in the order of the shuffled prompts
+    found = score(rollout, np.array(index)).scores["x"]
     model = make_scalar_model(reward.model, reward.vocab_size)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts[n] for n in index):
         whole = jnp.asarray([tokenizer.encode_prompts([prompt.prompt])[0] + ids[row]])
         expected = model.score(reward.params, whole, jnp.ones_like(whole, bool), None)
         assert found[row] == pytest.approx(float(expected[0]), abs=1e-5)
