@@ -84,15 +84,13 @@ class Rewards(NamedTuple):
 def load_rewards(config: PPOConfig, policy: Trained, parallel: Parallel) -> Rewards:
     """The rewards by their names (``reward_names``), and "second" where there is a second one.
 
-    Raises InputError for what is not there or is no reward, RunError for a reward model whose
-    held-out accuracy is under the gate.
+    Raises InputError for what is not there or is no reward.
     """
     found = Rewards({}, {}, {})
     given = dict(zip(reward_names(config.reward), config.reward, strict=True))
     for name, path in given.items():
         source = reward_source(path)
         if source.kind == "model":
-            check_reward_model(config, path)
             _take_model(found, name, path, "reward", policy, parallel)
         elif source.kind == "gold":
             gold = read_task(str(source.place), config.source).gold
@@ -117,8 +115,14 @@ def _take_model(
     found.strangers[name] = reward
 
 
-def check_reward_model(config: PPOConfig, path: Path) -> None:
-    """Raise RunError if the reward model is under the gate: PPO optimises whatever it is given."""
+def check_reward_models(config: PPOConfig) -> None:
+    """Raise RunError if a reward model is under the gate: PPO optimises whatever it is given."""
+    for path in config.reward:
+        if reward_source(path).kind == "model":
+            _check_reward_model(config, path)
+
+
+def _check_reward_model(config: PPOConfig, path: Path) -> None:
     check_model(path, flag="reward")
     accuracy = figures_of(path).get("eval/accuracy")
     if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):

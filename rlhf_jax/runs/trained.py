@@ -311,8 +311,11 @@ def value_start(config: PPOConfig, tokenizer: Tokenizer) -> tuple[str, Path]:
         return "value_init", config.value_init
     for n, path in enumerate(config.reward):
         if reward_source(path).kind == "model":
-            reader = load_reader(path, flag="reward")
-            if reader.tokenizer.digest == tokenizer.digest:
+            try:
+                same = load_reader(path, flag="reward").tokenizer.digest == tokenizer.digest
+            except InputError:  # it is gone, which the caller says
+                same = True
+            if same:
                 return f"reward[{n}]", path
     return "init", config.init
 

@@ -29,7 +29,8 @@ def told(path: pathlib.Path, kind: type) -> str:
     account, lines = Account(), []
     try:
         for row in iterate(path, kind, account):
-            fields = {k: v for k, v in row._asdict().items() if k not in ("origin", "tokens")}
+            aside = ("origin", "tokens", "columns")
+            fields = {k: v for k, v in row._asdict().items() if k not in aside}
             lines.append(json.dumps(fields, ensure_ascii=False))
         lines += [f"left out, line {each.origin.line}: {each.why}" for each in account.left_out]
         lines += [f"said, of {count} rows: {note}" for note, count in account.notes.items()]

@@ -125,7 +125,7 @@ def test_a_fault_shows_nothing_and_keeps_the_headers(ann, monkeypatch, caplog):
     def fault(*_, **__):
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(queue, "take_task", fault)
+    monkeypatch.setattr(queue, "lease_task", fault)
     monkeypatch.setattr("rlhf_jax.feedback.web.app.FileResponse", fault)
     for path in ("/label", "/static/page.css"):
         answer = ann.http.get(path)

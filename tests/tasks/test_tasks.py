@@ -68,7 +68,7 @@ def test_all_are_found_by_name():
     with pytest.raises(InputError, match=r"--task none.py: no such file"):
         find_task("none.py")
     with pytest.raises(InputError, match=r"build\(source\)"):
-        find_task("splits")
+        find_task("references")
 
 
 def test_the_list_of_names_is_what_can_be_imported():

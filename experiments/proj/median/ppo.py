@@ -24,6 +24,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import known
 from rlhf_jax.inference.rewards import (
     Rewards,
+    check_reward_models,
     load_rewards,
     load_value_start,
     make_text_scoring,
@@ -174,6 +175,7 @@ def check_batches(config: PPOConfig, parallel: Parallel) -> None:
 
 def load_models(config: PPOConfig, parallel: Parallel) -> tuple[Trained, Trained, Rewards, Trained]:
     """The policy's start, the reference, the rewards, and what the value network starts from."""
+    check_reward_models(config)  # before anything takes time
     load = partial(load_trained, shardings=parallel.shardings)
     policy = for_run(load(config.init, flag="init"), config.run.dir)
     reference = policy
