@@ -20,6 +20,6 @@ def _filled(config: Any) -> Any:
     config = {name: _filled(value) for name, value in config.items()}
     if "ppo_epochs" in config and isinstance(config.get("reward"), str):
         config["reward"] = [config["reward"]]
-    if "warmup_steps" in config:
+    if "warmup_steps" in config and "schedule" in config:
         config = {"warmup_share": 0.0, **config}
     return config
