@@ -32,7 +32,8 @@ from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import RunError
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
-from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.database import open_database
+from rlhf_jax.feedback.store import Database
 
 SERVER = """
 import sys

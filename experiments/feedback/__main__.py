@@ -43,10 +43,11 @@ from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.rows import Comparison
 from rlhf_jax.errors import InputError, check, counted
 from rlhf_jax.feedback import figures, formats, queue, submissions
-from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.store import Database
 from rlhf_jax.feedback.texts import map_text
 
 

@@ -16,8 +16,9 @@ from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.formats import Comparison, Prompt, read_prompts
 from rlhf_jax.errors import InputError, known
 from rlhf_jax.feedback import conversation, figures, queue
-from rlhf_jax.feedback.database import Database, StoreUnavailable, open_database
+from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.store import Database, StoreUnavailable
 from rlhf_jax.feedback.texts import map_text
 from rlhf_jax.inference.reward_scores import disagreement, make_reward_scorer
 from rlhf_jax.inference.sampler import make_sampler

@@ -16,10 +16,11 @@ from rlhf_jax.data.chat import as_text
 from rlhf_jax.errors import RunError, check
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client
-from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labelers import Score, SimulatedLabeler, calibrate_tau, score_gaps
 from rlhf_jax.feedback.names import SIMULATED
 from rlhf_jax.feedback.secret_files import is_there, read_secret, write_secret
+from rlhf_jax.feedback.store import Database
 from rlhf_jax.tasks.task import read_task
 
 NOISE = (0.8, 1.25)

@@ -37,11 +37,12 @@ from rlhf_jax.data.formats import Prompt, read_prompts
 from rlhf_jax.errors import known
 from rlhf_jax.evaluation.metrics import mean_ci, pair_accuracy
 from rlhf_jax.feedback import figures, queue, submissions
-from rlhf_jax.feedback.database import Database, open_database
+from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.formats import ranking_row, to_lines
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_labels
 from rlhf_jax.feedback.standing import add_refusal
+from rlhf_jax.feedback.store import Database
 from rlhf_jax.runs.fit import fit_prompts
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.records import read_done

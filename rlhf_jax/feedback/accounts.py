@@ -10,8 +10,8 @@ import secrets
 import time
 from typing import Any, NamedTuple
 
-from rlhf_jax.feedback.database import Database, Rows
 from rlhf_jax.feedback.names import IMPORTED, NAME_LIMIT, check_name, check_new
+from rlhf_jax.feedback.store import Database, Rows
 
 SESSION_SECONDS = 30 * 86400.0
 INVITE_SECONDS = 7 * 86400.0

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.data.chat import Conversation, Message, as_json, as_text
 from rlhf_jax.feedback.accounts import Account
-from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.queue import NewTask, Response, Task, insert_task, parse_task
+from rlhf_jax.feedback.store import Database
 from rlhf_jax.feedback.texts import from_json, parse_body
 
 MOST_WAITING = 3

@@ -11,18 +11,16 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.schema import POSTGRESQL, SQLITE, VERSION
-from rlhf_jax.feedback.texts import check_whole, has_half
+from rlhf_jax.feedback.store import Database, Rows, StoreUnavailable, check_storable
 
 BUSY_SECONDS = 10.0
 """How long a writer waits for another one."""
-ONE_WRITER = 7406
-"""Key of PostgreSQL's advisory lock: writers come one after the other, as in SQLite."""
 REASONS = {
     sqlite3.SQLITE_BUSY: "busy",
     sqlite3.SQLITE_LOCKED: "busy",
@@ -34,57 +32,6 @@ REASONS = {
     sqlite3.SQLITE_CORRUPT: "unreachable",
 }
 """SQLite's primary result codes in the words of ``StoreUnavailable``."""
-
-
-class StoreUnavailable(RunError):
-    """The store could not take or give something now; ``reason``: busy, full, or unreachable."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"the label store is {reason}: {detail}")
-        self.reason = reason
-
-
-def check_storable(values: Mapping[str, Any]) -> None:
-    """Raise InputError for what one of the databases cannot hold: the last wall before a store.
-
-    Texts of people are in ``body``, as JSON in ASCII, where NUL is an escape.
-    """
-    for name, value in values.items():
-        if isinstance(value, str):
-            check_whole(name, value)
-            if "\x00" in value:
-                raise InputError(f"{name}: holds a NUL character, expected text without")
-            if name == "body" and has_half(value):
-                raise InputError("the text holds half a surrogate pair, expected whole characters")
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """A transaction: statements with their results as dicts."""
-
-    def __call__(self, sql: str, **values: Any) -> list[dict[str, Any]]:
-        """The rows that a statement with ``:name`` placeholders gives; none of a change."""
-        ...
-
-
-@runtime_checkable
-class Database(Protocol):
-    """A store of labels."""
-
-    name: str
-    """For messages: without passwords."""
-
-    def write(self) -> contextlib.AbstractContextManager[Rows]:
-        """A transaction that alone writes; all of it is stored, or nothing."""
-        ...
-
-    def read(self) -> contextlib.AbstractContextManager[Rows]:
-        """A transaction that sees the store at one moment."""
-        ...
-
-    def holds_store(self) -> bool:
-        """Whether the tables have been made."""
-        ...
 
 
 def open_database(

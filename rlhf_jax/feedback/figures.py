@@ -9,8 +9,8 @@ from collections.abc import Generator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple, TypeVar
 
-from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label
+from rlhf_jax.feedback.store import Database, StoreUnavailable
 from rlhf_jax.feedback.texts import parse_body
 
 PAPER_AGREEMENT = (0.726, 0.015)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.rows import without_gaps
 from rlhf_jax.feedback.accounts import pseudonym, site_secret
-from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.queue import Response, Task, parse_task
+from rlhf_jax.feedback.store import Database
 from rlhf_jax.feedback.texts import has_half, opinion, parse_body
 
 HELDOUT = 0.15

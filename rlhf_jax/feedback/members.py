@@ -4,7 +4,7 @@ import time
 from typing import NamedTuple
 
 from rlhf_jax.feedback.accounts import SESSION_SECONDS, pseudonym, site_secret
-from rlhf_jax.feedback.database import Database
+from rlhf_jax.feedback.store import Database
 
 
 class Member(NamedTuple):

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Generator
 
 from rlhf_jax.errors import InputError
-from rlhf_jax.feedback.database import ONE_WRITER, Rows, StoreUnavailable, check_storable
+from rlhf_jax.feedback.store import Rows, StoreUnavailable, check_storable
 
 try:
     import sqlalchemy as sa
@@ -12,6 +12,8 @@ try:
 except ImportError as error:
     raise InputError("store postgresql://...: needs pip install 'rlhf_jax[team]'") from error
 
+ONE_WRITER = 7406
+"""Key of PostgreSQL's advisory lock: writers come one after the other, as in SQLite."""
 DISK_FULL = "53100"
 LOCK_NOT_AVAILABLE = "55P03"
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rlhf_jax.data.chat import Conversation, as_json, as_text
 from rlhf_jax.errors import check
 from rlhf_jax.feedback.accounts import Account
-from rlhf_jax.feedback.database import Database, Rows
+from rlhf_jax.feedback.store import Database, Rows
 from rlhf_jax.feedback.texts import from_json, has_half, parse_body
 
 LEASE_SECONDS = 1800.0

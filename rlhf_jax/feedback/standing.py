@@ -5,8 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.figures import read_status
+from rlhf_jax.feedback.store import Database
 from rlhf_jax.feedback.submissions import count_labels
 from rlhf_jax.feedback.texts import parse_body
 

@@ -13,7 +13,6 @@ from typing import Any
 from rlhf_jax.data.chat import as_json
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import Account, named
-from rlhf_jax.feedback.database import Database, Rows
 from rlhf_jax.feedback.fields import (
     TEXT_LIMIT,
     Clean,
@@ -33,6 +32,7 @@ from rlhf_jax.feedback.queue import (
     parse_task,
     visible_task,
 )
+from rlhf_jax.feedback.store import Database, Rows
 from rlhf_jax.feedback.texts import opinion, parse_body
 
 DECISIONS = ("ranking", "skip")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.errors import check
-from rlhf_jax.models.layers import accumulator
+from rlhf_jax.models.layers import accumulator, longer
 
 NEGATIVE = -1e30
 """A masked score or logit: finite, so that a row which sees nothing stays finite too."""
@@ -105,8 +105,3 @@ def cudnn_attention(q, k, v, segments) -> Float[Array, "B H T Dh"]:
     seen = longer(seen, axis=3, multiple=2)
     out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="cudnn")
     return out[:, :T].transpose(0, 2, 1, 3).astype(accumulator(q.dtype))
-
-
-def longer(x: Array, *, axis: int, multiple: int) -> Array:
-    """``x`` with zeros behind it up to the next multiple of a length."""
-    return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])

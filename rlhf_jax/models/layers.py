@@ -131,3 +131,8 @@ def rotate(x: Float[Array, "B H T Dh"], turn: Rotation) -> Float[Array, "B H T D
     first, second, rest = jnp.split(x.astype(accumulator(x.dtype)), (half, 2 * half), axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin, rest)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def longer(x: Array, *, axis: int, multiple: int) -> Array:
+    """``x`` with zeros behind it up to the next multiple of a length."""
+    return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])

@@ -33,8 +33,9 @@ from rlhf_jax.config import (
 from rlhf_jax.config.effect import value_of
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.feedback import accounts, queue, submissions
-from rlhf_jax.feedback.database import StoreUnavailable, open_database
+from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import rankings, read_labels
+from rlhf_jax.feedback.store import StoreUnavailable
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from postgresql_server import new_postgresql, shared_server  # noqa: F401
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import accounts, conversation, figures, queue, submissions
-from rlhf_jax.feedback.database import StoreUnavailable, open_database
+from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.labels import rankings, read_labels, written
+from rlhf_jax.feedback.store import StoreUnavailable
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -12,8 +12,8 @@ import urllib.request
 from pathlib import Path
 
 from rlhf_jax.feedback import accounts
-from rlhf_jax.feedback.database import Database
 from rlhf_jax.feedback.queue import NewTask, Response, add_tasks
+from rlhf_jax.feedback.store import Database
 
 ROOT = Path(__file__).parents[2]
 SERVER = """

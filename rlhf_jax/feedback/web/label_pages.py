@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback import queue, submissions
-from rlhf_jax.feedback.database import StoreUnavailable
 from rlhf_jax.feedback.fields import PROMPT_FLAGS, QUALITY, RESPONSE_FLAGS, SKIP_REASONS, USE_CASES
 from rlhf_jax.feedback.standing import read_standing
+from rlhf_jax.feedback.store import StoreUnavailable
 from rlhf_jax.feedback.web import forms, reading
 from rlhf_jax.feedback.web.render import GUIDE_COOKIE
 from rlhf_jax.feedback.web.site import Visit, status_and_message

@@ -15,10 +15,10 @@ from starlette.types import Scope
 
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import SESSION_SECONDS, Account, by_session, by_token, site_secret
-from rlhf_jax.feedback.database import Database, StoreUnavailable
 from rlhf_jax.feedback.labels import Label, read_labels, version
 from rlhf_jax.feedback.queue import LEASE_SECONDS
 from rlhf_jax.feedback.scrub import scrub
+from rlhf_jax.feedback.store import Database, StoreUnavailable
 from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.address import prefix_of
 from rlhf_jax.feedback.web.forms import parse_form, value_of
