@@ -23,19 +23,17 @@ from rlhf_jax.config.feedback import (
 )
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.plan import PlanConfig
+from rlhf_jax.config.ppo import KLConfig, PPOConfig, SecondRewardConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.rewards import CombineConfig
 from rlhf_jax.config.site import AddressConfig, ScrubConfig, ServeConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
     DPOConfig,
-    KLConfig,
     LabelerConfig,
-    PPOConfig,
     PretrainConfig,
     RewardConfig,
     SamplingConfig,
-    SecondRewardConfig,
     SFTConfig,
 )
 from rlhf_jax.config.tools import (

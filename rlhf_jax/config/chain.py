@@ -6,7 +6,8 @@ from pathlib import Path
 from rlhf_jax.config.bounds import Seed, check_bounds
 from rlhf_jax.config.effect import Main
 from rlhf_jax.config.feedback import FeedbackConfig
-from rlhf_jax.config.stages import CompareConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from rlhf_jax.config.ppo import PPOConfig
+from rlhf_jax.config.stages import CompareConfig, PretrainConfig, RewardConfig, SFTConfig
 from rlhf_jax.config.tools import EvaluateConfig
 
 

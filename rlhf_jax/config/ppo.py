@@ -1,0 +1,204 @@
+"""PPO: what it optimises, how it learns, and when it does not start."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rlhf_jax.config.bounds import (
+    BatchRows,
+    Count,
+    Finite,
+    Positive,
+    PositiveOrZero,
+    Share,
+    check_bounds,
+)
+from rlhf_jax.config.data import TextDataConfig
+from rlhf_jax.config.effect import Main, idle, never, only
+from rlhf_jax.config.model import LoRAConfig
+from rlhf_jax.config.rewards import CombineConfig, is_gold
+from rlhf_jax.config.stages import SamplingConfig
+from rlhf_jax.config.training import (
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    check_microbatches,
+)
+from rlhf_jax.errors import check
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """The penalty for leaving the reference, and what holds it to a target."""
+
+    coef: Main[PositiveOrZero] = 0.02
+    """β: weight of the per-token penalty (InstructGPT: 0.02 for unscaled rewards)."""
+    target: Main[PositiveOrZero] = 0.0
+    """Nats per episode that the adaptive controller holds; 0 keeps the coefficient fixed."""
+    horizon: Annotated[Positive, idle(target=0)] = 10_000.0
+    """Episodes over which the adaptive controller acts (Ziegler et al. 2019)."""
+
+    def __post_init__(self):
+        check_bounds(self, "kl.")
+        check(
+            self.target == 0 or self.coef > 0,
+            f"kl.target={self.target} needs kl.coef over 0: the controller multiplies it",
+        )
+
+
+@dataclass(frozen=True)
+class SecondRewardConfig:
+    """A second reward beside the task's, of harmlessness say: mixed in, or held to a floor."""
+
+    model: Path | None = None
+    """Reward model whose score h is mixed in as (r + λ h) / (1 + λ); None: there is none."""
+    weight: Annotated[PositiveOrZero, idle(model=None)] = 1.0
+    """λ, or with ``floor`` what it starts from."""
+    floor: Finite | None = None
+    """Mean of h to hold: λ is then a Lagrange multiplier, which grows while h is below. None: λ
+    stays as it is."""
+    lr: Annotated[Positive, idle(floor=None)] = 0.1
+    """η in λ ← λ exp(η (floor − mean h)), once per iteration."""
+
+    def __post_init__(self):
+        check_bounds(self, "second_reward.")
+        check(
+            self.floor is None or self.weight > 0,
+            "second_reward.floor needs a weight over 0: a multiplier of 0 cannot grow",
+        )
+        check(
+            self.model is not None or self.floor is None,
+            "second_reward.floor needs second_reward.model",
+        )
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO on the reward model's score with a per-token KL penalty, and PPO-ptx."""
+
+    run: Annotated[RunConfig, never("keep_best")] = field(
+        default_factory=lambda: RunConfig(dir=Path("runs/ppo"), save_every=5)
+    )
+    init: Main[Path] = Path("runs/sft")
+    """The policy starts from this run."""
+    reference: Path | None = None
+    """Run of the same shape that the KL penalty holds the policy to; None: ``init``."""
+    reward: Main[tuple[Path, ...]] = (Path("runs/reward"),)
+    """What scores the answers, one or several: a run or folder of a reward model, FILE.py:FUNCTION
+    (of prompts and responses), gold:TASK (the scorer that stands for people)."""
+    combine: CombineConfig = field(default_factory=CombineConfig)
+    source: Annotated[Path, only(reward=is_gold)] = Path("data")
+    """Folder of the raw data that gold:TASK is made from."""
+    value_init: Annotated[Path | None, idle(value_trunk=("shared", "none"))] = None
+    """The value network starts from this reward or value model; None: from the first reward model,
+    or where there is none of the policy's tokenizer from the policy, with a head of 0."""
+    second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
+    prompts: Main[Path] = Path("prompts.jsonl")
+    """What is answered: rows with a prompt."""
+    cache: Path = Path(".cache/datasets")
+    """Where prepared data sets are kept (TFDS); any stage may share it."""
+    prompt_length: Main[Count | None] = None
+    """Longer prompts keep their end. None: what the prompts need within the model's context."""
+    response_length: Main[Count | None] = None
+    """None: as ``init`` or ``reward`` was trained, if they say so."""
+    allow_cut: bool = False
+    """Go on although more than 2 % of the prompts are cut."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    value_trunk: Literal["separate", "shared", "none"] = "separate"
+    """A value network of its own from the reward model (InstructGPT), or a head on the policy, or
+    none: advantages are then made of the rewards alone."""
+    iterations: Main[Count] = 24
+    """Each samples episodes, scores them and learns from them."""
+    batch_size: Main[BatchRows] = 128
+    """Episodes per iteration over all devices."""
+    samples_per_prompt: Count = 1
+    """Answers to each prompt of an iteration, which stand one after the other in the batch."""
+    ppo_epochs: Count = 1
+    """Times that each episode is learnt from (InstructGPT: 1)."""
+    num_minibatches: Count = 4
+    """Parts of an iteration's episodes; each is one optimizer update an epoch (InstructGPT: 8)."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    gamma: Share = 1.0
+    """γ: discount per token (InstructGPT: 1, none)."""
+    lam: Share = 0.95
+    """λ of generalised advantage estimation (Schulman et al. 2016; InstructGPT: 0.95)."""
+    clip_eps: Positive = 0.2
+    """ε: the ratio π / π_old is clipped to 1 ± this (Schulman et al. 2017, eq. 7; InstructGPT:
+    0.2)."""
+    value_clip_eps: Annotated[Positive, idle(value_trunk="none")] = 0.2
+    """The value may move by this from the old one, in units of the score (OpenAI baselines;
+    InstructGPT: 0.2)."""
+    vf_coef: Annotated[PositiveOrZero, idle(value_trunk="none")] = 1.0
+    """Weight of the value loss; with a separate trunk it only scales that trunk's gradient."""
+    entropy_coef: PositiveOrZero = 0.0
+    """Weight of the entropy bonus, per nat of the mean entropy of a token; InstructGPT has none."""
+    whiten_advantages: bool = True
+    """Advantages get mean 0 and variance 1, over the tokens of all episodes of an iteration."""
+    whiten_rewards: bool = False
+    """Rewards per token get variance 1 about their mean, which stays (lm-human-preferences)."""
+    missing_eos_penalty: Finite | None = None
+    """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
+    recompute_logprobs: bool = False
+    """Take the old log-probs from a forward pass instead of from the sampler."""
+    ptx_coef: Main[PositiveOrZero] = 0.0
+    """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
+    ptx_batch_size: Annotated[BatchRows, idle(ptx_coef=0)] = 32
+    """Rows of pretraining text per minibatch."""
+    ptx_data: Annotated[TextDataConfig, idle(ptx_coef=0)] = field(default_factory=TextDataConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """On the policy and on the value network, which then share their frozen weights with the
+    reference and the reward model where these are the same."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=3e-4, schedule="linear", warmup_share=0.125, final_lr=0.2, weight_decay=0.0, eps=1e-5
+        )
+    )
+    value_optim: Annotated[
+        OptimConfig, idle(value_trunk=("shared", "none")), never("accumulate", "ema_decay")
+    ] = field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-3, schedule="linear", warmup_share=0.125, final_lr=0.2, weight_decay=0.0, eps=1e-5
+        )
+    )
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    min_reward_accuracy: Annotated[Share, idle(force=True)] = 0.6
+    """PPO does not start on a reward model whose held-out pair accuracy is below this."""
+    force: bool = False
+    """Start all the same."""
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer updates: every minibatch once in each epoch."""
+        return self.ppo_epochs * self.num_minibatches
+
+    def __post_init__(self):
+        check_bounds(self)
+        check(
+            isinstance(self.reward, tuple) and len(self.reward) > 0,
+            f"reward={self.reward}: expected one or several in a tuple, (Path('runs/reward'),)",
+        )
+        self.combine.check_number(len(self.reward))
+        check(
+            self.kl.target == 0 or self.kl.horizon > self.batch_size / 5,
+            f"kl.horizon={self.kl.horizon} is not over batch_size / 5 = {self.batch_size / 5}: one "
+            "iteration could bring the coefficient to 0 or below",
+        )
+        check(
+            self.batch_size % self.num_minibatches == 0,
+            f"batch_size={self.batch_size} is not a multiple of "
+            f"num_minibatches={self.num_minibatches}",
+        )
+        check(
+            self.batch_size % self.samples_per_prompt == 0,
+            f"batch_size={self.batch_size} is not a multiple of "
+            f"samples_per_prompt={self.samples_per_prompt}",
+        )
+        minibatch_size = self.batch_size // self.num_minibatches
+        check_microbatches("batch_size / num_minibatches", minibatch_size, self.optim)
+        check_microbatches("ptx_batch_size", self.ptx_batch_size, self.optim)
+        check(self.sampling.temperature > 0, "PPO needs sampling.temperature > 0")
+        check(
+            self.sampling.top_k == 0 and self.sampling.top_p == 1.0,
+            "PPO samples from the whole distribution: sampling.top_k must be 0 and top_p 1, "
+            "or the log-probs would be of another density",
+        )
