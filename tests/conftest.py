@@ -29,7 +29,7 @@ from program_cache import CACHE  # noqa: E402
 
 TEXT = (
     *("rlhf_jax.data", "rlhf_jax.tasks", "rlhf_jax.text", "rlhf_jax.feedback", "rlhf_jax.cli"),
-    *("rlhf_jax.errors", "rlhf_jax.help_pages"),
+    *("rlhf_jax.errors", "rlhf_jax.help_pages", "rlhf_jax.python_files"),
 )
 """Called a million times, so that pyproject.toml's checks would take longer than they do. A module
 that both name has its shapes checked."""

@@ -4,12 +4,9 @@ A whole-chain preset serves every stage, which takes its own section.
 """
 
 import dataclasses
-import importlib.util
 import inspect
 import re
-import traceback
 import typing
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +17,7 @@ from rlhf_jax.config import FeedbackConfig, InstructGPTConfig
 from rlhf_jax.config.feedback import LoopConfig
 from rlhf_jax.config.forks import extends, widened
 from rlhf_jax.errors import InputError
+from rlhf_jax.python_files import in_file, load_file
 
 C = TypeVar("C")
 
@@ -67,11 +65,10 @@ def read_preset(preset: str) -> Any:
         raise InputError(f"--config {path}: no such file")
     if path.endswith(".json"):
         return read_json(Path(path))
-    spec = importlib.util.spec_from_file_location(f"preset_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--config {path}: expected a .py preset or a .json config")
-    module = importlib.util.module_from_spec(spec)
-    in_preset(path, partial(spec.loader.exec_module, module))
+    flag = f"--config {path}"
+    if not path.endswith(".py"):
+        raise InputError(f"{flag}: expected a .py preset or a .json config")
+    module = load_file(Path(path), flag=flag)
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"--config {path} has no function get_config")
     words = [word.partition("=") for word in arguments.split(",") if word]
@@ -82,22 +79,8 @@ def read_preset(preset: str) -> Any:
         signature.bind(*positional, **named)
     except TypeError as error:
         raise InputError(f"--config {preset}: {error}; it takes get_config{signature}") from None
-    return in_preset(path, partial(module.get_config, *positional, **named))
-
-
-def in_preset(path: str, function: Callable[[], Any]) -> Any:
-    """``function()`` of a preset's code; what it raises is one sentence with file and line."""
-    try:
-        return function()
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        if isinstance(error, SyntaxError) and error.filename == path:
-            lines, message = [error.lineno], f"{error.msg} ({type(error).__name__})"
-        else:
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            message = f"{kind}{error}"
-        where = f", line {lines[-1]}" if lines else ""
-        raise InputError(f"--config {path}{where}: {' '.join(message.split())}") from error
+    made = partial(module.get_config, *positional, **named)
+    return in_file(Path(path), made, flag=flag)
 
 
 def section(preset: Any, config_class: type[C]) -> C:

@@ -4,8 +4,13 @@ import re
 from typing import Any
 
 
-def in_todays_form(saved: dict[str, Any]) -> dict[str, Any]:
-    """A record (config.json of a run folder) as this version would have written it."""
+def in_todays_form(saved: Any) -> dict[str, Any]:
+    """A record (config.json of a run folder) as this version would have written it.
+
+    Raises TypeError or KeyError for anything else.
+    """
+    if not isinstance(saved, dict):
+        raise TypeError(f"found {type(saved).__name__}, expected an object")
     models = saved.get("models", {})
     if saved.get("stage") == "ppo":
         one = re.compile(r"^reward(?=$|\[settings)")

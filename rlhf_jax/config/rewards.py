@@ -1,6 +1,5 @@
 """What scores PPO's episodes, and how several scores become one."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ def reward_source(given: Path) -> RewardSource:
 def reward_names(given: Sequence[Path]) -> tuple[str, ...]:
     """A name for each reward: "task" if there is one, else its folder's, function's or task's.
 
-    Two of one name are told apart by a number.
+    Where two have one name, or one has that of the second reward, all are numbered.
     """
     if len(given) == 1:
         return ("task",)
@@ -46,12 +45,9 @@ def reward_names(given: Sequence[Path]) -> tuple[str, ...]:
         for source in sources
     ]
     names = [name.replace("@", "_") for name in names]
-    counts, seen = Counter([*names, "second"]), Counter[str]()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(f"{name}_{seen[name]}" if counts[name] > 1 else name)
-    return tuple(numbered)
+    if len({*names, "second"}) <= len(names):
+        names = [f"{name}_{n}" for n, name in enumerate(names, 1)]
+    return tuple(names)
 
 
 def is_gold(given: Any) -> bool:

@@ -9,7 +9,6 @@ asks for the columns ``prompts``, ``responses`` and, by its name, any other colu
 rows. ``**columns`` asks for all of them.
 """
 
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from rlhf_jax.data.formats import Comparison, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.heads import ScalarModel, make_scalar_model
+from rlhf_jax.python_files import load_file
 from rlhf_jax.runs.kept_steps import figures_of
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.trained import (
@@ -38,6 +38,7 @@ from rlhf_jax.runs.trained import (
     load_trained,
     policy_as_value,
     same_tokenizer,
+    value_start,
 )
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import Parallel
@@ -63,22 +64,22 @@ TextReward = Callable[[Answers], Float[Array, "B"]]
 class Rewards(NamedTuple):
     """What ``--reward`` and ``--second-reward.model`` name, loaded."""
 
-    trained: dict[str, Trained]
-    """Reward models that score the policy's own tokens."""
+    token_models: dict[str, Trained]
+    """Reward models of the policy's tokenizer: they score what was sampled."""
     functions: dict[str, Callable]
     """Python functions, and gold scorers: (prompts, responses, **columns) -> scores."""
-    strangers: dict[str, Trained]
+    text_models: dict[str, Trained]
     """Reward models of another tokenizer, which are given the text."""
 
     @property
     def models(self) -> dict[str, ScalarModel]:
-        """Those of the policy's tokens, as ``make_policy_optimization`` takes them."""
-        return {n: make_scalar_model(r.model, r.vocab_size) for n, r in self.trained.items()}
+        """The functions of ``token_models``, as ``make_policy_optimization`` takes them."""
+        return {n: make_scalar_model(r.model, r.vocab_size) for n, r in self.token_models.items()}
 
     @property
     def params(self) -> dict[str, Params]:
         """Their parameters."""
-        return {name: reward.params for name, reward in self.trained.items()}
+        return {name: reward.params for name, reward in self.token_models.items()}
 
 
 def load_rewards(config: PPOConfig, policy: Trained, parallel: Parallel) -> Rewards:
@@ -93,8 +94,7 @@ def load_rewards(config: PPOConfig, policy: Trained, parallel: Parallel) -> Rewa
         if source.kind == "model":
             _take_model(found, name, path, "reward", policy, parallel)
         elif source.kind == "gold":
-            gold = read_task(str(source.place), config.source).gold
-            found.functions[name] = lambda prompts, responses, gold=gold: gold(prompts, responses)
+            found.functions[name] = gold_function(str(source.place), config.source)
         else:
             found.functions[name] = load_function(source)
     if config.second_reward.model is not None:
@@ -109,10 +109,10 @@ def _take_model(
     load = partial(load_trained, flag=flag, kind="scalar", shardings=parallel.shardings)
     reward = load(path, share=policy)
     if reward.tokenizer.digest == policy.tokenizer.digest:
-        found.trained[name] = reward
+        found.token_models[name] = reward
         return
     say(f"--{flag} {path} has another tokenizer than --init: it scores the text of the answers")
-    found.strangers[name] = reward
+    found.text_models[name] = reward
 
 
 def check_reward_models(config: PPOConfig) -> None:
@@ -138,18 +138,20 @@ def _check_reward_model(config: PPOConfig, path: Path) -> None:
     )
 
 
+def gold_function(task: str, source: Path) -> Callable:
+    """The scorer that stands for people in a task, as a function that asks for no column."""
+    gold = read_task(task, source).gold
+
+    def score(prompts, responses):
+        return gold(prompts, responses)
+
+    return score
+
+
 def load_function(source: RewardSource) -> Callable:
     """The function FILE.py:FUNCTION. Raises InputError if it is not there or takes no two lists."""
     flag = f"--reward {source.place}:{source.function}"
-    check(source.place.is_file(), f"{flag}: no file {source.place}")
-    spec = importlib.util.spec_from_file_location(f"reward_{source.place.stem}", source.place)
-    assert spec is not None and spec.loader is not None, "a file's module is read from it"
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's file does
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{flag}: {source.place} fails ({reason})") from error
+    module = load_file(source.place, flag=flag)
     function = getattr(module, source.function, None)
     if not callable(function):
         there = [name for name, value in vars(module).items() if inspect.isfunction(value)]
@@ -186,8 +188,8 @@ def make_text_scoring(
         name: _function_scorer(name, function, parallel)
         for name, function in rewards.functions.items()
     }
-    for name, reward in rewards.strangers.items():
-        scorers[name] = _stranger_scorer(reward, prompts, parallel, response_length)
+    for name, reward in rewards.text_models.items():
+        scorers[name] = _text_model_scorer(reward, prompts, parallel, response_length)
 
     def score(rollout: Rollout, index: np.ndarray) -> Rollout:
         if not scorers:
@@ -289,7 +291,7 @@ def _place(answers: Answers, at: int) -> str:
     return str(row.origin) if row.origin is not None else repr(as_text(row.prompt)[:80])
 
 
-def _stranger_scorer(
+def _text_model_scorer(
     reward: Trained, prompts: Sequence[Prompt], parallel: Parallel, response_length: int
 ) -> TextReward:
     """A reward model with a tokenizer, and perhaps a chat template, of its own.
@@ -312,12 +314,18 @@ def _stranger_scorer(
     def scores_of(params, *batch):
         return model.score_responses(params, *batch, None)[:, 0]
 
+    said = False
+
     def score(answers: Answers) -> Float[Array, "B"]:
+        nonlocal said
         rows = [
             Comparison(row.prompt, (text,), (0,))
             for row, text in zip(answers.prompts, answers.texts, strict=True)
         ]
-        batch, _ = encode_comparisons(rows, tokenizer, **lengths, everything=True)
+        batch, report = encode_comparisons(rows, tokenizer, **lengths, everything=True)
+        if report.cut.get("response") and not said:
+            said = True
+            say(f"answers are cut to {answer} of the reward model's tokens to be scored")
         # The last row is the empty one. An answer that the policy did not end has no end here.
         queries, query_mask, responses, mask = (x[:-1] for x in batch[:4])
         ends = mask & np.isin(responses, tokenizer.end_ids)
@@ -338,14 +346,15 @@ def load_value_start(
     Where no reward model reads the policy's tokens it is the policy with a head of 0, so that the
     first values are 0.
     """
-    if config.value_init is not None:
+    field, path = value_start(config, policy.tokenizer)
+    if field == "value_init":
         load = partial(load_trained, share=policy, shardings=parallel.shardings)
-        value = load(config.value_init, flag="value-init", kind="scalar")
+        value = load(path, flag="value-init", kind="scalar")
         same_tokenizer(policy, value, ("init", "value-init"))
         return value
-    own = [reward for name, reward in rewards.trained.items() if name != "second"]
-    if own:
-        return own[0]
+    if field != "init":
+        names = dict(zip(config.reward, reward_names(config.reward), strict=False))
+        return rewards.token_models[names[path]]
     if config.value_trunk == "separate":
         say("no reward model reads the policy's tokens: the value network starts as the policy")
     return policy_as_value(policy)

@@ -71,13 +71,16 @@ def data_of(config: Any) -> dict[str, InputFile]:
 
 
 def text_rewards_of(config: Any) -> dict[str, InputFile]:
-    """The functions and gold scorers among ``config.reward``: files by contents, and names."""
+    """The functions and gold scorers among ``config.reward``: names, and contents of their files.
+
+    A file that is not there (any more) is not compared.
+    """
     given, found = getattr(config, "reward", ()), {}
     for n, path in enumerate(given if isinstance(given, tuple) else ()):
         source = reward_source(path)
-        if source.kind != "model":
-            names = [source.kind, source.function or source.place.name]
-            digest = json_sha256([*names, files_digest(source.place)])
+        code = files_digest(source.place) if source.place.suffix == ".py" else ""
+        if source.kind != "model" and code is not None:
+            digest = json_sha256([source.kind, source.function or str(source.place.name), code])
             found[f"reward[{n}]"] = InputFile(str(path), digest)
     return found
 

@@ -27,6 +27,7 @@ from rlhf_jax.data.files import SEPARATOR, write_atomically
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.data.splits import normalised
 from rlhf_jax.errors import InputError
+from rlhf_jax.python_files import load_file
 from rlhf_jax.text.duplicates import check_no_leak
 
 Judge = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, "B"]]
@@ -75,7 +76,7 @@ def no_metrics(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Fi
 def find_task(name: str) -> Build:
     """``build`` of the task that the command line names: a module here, or a .py file."""
     if name.endswith(".py"):
-        return _build_of(_load_file(Path(name)), name)
+        return _build_of(load_file(Path(name), flag=f"--task {name}"), name)
     if not name.isidentifier() or importlib.util.find_spec(f"rlhf_jax.tasks.{name}") is None:
         known = ", ".join(task_names())
         raise InputError(f"--task {name}: expected one of {known}, or a .py file of your own")
@@ -102,16 +103,6 @@ def task_names() -> list[str]:
         if re.search(r"^def build\(|import \w+ as build$", text, re.MULTILINE):
             names.append(module.name)
     return names
-
-
-def _load_file(path: Path):
-    if not path.is_file():
-        raise InputError(f"--task {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"task_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a file's module is read from it"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _build_of(module, name: str) -> Build:

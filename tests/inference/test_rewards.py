@@ -1,9 +1,11 @@
 """PPO's rewards: several as one, Python functions, gold scorers, models of another tokenizer."""
 
+import inspect
 import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +32,13 @@ from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.inference import rewards as rewards_module
 from rlhf_jax.inference.rewards import (
     Answers,
     Rewards,
     call,
     columns_of,
+    gold_function,
     load_function,
     make_text_scoring,
 )
@@ -72,7 +76,8 @@ def test_names_tell_several_rewards_apart():
         *("helpful", "short", "gold_sentiment"),
     )
     assert names("runs/a/reward", "runs/b/reward") == ("reward_1", "reward_2")
-    assert names("runs/second", "runs/x@best") == ("second_1", "x_best"), "second is another's name"
+    assert names("runs/second", "runs/x@best") == ("second_1", "x_best_2"), "another's name"
+    assert len(set(names("a_1", "b/a", "c/a"))) == 3
 
 
 def test_the_command_line_takes_one_or_several():
@@ -163,8 +168,8 @@ def write_function(folder, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, r"own\.py:score: no file"),
-        ("import nothing_like_it", r"fails \(ModuleNotFoundError: No module named"),
+        (None, r"own\.py:score: no such file"),
+        ("import nothing_like_it", r"own\.py:score, line 1: ModuleNotFoundError: No module named"),
         ("def other(prompts, responses): ...", r"has no function 'score', only other"),
         ("score = 3", r"has no function 'score', only none"),
         (
@@ -222,6 +227,15 @@ def test_a_functions_scores_are_numbers():
     assert call("own", right, ANSWERS, {"answer": [0, 1, 2]}) == [1.0, 0.0, 0.0]
 
 
+def test_a_gold_scorer_asks_for_no_column(monkeypatch):
+    """Rows of prompts often have a column gold, which is not its scorer."""
+    gold = lambda prompts, responses, gold=None: [len(x) for x in responses]
+    monkeypatch.setattr(rewards_module, "read_task", lambda *_: SimpleNamespace(gold=gold))
+    function = gold_function("mine", Path("data"))
+    parameters = list(inspect.signature(function).parameters)
+    assert parameters == ["prompts", "responses"] and function(["p"], ["abc"]) == [3]
+
+
 def test_columns_of_prompts_are_kept(tmp_path):
     rows = [
         {"prompt": "a", "answer": 4, "tests": ["x", {"y": None}]},
@@ -251,7 +265,7 @@ def models(tmp_path_factory):
     return folder, task, lm, scalar, prompts
 
 
-def test_text_is_scored_as_the_reward_model_reads_it(models):
+def test_text_is_scored_as_the_reward_model_reads_it(models, capsys):
     """Held against its own tokens: with the end of text where the policy ended, and only there."""
     _, _, _, scalar, prompts = models
     reward = load_trained(scalar, flag="reward", kind="scalar")
@@ -274,6 +288,13 @@ def test_text_is_scored_as_the_reward_model_reads_it(models):
     )
     index = [2, 0, 3, 1]  # rows come in the order of the shuffled prompts
     found = score(rollout, np.array(index)).scores["x"]
+    assert "are cut" not in capsys.readouterr().err
+    short = make_text_scoring(
+        Rewards({}, {}, {"x": reward}), prompts, tokenizer, parallel, response_length=1
+    )
+    for _ in range(2):
+        short(rollout, np.array(index))
+    assert capsys.readouterr().err.count("answers are cut to 2 of the reward model's tokens") == 1
     model = make_scalar_model(reward.model, reward.vocab_size)
     for row, prompt in enumerate(prompts[n] for n in index):
         whole = jnp.asarray([tokenizer.encode_prompts([prompt.prompt])[0] + ids[row]])

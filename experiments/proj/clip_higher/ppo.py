@@ -100,7 +100,7 @@ def run(config: PPOConfig) -> dict:
         policy = with_adapters(sft, config.lora, seed=config.run.seed)
         value = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
         tokenizer, model = policy.tokenizer, policy.model
-        networks = [model, value.model, *(reward.model for reward in rewards.trained.values())]
+        networks = [model, value.model, *(reward.model for reward in rewards.token_models.values())]
         prompts = load_prompts(config.prompts, data_dir=config.cache)
         config = fit_models(config, prompts, tokenizer, networks)
         lengths = row_lengths(config)
