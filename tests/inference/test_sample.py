@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -129,6 +130,17 @@ converse(Session(config, test_sample.TOKENIZER, False, make_answer(config)), mak
 """
 
 
+def wait_for_sleep(pid):
+    """Until a process has waited for a tenth of a second, and not for a processor."""
+    asleep, began = 0, time.monotonic()
+    while asleep < 10:
+        assert time.monotonic() - began < 120
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_session():
     """In a terminal, with a line of Chinese that is typed, corrected and recalled."""
     terminal, its_end = pty.openpty()
@@ -166,7 +178,8 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_session():
     assert "电影好" in until("\n好的")
     until("\n> ")
     press("half a line")
-    until("half a line")  # it waits for keys again: before, a signal would wait for the next one
+    until("half a line")
+    wait_for_sleep(process.pid)  # for keys; a signal before that would wait for the next key
     press("\x03")
     until("(Ctrl-D or /quit leaves)")
     until("\n> ")
