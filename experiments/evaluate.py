@@ -4,10 +4,10 @@
     python -m experiments.evaluate --policies runs/sft runs/ppo --reward runs/reward ...
     python -m experiments.evaluate --suite safety --policies runs/sft runs/ppo --reward RUN
 
-Each policy answers every prompt once. The task's gold scorer stands for people; its judges never
-labelled anything, and its metrics are those that papers on it report. The first policy is the
-baseline (SFT): wins are counted against its answer to the same prompt, and best-of-n picks among
-its samples by reward model.
+Each policy answers every prompt once, or as often as pass@k asks for. The task's gold scorer stands
+for people; its judges never labelled anything, and its metrics are those that papers on it report.
+The first policy is the baseline (SFT): wins are counted against its answer to the same prompt, and
+best-of-n picks among its samples by reward model.
 """
 
 import json
@@ -106,6 +106,11 @@ def run(config: EvaluateConfig) -> dict:
         task = read_task(config.task, config.source)
         texts = list(map(as_text, prompts))
         check_prompts(task, texts)
+        check(
+            not config.pass_k or task.verifiable,
+            f"--pass-k: the gold score of task {config.task} is not only 1 for right and 0 for "
+            "wrong, so pass@k of it is not defined (Task.verifiable)",
+        )
         corpora = load_corpora(config.text, flag="text") if config.text.path else None
         for trained in (*policies.values(), *text_only.values()) if corpora else ():
             trained.model.check_context(**{"text.block_size": config.text.block_size})
@@ -115,7 +120,7 @@ def run(config: EvaluateConfig) -> dict:
         answer = make_answer(config, parallel, policies[baseline], rewards, task.gold)
         answers = {}
         for name, policy in policies.items():
-            n = max(config.best_of) if name == baseline else 1
+            n = max(config.samples_for_pass, *(config.best_of if name == baseline else (1,)))
             each = partial(stage.each, of=name)
             answers[name] = answer(policy, prompts, key, n=n, each=each)
             stage.log_samples(sample_rows(name, texts, answers[name]))
@@ -127,6 +132,9 @@ def run(config: EvaluateConfig) -> dict:
         several = [n for n in config.best_of if n > 1]  # best of 1 is the baseline itself
         answers |= {f"best_of_{n}": best_of(base, n) for n in several}
         table = {name: describe_policy(texts, given, base, task) for name, given in answers.items()}
+        if config.pass_k:
+            for name in policies:
+                table[name]["pass_at"] = describe_passes(answers[name], config)
         if config.second_reward is not None:
             for name, given in answers.items():
                 table[name]["second_score"] = measure.mean_ci(given.second_scores[:, 0])
@@ -256,6 +264,18 @@ def describe_policy(prompts: list[str], answers: Answers, base: Answers, task: T
         "length": measure.mean_ci(answers.length[:, 0]),
         "ended": float(answers.ended[:, 0].mean()),
     }
+
+
+def describe_passes(answers: Answers, config: EvaluateConfig) -> dict:
+    """pass@k by k, with intervals over prompts, from the same number of answers for each policy."""
+    right = answers.gold[:, : config.samples_for_pass]
+    wrong = right[(right != 0) & (right != 1)]
+    check(
+        not wrong.size,
+        f"task {config.task} is verifiable, but its gold scorer gave "
+        f"{wrong[:1].tolist()}: expected 0 or 1",
+    )
+    return {str(k): measure.mean_ci(measure.pass_at_k(right, k)) for k in config.pass_k}
 
 
 def describe_text(

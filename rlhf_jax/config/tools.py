@@ -54,6 +54,12 @@ class EvaluateConfig:
         Annotated[tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0)]
     ] = (4, 16)
     """Also measure the best of so many answers, as the reward model scores them."""
+    pass_k: Main[Annotated[tuple[Count, ...], only(suite="task")]] = ()
+    """Also measure pass@k: how often one of k answers is right, by the gold scorer of a task whose
+    scores are 0 and 1. Unbiased (Chen et al. 2021)."""
+    pass_samples: Annotated[Count | None, idle(pass_k=())] = None
+    """Answers of each policy to each prompt that pass@k is told from; more make it surer. None: as
+    many as the largest of pass_k."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt_length: Count | None = None
     """In tokens; a longer prompt loses its beginning. None: what the prompts need within the
@@ -76,11 +82,32 @@ class EvaluateConfig:
             len(self.best_of) > 0,
             "best_of is empty: expected numbers of answers, 1 for none but the first",
         )
+        most, samples = max(self.pass_k, default=0), self.samples_for_pass
+        check(
+            samples >= most,
+            f"pass_k={most} cannot be told from pass_samples={samples} answers to a prompt: "
+            "expected at least as many",
+        )
+        check(
+            most < 2 or self.sampling.temperature > 0,
+            f"pass_k={most}, but sampling.temperature=0: all answers to a prompt would be the same",
+        )
+        check(
+            samples <= self.batch_size,
+            f"batch_size={self.batch_size} holds no {samples} answers to a prompt (pass_k, "
+            "pass_samples)",
+        )
         check(
             self.suite == "safety" or max(self.best_of, default=1) <= self.batch_size,
             f"batch_size={self.batch_size} holds no {max(self.best_of, default=1)} answers to a "
             "prompt (best_of)",
         )
+
+    @property
+    def samples_for_pass(self) -> int:
+        """Answers to each prompt that pass@k is told from; 0 where nobody asks for it."""
+        most = max(self.pass_k, default=0)
+        return self.pass_samples or most if most else 0
 
 
 def are_files(data: tuple[str, ...]) -> bool:

@@ -185,7 +185,21 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-# --- best of n ------------------------------------------------------------------------------------
+# --- several answers to a prompt ------------------------------------------------------------------
+
+
+def pass_at_k(right: Num[np.ndarray, "P n"], k: int) -> Float[np.ndarray, "P"]:
+    """Chance that one of k answers to a prompt is right, from n ≥ k of which c are: unbiased.
+
+    1 − C(n − c, k) / C(n, k) (Chen et al. 2021, eq. 1), as 1 − Πᵢ₌ₙ₋꜀₊₁ⁿ (1 − k / i), whose factors
+    are small where the binomials would overflow. ``right`` is 1 for a right answer and 0 for
+    another. 1 − (1 − c / n)ᵏ would be too low on average.
+    """
+    n = right.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {n} answers")
+    missed = np.cumprod(1 - k / np.arange(n, 0, -1))  # exactly 0 from i = k on
+    return 1 - np.concatenate([[1.0], missed])[right.sum(axis=1).astype(int)]
 
 
 def best_of_n_kl(n: int) -> float:

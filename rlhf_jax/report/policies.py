@@ -119,10 +119,11 @@ Column = tuple[str, tuple[str, ...]]
 
 
 def main_columns(rows: Sequence[Rated]) -> list[Column]:
-    """Measures that all tasks have, and after KL those of the task itself."""
+    """pass@k first, then measures that all tasks have, and after KL those of the task itself."""
     columns = [(title, (name,)) for name, title in FIGURES.items() if measured(rows, name)]
     at = next((n for n, (_, path) in enumerate(columns, 1) if path == ("kl",)), len(columns))
-    return [*columns[:at], *nested_columns(rows, "metrics", "{}"), *columns[at:]]
+    passes = nested_columns(rows, "pass_at", "pass@{}")
+    return [*passes, *columns[:at], *nested_columns(rows, "metrics", "{}"), *columns[at:]]
 
 
 def other_columns(rows: Sequence[Rated]) -> list[Column]:

@@ -63,6 +63,8 @@ class Task(NamedTuple):
     baselines: dict[str, Baseline]
     words: Callable[[str], list[str]]
     """The words of a text, for diversity, repetition and length."""
+    verifiable: bool = False
+    """The gold score is 1 for a right answer and 0 for any other, so that pass@k can be told."""
 
 
 Build = Callable[[Path], Task]

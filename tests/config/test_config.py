@@ -6,7 +6,14 @@ import pathlib
 import pytest
 
 from rlhf_jax.cli import from_dict, load, read_preset, to_dict
-from rlhf_jax.config import EvaluateConfig, InstructGPTConfig, PPOConfig, PretrainConfig, SFTConfig
+from rlhf_jax.config import (
+    EvaluateConfig,
+    InstructGPTConfig,
+    PPOConfig,
+    PretrainConfig,
+    SamplingConfig,
+    SFTConfig,
+)
 from rlhf_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -87,6 +94,12 @@ def test_ppo_refuses_to_score_another_density():
         ({"best_of": ()}, "best_of is empty: expected numbers"),
         ({"best_of": (4, 0)}, "best_of=0: expected a whole number, 1 or more"),
         ({"batch_size": 8}, "batch_size=8 holds no 16 answers"),
+        ({"pass_k": (1, 9), "pass_samples": 4}, "pass_k=9 cannot be told from pass_samples=4"),
+        ({"pass_k": (300,)}, "batch_size=256 holds no 300 answers to a prompt (pass_k, pass_sam"),
+        (
+            {"pass_k": (2,), "sampling": SamplingConfig(temperature=0.0)},
+            "pass_k=2, but sampling.temperature=0: all answers to a prompt would be the same",
+        ),
         ({"num_prompts": 0}, "num_prompts=0: expected a whole number, 1 or more"),
     ],
 )

@@ -340,6 +340,8 @@ IDLE = [
     ("EvaluateConfig", "--suite safety --second-reward r", "suite is safety"),
     ("EvaluateConfig", "--suite safety --text.path a", "suite is safety"),
     ("EvaluateConfig", "--suite safety --alpaca-eval True", "suite is safety"),
+    ("EvaluateConfig", "--suite safety --pass-k 1", "suite is safety"),
+    ("EvaluateConfig", "--pass-samples 4", "pass-k is not given"),
     ("EvaluateConfig", "--suite-rows 4", "suite is task"),
     ("EvaluateConfig", "--text-batches 4", "text.path is not given"),
     ("EvaluateConfig", "--sampling.temperature 0 --best-of 4", "sampling.temperature is 0.0"),

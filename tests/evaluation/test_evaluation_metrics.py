@@ -176,6 +176,40 @@ def test_honest_probabilities_have_no_calibration_error_and_overconfident_ones_d
     assert sum(sure.count) == 20_000 and sure.count[-1] > 19_000
 
 
+# --- several answers to a prompt ------------------------------------------------------------------
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
+    """By enumeration of all k of n answers, whichever c of them are right."""
+    for n in range(1, 7):
+        right = np.array(list(itertools.product((0, 1), repeat=n)))
+        for k in range(1, n + 1):
+            expected = [
+                np.mean([max(some) for some in itertools.combinations(row, k)])
+                for row in right.tolist()
+            ]
+            assert metrics.pass_at_k(right, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased():
+    """Over n answers that are right with probability p its mean is 1 − (1 − p)ᵏ."""
+    n, k, p = 6, 4, 0.3
+    rows = np.array([[1.0] * c + [0.0] * (n - c) for c in range(n + 1)])
+    mean = stats.binom(n, p).pmf(range(n + 1)) @ metrics.pass_at_k(rows, k)
+    assert mean == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
+
+
+def test_pass_at_k_of_many_answers_and_of_too_few():
+    """Binomials of ten thousand answers are beyond floating point; k of fewer are not defined."""
+    right = np.zeros((1, 10_000))
+    right[0, :3] = 1
+    missed = math.exp(sum(math.log1p(-100 / i) for i in (9_998, 9_999, 10_000)))
+    assert metrics.pass_at_k(right, 100)[0] == pytest.approx(1 - missed, rel=1e-9)
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=f"pass@{k} of 4 answers"):
+            metrics.pass_at_k(right[:, :4], k)
+
+
 # --- best of n ------------------------------------------------------------------------------------
 
 

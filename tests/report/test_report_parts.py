@@ -194,6 +194,7 @@ def test_the_main_columns_come_first_and_the_others_are_folded():
     names = [*report_policies.FIGURES, *report_policies.OTHERS]
     policy = {name: figure_of(0.25) for name in names}
     policy |= {"metrics": {f"m{i}": figure_of(1.0) for i in range(4)}}
+    policy |= {"pass_at": {"1": figure_of(0.3), "16": figure_of(0.8)}}
     policy |= {"judges": {f"j{i}": figure_of(0.5) for i in range(5)}}
     done = {
         "baseline": "sft",
@@ -203,13 +204,15 @@ def test_the_main_columns_come_first_and_the_others_are_folded():
     run = RunRecord("r", {}, [], {"evaluate": StageRecord(done, [], [])})
     main, *others = report_policies.results_section([Group("g", [run])]).tables
     titles = [title for table in (main, *others) for title in table.columns[1:]]
-    assert len(titles) == len(set(titles)) == len(names) + 4 + 5
+    assert len(titles) == len(set(titles)) == len(names) + 4 + 2 + 5
     assert all(len(table.columns) <= 9 for table in (main, *others))
     assert {"win rate", "win rate by people", "gold", "gold gain", "KL (nats)"} < set(main.columns)
     assert not main.folded and all(table.folded for table in others)
     assert main.caption.startswith("Results on 256 held-out prompts. Mean ± 95 % interval")
-    assert main.rows[0][1] == "0.250" and main.rows[1][1] == "0.250 ± 0.050"
-    assert main.rows[2][0] == "lead_3 (no model)" and main.rows[2][3] == "0.300 ± 0.050"
+    assert main.columns[1:4] == ("pass@1", "pass@16", "win rate"), "what a verifiable task is for"
+    assert main.rows[1][1:3] == ("0.300 ± 0.050", "0.800 ± 0.050")
+    assert main.rows[0][3] == "0.250" and main.rows[1][3] == "0.250 ± 0.050"
+    assert main.rows[2][0] == "lead_3 (no model)" and main.rows[2][5] == "0.300 ± 0.050"
 
 
 # --- answers --------------------------------------------------------------------------------------
