@@ -33,8 +33,9 @@ from rlhf_jax.config import (
 )
 from rlhf_jax.config.rewards import reward_source
 from rlhf_jax.data.formats import Prompt, iterate
-from rlhf_jax.doctor.checks import Patient, examine
+from rlhf_jax.doctor.checks import examine
 from rlhf_jax.doctor.invariants import Finding
+from rlhf_jax.doctor.patient import Patient
 from rlhf_jax.errors import InputError, RunError, check
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.runs import progress

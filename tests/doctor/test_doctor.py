@@ -26,12 +26,13 @@ from rlhf_jax.config import (
     SFTConfig,
 )
 from rlhf_jax.data.batches import demonstration_batches
-from rlhf_jax.data.formats import read_demonstrations
+from rlhf_jax.data.formats import Prompt, iterate, read_demonstrations
 from rlhf_jax.data.tokenizers import train_bpe
-from rlhf_jax.doctor import checks
+from rlhf_jax.doctor import checks, checks_data
 from rlhf_jax.doctor import invariants as of_model
 from rlhf_jax.doctor import invariants_data as of_data
 from rlhf_jax.doctor import invariants_ppo as of_ppo
+from rlhf_jax.doctor.patient import Patient, sample_episodes
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.models import heads
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
@@ -111,7 +112,7 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory) -> checks.Patient:
+def patient(tmp_path_factory) -> Patient:
     data = tmp_path_factory.mktemp("doctor") / "data"
     write_data(data)
     tokenizer = train_bpe(WORDS, vocab_size=300)
@@ -131,19 +132,19 @@ def patient(tmp_path_factory) -> checks.Patient:
     return admitted(ppo, policy, reward)._replace(sft=sft, comparisons=data / "comparisons.jsonl")
 
 
-def admitted(ppo: PPOConfig, policy: Trained, reward: Trained) -> checks.Patient:
+def admitted(ppo: PPOConfig, policy: Trained, reward: Trained) -> Patient:
     trained, value = (with_adapters(m, ppo.lora, seed=0) for m in (policy, reward))
-    return checks.Patient(ppo, policy, reward, trained, value, (), None, None)
+    return Patient(ppo, policy, reward, trained, value, (), None, None)
 
 
 @pytest.fixture(scope="module")
 def prompts(patient):
-    return list(checks.iterate(patient.ppo.prompts, checks.Prompt))
+    return list(iterate(patient.ppo.prompts, Prompt))
 
 
 @pytest.fixture(scope="module")
 def episodes(patient, prompts):
-    return checks.sample_episodes(patient, prompts)
+    return sample_episodes(patient, prompts)
 
 
 def failed(findings) -> set[str]:
@@ -191,7 +192,7 @@ def test_a_cache_at_the_wrong_position(patient, episodes, monkeypatch):
 
         return lm._replace(prefill=prefill)
 
-    monkeypatch.setattr(checks, "make_language_model", shifted)
+    monkeypatch.setattr("rlhf_jax.doctor.patient.make_language_model", shifted)
     assert failed(checks.model_findings(patient, episodes)) == {"cached logits = uncached"}
 
 
@@ -219,7 +220,7 @@ def test_half_precision_that_is_far_off():
 
 
 def logprob_findings(patient, prompts):
-    return failed(checks.logprob_findings(patient, checks.sample_episodes(patient, prompts)))
+    return failed(checks.logprob_findings(patient, sample_episodes(patient, prompts)))
 
 
 RATIO = "ratio is 1 at the first minibatch"
@@ -369,8 +370,8 @@ def many_devices() -> of_model.Finding:
         p = patient.__wrapped__(factory)
         ppo = replace(p.ppo, parallel=replace(p.ppo.parallel, mode="pmap"))
         p = p._replace(ppo=ppo)
-        rows = list(checks.iterate(p.ppo.prompts, checks.Prompt))
-        return checks.device_findings(p, checks.sample_episodes(p, rows))[0]
+        rows = list(iterate(p.ppo.prompts, Prompt))
+        return checks.device_findings(p, sample_episodes(p, rows))[0]
 
 
 @pytest.mark.multidevice
@@ -418,24 +419,26 @@ def test_a_tokenizer_that_loses_text(patient, prompts):
 
 def test_every_byte_of_utf_8_is_tried():
     never = {0xC0, 0xC1, *range(0xF5, 0x100)}
-    assert set(checks.EVERY_CHARACTER.encode()) == set(range(256)) - never
+    assert set(checks_data.EVERY_CHARACTER.encode()) == set(range(256)) - never
 
 
 def test_a_tokenizer_of_another_model(patient, prompts):
     other = patient._replace(policy=patient.policy._replace(vocab_size=200))
-    assert failed(checks.tokenizer_findings(other, prompts)) == {"largest id in the embedding"}
+    assert failed(checks_data.tokenizer_findings(other, prompts)) == {"largest id in the embedding"}
 
 
 def test_prompts_that_do_not_fit(patient, prompts):
     short = patient._replace(ppo=replace(patient.ppo, prompt_length=2))
-    assert failed(checks.tokenizer_findings(short, prompts)) == {"prompts cut to 2 tokens"}
+    assert failed(checks_data.tokenizer_findings(short, prompts)) == {"prompts cut to 2 tokens"}
     long = patient._replace(ppo=replace(patient.ppo, response_length=20))
-    assert failed(checks.tokenizer_findings(long, prompts)) == {"prompt and response, in tokens"}
+    assert failed(checks_data.tokenizer_findings(long, prompts)) == {
+        "prompt and response, in tokens"
+    }
 
 
 def test_prompts_cut_at_the_wrong_end(patient, prompts, monkeypatch):
     """Bug 45."""
-    encode_prompts = checks.encode_prompts
+    encode_prompts = checks_data.encode_prompts
 
     def beginning(rows, tokenizer, *, query_length, everything):
         batch, report = encode_prompts(
@@ -448,22 +451,22 @@ def test_prompts_cut_at_the_wrong_end(patient, prompts, monkeypatch):
             queries[row, query_length - len(kept) :] = kept
         return batch._replace(queries=queries, query_mask=queries != tokenizer.pad_id), report
 
-    monkeypatch.setattr(checks, "encode_prompts", beginning)
+    monkeypatch.setattr(checks_data, "encode_prompts", beginning)
     short = patient._replace(ppo=replace(patient.ppo, prompt_length=2))
-    assert "queries that lose their end" in failed(checks.tokenizer_findings(short, prompts))
+    assert "queries that lose their end" in failed(checks_data.tokenizer_findings(short, prompts))
 
 
 def test_ends_of_text_out_of_the_loss(patient, episodes, monkeypatch):
     """Bugs 1 and 2."""
-    encode = checks.encode_demonstrations
+    encode = checks_data.encode_demonstrations
 
     def masked(rows, tokenizer, **options):
         batch, report = encode(rows, tokenizer, **options)
         seen = batch.loss_mask & (batch.tokens != tokenizer.eos_id)
         return batch._replace(loss_mask=seen), report
 
-    monkeypatch.setattr(checks, "encode_demonstrations", masked)
-    found = failed(checks.demonstration_findings(patient, episodes))
+    monkeypatch.setattr(checks_data, "encode_demonstrations", masked)
+    found = failed(checks_data.demonstration_findings(patient, episodes))
     assert "ends of text in SFT's loss" in found
 
 
@@ -471,17 +474,17 @@ def test_a_policy_that_never_learnt_to_end(patient, prompts):
     lm = make_language_model(MODEL, patient.policy.vocab_size)
     fresh = patient.policy._replace(params=lm.init(jax.random.key(0)))
     untaught = patient._replace(policy=fresh, trained=fresh)
-    episodes = checks.sample_episodes(untaught, prompts)
-    found = failed(checks.demonstration_findings(untaught, episodes))
+    episodes = sample_episodes(untaught, prompts)
+    found = failed(checks_data.demonstration_findings(untaught, episodes))
     assert found == {"ends of text that SFT predicts", "sampled answers that end"}
     # Random parameters are not blamed for it.
-    random = checks.demonstration_findings(untaught._replace(fresh=("policy",)), episodes)
+    random = checks_data.demonstration_findings(untaught._replace(fresh=("policy",)), episodes)
     assert failed(random) == set() and random[-1].passed is None
 
 
 def test_demonstrations_that_do_not_fit(patient, episodes):
     short = patient._replace(sft=replace(patient.sft, response_length=3))
-    found = failed(checks.demonstration_findings(short, episodes))
+    found = failed(checks_data.demonstration_findings(short, episodes))
     assert "demonstrations over 3 tokens" in found
 
 
@@ -496,7 +499,7 @@ def test_comparisons_that_conflict(patient, tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     patient = patient._replace(comparisons=path)
-    both_ways, twice, useless = checks.comparison_findings(patient)
+    both_ways, twice, useless = checks_data.comparison_findings(patient)
     # p: a > b and b > a, a > c; q: b > a, x > y.
     assert both_ways.measured == "1 of 4 (25 %)" and not both_ways.passed
     assert twice.measured == "1 of 9 (11 %)" and not twice.passed
@@ -505,7 +508,7 @@ def test_comparisons_that_conflict(patient, tmp_path):
     long = "so " * patient.ppo.response_length
     rows = [{"prompt": "p", "chosen": long + "good", "rejected": long + "bad"}] * 2
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, twice, useless = checks.comparison_findings(patient)
+    _, twice, useless = checks_data.comparison_findings(patient)
     assert twice.measured == "2 of 2 (100 %)" and useless.measured == "2 of 2 (100 %)"
 
 
