@@ -25,8 +25,9 @@ from rlhf_jax.interop.huggingface import save_pretrained
 from rlhf_jax.interop.peft import is_adapter, save_adapter
 from rlhf_jax.models.lora import has_adapters
 from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
-from rlhf_jax.runs.trained import Trained, load_any, load_value, merged, save_model_card
+from rlhf_jax.runs.trained import Trained, load_any, load_value, merged
 
 
 def run(config: ConvertConfig) -> None:

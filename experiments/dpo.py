@@ -28,8 +28,9 @@ from rlhf_jax.objectives.logprobs import token_logprobs
 from rlhf_jax.objectives.masked import masked_sum
 from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
-from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
+from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.updates import make_update_step

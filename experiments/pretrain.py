@@ -20,8 +20,9 @@ from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.runs.fit import check_pace
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
-from rlhf_jax.runs.trained import Trained, load_trained, save_model_card, with_adapters
+from rlhf_jax.runs.trained import Trained, load_trained, with_adapters
 from rlhf_jax.training.corpora import (
     Corpora,
     load_corpora,

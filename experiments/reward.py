@@ -34,9 +34,10 @@ from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.privacy.poisson import PoissonBatches
 from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.stage import Stage
-from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
+from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel

@@ -27,8 +27,9 @@ from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.privacy.poisson import PoissonBatches
 from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_demonstrations, lengths_of, row_lengths
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
-from rlhf_jax.runs.trained import for_run, load_trained, save_model_card, with_adapters
+from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.training.corpora import load_corpora, text_stream
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import make_parallel

@@ -1,28 +1,24 @@
 """Models that a stage starts from: an earlier run, a Hugging Face checkpoint, or a GGUF file."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.cli import from_dict, read_json, to_dict
+from rlhf_jax.cli import from_dict, read_json
 from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig
 from rlhf_jax.config.rewards import reward_source
-from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.data.vocabularies import bpe_from_vocabulary
 from rlhf_jax.errors import InputError, check
-from rlhf_jax.interop.gguf import is_gguf, load_gguf
-from rlhf_jax.interop.huggingface import is_checkpoint, load_pretrained, read_shape
-from rlhf_jax.interop.peft import is_adapter, load_adapter, read_adapter
-from rlhf_jax.interop.pretrained import Imported, on_default_device
+from rlhf_jax.interop.gguf import is_gguf
+from rlhf_jax.interop.huggingface import is_checkpoint
+from rlhf_jax.interop.peft import is_adapter
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.models.lora import (
     adapter_rank,
@@ -37,6 +33,14 @@ from rlhf_jax.models.lora import (
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.runs.checkpoint_files import list_steps
 from rlhf_jax.runs.checkpoints import load_params
+from rlhf_jax.runs.foreign_models import (
+    Shardings,
+    adapter_base,
+    load_checkpoint,
+    load_gguf_file,
+    read_checkpoint,
+    with_adapter,
+)
 from rlhf_jax.runs.kept_steps import (
     Kept,
     is_run,
@@ -45,58 +49,12 @@ from rlhf_jax.runs.kept_steps import (
     number_of,
     run_of,
 )
+from rlhf_jax.runs.model_card import Kind, Trained, read_card
 from rlhf_jax.runs.model_digests import model_digest
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.records import read_done, read_object, read_run
 from rlhf_jax.training.hosts import agreed_time
-from rlhf_jax.training.parallel import place
 from rlhf_jax.types import Params
-
-Kind = Literal["lm", "scalar"]
-"""A language model, or a model with a scalar head (reward, value)."""
-
-
-Shardings = Callable[[Params], Params]
-"""Where the parameters of a tree of shapes shall lie (Parallel.shardings)."""
-
-
-class Trained(NamedTuple):
-    """A model that exists already."""
-
-    model: ModelConfig
-    vocab_size: int
-    """Rows of the embedding: there may be more or fewer than the tokenizer has ids
-    (``model.unused_rows``; padding that the model never sees)."""
-    tokenizer: Tokenizer
-    params: Params
-    """None where there is only a shape, which nothing has trained yet."""
-    kind: Kind
-
-
-def save_model_card(
-    folder: Path,
-    model: ModelConfig,
-    vocab_size: int,
-    tokenizer: Tokenizer,
-    *,
-    kind: Kind,
-    value: ModelConfig | None = None,
-    lengths: Mapping[str, int] | None = None,
-) -> None:
-    """The model's shape and its tokenizer, which later stages read.
-
-    ``value`` is the shape of PPO's value network; ``lengths`` are those of the prompts
-    and answers that it learns from.
-    """
-    if jax.process_index() != 0:
-        return
-    tokenizer.save(folder / "tokenizer")
-    card = {"model": to_dict(model), "vocab_size": vocab_size, "kind": kind}
-    if value is not None:
-        card["value"] = to_dict(value)
-    if lengths is not None:
-        card["lengths"] = dict(lengths)
-    write_atomically(folder / "model.json", json.dumps(card, indent=1))
 
 
 def load_trained(
@@ -118,7 +76,7 @@ def load_trained(
     Raises InputError naming ``flag`` if there is none, or one of another kind.
     """
     kept = kept_step(path)
-    if kept is not None and kind == "scalar" and "value" in _read_card(kept.run, flag):
+    if kept is not None and kind == "scalar" and "value" in read_card(kept.run, flag):
         trained = load_value(path)
     else:
         trained = load_any(path, flag=flag, shardings=shardings)
@@ -142,11 +100,9 @@ def load_reader(path: Path, *, flag: str) -> Trained:
     if is_adapter(path) or is_gguf(path):
         return load_any(path, flag=flag)
     if is_checkpoint(path):
-        model, rows = read_shape(path)
-        tokenizer = load_tokenizer(path)
-        return _with_tokenizer(path, Trained(model, rows, tokenizer, None, "lm"), tokenizer)
+        return read_checkpoint(path)
     path = run_of(path)
-    card = _read_card(path, flag)
+    card = read_card(path, flag)
     model = from_dict(ModelConfig, card["model"], str(path / "model.json"))
     tokenizer = load_tokenizer(path / "tokenizer")
     return Trained(model, card["vocab_size"], tokenizer, None, card["kind"])
@@ -230,11 +186,12 @@ def load_any(
     """
     path = Path(path)
     if is_adapter(path):
-        return _load_adapter(path, flag, base)
+        below = adapter_base(path, flag, base)
+        return with_adapter(path, merged(load_any(below, flag=flag)))
     if is_gguf(path):
-        return _load_gguf(path)
+        return load_gguf_file(path)
     if is_checkpoint(path):
-        return _load_checkpoint(path, shardings)
+        return load_checkpoint(path, shardings)
     kept = kept_step(path)
     if kept is not None:
         return _load_step(kept, flag, shardings)
@@ -245,7 +202,7 @@ def load_value(path: Path) -> Trained:
     """The value network in a checkpoint of a PPO run, the newest unless ``path`` names another."""
     kept = kept_step(path) or Kept(path, "latest")
     path = kept.run
-    card = _read_card(path, "source")
+    card = read_card(path, "source")
     if "value" not in card:
         raise InputError(f"{path} has no value network, expected a run folder of PPO")
     params = load_kept(kept)
@@ -262,7 +219,7 @@ def load_value(path: Path) -> Trained:
 
 def _load_step(kept: Kept, flag: str, shardings: Shardings | None) -> Trained:
     """What a stage would have handed on after a step; of a reward model without normalisation."""
-    card = _read_card(kept.run, flag)
+    card = read_card(kept.run, flag)
     model = from_dict(ModelConfig, card["model"], str(kept.run / "model.json"))
     params = load_kept(kept, shardings=shardings)
     params = params.get("policy", params)  # of PPO, beside the value network
@@ -378,7 +335,7 @@ def _check_finished(folder: Path, flag: str) -> None:
 
 def _load_run(folder: Path, flag: str, shardings: Shardings | None) -> Trained:
     _check_finished(folder, flag)
-    card = _read_card(folder, flag)
+    card = read_card(folder, flag)
     model = from_dict(ModelConfig, card["model"], str(folder / "model.json"))
     done = read_done(folder) or {}
     step = done.get("steps")  # of two models a run that is being made longer has the shorter one's
@@ -395,73 +352,3 @@ def steps_of(folder: Path) -> str:
     steps = list_steps(folder / "checkpoints")
     words = " or ".join(f"{folder}@{step}" for step in ("latest", *steps))
     return f"; steps that this run has kept are given as {words}" if steps else ""
-
-
-def _load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
-    def in_parts(names: tuple[str, ...], value: np.ndarray) -> jax.Array:
-        assert shardings is not None
-        tree: Any = value
-        for name in reversed(names):
-            tree = {name: tree}
-        return place(value, jax.tree.leaves(shardings(tree))[0])
-
-    imported = load_pretrained(folder, on_default_device if shardings is None else in_parts)
-    if imported.unread:
-        say(f"{folder}: as transformers does, nothing is read of {', '.join(imported.unread)}")
-    if imported.prefix:
-        say(f"{folder}: all names of its tensors begin with {imported.prefix}, which is left out")
-    return _imported(folder, imported, load_tokenizer(folder))
-
-
-def _load_adapter(folder: Path, flag: str, base: Path | None) -> Trained:
-    adapter = read_adapter(folder)
-    below = base or Path(adapter.base)
-    if not below.is_dir() or (not adapter.base and base is None):
-        raise InputError(
-            f"--{flag} {folder} is an adapter of {adapter.base!r}, which is no folder here; give "
-            f"that model: python -m experiments.convert from-hf {folder} --base MODEL --out RUN"
-        )
-    model = merged(load_any(below, flag=flag))
-    params, kind = load_adapter(adapter, model.model, model.vocab_size, model.params)
-    shape = replace(model.model, lora_scale=adapter.scale)
-    model = model._replace(model=shape, params=params, kind=kind)
-    if not has_tokenizer(folder):
-        return model
-    return _with_tokenizer(folder, model, load_tokenizer(folder))
-
-
-def _load_gguf(path: Path) -> Trained:
-    imported, vocabulary = load_gguf(path)
-    try:
-        tokenizer = bpe_from_vocabulary(**vocabulary._asdict())
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return _imported(path, imported, tokenizer)
-
-
-def _imported(path: Path, imported: Imported, tokenizer: Tokenizer) -> Trained:
-    kind = "scalar" if "head" in imported.params else "lm"
-    trained = Trained(imported.model, imported.vocab_size, tokenizer, imported.params, kind)
-    return _with_tokenizer(path, trained, tokenizer)
-
-
-def _with_tokenizer(path: Path, trained: Trained, tokenizer: Tokenizer) -> Trained:
-    """Raises InputError for tokens that the embedding has no row for; padding needs none."""
-    beyond = tokenizer.beyond(trained.vocab_size)
-    names = ", ".join(map(repr, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
-    check(
-        not beyond,
-        f"{path}: the tokenizer has ids that the {trained.vocab_size} rows of the embedding do not "
-        f"have: those of {names}; resize the embedding, or take these tokens out",
-    )
-    unused = max(0, trained.vocab_size - tokenizer.vocab_size)
-    model = replace(trained.model, unused_rows=unused)
-    return trained._replace(model=model, tokenizer=tokenizer)
-
-
-def _read_card(folder: Path, flag: str) -> dict:
-    path = folder / "model.json"
-    if not path.is_file():
-        found = "found no model.json in it" if folder.exists() else "nothing is there"
-        raise InputError(f"--{flag} {folder}: expected a run folder, {found}")
-    return read_object(path, "model", "vocab_size", "kind")

@@ -18,7 +18,7 @@ from rlhf_jax.data.formats import (
     read_texts,
 )
 from rlhf_jax.data.tokenizers import train_bpe
-from rlhf_jax.runs.trained import save_model_card
+from rlhf_jax.runs.model_card import save_model_card
 
 KEYS = (
     *("file", "line", "kept", "why", "prompt", "responses", "ranks"),

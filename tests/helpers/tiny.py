@@ -25,7 +25,7 @@ from rlhf_jax.config import InstructGPTConfig, ModelConfig
 from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.runs.checkpoints import Checkpoints, params_sha256
-from rlhf_jax.runs.trained import save_model_card
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.tasks import sentiment
 from rlhf_jax.types import Params, TrainState
 

@@ -16,6 +16,7 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.models.lora import combine, merge_adapters, partition
 from rlhf_jax.runs.checkpoints import params_sha256
 from rlhf_jax.runs.kept_steps import figures_of
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.model_digests import model_digest
 from rlhf_jax.runs.records import read_run
 from rlhf_jax.runs.stage import Stage
@@ -23,7 +24,6 @@ from rlhf_jax.runs.trained import (
     check_model,
     load_trained,
     load_value,
-    save_model_card,
     training_config,
     with_adapters,
 )

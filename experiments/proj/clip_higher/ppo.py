@@ -44,6 +44,7 @@ from rlhf_jax.runs.fit import (
     fit_prompts,
     row_lengths,
 )
+from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import (
     Trained,
@@ -51,7 +52,6 @@ from rlhf_jax.runs.trained import (
     load_trained,
     same_shape,
     same_tokenizer,
-    save_model_card,
     with_adapters,
 )
 from rlhf_jax.training.corpora import load_corpora, text_stream, with_block
