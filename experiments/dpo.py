@@ -6,45 +6,42 @@ r"""DPO: the policy learns from rankings directly, its own log-ratio being the r
 
 minimise −E log σ(β log π(y_w|x)/π_ref(y_w|x) − β log π(y_l|x)/π_ref(y_l|x))  (Rafailov et al. 2023,
 eq. 7), over all K-choose-2 pairs of a prompt as one element: the reward model's loss with the
-implicit reward. What PPO has to beat.
+implicit reward. What PPO has to beat. ``--loss`` and ``--sft-coef`` are its kin: IPO, hinge, robust
+DPO, RPO.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import DPOConfig
-from rlhf_jax.data.batches import comparison_batches
-from rlhf_jax.data.datasets import load_comparisons, split
+from rlhf_jax.data.batches import Batches, comparison_batches
+from rlhf_jax.data.datasets import Rows, load_comparisons, split
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.errors import known
 from rlhf_jax.evaluation.metrics import pair_accuracy
-from rlhf_jax.models.heads import LanguageModel, episode_inputs, make_language_model
+from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.logprobs import token_logprobs
-from rlhf_jax.objectives.masked import masked_sum
-from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss
+from rlhf_jax.objectives.preference_losses import count_ranked
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
-from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.parallel import Parallel, make_parallel
+from rlhf_jax.training.preference_optimization import (
+    PreferenceInputs,
+    make_preference_loss,
+    preference_objective,
+    sequence_logprobs,
+)
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch, Params
-
-
-def sequence_logprobs(lm: LanguageModel, params: Params, batch: ComparisonBatch):
-    """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, [B, K]."""
-    K, Q = batch.ranks.shape[1], batch.queries.shape[1]
-    queries, query_mask = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
-    responses, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.responses, batch.mask))
-    inputs = episode_inputs(queries, query_mask, responses, mask)
-    logprobs = token_logprobs(lm.logits(params, *inputs, start=Q - 1), responses)
-    return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
 
 
 def run(config: DPOConfig) -> dict:
@@ -53,52 +50,27 @@ def run(config: DPOConfig) -> dict:
         if stage.summary is not None:
             return stage.summary
 
-        # Data
+        # Model and data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         sft = load_trained(config.init, flag="init", shardings=parallel.shardings)
         sft = for_run(sft, config.run.dir)
         policy = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer, model = policy.tokenizer, policy.model
-        rows = load_comparisons(config.data, data_dir=config.cache)
-        if config.heldout is not None:
-            heldout = load_comparisons(config.heldout, data_dir=config.cache)
-        else:
-            rows, heldout = split(rows, heldout_fraction=config.heldout_fraction)
-
-        config = fit_pairs(
-            config, chain(rows, heldout), tokenizer, context=model.context, stage="dpo"
-        )
+        rows, heldout = load_rows(config)
+        context = model.context
+        config = fit_pairs(config, chain(rows, heldout), tokenizer, context=context, stage="dpo")
         lengths = row_lengths(config)
         model.check_context(**lengths)
         stage.note(lengths=lengths)
         save_model_card(
             config.run.dir, model, policy.vocab_size, tokenizer, kind="lm", lengths=lengths
         )
-
-        def comparisons(rows, batch_size, seed, local_rows=None):
-            return comparison_batches(
-                rows,
-                tokenizer,
-                query_length=lengths["prompt_length"],
-                response_length=lengths["response_length"],
-                batch_size=batch_size,
-                seed=seed,
-                local_rows=local_rows,
-            )
-
-        batches = comparisons(
-            rows, config.batch_size, config.run.data_seed, parallel.rows(config.batch_size)
+        batches, heldout_batches = load_batches(
+            config, stage, rows, heldout, tokenizer, parallel, context=context
         )
-        check_cut(batches.report, config, context=model.context, stage="dpo")
-        heldout_batches = []
-        if len(heldout):
-            stream = comparisons(heldout, config.batch_size, None)
-            stage.note_rows(heldout_comparisons=stream.report)
-            heldout_batches = list(stream)
-        stage.note_rows(comparisons=batches.report.with_reading(rows.left_out, rows.notes))
 
-        # Model and states
+        # States
         lm = make_language_model(model, policy.vocab_size)
         total = config.epochs * batches.steps_per_epoch
         check_pace(
@@ -114,46 +86,22 @@ def run(config: DPOConfig) -> dict:
 
         # Functions
         logprobs_fn = parallel.function(lambda params, batch: sequence_logprobs(lm, params, batch))
-
-        def loss_fn(params, inputs, key, count):
-            batch, ref_logprobs = inputs
-            return dpo_loss(
-                sequence_logprobs(lm, params, batch),
-                ref_logprobs,
-                batch.ranks,
-                beta=config.beta,
-                label_smoothing=config.label_smoothing,
-                count=count,
-            )
-
         update = parallel.update(
             make_update_step(
-                loss_fn,
-                lambda inputs: count_ranked(inputs[0].ranks),
+                make_preference_loss(lm, config),
+                lambda inputs: count_ranked(inputs.batch.ranks),
                 tx,
                 accumulate=config.optim.accumulate,
                 ema_decay=config.optim.ema_decay,
             ),
             frozen=frozen,
         )
-
-        def evaluate(params):
-            """Whether the implicit reward orders held-out pairs as people did."""
-            if not heldout_batches:
-                return {}
-            found = []
-            for rows in heldout_batches:
-                batch = parallel.shard_whole(rows)
-                ratio = logprobs_fn(params, batch) - logprobs_fn(ref_params, batch)
-                found.append((parallel.fetch(config.beta * ratio), rows.ranks))
-            rewards, ranks = map(np.concatenate, zip(*found, strict=True))
-            accuracy = pair_accuracy(np.where(ranks >= 0, rewards, np.nan), ranks)
-            return {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
+        evaluate = make_evaluation(config, logprobs_fn, ref_params, heldout_batches, parallel)
 
         # Loop
         for step in stage.steps(total):
             batch = parallel.shard(next(batches))
-            inputs = (batch, logprobs_fn(ref_params, batch))
+            inputs = PreferenceInputs(batch, logprobs_fn(ref_params, batch))
             state, metrics = update(state, inputs, fold_in(k_train, step))
             stage.log(
                 metrics | {"lr": schedule(step)},
@@ -167,6 +115,77 @@ def run(config: DPOConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
+
+
+def load_rows(config: DPOConfig) -> tuple[Rows, Rows]:
+    """(training, held-out) comparisons."""
+    rows = load_comparisons(config.data, data_dir=config.cache)
+    if config.heldout is not None:
+        return rows, load_comparisons(config.heldout, data_dir=config.cache)
+    return split(rows, heldout_fraction=config.heldout_fraction)
+
+
+def load_batches(
+    config: DPOConfig,
+    stage: Stage,
+    rows: Rows,
+    heldout: Rows,
+    tokenizer: Tokenizer,
+    parallel: Parallel,
+    *,
+    context: int,
+) -> tuple[Batches[ComparisonBatch], list[ComparisonBatch]]:
+    """Endless batches to learn from, and those that are held out, once."""
+    batches_of = partial(
+        comparison_batches,
+        tokenizer=tokenizer,
+        query_length=known(config.prompt_length),
+        response_length=known(config.response_length),
+        batch_size=config.batch_size,
+    )
+    seed, local_rows = config.run.data_seed, parallel.rows(config.batch_size)
+    batches = batches_of(rows, seed=seed, local_rows=local_rows)
+    check_cut(batches.report, config, context=context, stage="dpo")
+    heldout_batches = []
+    if len(heldout):
+        stream = batches_of(heldout, seed=None)
+        stage.note_rows(heldout_comparisons=stream.report)
+        heldout_batches = list(stream)
+    stage.note_rows(comparisons=batches.report.with_reading(rows.left_out, rows.notes))
+    return batches, heldout_batches
+
+
+def make_evaluation(
+    config: DPOConfig,
+    logprobs_fn: Callable,
+    ref_params: Params,
+    heldout: Sequence[ComparisonBatch],
+    parallel: Parallel,
+) -> Callable[[Params], dict[str, float]]:
+    """``params -> figures``: the metrics of training, of the held-out part as one batch.
+
+    Accuracy and margin count each pair alike, a tie of the model as half, as those of the reward
+    model do.
+    """
+    objective = jax.jit(preference_objective(config))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        if not heldout:
+            return {}
+        found = []
+        for rows in heldout:
+            batch = parallel.shard_whole(rows)
+            logprobs = logprobs_fn(params, batch), logprobs_fn(ref_params, batch)
+            lengths = np.asarray(rows.mask).sum(axis=2, dtype=np.int32)
+            found.append((*parallel.fetch(logprobs), np.asarray(rows.ranks), lengths))
+        logprobs, ref_logprobs, ranks, lengths = map(np.concatenate, zip(*found, strict=True))
+        _, metrics = objective(logprobs, ref_logprobs, ranks, lengths)
+        rewards = config.beta * (logprobs - ref_logprobs)
+        accuracy = pair_accuracy(np.where(ranks >= 0, rewards, np.nan), ranks)
+        metrics |= {"accuracy": accuracy.overall, "margin": accuracy.margin}
+        return {f"eval/{name}": float(value) for name, value in metrics.items()}
+
+    return evaluate
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ copy and fails by an assertion: a test that cannot be collected or set up, or th
 something else, has noticed nothing. Exit code 1 if any bug escapes.
 
 Numbers up to 48 are those of a list of classical RLHF bugs, which this table and ``NOT_HERE`` are;
-tests name them by these numbers. From 49 on they are faults with other people's files and machines.
+tests name them by these numbers. From 49 on they are faults with other people's files and machines,
+from 70 on of DPO's kin.
 """
 
 import json
@@ -46,6 +47,7 @@ FATES = "rlhf_jax/data/fates.py"
 REWARDS, POLICY = "rlhf_jax/objectives/rewards.py", "rlhf_jax/objectives/policy_losses.py"
 GAE, MASKED = "rlhf_jax/objectives/advantages.py", "rlhf_jax/objectives/masked.py"
 PREFERENCES = "rlhf_jax/objectives/preference_losses.py"
+PREFERENCE_TRAINING = "rlhf_jax/training/preference_optimization.py"
 OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/updates.py"
 PPO = "rlhf_jax/training/policy_optimization.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
@@ -53,6 +55,7 @@ GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.
 BATCHES, CHAT = "tests/data/test_batches.py::test_", "tests/data/test_chat.py::test_"
 BUGS = "tests/experiments/test_classical_bugs.py::test_"
 OBJECTIVES = "tests/objectives/test_objectives.py::test_"
+PAIRS = "tests/objectives/test_preference_losses.py::test_"
 UPDATE = "tests/training/test_updates.py::test_"
 TRANSFORMER = "tests/models/test_transformer.py::test_"
 SAMPLING = "tests/rollouts/test_generate.py::test_"
@@ -338,7 +341,7 @@ PLANTS = (
     Plant(
         33,
         "DPO takes the mean over a response's tokens instead of their sum",
-        "experiments/dpo.py",
+        PREFERENCE_TRAINING,
         "return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)",
         "return (masked_sum(logprobs, mask, axis=1) / mask.sum(1)).reshape(batch.ranks.shape)",
         "tests/experiments/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
@@ -449,6 +452,32 @@ PLANTS = (
         '    return Restored(info["step"], state._replace(opt_state=fresh), *map(info.get, '
         '("data", "extra")))',
         "tests/runs/test_checkpoints.py::test_resume_is_exact_to_the_bit",
+    ),
+    Plant(
+        70,
+        "DPO counts the prompt's tokens",
+        PREFERENCE_TRAINING,
+        "    logprobs = token_logprobs(lm.logits(params, *inputs, start=Q - 1), responses)\n",
+        "    tokens = jnp.concatenate([queries, responses], axis=1)[:, 1:]\n"
+        "    mask = jnp.concatenate([query_mask, mask], axis=1)[:, 1:]\n"
+        "    logprobs = token_logprobs(lm.logits(params, *inputs, start=0), tokens)\n",
+        "tests/experiments/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
+    ),
+    Plant(
+        71,
+        "IPO's target is 1/β",
+        PREFERENCES,
+        "return ((margin - 0.5) / beta) ** 2",
+        "return ((margin - 1.0) / beta) ** 2",
+        f"{PAIRS}ipo_is_least_where_log_ratios_differ_by_1_over_2_beta",
+    ),
+    Plant(
+        72,
+        "robust DPO does not divide by 1 − 2ε",
+        PREFERENCES,
+        "log_sigmoid(margin) - label_smoothing / (1 - 2 * label_smoothing) * margin",
+        "log_sigmoid(margin) * (1 - 2 * label_smoothing) - label_smoothing * margin",
+        f"{PAIRS}robust_is_unbiased_and_conservative_is_not",
     ),
 )
 

@@ -81,6 +81,10 @@ def throughput(records: Sequence[StageRecord]) -> str:
     return "–"
 
 
+DPO_FIGURES = ("accuracy", "margin", "change_chosen")
+"""Of its held-out figures, those that the table of stages shows."""
+
+
 def key_figures(stage: str, record: StageRecord) -> dict[str, Any]:
     """The one to three figures that say how a stage went."""
     done = record.done or {}
@@ -97,9 +101,10 @@ def key_figures(stage: str, record: StageRecord) -> dict[str, Any]:
     else:
         heldout = done.get("heldout", {})
         bits = {n.split("/")[1]: v for n, v in heldout.items() if n.endswith("/bits_per_byte")}
-        found = {f"{corpus} bits/byte": v for corpus, v in bits.items()} or {
-            n.removeprefix("eval/"): v for n, v in heldout.items()
-        }
+        figures = {n.removeprefix("eval/"): v for n, v in heldout.items()}
+        if stage == "dpo":
+            figures = {n: v for n, v in figures.items() if n in DPO_FIGURES}
+        found = {f"{corpus} bits/byte": v for corpus, v in bits.items()} or figures
     return {label: value for label, value in found.items() if value is not None}
 
 
@@ -130,7 +135,17 @@ CURVES = {
     ),
     "sft": (Curve("Loss", "nats per token", {"loss": "faint", "eval/loss": "points"}), GRADIENT),
     "reward": PREFERENCES,
-    "dpo": PREFERENCES,
+    "dpo": (
+        *PREFERENCES,
+        *(
+            Curve(title, "nats", {f"change_{name}": "faint", f"eval/change_{name}": "points"})
+            for name, title in (
+                ("chosen", "Change of log π: better answers"),
+                ("rejected", "Change of log π: worse answers"),
+                ("either", "Change of log π: either answer"),
+            )
+        ),
+    ),
     "ppo": (
         Curve("Reward model's score", "score", {"objective/scores": "line"}),
         Curve("KL from SFT", "nats per episode", {"objective/kl": "line"}),

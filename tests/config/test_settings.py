@@ -25,6 +25,7 @@ from rlhf_jax.cli import flag_of, load, read_preset, say_idle, set_in, to_dict
 from rlhf_jax.cli.fields import fields_of
 from rlhf_jax.cli.values import choices_in, problem_of
 from rlhf_jax.config import (
+    DPOConfig,
     KLConfig,
     PPOConfig,
     RewardConfig,
@@ -61,7 +62,10 @@ MAY_BE = {
     "BenchmarkConfig": {"prompt": "0", "length": "0", "cores": "0"},
     "CanaryConfig": {"seed": "0"},
     "CombineConfig": {"weights": "-1 huge", "spread_coef": "0 huge", "clip": "huge"},
-    "DPOConfig": {"heldout_fraction": "0", "beta": "huge", "label_smoothing": "0"},
+    "DPOConfig": {
+        **{"heldout_fraction": "0", "beta": "huge", "label_smoothing": "0"},
+        "sft_coef": "0 huge",
+    },
     "EvaluateConfig": {"suite_rows": "0"},
     "AddressConfig": {},
     "AnswersConfig": {},
@@ -236,6 +240,12 @@ def test_a_number_is_refused_under_the_flag_that_was_typed(config_class, flags, 
         (SFTConfig, "--lora.targets (", "lora.targets='(' is no regular expression"),
         (configs.PretrainConfig, "--data.weights 0 0", "data.weights=[0.0, 0.0]: expected a share"),
         (RewardConfig, "--folds 1", "fold=0 of folds=1: expected"),
+        (
+            DPOConfig,
+            "--loss hinge --label-smoothing 0.1",
+            "label_smoothing=0.1 with loss=hinge: expected loss sigmoid",
+        ),
+        (DPOConfig, "--loss robust", "loss=robust needs label_smoothing over 0"),
         (
             configs.PretrainConfig,
             "--model.positions rotary --model.d-model 12",

@@ -19,6 +19,7 @@ from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.runs.checkpoints import load_params, params_sha256
 from rlhf_jax.runs.trained import load_trained
+from rlhf_jax.training.preference_optimization import sequence_logprobs
 
 GOOD, BAD = " good film .", " bad film ."
 
@@ -84,7 +85,7 @@ def test_sequence_logprobs_is_the_sum_over_the_response(config):
             rows, trained.tokenizer, query_length=12, response_length=12, batch_size=2, seed=None
         )
     )
-    found = jax.jit(partial(dpo.sequence_logprobs, lm))(trained.params, batch)
+    found = jax.jit(partial(sequence_logprobs, lm))(trained.params, batch)
     logits_of = jax.jit(partial(lm.logits, start=0))
     pad = trained.tokenizer.pad_id
     for b, row in enumerate(rows):

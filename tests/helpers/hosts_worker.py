@@ -79,6 +79,8 @@ def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> d
             **pairs,
             **lengths,
             cache=c.reward.cache,
+            loss="ipo",
+            sft_coef=0.5,
             lora=LoRAConfig(rank=2, alpha=4.0),
         ),
         "sft": replace(c.sft, **common(c.sft, "sft"), optim=adam, epochs=steps),

@@ -71,18 +71,40 @@ def ranking(scores, ranks):
     return np.mean(per_prompt)
 
 
-def dpo(logp, ref, ranks, beta, epsilon):
-    """The same mean of −(1 − ε) log σ(β h) − ε log σ(−β h)."""
-    log_sigmoid = lambda x: -math.log1p(math.exp(-x))
-    per_prompt = []
-    for p, q, r in zip(logp, ref, ranks, strict=True):
-        losses = []
-        for i, j in itertools.permutations(range(len(p)), 2):
-            if 0 <= r[i] < r[j]:
-                h = (float(p[i]) - float(q[i])) - (float(p[j]) - float(q[j]))
-                losses += [
-                    -(1 - epsilon) * log_sigmoid(beta * h) - epsilon * log_sigmoid(-beta * h)
-                ]
-        if losses:
-            per_prompt.append(np.mean(losses))
-    return np.mean(per_prompt)
+def pair(h, loss, beta, epsilon):
+    """The loss of one pair whose log-ratios differ by h, and its derivative by h."""
+    wrong = 1 / (1 + math.exp(beta * h))  # σ(−β h)
+    right = 1 - wrong
+    if loss == "ipo":
+        return (h - 1 / (2 * beta)) ** 2, 2 * (h - 1 / (2 * beta))
+    if loss == "hinge":
+        return (1 - beta * h, -beta) if beta * h < 1 else (0.0, 0.0)
+    sign = -1 if loss == "robust" else 1
+    total = -(1 - epsilon) * math.log(right) - sign * epsilon * math.log(wrong)
+    slope = beta * (-(1 - epsilon) * wrong + sign * epsilon * right)
+    scale = 1 / (1 - 2 * epsilon) if loss == "robust" else 1
+    return scale * total, scale * slope
+
+
+def dpo(logp, ref, ranks, lengths, *, loss, beta, epsilon=0.0, per_token=False, sft=0.0):
+    """Mean over prompts of the mean over their untied pairs, and the gradient by ``logp``."""
+    totals, gradients = [], []
+    for p, q, r, n in zip(logp, ref, ranks, lengths, strict=True):
+        K, total, gradient = len(p), 0.0, np.zeros(len(p))
+        pairs = [(i, j) for i in range(K) for j in range(K) if 0 <= r[i] < r[j]]
+        gradients.append(gradient)
+        if not pairs:
+            continue
+        units = [n[k] if per_token else 1 for k in range(K)]
+        for i, j in pairs:
+            h = (float(p[i]) - float(q[i])) / units[i] - (float(p[j]) - float(q[j])) / units[j]
+            value, slope = pair(h, loss, beta, epsilon)
+            total += value / len(pairs)
+            gradient[i] += slope / units[i] / len(pairs)
+            gradient[j] -= slope / units[j] / len(pairs)
+        best = [k for k in range(K) if r[k] == min(x for x in r if x >= 0)]
+        for k in best:
+            total -= sft * p[k] / n[k] / len(best)
+            gradient[k] -= sft / n[k] / len(best)
+        totals.append(total)
+    return np.mean(totals), np.stack(gradients) / len(totals)

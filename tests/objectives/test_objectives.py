@@ -375,26 +375,6 @@ def test_ranking_shares_add_up():
     close(sum(parts), preference_losses.ranking_loss(scores, ranks)[0])
 
 
-def test_dpo_reference():
-    """Bug 33: eq. 7 pair by pair, with labels taken to be wrong now and then."""
-    rng = np.random.default_rng(16)
-    logprobs, ref = rng.normal(-9, 3, (2, 4, 3))
-    ranks = np.array([[0, 1, 2], [1, 1, 0], [0, 1, -1], [0, 0, 0]], np.int32)
-    for epsilon in (0.0, 0.2):
-        loss, _ = preference_losses.dpo_loss(
-            logprobs, ref, ranks, beta=0.3, label_smoothing=epsilon
-        )
-        close(loss, reference.dpo(logprobs, ref, ranks, 0.3, epsilon))
-
-
-def test_dpo_of_the_reference_itself():
-    """Bug 33: ln 2, and ∓β/2 on the log-probs, whatever they are."""
-    logprobs, ranks = jnp.array([[-3.0, -80.0]]), jnp.array([[0, 1]])
-    loss = lambda x: preference_losses.dpo_loss(x, logprobs, ranks, beta=0.1)[0]
-    close(loss(logprobs), np.log(2))
-    close(jax.grad(loss)(logprobs), [[-0.05, 0.05]])
-
-
 def lm_batch(rng):
     tokens = rng.integers(0, V, (B, R)).astype(np.int32)
     segments = np.sort(rng.integers(1, 3, (B, R)), axis=1).astype(np.int32)

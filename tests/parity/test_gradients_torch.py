@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.dpo import sequence_logprobs
 from parity.torch_bridge import (
     PAD,
     SINGLE,
@@ -33,6 +32,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, dpo_loss, ranking_loss
 from rlhf_jax.training.policy_optimization import make_ppo_loss
+from rlhf_jax.training.preference_optimization import sequence_logprobs
 from rlhf_jax.training.updates import accumulated_gradients
 from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch
 

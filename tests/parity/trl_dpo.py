@@ -1,8 +1,9 @@
 """TRL 1.16's DPO on one batch, in a process of its own (the other tests import TRL 1.12).
 
-    python trl_dpo.py POLICY REFERENCE ROWS.jsonl OUT.npz DTYPE BETA
+    python trl_dpo.py POLICY REFERENCE ROWS.jsonl OUT.npz DTYPE BETA CASES
 
-Writes the batch that its collator makes, the loss, the metrics and the gradient of every parameter.
+Writes the batch that its collator makes and, of each case, the loss, the metrics and the gradient
+of every parameter. CASES is JSON, by name: "rows" of the batch, and what is set in the trainer.
 """
 
 import json
@@ -17,7 +18,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 
-def main(policy, reference, rows, out, dtype, beta):
+def main(policy, reference, rows, out, dtype, beta, cases):
     load = lambda folder: hf.AutoModelForCausalLM.from_pretrained(folder).to(getattr(torch, dtype))
     lines = Path(rows).read_text(encoding="utf-8").splitlines()
     data = Dataset.from_list([json.loads(line) for line in lines])
@@ -41,16 +42,28 @@ def main(policy, reference, rows, out, dtype, beta):
         )
         batch = trainer.data_collator(list(trainer.train_dataset))
         trainer.model.eval()  # no dropout; it is 0 in these models anyway
-        loss = trainer.compute_loss(trainer.model, batch)
-        loss.backward()
-    tensors = {f"batch/{name}": value.numpy() for name, value in batch.items()}
-    tensors |= {
-        f"grad/{name}": p.grad.numpy()
-        for name, p in trainer.model.named_parameters()
-        if p.grad is not None
-    }
+        tensors = {f"batch/{name}": value.numpy() for name, value in batch.items()}
+        for name, case in json.loads(cases).items():
+            found = of_case(trainer, batch, **case)
+            tensors |= {f"{name}/{key}": value for key, value in found.items()}
+    np.savez(out, **tensors)
+
+
+def of_case(trainer, batch, *, rows=(), **settings):
+    """Loss, metrics and gradients; of a part of the batch if ``rows`` names one."""
+    for name, value in settings.items():
+        assert hasattr(trainer, name)
+        setattr(trainer, name, value)
+    B = len(batch["input_ids"]) // 2  # chosen answers, then rejected ones
+    index = [*rows, *(B + row for row in rows)] if rows else slice(None)
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, {k: v[index] for k, v in batch.items()})
+    loss.backward()
+    parameters = trainer.model.named_parameters()
+    grads = {f"grad/{n}": p.grad.numpy().copy() for n, p in parameters if p.grad is not None}
     metrics = {f"metric/{k}": np.mean(v) for k, v in trainer._metrics["eval"].items()}
-    np.savez(out, loss=loss.detach().numpy(), **tensors, **metrics)
+    trainer._metrics["eval"].clear()
+    return {"loss": loss.detach().numpy(), **grads, **metrics}
 
 
 if __name__ == "__main__":
