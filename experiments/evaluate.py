@@ -49,7 +49,7 @@ class Answers(NamedTuple):
 
     texts: list[list[str]]
     scores: np.ndarray
-    """By the reward model."""
+    """By the reward model; without one, NaN."""
     second_scores: np.ndarray
     """By the second reward model; without one, the same."""
     gold: np.ndarray
@@ -75,9 +75,10 @@ def run(config: EvaluateConfig) -> dict:
         policies = load_by_name(config.policies, names, flag="policies")
         text_only = load_by_name(config.text_only, names, flag="text-only")
         baseline = next(iter(policies))
-        rewards = [load_trained(config.reward, flag="reward", kind="scalar")]
-        if config.second_reward is not None:
-            rewards.append(load_trained(config.second_reward, flag="second-reward", kind="scalar"))
+        named = {"reward": config.reward, "second-reward": config.second_reward}
+        rewards = [
+            load_trained(path, flag=flag, kind="scalar") for flag, path in named.items() if path
+        ]
         # KL and the reward models are of the ids that were sampled.
         others = [(f"policies {name}", policy) for name, policy in policies.items()]
         others += zip(("reward", "second-reward"), rewards, strict=False)
@@ -91,7 +92,7 @@ def run(config: EvaluateConfig) -> dict:
             config,
             map(Prompt, prompts),
             tokenizer,
-            trained=(*config.policies, config.reward),
+            trained=(*config.policies, *([config.reward] if config.reward else ())),
             context=context,
             stage="evaluate",
         )
@@ -120,7 +121,8 @@ def run(config: EvaluateConfig) -> dict:
         answer = make_answer(config, parallel, policies[baseline], rewards, task.gold)
         answers = {}
         for name, policy in policies.items():
-            n = max(config.samples_for_pass, *(config.best_of if name == baseline else (1,)))
+            best = config.best_of if name == baseline and config.reward else (1,)
+            n = max(config.samples_for_pass, *best)
             each = partial(stage.each, of=name)
             answers[name] = answer(policy, prompts, key, n=n, each=each)
             stage.log_samples(sample_rows(name, texts, answers[name]))
@@ -129,7 +131,8 @@ def run(config: EvaluateConfig) -> dict:
 
         # Figures
         base = answers[baseline]
-        several = [n for n in config.best_of if n > 1]  # best of 1 is the baseline itself
+        # Best of 1 is the baseline itself, and without a reward model none is the best.
+        several = [n for n in config.best_of if n > 1 and config.reward]
         answers |= {f"best_of_{n}": best_of(base, n) for n in several}
         table = {name: describe_policy(texts, given, base, task) for name, given in answers.items()}
         if config.pass_k:
@@ -195,7 +198,9 @@ def make_answer(
                 model.score(reward.params, tokens, mask, None)
                 for model, reward in zip(reward_models, rewards, strict=True)
             ]
-            return scores[0], scores[-1], kl.sum(axis=1)
+            kl = kl.sum(axis=1)
+            scores = scores or [jnp.full_like(kl, jnp.nan)]
+            return scores[0], scores[-1], kl
 
         return lm, judge
 
@@ -257,9 +262,13 @@ def describe_policy(prompts: list[str], answers: Answers, base: Answers, task: T
     """One row of the results table, from each prompt's first answer: mean and 95 % half-width."""
     responses = [group[0] for group in answers.texts]
     first, other = answers.scores[:, 0], base.scores[:, 0]
-    return describe_text(prompts, responses, base, task, gold=answers.gold[:, 0]) | {
+    by_reward_model = {
         "score": measure.mean_ci(first),
         "win_rate_by_reward_model": measure.win_rate(first, other) | wins_and_ties(first, other),
+    }
+    return {
+        **describe_text(prompts, responses, base, task, gold=answers.gold[:, 0]),
+        **({} if np.isnan(first).all() else by_reward_model),
         "kl": measure.mean_ci(answers.kl[:, 0]),
         "length": measure.mean_ci(answers.length[:, 0]),
         "ended": float(answers.ended[:, 0].mean()),
@@ -326,7 +335,7 @@ def sample_rows(name: str, prompts: list[str], answers: Answers) -> list[dict]:
             "policy": name,
             "prompt": prompt,
             "response": a.texts[i][0],
-            "score": float(a.scores[i, 0]),
+            **({} if np.isnan(a.scores[i, 0]) else {"score": float(a.scores[i, 0])}),
             "gold": float(a.gold[i, 0]),
             "kl": float(a.kl[i, 0]),
             "length": int(a.length[i, 0]),

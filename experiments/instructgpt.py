@@ -47,19 +47,18 @@ def run(config: InstructGPTConfig) -> dict:
     # Data: the task's demonstrations, prompts and text, as files that the stages read
     task = read_task(c.task, c.source)
     check_corpora(task, c.corpora, c.task)
-    compare.check_enough(len(task.prompts["comparisons"]), c.compare, f"task {c.task}")
+    if c.has_reward_model:
+        compare.check_enough(len(task.prompts["comparisons"]), c.compare, f"task {c.task}")
     if not (c.dir / "data").is_dir():
         check_leaks(task, c.task)
     write(task, c.dir / "data")
 
     # Stages
-    summaries = {
-        "pretrain": pretrain.run(c.pretrain),
-        "sft": sft.run(c.sft),
-        "comparisons": compare.run(c.compare),
-        "reward": reward.run(c.reward),
-        "ppo": ppo.run(c.ppo),
-    }
+    summaries = {"pretrain": pretrain.run(c.pretrain), "sft": sft.run(c.sft)}
+    if c.has_reward_model:  # else programs reward PPO, and nobody compares answers
+        summaries["comparisons"] = compare.run(c.compare)
+        summaries["reward"] = reward.run(c.reward)
+    summaries["ppo"] = ppo.run(c.ppo)
     if c.ablations:
         # The alignment tax: SFT without pretraining text, and PPO without its ptx term
         plain_sft, plain_ppo = c.dir / "sft_without_mix", c.dir / "ppo_without_ptx"
@@ -150,7 +149,12 @@ def headline(name: str, s: dict) -> str:
         rows = s["policies"]
         policy = rows.get("ppo", next(reversed(rows.values())))
         win, kl = policy["win_rate"], policy["kl"]["mean"]
-        return f"PPO wins {win['mean']:.2f} ± {win['ci']:.2f} against SFT, KL {kl:.1f} nats"
+        passes = [rows[s["baseline"]].get("pass_at", {}), policy.get("pass_at", {})]
+        rates = "; ".join(
+            f"pass@{k} {passes[0][k]['mean']:.3f} → {passes[1][k]['mean']:.3f}" for k in passes[1]
+        )
+        wins = f"PPO wins {win['mean']:.2f} ± {win['ci']:.2f} against SFT"
+        return f"{wins}, KL {kl:.1f} nats" + (f"; {rates}" if rates else "")
     heldout = s.get("heldout", {})
     shown = {k.removeprefix("eval/"): v for k, v in heldout.items() if "nats" not in k}
     return ", ".join(f"{k} {v:.3f}" for k, v in shown.items())

@@ -7,6 +7,7 @@ from rlhf_jax.config.bounds import Seed, check_bounds
 from rlhf_jax.config.effect import Main
 from rlhf_jax.config.feedback import FeedbackConfig
 from rlhf_jax.config.ppo import PPOConfig
+from rlhf_jax.config.rewards import is_gold, reward_source
 from rlhf_jax.config.stages import CompareConfig, PretrainConfig, RewardConfig, SFTConfig
 from rlhf_jax.config.tools import EvaluateConfig
 
@@ -41,6 +42,11 @@ class InstructGPTConfig:
     def __post_init__(self):
         check_bounds(self)
 
+    @property
+    def has_reward_model(self) -> bool:
+        """Whether PPO is rewarded by the chain's own reward model, so that there must be one."""
+        return any(reward_source(each).kind == "model" for each in self.ppo.reward)
+
     def resolve(self) -> "InstructGPTConfig":
         """Every stage with folder, seed, task and inputs filled in from the chain's own fields."""
         data = self.dir / "data"
@@ -54,6 +60,11 @@ class InstructGPTConfig:
             heldout = tuple(data / f"heldout_{name}.txt" for name in self.corpora)
             return replace(config, path=path, heldout=heldout)
 
+        # A model that ``ppo.reward`` names is this run's; functions and gold scorers stay.
+        rewards = [
+            self.dir / "reward" if reward_source(each).kind == "model" else each
+            for each in self.ppo.reward
+        ]
         return replace(
             self,
             pretrain=stage(self.pretrain, "pretrain", data=text(self.pretrain.data)),
@@ -84,7 +95,8 @@ class InstructGPTConfig:
                 self.ppo,
                 "ppo",
                 init=self.dir / "sft",
-                reward=(self.dir / "reward",),
+                reward=tuple(dict.fromkeys(rewards)),
+                source=self.source if is_gold(rewards) else self.ppo.source,
                 prompts=data / "prompts_ppo.jsonl",
                 ptx_data=text(self.ppo.ptx_data),
             ),
@@ -93,7 +105,7 @@ class InstructGPTConfig:
                 "evaluate",
                 policies=(self.dir / "sft", self.dir / "ppo"),
                 text_only=(self.dir / "pretrain",),
-                reward=self.dir / "reward",
+                reward=self.dir / "reward" if self.has_reward_model else None,
                 task=self.task,
                 source=self.source,
                 prompts=data / "prompts_evaluation.jsonl",

@@ -36,9 +36,9 @@ class EvaluateConfig:
     first is the baseline (SFT). Sizes may differ, tokenizers not."""
     text_only: Annotated[tuple[Path, ...], only(suite="task")] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
-    reward: Main[Path] = Path("runs/reward")
+    reward: Main[Path | None] = Path("runs/reward")
     """Reward model with the policies' tokenizer: picks the best of n and a second win rate, or
-    judges harmlessness (suite safety). There must be one."""
+    judges harmlessness (suite safety, which needs one). None: there is none."""
     second_reward: Annotated[Path | None, only(suite="task")] = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
     task: Main[Annotated[str, only(suite="task")]] = "sentiment"
@@ -51,7 +51,9 @@ class EvaluateConfig:
     num_prompts: Main[Annotated[Count, only(suite="task")]] = 256
     """Prompts that each policy answers."""
     best_of: Main[
-        Annotated[tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0)]
+        Annotated[
+            tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0), idle(reward=None)
+        ]
     ] = (4, 16)
     """Also measure the best of so many answers, as the reward model scores them."""
     pass_k: Main[Annotated[tuple[Count, ...], only(suite="task")]] = ()
@@ -82,6 +84,11 @@ class EvaluateConfig:
             len(self.best_of) > 0,
             "best_of is empty: expected numbers of answers, 1 for none but the first",
         )
+        check(
+            self.reward is not None or (self.second_reward is None and self.suite == "task"),
+            f"reward=None, but there is a second_reward ({self.second_reward}) or suite="
+            f"{self.suite} needs one: give --reward",
+        )
         most, samples = max(self.pass_k, default=0), self.samples_for_pass
         check(
             samples >= most,
@@ -98,7 +105,9 @@ class EvaluateConfig:
             "pass_samples)",
         )
         check(
-            self.suite == "safety" or max(self.best_of, default=1) <= self.batch_size,
+            self.suite == "safety"
+            or self.reward is None
+            or max(self.best_of, default=1) <= self.batch_size,
             f"batch_size={self.batch_size} holds no {max(self.best_of, default=1)} answers to a "
             "prompt (best_of)",
         )

@@ -185,7 +185,7 @@ def make_text_scoring(
     scores its own. Without a reward that reads text nothing is fetched from the devices.
     """
     scorers: dict[str, TextReward] = {
-        name: _function_scorer(name, function, parallel)
+        name: _function_scorer(name, function, prompts, parallel)
         for name, function in rewards.functions.items()
     }
     for name, reward in rewards.text_models.items():
@@ -207,14 +207,19 @@ def make_text_scoring(
     return score
 
 
-def _function_scorer(name: str, function: Callable, parallel: Parallel) -> TextReward:
+def _function_scorer(
+    name: str, function: Callable, prompts: Sequence[Prompt], parallel: Parallel
+) -> TextReward:
     parameters = list(inspect.signature(function).parameters.values())[2:]
     every = any(p.kind is p.VAR_KEYWORD for p in parameters)
     wanted = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    needed = {p.name for p in parameters if p.default is p.empty}
+    needed = {p.name for p in parameters if p.default is p.empty and p.name in wanted}
+    take = partial(columns_of, wanted=wanted, needed=needed, where=f"the reward {name}")
+    if needed:  # of all rows: better missed now than in the iteration that comes to it
+        take(prompts, every=False)
 
     def score(answers: Answers) -> Float[Array, "B"]:
-        columns = columns_of(answers.prompts, wanted, needed, every, where=f"the reward {name}")
+        columns = take(answers.prompts, every=every)
         scores = call(name, function, answers, columns)
         return parallel.shard(np.asarray(scores, jax.dtypes.canonicalize_dtype(float)))
 
@@ -237,7 +242,7 @@ def columns_of(
         missing = [name for name in wanted if name in needed and name not in row]
         check(
             not missing,
-            f"{prompt.origin}: no column {', '.join(missing)}, which {where} asks for; it has "
+            f"{_place(prompt)}: no column {', '.join(missing)}, which {where} asks for; it has "
             f"{', '.join(row) or 'no other column'}",
         )
     present = [n for n in names if n in needed or any(n in row for row in rows)]
@@ -253,7 +258,7 @@ def call(
         scores = function(asked, answers.texts, **columns)
     except Exception as error:
         at = _first_failing(function, asked, answers.texts, columns)
-        row = "" if at is None else f" on the answer {answers.texts[at]!r} to {_place(answers, at)}"
+        row = "" if at is None else f" on {_place_of_answer(answers, at)}"
         raise RunError(f"the reward {name} failed{row}: {type(error).__name__}: {error}") from error
     try:
         scores = [float(score) for score in scores]
@@ -267,8 +272,8 @@ def call(
     for at, score in enumerate(scores):
         if not math.isfinite(score):
             raise RunError(
-                f"the reward {name} is {score} of the answer {answers.texts[at]!r} to "
-                f"{_place(answers, at)}, expected a finite number"
+                f"the reward {name} is {score} of {_place_of_answer(answers, at)}, "
+                "expected a finite number"
             )
     return scores
 
@@ -286,9 +291,13 @@ def _first_failing(
     return None
 
 
-def _place(answers: Answers, at: int) -> str:
-    row = answers.prompts[at]
-    return str(row.origin) if row.origin is not None else repr(as_text(row.prompt)[:80])
+def _place_of_answer(answers: Answers, at: int) -> str:
+    return f"the answer {answers.texts[at]!r} to {_place(answers.prompts[at])}"
+
+
+def _place(row: Prompt) -> str:
+    """The row's file and number, or its prompt where rows were prepared and keep no origin."""
+    return str(row.origin) if row.origin is not None else f"prompt {as_text(row.prompt)[:80]!r}"
 
 
 def _text_model_scorer(

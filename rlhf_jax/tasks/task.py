@@ -13,7 +13,7 @@ import importlib.util
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +65,9 @@ class Task(NamedTuple):
     """The words of a text, for diversity, repetition and length."""
     verifiable: bool = False
     """The gold score is 1 for a right answer and 0 for any other, so that pass@k can be told."""
+    problems: Callable[[str], Collection[Hashable]] = lambda text: ()
+    """The problems that a text asks or answers, however it words them: one of the prompts to
+    evaluate on must not stand in anything that is learnt from."""
 
 
 Build = Callable[[Path], Task]
@@ -162,6 +165,18 @@ def check_leaks(task: Task, name: str) -> None:
             f"task {name}: {len(again)} of {len(tested)} prompts to evaluate on are prompts of "
             f"demonstrations, such as {again[0][:120]!r}"
         )
+    _check_problems(task, learnt, tested, name)
+
+
+def _check_problems(task: Task, learnt: Sequence[str], tested: Sequence[str], name: str) -> None:
+    asked = {problem: prompt for prompt in tested for problem in task.problems(prompt)}
+    for text in learnt if asked else ():
+        known = sorted(asked[problem] for problem in asked.keys() & set(task.problems(text)))
+        if known:
+            raise InputError(
+                f"task {name}: the problem of the prompt to evaluate on {known[0][:120]!r} is in "
+                f"what is learnt, such as {text[:120]!r}"
+            )
 
 
 def check_prompts(task: Task, prompts: Sequence[str]) -> None:

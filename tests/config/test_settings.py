@@ -351,6 +351,7 @@ IDLE = [
     ("EvaluateConfig", "--suite safety --text.path a", "suite is safety"),
     ("EvaluateConfig", "--suite safety --alpaca-eval True", "suite is safety"),
     ("EvaluateConfig", "--suite safety --pass-k 1", "suite is safety"),
+    ("EvaluateConfig", "--reward None --best-of 4", "reward is not given"),
     ("EvaluateConfig", "--pass-samples 4", "pass-k is not given"),
     ("EvaluateConfig", "--suite-rows 4", "suite is task"),
     ("EvaluateConfig", "--text-batches 4", "text.path is not given"),

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
@@ -107,6 +108,39 @@ def test_an_evaluation_samples_nothing_twice(source, tmp_path, monkeypatch):
     monkeypatch.setattr("rlhf_jax.inference.sampler.generate", never)
     again = evaluate.run(replace(config, run=replace(config.run, dir=tmp_path / "second")))
     assert again["policies"] == first["policies"]
+    with pytest.raises(InputError, match=r"--pass-k: the gold score of task translation is not"):
+        evaluate.run(replace(config, pass_k=(1,), run=replace(config.run, dir=tmp_path / "third")))
+
+
+@pytest.mark.slow
+def test_a_verifiable_task_needs_no_reward_model(tmp_path):
+    """A program rewards PPO: nobody compares, and the evaluation tells pass@k of each policy."""
+    c = small("arithmetic", tmp_path / "no data", tmp_path)
+    c = replace(c, evaluate=replace(c.evaluate, pass_k=(1, 4), alpaca_eval=False))
+    summary = instructgpt.run(c)
+    assert set(summary["stages"]) == {"pretrain", "sft", "ppo", "evaluate"}
+    assert not (c.dir / "comparisons").exists() and not (c.dir / "reward").exists()
+    done = summary["stages"]["evaluate"]
+    assert set(done["policies"]) == {"sft", "ppo"}, "none is the best of several"
+    for row in done["policies"].values():
+        assert set(row["pass_at"]) == {"1", "4"} and row["pass_at"]["1"]["n"] == 8
+        assert not {"score", "win_rate_by_reward_model"} & set(row)
+    assert "pass@4" in (c.dir / "report.html").read_text(encoding="utf-8")
+    with_model = replace(c, ppo=replace(c.ppo, reward=(Path("any"), *c.ppo.reward))).resolve()
+    assert with_model.ppo.reward == (c.dir / "reward", Path("gold:arithmetic"))
+    assert with_model.evaluate.reward == c.dir / "reward"
+
+
+def test_passes_are_of_as_many_answers_of_each_policy():
+    """The baseline has more answers than asked for; a score between 0 and 1 is no pass."""
+    config = EvaluateConfig(pass_k=(1, 2), pass_samples=3)
+    gold = np.array([[1.0, 0, 0, 1, 1], [0, 0, 0, 1, 1]])
+    answers = evaluate.Answers([["a"] * 5] * 2, gold, gold, gold, gold, gold, gold)
+    found = evaluate.describe_passes(answers, config)
+    means = {k: figure["mean"] for k, figure in found.items()}
+    assert means == {"1": pytest.approx(1 / 6), "2": pytest.approx(1 / 3)}
+    with pytest.raises(InputError, match=r"gold scorer gave \[0.5\]: expected 0 or 1"):
+        evaluate.describe_passes(answers._replace(gold=gold / 2), config)
 
 
 def test_the_files_of_a_task_alone(tmp_path, capsys):

@@ -31,6 +31,7 @@ from rlhf_jax.data.datasets import load_prompts
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.inference import rewards as rewards_module
 from rlhf_jax.inference.rewards import (
@@ -199,6 +200,20 @@ def test_a_function_is_given_the_columns_that_it_names():
     assert take(some, ["hint"], set(), False) == {"hint": [None, "h"]}
     with pytest.raises(InputError, match=r"q\.jsonl.*1.*no column hint, which the reward own asks"):
         take(some, ["hint"], {"hint"}, False)
+
+
+def test_a_row_without_its_column_is_named_before_anything_is_sampled():
+    """Prepared rows may not know their line any more: the prompt says which it is."""
+    rows = [Prompt("2 + 2 =", {"answer": 4}), Prompt("2 + 3 =", {"solution": 5})]
+    right = lambda prompts, responses, answer, **others: [0.0] * len(prompts)
+    given, tokenizer = Rewards({}, {"own": right}, {}), train_bpe(["2 + 2 ="], vocab_size=258)
+    parallel = make_parallel(ParallelConfig(devices=1))
+    with pytest.raises(
+        InputError,
+        match=r"prompt '2 \+ 3 =': no column answer, which the reward own asks .* has solution",
+    ):
+        make_text_scoring(given, rows, tokenizer, parallel, response_length=1)
+    make_text_scoring(given, rows[:1], tokenizer, parallel, response_length=1)
 
 
 @pytest.mark.parametrize(

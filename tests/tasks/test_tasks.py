@@ -40,8 +40,8 @@ from rlhf_jax.text.segments import mixed_tokens
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
 NAMES = (
-    *("instructions", "language", "sentiment", "sentiment_classification", "sentiment_negative"),
-    *("summarization", "translation"),
+    *("arithmetic", "instructions", "language", "sentiment", "sentiment_classification"),
+    *("sentiment_negative", "summarization", "translation"),
 )
 OTHERS = tuple(name for name in NAMES if name != "sentiment")
 """test_sentiment.py has the quickstart's."""
@@ -63,7 +63,9 @@ def tasks():
 
 def test_all_are_found_by_name():
     assert tuple(task_names()) == NAMES
-    with pytest.raises(InputError, match=r"--task haiku: expected one of instructions.*\.py"):
+    with pytest.raises(
+        InputError, match=r"--task haiku: expected one of arithmetic, instructions.*\.py"
+    ):
         find_task("haiku")
     with pytest.raises(InputError, match=r"--task none.py: no such file"):
         find_task("none.py")
