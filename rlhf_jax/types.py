@@ -104,3 +104,7 @@ class PPOBatch(NamedTuple):
     advantages: Float[Array, "*B R"]
     returns: Float[Array, "*B R"] | None
     """What the value network learns; None without one."""
+    weights: Float[Array, "*B R"] | None = None
+    """Of each token in the policy loss (``token_weights``); None: all weigh the same."""
+    kl_coef: Float[Array, "*B"] | None = None
+    """β of the KL penalty in the loss, the same for all; None where it is in the reward."""

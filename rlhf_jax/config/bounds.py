@@ -55,6 +55,7 @@ Seed = Annotated[int, Bounds(0)]
 """A larger or negative one would be cut to 32 bits, and so be another's."""
 Positive = Annotated[float, Bounds(0, over=True)]
 PositiveOrZero = Annotated[float, Bounds(0)]
+OverOne = Annotated[float, Bounds(1, over=True)]
 Finite = Annotated[float, Bounds(-math.inf)]
 Share = Annotated[float, Bounds(0, 1)]
 ShareBelowOne = Annotated[float, Bounds(0, 1, below=True)]

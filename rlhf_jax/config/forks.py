@@ -1,9 +1,9 @@
 """A fork's own config: a subclass of an experiment's, which works wherever that one does.
 
     @dataclass(frozen=True)
-    class ClipHigherConfig(PPOConfig):
-        clip_eps_high: Positive = 0.28
-        "Upper clip of the ratio is 1 + this."
+    class HighEntropyConfig(PPOConfig):
+        top_entropy: Share = 0.2
+        "Share of the tokens that the policy learns from."
 
 Presets of the parent's class are widened to it, and ``config.json`` names it as ``module:name``.
 """
@@ -22,7 +22,7 @@ C = TypeVar("C")
 
 
 def name_of(config_class: type) -> str:
-    """How ``config.json`` names a class: "PPOConfig", or of a fork "module:ClipHigherConfig"."""
+    """How ``config.json`` names a class: "PPOConfig", or of a fork "module:HighEntropyConfig"."""
     if getattr(project, config_class.__name__, None) is config_class:
         return config_class.__name__
     return f"{module_name(config_class.__module__)}:{config_class.__qualname__}"

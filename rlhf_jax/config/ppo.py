@@ -8,9 +8,11 @@ from rlhf_jax.config.bounds import (
     BatchRows,
     Count,
     Finite,
+    OverOne,
     Positive,
     PositiveOrZero,
     Share,
+    ShareBelowOne,
     check_bounds,
 )
 from rlhf_jax.config.data import TextDataConfig
@@ -26,6 +28,9 @@ from rlhf_jax.config.training import (
 )
 from rlhf_jax.errors import check
 
+GROUPED = ("rloo", "grpo", "dr_grpo")
+"""Advantages that compare the answers to one prompt."""
+
 
 @dataclass(frozen=True)
 class KLConfig:
@@ -37,9 +42,20 @@ class KLConfig:
     """Nats per episode that the adaptive controller holds; 0 keeps the coefficient fixed."""
     horizon: Annotated[Positive, idle(target=0)] = 10_000.0
     """Episodes over which the adaptive controller acts (Ziegler et al. 2019)."""
+    place: Annotated[Literal["reward", "loss"], idle(coef=0)] = "reward"
+    """Where the penalty stands: in the reward of each token, and so in the advantages (InstructGPT,
+    RLOO), or in the loss, beside them (GRPO)."""
+    estimator: Annotated[Literal["k1", "k2", "k3"], idle(coef=0)] = "k1"
+    """Of the KL per token, from r = π_ref/π: k1 −log r, k2 (log r)²/2, k3 r − 1 − log r (Schulman
+    2020). In the loss k2 has the gradient of KL(π ‖ π_ref), k3 that of KL(π_ref ‖ π)."""
 
     def __post_init__(self):
         check_bounds(self, "kl.")
+        check(
+            self.place == "reward" or self.estimator != "k1" or self.coef == 0,
+            "kl.place=loss needs kl.estimator k2 or k3: the gradient of k1 is 0 in expectation, so "
+            "that it would hold nothing",
+        )
         check(
             self.target == 0 or self.coef > 0,
             f"kl.target={self.target} needs kl.coef over 0: the controller multiplies it",
@@ -118,13 +134,36 @@ class PPOConfig:
     num_minibatches: Count = 4
     """Parts of an iteration's episodes; each is one optimizer update an epoch (InstructGPT: 8)."""
     kl: KLConfig = field(default_factory=KLConfig)
-    gamma: Share = 1.0
+    advantage: Main[Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"]] = "gae"
+    """How much better an answer was than expected: by the value of each token (gae, InstructGPT),
+    than the other answers to its prompt (rloo; grpo and dr_grpo, with and without division by their
+    standard deviation), or than past answers (reinforce)."""
+    gamma: Annotated[Share, only(advantage="gae")] = 1.0
     """γ: discount per token (InstructGPT: 1, none)."""
-    lam: Share = 0.95
+    lam: Annotated[Share, only(advantage="gae")] = 0.95
     """λ of generalised advantage estimation (Schulman et al. 2016; InstructGPT: 0.95)."""
-    clip_eps: Positive = 0.2
+    baseline_decay: Annotated[ShareBelowOne, only(advantage="reinforce")] = 0.9
+    """What an iteration's mean return still weighs in the baseline one iteration later."""
+    policy_loss: Literal["clip", "unclipped", "cispo"] = "clip"
+    """Of the ratio ρ = π / π_old: PPO's clip, the policy gradient without one, or CISPO, which
+    bounds the weight of a token and keeps its gradient (MiniMax 2025)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """ρ of each token, or of the answer to the power of one over its tokens (GSPO, Zheng et al.
+    2025)."""
+    clip_eps: Annotated[Positive, idle(policy_loss="unclipped")] = 0.2
     """ε: the ratio π / π_old is clipped to 1 ± this (Schulman et al. 2017, eq. 7; InstructGPT:
     0.2)."""
+    clip_eps_high: Annotated[Positive | None, idle(policy_loss="unclipped")] = None
+    """The ratio may grow to 1 + this (clip-higher, DAPO: 0.28); None: ``clip_eps``."""
+    dual_clip: Annotated[OverOne | None, only(policy_loss="clip")] = None
+    """c: where the advantage is negative the loss of a token is at most c times its size (Ye et al.
+    2020: 3); None: no such bound."""
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"] = (
+        "token_mean"
+    )
+    """How the policy loss of tokens (and the KL in the loss) becomes one number per minibatch: mean
+    over tokens (PPO, DAPO), over answers of their means (GRPO) or of their sums (RLOO), or the sum
+    over answers times ``response_length`` (Dr. GRPO). Values and entropy are means over tokens."""
     value_clip_eps: Annotated[Positive, idle(value_trunk="none")] = 0.2
     """The value may move by this from the old one, in units of the score (OpenAI baselines;
     InstructGPT: 0.2)."""
@@ -133,7 +172,8 @@ class PPOConfig:
     entropy_coef: PositiveOrZero = 0.0
     """Weight of the entropy bonus, per nat of the mean entropy of a token; InstructGPT has none."""
     whiten_advantages: bool = True
-    """Advantages get mean 0 and variance 1, over the tokens of all episodes of an iteration."""
+    """Advantages get mean 0 and variance 1, over the tokens of all episodes of an iteration, after
+    whatever ``advantage`` has done; RLOO, GRPO and Dr. GRPO as published do without."""
     whiten_rewards: bool = False
     """Rewards per token get variance 1 about their mean, which stays (lm-human-preferences)."""
     missing_eos_penalty: Finite | None = None
@@ -196,9 +236,33 @@ class PPOConfig:
         minibatch_size = self.batch_size // self.num_minibatches
         check_microbatches("batch_size / num_minibatches", minibatch_size, self.optim)
         check_microbatches("ptx_batch_size", self.ptx_batch_size, self.optim)
+        self._check_algorithm()
         check(self.sampling.temperature > 0, "PPO needs sampling.temperature > 0")
         check(
             self.sampling.top_k == 0 and self.sampling.top_p == 1.0,
             "PPO samples from the whole distribution: sampling.top_k must be 0 and top_p 1, "
             "or the log-probs would be of another density",
+        )
+
+    def _check_algorithm(self):
+        """Raise InputError where two fields ask for what does not go together."""
+        name = f"advantage={self.advantage}"
+        check(
+            self.advantage not in GROUPED or self.samples_per_prompt > 1,
+            f"{name} compares the answers to one prompt: samples_per_prompt="
+            f"{self.samples_per_prompt} must be 2 or more",
+        )
+        check(
+            self.advantage == "gae" or self.value_trunk == "none",
+            f"{name} reads no values: value_trunk={self.value_trunk} must be none",
+        )
+        check(
+            self.advantage != "reinforce" or not self.whiten_rewards,
+            f"{name} compares returns with those of earlier iterations: whiten_rewards=True would "
+            "give each iteration a unit of its own",
+        )
+        check(
+            self.ratio == "token" or self.advantage != "gae",
+            f"ratio={self.ratio} weighs whole answers: {name} gives each token one of its own, "
+            "expected rloo, grpo, dr_grpo or reinforce",
         )

@@ -150,12 +150,25 @@ def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     r = r._replace(ref_logprobs=r.logprobs - noise, scores={"task": scores})
     four = (scores, r.logprobs, r.ref_logprobs, r.mask)
     rewards = np.asarray(jax.jit(partial(kl_penalised_rewards, kl_coef=beta))(*four))
-    plain = dict(gamma=1.0, lam=1.0, whiten_rewards=False, missing_eos_penalty=None)
-    batch = ppo_batch(p, r, **plain)
+    # Advantage + value is then the reward to go, at the first token all of it.
+    batch = ppo_batch(
+        p,
+        r,
+        kl=replace(p.ppo.kl, place="reward", estimator="k1"),
+        advantage="gae",
+        ratio="token",
+        gamma=1.0,
+        lam=1.0,
+        whiten_rewards=False,
+        whiten_advantages=False,
+        missing_eos_penalty=None,
+    )
+    values = 0.0 if r.values is None else r.values
+    to_go = np.asarray(batch.advantages + values)[:, 0]
     expected = scores - beta * np.where(r.mask, noise, 0.0).sum(axis=1)
     return [
         of_ppo.rewards_sum_to_the_objective(rewards, *four, kl_coef=beta, bound=bound),
-        of_ppo.fractions_survive(np.asarray(batch.returns)[:, 0], expected, bound=bound),
+        of_ppo.fractions_survive(to_go, expected, bound=bound),
     ]
 
 

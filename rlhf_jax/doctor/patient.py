@@ -1,5 +1,6 @@
 """Who is examined: the models of a run, and episodes that its policy samples."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from rlhf_jax.models.heads import (
     make_scalar_model,
 )
 from rlhf_jax.runs.trained import Trained
-from rlhf_jax.training.policy_optimization import make_policy_optimization
+from rlhf_jax.training.policy_optimization import make_policy_optimization, starting_coefs
 from rlhf_jax.types import Params, PPOBatch, Rollout
 
 EPISODES = 64
@@ -99,14 +100,17 @@ class Episodes(NamedTuple):
 def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
     """A batch of episodes of the patient, and a few of them with responses cut at many lengths."""
     devices = p.ppo.parallel.devices or jax.device_count()
-    # Divisible by the devices, and on each into two micro-batches.
-    number = -(-FEW // (2 * devices)) * 2 * devices
+    # Divisible by the devices, and on each into two micro-batches; all answers to a prompt.
+    copies = p.ppo.samples_per_prompt
+    unit = math.lcm(2 * devices, copies)
+    number = -(-FEW // unit) * unit
     queries = query_batches(
         prompts,
         p.policy.tokenizer,
         query_length=known(p.ppo.prompt_length),
-        batch_size=max(EPISODES, number),
+        batch_size=-(-EPISODES // unit) * unit,
         seed=p.ppo.run.data_seed,
+        copies=copies,
     )
     batch = next(queries)
 
@@ -141,4 +145,4 @@ def wired(p: Patient, *, tx: optax.GradientTransformation | None = None, **chang
 
 def ppo_batch(p: Patient, rollout: Rollout, **changes: Any) -> PPOBatch:
     """What PPO's update reads of a rollout; ``changes`` are those of ``wired``."""
-    return jax.jit(wired(p, **changes).batch)(rollout, {"kl_coef": p.ppo.kl.coef})[0]
+    return jax.jit(wired(p, **changes).batch)(rollout, starting_coefs(p.ppo))[0]

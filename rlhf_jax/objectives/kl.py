@@ -6,6 +6,9 @@ KL(π ‖ π_ref). As a *reward* k1 is right; as a *loss* E[∇k1] = 0, E[∇k2]
 E[∇k3] = ∇KL(π_ref ‖ π).
 """
 
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -27,6 +30,10 @@ def kl_k3(logprobs: Float[Array, "*S"], ref_logprobs: Float[Array, "*S"]) -> Flo
     """r − 1 − log r, through expm1: exp(x) − 1 − x loses all digits below |x| ≈ 1e-3."""
     log_ratio = ref_logprobs - logprobs
     return jnp.expm1(log_ratio) - log_ratio
+
+
+KLEstimator = Literal["k1", "k2", "k3"]
+KL_ESTIMATORS: dict[KLEstimator, Callable[..., Array]] = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
 def exact_kl(logits: Float[Array, "*B V"], ref_logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:

@@ -1,17 +1,63 @@
-"""PPO's clipped losses (Schulman et al. 2017), token by token under a mask.
+"""PPO's losses (Schulman et al. 2017) and those of its kin, token by token under a mask.
 
 Every loss is Σ / ``count``: with the count of the whole batch, the losses (and metrics) of its
 parts add up to the mean over the whole.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.objectives.kl import KL_ESTIMATORS, KLEstimator
 from rlhf_jax.objectives.masked import masked_mean
 from rlhf_jax.types import Metrics, PPOBatch
 
 Count = Float[Array, ""] | float | None
+Weights = Float[Array, "B R"] | None
+PolicyLoss = Literal["clip", "unclipped", "cispo"]
+Ratio = Literal["token", "sequence"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
+
+
+def token_weights(mask: Bool[Array, "B R"], *, how: Aggregation) -> Float[Array, "B R"]:
+    """w with Σ w l / N the mean that ``how`` names, N the real tokens of the minibatch ``mask``.
+
+    token_mean        Σᵢ Σₜ l / N                 a token counts as any other (PPO; DAPO, eq. 8)
+    sequence_mean     (1/B) Σᵢ (1/|yᵢ|) Σₜ l      in a long answer it counts less (GRPO, eq. 3)
+    sequence_sum      (1/B) Σᵢ Σₜ l               the answer is one action (RLOO)
+    constant_length   Σᵢ Σₜ l / (B · R)           Dr. GRPO (Liu et al. 2025), R the longest allowed
+
+    B counts the rows with a real token. Yu et al. 2025 (DAPO), Shao et al. 2024 (GRPO).
+    """
+    lengths = mask.sum(axis=1, keepdims=True).astype(float)
+    tokens, rows = lengths.sum(), jnp.maximum((lengths > 0).sum(), 1)
+    weights = {
+        "token_mean": jnp.ones_like(lengths),
+        "sequence_mean": tokens / (rows * jnp.maximum(lengths, 1)),
+        "sequence_sum": jnp.full_like(lengths, tokens / rows),
+        "constant_length": jnp.full_like(lengths, tokens / (rows * mask.shape[1])),
+    }[how]
+    return jnp.where(mask, weights, 0.0)
+
+
+def log_ratios(
+    new_logprobs: Float[Array, "B R"],
+    logprobs: Float[Array, "B R"],
+    mask: Bool[Array, "B R"],
+    *,
+    of: Ratio,
+) -> Float[Array, "B R"]:
+    """log π − log π_old of each token; of a "sequence" their mean over it, at all its tokens.
+
+    The second is log s of GSPO (Zheng et al. 2025, eq. 7), s = (π(y|x) / π_old(y|x))^(1/|y|). Its
+    gradient reaches all tokens of the answer alike.
+    """
+    log_ratio = jnp.where(mask, new_logprobs - logprobs, 0.0)
+    if of == "sequence":
+        log_ratio = jnp.where(mask, masked_mean(log_ratio, mask, axis=1)[:, None], 0.0)
+    return log_ratio
 
 
 def policy_loss(
@@ -21,29 +67,78 @@ def policy_loss(
     mask: Bool[Array, "B R"],
     *,
     clip_eps: float,
+    clip_eps_high: float | None = None,
+    dual_clip: float | None = None,
+    kind: PolicyLoss = "clip",
+    ratio: Ratio = "token",
+    weights: Weights = None,
     count: Count = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """mean of max(−Â ρ, −Â clip(ρ, 1−ε, 1+ε)), ρ = π/π_old (Schulman et al. 2017, eq. 7).
+    """The mean over tokens, weighed by ``weights``, of a loss of ρ = π/π_old (``ratio``).
 
-    ``val/ratio_var`` is the mean of (ρ − 1)², the second moment about ρ's expectation, 1.
+    clip        max(−Â ρ, −Â clip(ρ, 1−ε, 1+ε_high)) (Schulman et al. 2017, eq. 7; ε_high is ε
+                unless given: DAPO, Yu et al. 2025, eq. 10). With ``dual_clip`` c where Â < 0 at
+                most −c Â (Ye et al. 2020, eq. 5): the gradient of a token that has become much
+                likelier ends there.
+    unclipped   −Â ρ: importance sampling and no more.
+    cispo       −sg(min(ρ, 1+ε_high)) Â log π (MiniMax 2025, eq. 4 and 5): the weight is bounded
+                and every token keeps its gradient.
+
+    ``policy/clipfrac_avg`` is the share of tokens that a bound decides. ``val/ratio_var`` is the
+    mean of (ρ − 1)², the second moment about ρ's expectation, 1.
     """
 
     def mean(x):
         return masked_mean(x, mask, count=count)
 
     logprobs, advantages = jax.lax.stop_gradient((logprobs, advantages))
-    log_ratio = jnp.where(mask, new_logprobs - logprobs, 0.0)
-    ratio = jnp.exp(log_ratio)
-    unclipped = -advantages * ratio
-    clipped = -advantages * jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-    loss = mean(jnp.maximum(unclipped, clipped))
+    log_ratio = log_ratios(new_logprobs, logprobs, mask, of=ratio)
+    rho = jnp.exp(log_ratio)
+    highest = 1 + (clip_eps if clip_eps_high is None else clip_eps_high)
+    losses, bounded = -advantages * rho, jnp.zeros_like(mask)
+    if kind == "clip":
+        unclipped, clipped = losses, -advantages * jnp.clip(rho, 1 - clip_eps, highest)
+        losses, bounded = jnp.maximum(unclipped, clipped), clipped > unclipped
+        if dual_clip is not None:
+            most = -dual_clip * advantages
+            beyond = (advantages < 0) & (losses > most)
+            losses, bounded = jnp.where(beyond, most, losses), bounded | beyond
+    elif kind == "cispo":
+        weight = jax.lax.stop_gradient(jnp.minimum(rho, highest))
+        losses = -weight * advantages * jnp.where(mask, new_logprobs, 0.0)
+        bounded = rho > highest
+    loss = mean(losses if weights is None else weights * losses)
+    token_log_ratio = log_ratios(new_logprobs, logprobs, mask, of="token")
     return loss, {
         "loss/policy_avg": loss,
-        "policy/approxkl_avg": 0.5 * mean(log_ratio**2),
-        "policy/clipfrac_avg": mean((clipped > unclipped).astype(ratio.dtype)),
-        "val/ratio": mean(ratio),
-        "val/ratio_var": mean((ratio - 1) ** 2),
+        "policy/approxkl_avg": 0.5 * mean(token_log_ratio**2),
+        "policy/clipfrac_avg": mean(bounded.astype(rho.dtype)),
+        "val/ratio": mean(rho),
+        "val/ratio_var": mean((rho - 1) ** 2),
     }
+
+
+def kl_loss(
+    new_logprobs: Float[Array, "B R"],
+    ref_logprobs: Float[Array, "B R"],
+    kl_coef: Float[Array, "B"],
+    mask: Bool[Array, "B R"],
+    *,
+    estimator: KLEstimator,
+    weights: Weights = None,
+    count: Count = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """β · mean of an estimate of the KL per token, as a term of the loss (Shao et al. 2024, eq. 4).
+
+    With tokens sampled from π its gradient is that of KL(π ‖ π_ref) for k2, of KL(π_ref ‖ π) for
+    k3, and 0 for k1 in expectation (rlhf_jax/objectives/kl.py). Not corrected for tokens that come
+    from π_old. ``loss/kl_avg`` is without β.
+    """
+    new, ref = (jnp.where(mask, x, 0.0) for x in (new_logprobs, ref_logprobs))
+    kl = KL_ESTIMATORS[estimator](new, jax.lax.stop_gradient(ref))
+    kl = kl if weights is None else weights * kl
+    loss = masked_mean(kl_coef[:, None] * kl, mask, count=count)
+    return loss, {"loss/kl_avg": masked_mean(kl, mask, count=count)}
 
 
 def value_loss(
@@ -86,17 +181,45 @@ def ppo_loss(
     value_clip_eps: float,
     vf_coef: float,
     entropy_coef: float,
+    clip_eps_high: float | None = None,
+    dual_clip: float | None = None,
+    kind: PolicyLoss = "clip",
+    ratio: Ratio = "token",
+    kl_estimator: KLEstimator = "k1",
     count: Count = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """policy loss + c_v · value loss − c_e · mean entropy (Schulman et al. 2017, eq. 9).
+    """policy loss + c_v · value loss − c_e · mean entropy (Schulman et al. 2017, eq. 9) + β · KL.
 
     c_v is ``vf_coef``; without a value network (``new_values`` None) its loss is left out. c_e is
-    ``entropy_coef``: 0 in InstructGPT, and then the entropy is measured without a gradient.
+    ``entropy_coef``: 0 in InstructGPT, and then the entropy is measured without a gradient. The KL
+    is here where the batch has a ``kl_coef``; else it is in the rewards. The batch's ``weights``
+    are those of the policy loss and of the KL; values and entropy are means over tokens.
     """
     b = batch
     loss, metrics = policy_loss(
-        new_logprobs, b.logprobs, b.advantages, b.mask, clip_eps=clip_eps, count=count
+        new_logprobs,
+        b.logprobs,
+        b.advantages,
+        b.mask,
+        clip_eps=clip_eps,
+        clip_eps_high=clip_eps_high,
+        dual_clip=dual_clip,
+        kind=kind,
+        ratio=ratio,
+        weights=b.weights,
+        count=count,
     )
+    if b.kl_coef is not None:
+        penalty, kl_metrics = kl_loss(
+            new_logprobs,
+            b.ref_logprobs,
+            b.kl_coef,
+            b.mask,
+            estimator=kl_estimator,
+            weights=b.weights,
+            count=count,
+        )
+        loss, metrics = loss + penalty, metrics | kl_metrics
     if new_values is not None:
         assert b.values is not None and b.returns is not None, "a batch of a value network has both"
         value, value_metrics = value_loss(

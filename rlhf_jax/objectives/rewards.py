@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.objectives.ends import has_ended
-from rlhf_jax.objectives.kl import kl_k1
+from rlhf_jax.objectives.kl import KL_ESTIMATORS, KLEstimator
 from rlhf_jax.objectives.masked import last_index
 
 
@@ -18,13 +18,16 @@ def kl_penalised_rewards(
     mask: Bool[Array, "B R"],
     *,
     kl_coef: Float[Array, ""] | float,
+    estimator: KLEstimator = "k1",
 ) -> Float[Array, "B R"]:
     """rₜ = −β (log π − log π_ref), plus the score at the last real token (Ziegler et al. 2019).
 
-    Σₜ rₜ = score − β Σₜ k1. A row without a real token gets nothing.
+    Σₜ rₜ = score − β Σₜ k1. A row without a real token gets nothing. Another ``estimator`` of the
+    KL takes the place of k1 (TRL's PPO has k3 beside it).
     """
     zero = jnp.zeros((), logprobs.dtype)
-    penalty = jnp.where(mask, -kl_coef * kl_k1(logprobs, ref_logprobs), zero)
+    kl = KL_ESTIMATORS[estimator](logprobs, ref_logprobs)
+    penalty = jnp.where(mask, -kl_coef * kl, zero)
     is_last = mask & (jnp.arange(mask.shape[1])[None] == last_index(mask)[:, None])
     return penalty + jnp.where(is_last, scores[:, None], zero)
 

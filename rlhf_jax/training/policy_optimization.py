@@ -7,7 +7,7 @@ ablation hands in another function: ``advantage_fn``, ``objective`` or ``combine
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,20 @@ from rlhf_jax.config import CombineConfig, PPOConfig
 from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.errors import known
 from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel
-from rlhf_jax.objectives.advantages import gae
+from rlhf_jax.objectives.advantages import (
+    gae,
+    grpo,
+    reinforce,
+    rloo,
+    update_baseline,
+    zero_spread_groups,
+)
 from rlhf_jax.objectives.ends import is_end
-from rlhf_jax.objectives.kl import update_kl_coef
+from rlhf_jax.objectives.kl import KLEstimator, update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, whiten
-from rlhf_jax.objectives.policy_losses import ppo_loss
+from rlhf_jax.objectives.policy_losses import Aggregation, ppo_loss, token_weights
 from rlhf_jax.objectives.rewards import (
     kl_penalised_rewards,
     mix_scores,
@@ -49,7 +56,7 @@ from rlhf_jax.types import LMBatch, Metrics, Params, PPOBatch, Rollout, TrainSta
 Scores = Mapping[str, Float[Array, "B"]]
 """What each reward says of the episodes, by the reward's name."""
 Coefs = dict[str, Float[Array, ""]]
-"""The numbers that change between iterations: ``kl_coef`` β, and ``second_weight`` λ."""
+"""The numbers that change between iterations (``starting_coefs``)."""
 AdvantageFn = Callable[..., tuple[Float[Array, "B R"], Float[Array, "B R"] | None]]
 """(rewards [B R], values [B R] | None, mask [B R]) -> (advantages, returns | None): ``gae``, say.
 The answers to one prompt (``samples_per_prompt``) are rows that follow one another."""
@@ -65,7 +72,7 @@ class PolicyOptimization(NamedTuple):
     rollout: Callable[..., Rollout]
     """(params, ref_params, reward params by name, queries, key) -> episodes with their scores."""
     batch: Callable[[Rollout, Coefs], tuple[PPOBatch, Metrics]]
-    """(episodes, coefs) -> what the update reads: rewards, advantages, returns."""
+    """(episodes, coefs) -> what the update reads, as one minibatch."""
     prepare: Callable[..., tuple[PPOBatch, Metrics]]
     """(episodes, coefs, key) -> the same as shuffled minibatches of all epochs."""
     loss: LossFn
@@ -101,20 +108,31 @@ def make_policy_optimization(
         pad_id=pad_id,
         recompute_logprobs=config.recompute_logprobs,
     )
-    batch = partial(
+    prepare_episodes = partial(
         prepare_batch,
         combine=combine or partial(combine_scores, config=config.combine, names=names),
-        advantage_fn=advantage_fn or partial(gae, gamma=config.gamma, lam=config.lam),
+        kl_place=config.kl.place,
+        kl_estimator=config.kl.estimator,
         whiten_rewards=config.whiten_rewards,
         whiten_advantages=config.whiten_advantages,
         missing_eos_penalty=config.missing_eos_penalty,
+        group_size=config.samples_per_prompt,
         end_ids=end_ids,
     )
 
+    def episodes_of(rollout, coefs):
+        advantages = advantage_fn or advantage_function(config, coefs)
+        return prepare_episodes(rollout, coefs, advantage_fn=advantages)
+
+    def batch(rollout, coefs):
+        episodes, metrics = episodes_of(rollout, coefs)
+        return with_weights(episodes, how=config.aggregation), metrics
+
     def prepare(rollout, coefs, key):
-        episodes, metrics = batch(rollout, coefs)
+        episodes, metrics = episodes_of(rollout, coefs)
         epochs, parts = config.ppo_epochs, config.num_minibatches
-        return shuffle_minibatches(episodes, key, epochs=epochs, num_minibatches=parts), metrics
+        minibatches = shuffle_minibatches(episodes, key, epochs=epochs, num_minibatches=parts)
+        return jax.vmap(partial(with_weights, how=config.aggregation))(minibatches), metrics
 
     loss = make_ppo_loss(policy_value, objective or ppo_objective(config), temperature=temperature)
     lm_loss = make_lm_loss(lm, training=False)
@@ -139,10 +157,41 @@ def ppo_objective(config: PPOConfig) -> Objective:
     return partial(
         ppo_loss,
         clip_eps=config.clip_eps,
+        clip_eps_high=config.clip_eps_high,
+        dual_clip=config.dual_clip,
+        kind=config.policy_loss,
+        ratio=config.ratio,
+        kl_estimator=config.kl.estimator,
         value_clip_eps=config.value_clip_eps,
         vf_coef=config.vf_coef,
         entropy_coef=config.entropy_coef,
     )
+
+
+def advantage_function(config: PPOConfig, coefs: Coefs) -> AdvantageFn:
+    """What ``config.advantage`` names, in an iteration with these coefficients."""
+    if config.advantage == "rloo":
+        return partial(rloo, group_size=config.samples_per_prompt)
+    if config.advantage in ("grpo", "dr_grpo"):
+        scale = "std" if config.advantage == "grpo" else "none"
+        return partial(grpo, group_size=config.samples_per_prompt, scale=scale)
+    if config.advantage == "reinforce":
+        return partial(reinforce, baseline=coefs["baseline"])
+    return partial(gae, gamma=config.gamma, lam=config.lam)
+
+
+def starting_coefs(config: PPOConfig) -> dict[str, float]:
+    """What ``Coefs`` begin as: ``kl_coef`` β, and as far as ``config`` asks for them others.
+
+    ``second_weight`` λ of a second reward; of ``reinforce`` the ``baseline`` and the
+    ``baseline_weight`` of the iterations that it is the mean of.
+    """
+    coefs = {"kl_coef": config.kl.coef}
+    if config.second_reward.model is not None:
+        coefs["second_weight"] = config.second_reward.weight
+    if config.advantage == "reinforce":
+        coefs |= {"baseline": 0.0, "baseline_weight": 0.0}
+    return coefs
 
 
 def combine_scores(
@@ -169,7 +218,7 @@ def combine_scores(
 
 
 def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
-    """Ziegler's controller of β and the Lagrange multiplier λ, as far as they are switched on."""
+    """Ziegler's controller of β, the Lagrange multiplier λ and the moving baseline, where asked."""
     changed = {}
     if config.kl.target:
         changed["kl_coef"] = update_kl_coef(
@@ -186,6 +235,13 @@ def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
             floor=config.second_reward.floor,
             lr=config.second_reward.lr,
         )
+    if config.advantage == "reinforce":
+        changed["baseline"], changed["baseline_weight"] = update_baseline(
+            coefs["baseline"],
+            coefs["baseline_weight"],
+            metrics["objective/rlhf_reward"],
+            decay=config.baseline_decay,
+        )
     return coefs | changed
 
 
@@ -195,9 +251,12 @@ def prepare_batch(
     *,
     combine: Combine,
     advantage_fn: AdvantageFn,
+    kl_place: Literal["reward", "loss"],
+    kl_estimator: KLEstimator,
     whiten_rewards: bool,
     whiten_advantages: bool,
     missing_eos_penalty: float | None,
+    group_size: int,
     end_ids: Sequence[int],
 ) -> tuple[PPOBatch, Metrics]:
     """Scores → rewards → advantages → whitening, in that order.
@@ -212,14 +271,22 @@ def prepare_batch(
         scores = penalise_missing_eos(
             scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty
         )
-    rewards = kl_penalised_rewards(scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=kl_coef)
+    charged, estimator = (kl_coef, kl_estimator) if kl_place == "reward" else (0.0, "k1")
+    rewards = kl_penalised_rewards(
+        scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=charged, estimator=estimator
+    )
     metrics = episode_metrics(rollout, scores, rewards, kl_coef, end_ids=end_ids)
     if len(r.scores) > 1:
         metrics |= {f"objective/{name}_scores": each.mean() for name, each in r.scores.items()}
     if "second" in r.scores:
         metrics |= {"objective/second_weight": coefs["second_weight"]}
+    if "baseline" in coefs:
+        metrics |= {"objective/baseline": coefs["baseline"]}
     if whiten_rewards:
         rewards = whiten(rewards, r.mask, shift_mean=False)
+    if group_size > 1:
+        alike = zero_spread_groups(rewards, r.mask, group_size=group_size)
+        metrics |= {"objective/zero_spread_groups": alike}
     advantages, returns = advantage_fn(rewards, r.values, r.mask)
     if r.values is not None:
         assert returns is not None, "a value network has returns to learn"
@@ -238,8 +305,16 @@ def prepare_batch(
         values=r.values,
         advantages=advantages,
         returns=None if r.values is None else returns,
+        kl_coef=jnp.full_like(scores, kl_coef) if kl_place == "loss" else None,
     )
     return batch, metrics
+
+
+def with_weights(minibatch: PPOBatch, *, how: Aggregation) -> PPOBatch:
+    """``minibatch`` with the weights of its tokens; none where all weigh the same."""
+    if how == "token_mean":
+        return minibatch
+    return minibatch._replace(weights=token_weights(minibatch.mask, how=how))
 
 
 def episode_metrics(

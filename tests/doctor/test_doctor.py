@@ -282,19 +282,19 @@ def test_a_scorer_that_reads_the_token_before_the_end(patient, episodes, monkeyp
 SUM, FRACTION = "rewards sum to score − β KL", "a score of 0.3 stays 0.3"
 
 
-def late_score(scores, logprobs, ref_logprobs, mask, *, kl_coef):
+def late_score(scores, logprobs, ref_logprobs, mask, *, kl_coef, estimator="k1"):
     """Bug 7: on the padding after the end."""
     rewards = kl_penalised_rewards(scores * 0, logprobs, ref_logprobs, mask, kl_coef=kl_coef)
     after = jnp.minimum(last_index(mask) + 1, mask.shape[1] - 1)
     return rewards.at[jnp.arange(len(mask)), after].add(scores)
 
 
-def other_sign(scores, logprobs, ref_logprobs, mask, *, kl_coef):
+def other_sign(scores, logprobs, ref_logprobs, mask, *, kl_coef, estimator="k1"):
     """Bug 18."""
     return kl_penalised_rewards(scores, ref_logprobs, logprobs, mask, kl_coef=kl_coef)
 
 
-def whole_scores(scores, logprobs, ref_logprobs, mask, *, kl_coef):
+def whole_scores(scores, logprobs, ref_logprobs, mask, *, kl_coef, estimator="k1"):
     """A score of 0.7 becomes 0."""
     whole = scores.astype(jnp.int32).astype(jnp.float32)
     return kl_penalised_rewards(whole, logprobs, ref_logprobs, mask, kl_coef=kl_coef)

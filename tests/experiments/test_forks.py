@@ -16,7 +16,7 @@ from precision import SAME
 
 from configs import quickstart
 from experiments import ppo
-from experiments.proj.clip_higher.ppo import ClipHigherConfig, clip_higher_loss
+from experiments.proj.high_entropy.ppo import HighEntropyConfig, high_entropy_loss
 from experiments.proj.rloo.ppo import leave_one_out
 from rlhf_jax import cli
 from rlhf_jax.config import KLConfig, PPOConfig
@@ -24,6 +24,7 @@ from rlhf_jax.config.bounds import Count
 from rlhf_jax.config.forks import class_named, name_of
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
+from rlhf_jax.objectives.advantages import rloo
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.runs.checkpoints import params_sha256
 from rlhf_jax.runs.folder import open_run
@@ -32,7 +33,7 @@ from rlhf_jax.runs.trained import load_trained, load_value
 from rlhf_jax.types import PPOBatch
 
 PRESET = "configs/quickstart.py"
-FORK = "experiments.proj.clip_higher.ppo:ClipHigherConfig"
+FORK = "experiments.proj.high_entropy.ppo:HighEntropyConfig"
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class UntypedConfig(PPOConfig):
 
 
 def test_a_preset_of_the_parent_widens_to_the_forks_config(capsys):
-    flags = ["--clip-eps-high", "0.4", "--kl.coef", "0.3"]
-    config = cli.load(ClipHigherConfig, ["--config", PRESET, *flags])
+    flags = ["--top-entropy", "0.4", "--kl.coef", "0.3"]
+    config = cli.load(HighEntropyConfig, ["--config", PRESET, *flags])
     expected = quickstart.get_config().resolve().ppo
     values = vars(replace(expected, kl=replace(expected.kl, coef=0.3)))
-    assert vars(config) == {**values, "clip_eps_high": 0.4}
-    with pytest.raises(InputError, match=r"--clip-eps-high 0: expected a number over 0"):
-        cli.load(ClipHigherConfig, ["--clip-eps-high", "0"])
+    assert vars(config) == {**values, "top_entropy": 0.4}
+    with pytest.raises(InputError, match=r"--top-entropy 2: expected a number in \[0, 1\]"):
+        cli.load(HighEntropyConfig, ["--top-entropy", "2"])
 
 
 def test_a_default_that_the_fork_declares_anew_is_its_own_and_is_said(capsys):
@@ -73,13 +74,13 @@ def test_a_default_without_a_type_would_be_ignored_and_is_refused():
 
 
 def test_a_saved_config_of_a_fork_is_read_again(tmp_path, monkeypatch):
-    config = ClipHigherConfig(clip_eps_high=0.4)
+    config = HighEntropyConfig(top_entropy=0.4)
     path = tmp_path / "config.json"
     saved = {"config_class": name_of(type(config)), "config": cli.to_dict(config)}
     assert saved["config_class"] == FORK and name_of(PPOConfig) == "PPOConfig"
     path.write_text(json.dumps(saved))
     assert cli.read_json(path) == config
-    assert cli.load(ClipHigherConfig, ["--config", str(path)]) == config
+    assert cli.load(HighEntropyConfig, ["--config", str(path)]) == config
     (tmp_path / "broken_fork.py").write_text("def run(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, why in (
@@ -94,17 +95,17 @@ def test_a_saved_config_of_a_fork_is_read_again(tmp_path, monkeypatch):
 
 def test_a_fork_that_is_being_run_is_the_module_by_its_name(monkeypatch):
     """python -m runs it as __main__; imported again its class would be another."""
-    module = importlib.import_module("experiments.proj.clip_higher.ppo")
+    module = importlib.import_module("experiments.proj.high_entropy.ppo")
     monkeypatch.setitem(sys.modules, "__main__", module)
-    monkeypatch.setattr(ClipHigherConfig, "__module__", "__main__")
-    assert name_of(ClipHigherConfig) == FORK
-    assert class_named(FORK, "config.json") is ClipHigherConfig
+    monkeypatch.setattr(HighEntropyConfig, "__module__", "__main__")
+    assert name_of(HighEntropyConfig) == FORK
+    assert class_named(FORK, "config.json") is HighEntropyConfig
 
 
 def test_classes_are_found_where_nothing_is_run_from_a_file(monkeypatch):
     """A notebook, python -c, a worker of a test runner."""
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    assert class_named(FORK, "config.json") is ClipHigherConfig
+    assert class_named(FORK, "config.json") is HighEntropyConfig
 
 
 # --- whose run it is ------------------------------------------------------------------------------
@@ -163,14 +164,14 @@ def test_a_forks_own_modules_are_part_of_it(tmp_path, monkeypatch):
 
 
 def test_an_experiment_refuses_a_forks_config_in_place_of_its_own():
-    with pytest.raises(InputError, match=r"ppo\.py knows nothing of .*ClipHigherConfig: start"):
-        ppo.run(ClipHigherConfig())
+    with pytest.raises(InputError, match=r"ppo\.py knows nothing of .*HighEntropyConfig: start"):
+        ppo.run(HighEntropyConfig())
 
 
 # --- the shipped ones -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fork,most", [("clip_higher", 32), ("rloo", 12), ("median", 8)])
+@pytest.mark.parametrize("fork,most", [("high_entropy", 32), ("rloo", 12), ("median", 8)])
 def test_a_fork_is_a_small_diff(fork, most):
     """Lines added and removed, but for the module's docstring."""
     files = ("ppo.py", f"proj/{fork}/ppo.py")
@@ -180,19 +181,27 @@ def test_a_fork_is_a_small_diff(fork, most):
     assert 0 < len(changed) <= most
 
 
-def test_clip_higher_with_one_clip_for_both_is_ppo():
+def test_high_entropy_learns_from_the_least_sure_tokens():
     rng = np.random.default_rng(0)
     normal = lambda: jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
     mask = jnp.asarray(rng.random((4, 6)) < 0.8)
     ids = jnp.zeros((4, 6), jnp.int32)
     batch = PPOBatch(ids, mask, ids, mask, *(normal() for _ in range(5)))
-    new = (batch.logprobs + 0.3 * normal(), normal(), normal())
-    config = ClipHigherConfig(clip_eps=0.2, clip_eps_high=0.2, value_clip_eps=0.4, vf_coef=0.7)
-    ours, _ = clip_higher_loss(*new, batch, config=config, count=None)
-    clips = dict(clip_eps=0.2, value_clip_eps=0.4, vf_coef=0.7, entropy_coef=0.0)
-    assert float(ours) == float(ppo_loss(*new, batch, **clips)[0])
-    higher, _ = clip_higher_loss(*new, batch, config=replace(config, clip_eps_high=0.9), count=None)
-    assert higher < ours
+    new = (batch.logprobs + 0.3 * normal(), normal())
+    entropies = jnp.where(mask, normal() ** 2, jnp.nan)
+    loss = lambda share: high_entropy_loss(
+        *new, entropies, batch, config=HighEntropyConfig(top_entropy=share), count=None
+    )
+    clips = dict(clip_eps=0.2, value_clip_eps=0.2, vf_coef=1.0, entropy_coef=0.0)
+    assert float(loss(1.0)[0]) == float(ppo_loss(*new, entropies, batch, **clips)[0])
+    tokens = [row for row in np.argwhere(mask)]
+    tokens = sorted(map(tuple, tokens), key=lambda at: -float(entropies[at]))
+    kept = tokens[: 1 + int(0.3 * (len(tokens) - 1))]
+    ratio = np.exp(np.asarray(new[0] - batch.logprobs))
+    clipped = np.clip(ratio, 0.8, 1.2)
+    gains = np.minimum(ratio * batch.advantages, clipped * batch.advantages)
+    expected = -sum(gains[at] for at in kept) / len(tokens)
+    np.testing.assert_allclose(loss(0.3)[1]["loss/policy_avg"], expected, rtol=1e-5)
 
 
 def test_rloo_compares_an_answer_with_the_others_to_its_prompt(float64):
@@ -206,6 +215,9 @@ def test_rloo_compares_an_answer_with_the_others_to_its_prompt(float64):
         expected = np.where(mask[n], total[n] - total[others].mean(), 0.0)
         np.testing.assert_allclose(advantages[n], expected, rtol=0, atol=SAME)
     assert returns is None
+    flag, _ = rloo(jnp.asarray(rewards), None, jnp.asarray(mask), group_size=3)
+    there = mask.any(axis=1).reshape(2, 3).all(axis=1).repeat(3)
+    np.testing.assert_allclose(flag[there], advantages[there], rtol=0, atol=SAME)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +238,7 @@ def base(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip_higher", "rloo", "median"])
+@pytest.mark.parametrize("name", ["high_entropy", "rloo", "median"])
 def test_a_fork_runs_and_its_run_is_its_own(name, base):
     module = importlib.import_module(f"experiments.proj.{name}.ppo")
     config = base(name)
@@ -235,7 +247,7 @@ def test_a_fork_runs_and_its_run_is_its_own(name, base):
     elif name == "median":
         config = replace(config, reward=3 * config.reward, missing_eos_penalty=None)
     else:
-        config = ClipHigherConfig(**vars(config))
+        config = HighEntropyConfig(**vars(config))
     done = module.run(config)
     rows = [json.loads(line) for line in (config.run.dir / "metrics.jsonl").open()]
     assert len(rows) == 2 and all(np.isfinite(row["loss/policy_avg"]) for row in rows)
@@ -250,4 +262,4 @@ def test_a_fork_runs_and_its_run_is_its_own(name, base):
             load_value(config.run.dir)
     assert module.run(config) == done
     with pytest.raises(InputError, match=f"the fork {name}/ppo.py, and this is no fork"):
-        ppo.run(PPOConfig(**{k: v for k, v in vars(config).items() if k != "clip_eps_high"}))
+        ppo.run(PPOConfig(**{k: v for k, v in vars(config).items() if k != "top_entropy"}))

@@ -4,7 +4,7 @@ import ast
 from functools import cache
 
 import pytest
-from planted_bugs import NOT_HERE, PLANTS, ROOT
+from planted_bugs import PLANTS, ROOT
 
 
 @cache
@@ -27,7 +27,7 @@ def test_the_bug_can_be_planted_and_its_test_exists(plant):
     assert name.partition("[")[0] in functions(file)
 
 
-def test_every_bug_of_the_list_is_planted_once_or_cannot_occur():
+def test_every_bug_of_the_list_is_planted_once():
     numbers = [plant.number for plant in PLANTS]
     assert len(set(numbers)) == len(numbers)
-    assert sorted([*(n for n in numbers if n < 49), *NOT_HERE]) == list(range(1, 49))
+    assert {*range(1, 49)} <= {*numbers}

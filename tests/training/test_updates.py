@@ -41,6 +41,7 @@ from rlhf_jax.training.policy_optimization import (
     make_ppo_update,
     prepare_batch,
     shuffle_minibatches,
+    starting_coefs,
 )
 from rlhf_jax.training.updates import accumulated_gradients, make_update_step
 from rlhf_jax.types import LMBatch, QueryBatch, Rollout
@@ -62,6 +63,9 @@ EMA = 0.9
 PREPARE = {
     "combine": partial(combine_scores, config=CombineConfig(), names=("task",)),
     "advantage_fn": partial(gae, gamma=1.0, lam=0.95),
+    "kl_place": "reward",
+    "kl_estimator": "k1",
+    "group_size": 1,
     "whiten_rewards": False,
     "whiten_advantages": True,
     "missing_eos_penalty": None,
@@ -379,6 +383,50 @@ def test_what_an_ablation_swaps_is_what_runs():
     )
 
 
+def test_an_algorithm_is_what_its_config_says():
+    """Groups before the shuffle, weights of each minibatch after it, β in the loss as an array."""
+    config = PPOConfig(
+        response_length=R,
+        batch_size=B,
+        num_minibatches=2,
+        samples_per_prompt=2,
+        value_trunk="none",
+        advantage="dr_grpo",
+        whiten_advantages=False,
+        aggregation="sequence_mean",
+        kl=KLConfig(coef=0.1, place="loss", estimator="k3"),
+    )
+    wired = lambda config: make_policy_optimization(
+        config, LM, both("none"), {}, TX, end_ids=(STOP,), pad_id=PAD
+    )
+    scores = jnp.asarray([0.5, 1.5, 2.0, 2.0, 3.0, -3.0, 0.0, 4.0])
+    r = made_up_rollout()._replace(values=None, scores={"task": scores})
+    coefs = {"kl_coef": jnp.float64(0.4)}
+    batches, metrics = wired(config).prepare(r, coefs, jax.random.key(0))
+    assert batches.kl_coef.tolist() == [[0.4] * 4] * 2 and batches.values is None
+    close(metrics["objective/zero_spread_groups"], 0.25)
+    close(metrics["objective/rlhf_reward"], scores.mean())
+    by_logprob = dict(
+        zip(np.asarray(r.logprobs)[:, 0], [-0.5, 0.5, 0, 0, 3, -3, -2, 2], strict=True)
+    )
+    for batch in map(lambda i: jax.tree.map(lambda x: x[i], batches), range(2)):
+        lengths = batch.mask.sum(axis=1, keepdims=True)
+        close(batch.weights, np.where(batch.mask, batch.mask.sum() / 4 / lengths, 0))
+        expected = np.array([by_logprob[x] for x in np.asarray(batch.logprobs)[:, 0]])
+        close(batch.advantages, np.where(batch.mask, expected[:, None], 0))
+    whole, _ = wired(config).batch(r, coefs)
+    close(whole.weights, np.where(r.mask, r.mask.sum() / B / r.mask.sum(axis=1, keepdims=True), 0))
+
+    config = replace(config, advantage="reinforce", aggregation="token_mean")
+    coefs = {name: jnp.float64(x) for name, x in starting_coefs(config).items()}
+    assert coefs.keys() == {"kl_coef", "baseline", "baseline_weight"}
+    moved = wired(config).control(coefs, metrics)
+    batch, metrics = wired(config).batch(r, moved)
+    close(metrics["objective/baseline"], scores.mean())
+    close(batch.advantages, np.where(r.mask, (scores - scores.mean())[:, None], 0))
+    assert batch.weights is None
+
+
 def test_the_kl_of_twice_as_long_responses_is_twice_as_large():
     """Bug 19: the controller's target is nats per episode, not per token."""
     r = made_up_rollout()
@@ -401,7 +449,7 @@ def test_minibatches_are_whole_episodes_each_used_once_per_epoch():
     shuffled = shuffle_minibatches(batch, key_a, epochs=3, num_minibatches=4)
     assert shuffled.returns.shape == (12, B // 4, R)
     as_rows = lambda fields, n: np.concatenate(
-        [np.nan_to_num(x.reshape(n, -1)).astype(float) for x in fields], axis=1
+        [np.nan_to_num(x.reshape(n, -1)).astype(float) for x in jax.tree.leaves(fields)], axis=1
     )
     same = (as_rows(shuffled, 3 * B)[:, None] == as_rows(batch, B)[None]).all(axis=-1)
     assert (same.sum(axis=1) == 1).all()

@@ -56,7 +56,7 @@ from rlhf_jax.training.optimizers import (
     make_state,
 )
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.policy_optimization import make_policy_optimization, ppo_objective
+from rlhf_jax.training.policy_optimization import make_policy_optimization, starting_coefs
 from rlhf_jax.types import Rollout
 
 
@@ -106,12 +106,12 @@ def run(config: PPOConfig) -> dict:
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(state, **iterators)
-        coefs = {"kl_coef": config.kl.coef, "second_weight": config.second_reward.weight}
+        coefs = starting_coefs(config)
         coefs = parallel.place(
             {name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()}
         )
 
-        # Functions: advantages and objective are written out for forks, which swap them
+        # Functions: advantages and losses as the config has them, unless a fork hands in its own
         ppo = make_policy_optimization(
             config,
             lm,
@@ -121,7 +121,6 @@ def run(config: PPOConfig) -> dict:
             end_ids=tokenizer.end_ids,
             pad_id=tokenizer.pad_id,
             advantage_fn=partial(leave_one_out, K=config.samples_per_prompt),
-            objective=ppo_objective(config),
         )
         rollout_fn, prepare, control = map(
             parallel.function, (ppo.rollout, ppo.prepare, ppo.control)
@@ -160,8 +159,7 @@ def run(config: PPOConfig) -> dict:
 
         # Save
         trained = policy_value.policy(combine(frozen, averaged_params(state)))
-        moved = coefs if config.second_reward.model else {"kl_coef": coefs["kl_coef"]}
-        return stage.finish(trained, **{name: float(coef) for name, coef in moved.items()})
+        return stage.finish(trained, **{name: float(coef) for name, coef in coefs.items()})
 
 
 def check_batches(config: PPOConfig, parallel: Parallel) -> None:

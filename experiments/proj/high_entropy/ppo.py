@@ -1,10 +1,10 @@
-"""A fork of experiments/ppo.py: clip higher (DAPO, Yu et al. 2025, eq. 10).
+"""A fork of experiments/ppo.py: only tokens of high entropy are learnt from (Wang et al. 2025).
 
-    python -m experiments.proj.clip_higher.ppo --config configs/quickstart.py \
-        --run.dir runs/clip_higher --clip-eps-high 0.3
+    python -m experiments.proj.high_entropy.ppo --config configs/quickstart.py \
+        --run.dir runs/high_entropy --top-entropy 0.2
 
-The ratio is clipped to [1 − ε_low, 1 + ε_high] with ε_high > ε_low, so that unlikely tokens have
-room to become likelier. ``clip_eps`` is ε_low; everything else is the original.
+Where the policy is nearly sure of the next token there is little to decide: of each micro-batch the
+policy loss keeps the share ``top_entropy`` of tokens at which the policy is least sure.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jax.random import fold_in, split
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import ModelConfig, PPOConfig
-from rlhf_jax.config.bounds import Positive
+from rlhf_jax.config.bounds import Share
 from rlhf_jax.config.rewards import reward_names, reward_source
 from rlhf_jax.data.batches import Batches, query_batches
 from rlhf_jax.data.chat import as_text
@@ -34,9 +34,6 @@ from rlhf_jax.inference.rewards import (
 )
 from rlhf_jax.models.heads import make_language_model, make_policy_value
 from rlhf_jax.models.lora import combine, partition
-from rlhf_jax.objectives.advantages import gae
-from rlhf_jax.objectives.masked import masked_mean
-from rlhf_jax.objectives.policy_losses import value_loss
 from rlhf_jax.runs.fit import (
     check_cut,
     check_pace,
@@ -62,29 +59,28 @@ from rlhf_jax.training.optimizers import (
     make_state,
 )
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.policy_optimization import make_policy_optimization
+from rlhf_jax.training.policy_optimization import (
+    make_policy_optimization,
+    ppo_objective,
+    starting_coefs,
+)
 from rlhf_jax.types import Rollout
 
 
 @dataclass(frozen=True)
-class ClipHigherConfig(PPOConfig):
-    """PPO's, and a second bound."""
+class HighEntropyConfig(PPOConfig):
+    """PPO's, and how many tokens are learnt from."""
 
-    clip_eps_high: Positive = 0.28
-    """ε_high: the ratio may grow to 1 + this."""
+    top_entropy: Share = 0.2
+    """Share of the tokens, those of the highest entropy, that the policy learns from."""
 
 
-def clip_higher_loss(new_logprobs, new_values, entropies, b, *, config, count):
-    """PPO's loss with a higher upper bound of the ratio."""
-    ratio = jnp.exp(jnp.where(b.mask, new_logprobs - b.logprobs, 0.0))
-    clipped = jnp.clip(ratio, 1 - config.clip_eps, 1 + config.clip_eps_high)
-    losses = jnp.maximum(-b.advantages * ratio, -b.advantages * clipped)
-    policy = masked_mean(losses, b.mask, count=count)
-    eps = config.value_clip_eps
-    value, metrics = value_loss(
-        new_values, b.values, b.returns, b.mask, value_clip_eps=eps, count=count
-    )
-    return policy + config.vf_coef * value, metrics | {"loss/policy_avg": policy}
+def high_entropy_loss(new_logprobs, new_values, entropies, batch, *, config, count):
+    """PPO's loss with an advantage of 0 at the other tokens, which still count in the mean."""
+    real = jnp.where(batch.mask, entropies, jnp.nan)
+    chosen = entropies >= jnp.nanquantile(real, 1 - config.top_entropy)
+    batch = batch._replace(advantages=jnp.where(chosen, batch.advantages, 0.0))
+    return ppo_objective(config)(new_logprobs, new_values, entropies, batch, count=count)
 
 
 def run(config: PPOConfig) -> dict:
@@ -125,12 +121,12 @@ def run(config: PPOConfig) -> dict:
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
         state = stage.restore(state, **iterators)
-        coefs = {"kl_coef": config.kl.coef, "second_weight": config.second_reward.weight}
+        coefs = starting_coefs(config)
         coefs = parallel.place(
             {name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()}
         )
 
-        # Functions: advantages and objective are written out for forks, which swap them
+        # Functions: advantages and losses as the config has them, unless a fork hands in its own
         ppo = make_policy_optimization(
             config,
             lm,
@@ -139,8 +135,7 @@ def run(config: PPOConfig) -> dict:
             tx,
             end_ids=tokenizer.end_ids,
             pad_id=tokenizer.pad_id,
-            advantage_fn=partial(gae, gamma=config.gamma, lam=config.lam),
-            objective=partial(clip_higher_loss, config=config),
+            objective=partial(high_entropy_loss, config=config),
         )
         rollout_fn, prepare, control = map(
             parallel.function, (ppo.rollout, ppo.prepare, ppo.control)
@@ -179,8 +174,7 @@ def run(config: PPOConfig) -> dict:
 
         # Save
         trained = policy_value.policy(combine(frozen, averaged_params(state)))
-        moved = coefs if config.second_reward.model else {"kl_coef": coefs["kl_coef"]}
-        return stage.finish(trained, **{name: float(coef) for name, coef in moved.items()})
+        return stage.finish(trained, **{name: float(coef) for name, coef in coefs.items()})
 
 
 def check_batches(config: PPOConfig, parallel: Parallel) -> None:
@@ -284,4 +278,4 @@ def sample_rows(
 
 
 if __name__ == "__main__":
-    main(run, ClipHigherConfig)
+    main(run, HighEntropyConfig)
