@@ -38,6 +38,7 @@ from rlhf_jax.config.stages import (
 )
 from rlhf_jax.config.tools import (
     AuditConfig,
+    AverageConfig,
     ConvertConfig,
     EvaluateConfig,
     HarnessConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "AddressConfig",
     "AnswersConfig",
     "AuditConfig",
+    "AverageConfig",
     "CanaryConfig",
     "CleanConfig",
     "CombineConfig",

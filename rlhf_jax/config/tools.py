@@ -10,6 +10,7 @@ from rlhf_jax.config.bounds import (
     BatchRows,
     Count,
     CountOrZero,
+    Finite,
     Seed,
     check_bounds,
 )
@@ -265,6 +266,42 @@ class ConvertConfig:
     @property
     def parallel(self) -> ParallelConfig:
         """It needs no device and no peer."""
+        return ParallelConfig(hosts="off")
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """The average of models of one shape, as a run folder."""
+
+    models: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Two or more run folders (or RUN@STEP, Hugging Face checkpoints) of one kind, shape and
+    tokenizer: reward models (WARM, Ramé et al. 2024), or language models."""
+    weights: tuple[Finite, ...] = ()
+    """Of the models in their order; they sum to 1. One below 0 goes beyond the others, away from
+    its model. Empty: all alike."""
+    dir: Path = Path("runs/average")
+    """The run folder to make."""
+    heldout: Path | None = None
+    """Of reward models: comparisons on which the average, and each model, is measured. Without them
+    its accuracy is not known, and PPO does not start on it but with --force True."""
+
+    def __post_init__(self):
+        check_bounds(self)
+        total = sum(self.weights)
+        check(
+            not self.weights or abs(total - 1) <= 1e-6,
+            f"weights={self.weights} sum to {total:g}: expected a sum of 1; without weights all "
+            "count alike",
+        )
+
+    @property
+    def run(self) -> RunConfig:
+        """Where its results go, as a run folder."""
+        return RunConfig(dir=self.dir)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """It needs no peer."""
         return ParallelConfig(hosts="off")
 
 

@@ -20,7 +20,7 @@ from rlhf_jax.tasks.preferences import is_name
 
 STARTS_FROM = (
     *("init", "reference", "reward", "value_init", "second_reward", "second_reward.model"),
-    *("policies", "text_only", "source", "base"),
+    *("policies", "text_only", "source", "base", "models"),
 )
 """Fields that name a model, or several: their folders may be moved, but hold the same weights,
 shape and tokenizer."""

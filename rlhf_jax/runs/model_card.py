@@ -41,11 +41,12 @@ def save_model_card(
     kind: Kind,
     value: ModelConfig | None = None,
     lengths: Mapping[str, int] | None = None,
+    average_of: Mapping[str, float] | None = None,
 ) -> None:
     """The model's shape and its tokenizer, which later stages read.
 
     ``value`` is the shape of PPO's value network; ``lengths`` are those of the prompts
-    and answers that it learns from.
+    and answers that it learns from; ``average_of`` the weights of the models that it is made of.
     """
     if jax.process_index() != 0:
         return
@@ -55,6 +56,8 @@ def save_model_card(
         card["value"] = to_dict(value)
     if lengths is not None:
         card["lengths"] = dict(lengths)
+    if average_of is not None:
+        card["average_of"] = dict(average_of)
     write_atomically(folder / "model.json", json.dumps(card, indent=1))
 
 

@@ -1,0 +1,159 @@
+r"""The average of models of one shape, weight by weight, as a run folder that every command takes.
+
+    python -m experiments.average runs/reward0 runs/reward1 runs/reward2 --dir runs/warm \
+        --heldout comparisons.jsonl
+    python -m experiments.average runs/sft runs/ppo --weights 0.3 0.7 --dir runs/between
+
+Of reward models that is WARM (Ramé et al. 2024): an ensemble's robustness at the cost of one. Of
+policies it trades the reward for what alignment cost (Lin et al. 2023; WARP, Ramé et al. 2024).
+An average is good only of models that were trained from one and the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.cli import main, to_dict
+from rlhf_jax.config import AverageConfig
+from rlhf_jax.data.formats import read_comparisons
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.evaluation.metrics import pair_accuracy
+from rlhf_jax.inference.reward_scores import make_reward_scorer
+from rlhf_jax.models.averaging import weighted_average
+from rlhf_jax.models.heads import make_scalar_model
+from rlhf_jax.models.transformer import as_layout
+from rlhf_jax.runs.kept_steps import is_run, run_of
+from rlhf_jax.runs.model_card import Trained, save_model_card
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.records import read_done, read_run
+from rlhf_jax.runs.stage import Stage
+from rlhf_jax.runs.trained import check_model, load_any, load_reader, merged, trained_lengths
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.types import Params
+
+KINDS = {"lm": "a language model", "scalar": "a reward or value model"}
+FREE = ("dropout", "attention", "scan_layers", "remat", "logit_rows", "dtype", "lora_scale")
+"""Fields of ModelConfig in which models of one shape may differ: the average has the first's."""
+
+
+def run(config: AverageConfig) -> dict:
+    """The run folder of the average: parameters, shape, tokenizer, and what it is made of."""
+    with Stage(config, "average", __file__) as stage:
+        if stage.summary is not None:
+            return stage.summary
+        paths = config.models
+        first = check_models(config)
+        weights = config.weights or (1 / len(paths),) * len(paths)
+        lengths = next(filter(None, map(trained_lengths, paths)), None)
+        evaluate = make_evaluation(config, first, lengths)
+        figures = []
+
+        def each() -> Iterator[Params]:
+            for path in stage.each(paths, total=len(paths), unit=("model", "models")):
+                params = merged(load_any(path, flag="models")).params
+                params |= {"trunk": as_layout(params["trunk"], first.model)}
+                figures.append(evaluate(params))
+                yield params
+
+        params = weighted_average(each(), weights)
+        made_of = dict(zip(map(str, paths), weights, strict=True))
+        given = first.model, first.vocab_size, first.tokenizer
+        save_model_card(config.dir, *given, kind=first.kind, lengths=lengths, average_of=made_of)
+        return stage.finish(
+            params,
+            made_of=made_of,
+            heldout=evaluate(params),
+            heldout_of_each=dict(zip(made_of, figures, strict=True)),
+            **({"gain": average_gain(paths, weights)} if first.kind == "scalar" else {}),
+        )
+
+
+def check_models(config: AverageConfig) -> Trained:
+    """The first model without its parameters. Raises InputError where the others are not alike."""
+    paths = config.models
+    check(len(paths) > 1, f"models names {len(paths)}: give two or more to average")
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    check(not twice, f"models names {', '.join(twice)} twice: a model's weight is --weights")
+    check(
+        len(config.weights) in (0, len(paths)),
+        f"weights has {len(config.weights)} numbers, expected one for each of {len(paths)} models",
+    )
+    for path in paths:
+        check_model(path, flag="models")
+    first, *others = (load_reader(path, flag="models") for path in paths)
+    for path, other in zip(paths[1:], others, strict=True):
+        pair = f"{paths[0]} and {path}"
+        check(
+            first.kind == other.kind,
+            f"{paths[0]} is {KINDS[first.kind]} and {path} {KINDS[other.kind]}: expected models "
+            "of one kind",
+        )
+        shapes = [to_dict(x.model) | {"vocab_size": x.vocab_size} for x in (first, other)]
+        unlike = [n for n in shapes[0] if shapes[0][n] != shapes[1][n] and n not in FREE]
+        check(not unlike, f"{pair} differ in {', '.join(unlike)}: expected models of one shape")
+        check(
+            first.tokenizer.digest == other.tokenizer.digest,
+            f"{pair} have different tokenizers: expected models of one",
+        )
+    check(
+        config.heldout is None or first.kind == "scalar",
+        f"--heldout measures reward models, and {paths[0]} is {KINDS[first.kind]}",
+    )
+    say_what_differs(paths, first)
+    return first._replace(model=replace(first.model, lora_scale=1.0))
+
+
+def say_what_differs(paths: Sequence[Path], first: Trained) -> None:
+    """Say why an average of these may be no good, as far as their runs tell."""
+    runs = [read_run(run_of(path), stage=None) for path in paths if is_run(run_of(path))]
+    if len(runs) < len(paths):
+        return
+    starts = {found.digest for run in runs if (found := run.models.get("init"))}
+    if len({run.stage for run in runs}) == 1 and len(starts) > 1:
+        say("average: these models were not trained from one: measure what their average is worth")
+    if first.kind == "scalar" and len({run.config.get("unit_std", False) for run in runs}) > 1:
+        say("average: some of these have --unit-std True: their scores differ in scale")
+
+
+def average_gain(paths: Sequence[Path], weights: Sequence[float]) -> float:
+    """Σₘ wₘ gₘ: what ``--unit-std`` has multiplied the scores by (experiments.audit divides)."""
+    gains = [(read_done(run_of(path)) or {}).get("gain", 1.0) for path in paths]
+    return float(np.dot(weights, gains))
+
+
+def make_evaluation(
+    config: AverageConfig, first: Trained, lengths: Mapping[str, int] | None
+) -> Callable[[Params], dict[str, float]]:
+    """``params -> figures`` on ``--heldout``: accuracy, margin, and the spread within prompts."""
+    if config.heldout is None:
+        return lambda params: {}
+    if lengths is None:
+        raise InputError(
+            "--heldout needs a model that says with what lengths it was trained (a run of "
+            "experiments.reward); none of these does"
+        )
+    rows = read_comparisons(config.heldout)
+    score = make_reward_scorer(
+        make_scalar_model(first.model, first.vocab_size),
+        first.tokenizer,
+        make_parallel(config.parallel),
+        **lengths,
+    )
+
+    def evaluate(params: Params) -> dict[str, float]:
+        scores, _, ranks, _ = score(params, rows)
+        found = pair_accuracy(scores, ranks)
+        spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
+        return {
+            "eval/accuracy": found.overall,
+            "eval/margin": found.margin,
+            "eval/spread": spread,
+        }
+
+    return evaluate
+
+
+if __name__ == "__main__":
+    main(run, AverageConfig)
