@@ -7,7 +7,7 @@
 Each policy answers every prompt once, or as often as pass@k asks for. The task's gold scorer stands
 for people; its judges never labelled anything, and its metrics are those that papers on it report.
 The first policy is the baseline (SFT): wins are counted against its answer to the same prompt, and
-best-of-n picks among its samples by reward model.
+best-of-n picks among its samples by reward model, or by several as one (``--combine.how``).
 """
 
 import json
@@ -23,7 +23,8 @@ import numpy as np
 
 from experiments import safety
 from rlhf_jax.cli import main
-from rlhf_jax.config import EvaluateConfig, ModelConfig
+from rlhf_jax.config import CombineConfig, EvaluateConfig, ModelConfig
+from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.data.chat import Conversation, as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Prompt, read_prompts
@@ -42,6 +43,7 @@ from rlhf_jax.tasks.instructions import alpaca_rows
 from rlhf_jax.tasks.task import Task, check_prompts, read_task
 from rlhf_jax.training.corpora import load_corpora, with_block
 from rlhf_jax.training.parallel import Parallel, make_parallel
+from rlhf_jax.training.policy_optimization import combine_scores
 
 
 class Answers(NamedTuple):
@@ -49,9 +51,11 @@ class Answers(NamedTuple):
 
     texts: list[list[str]]
     scores: np.ndarray
-    """By the reward model; without one, NaN."""
+    """By the reward model, or by several as one; without any, NaN."""
+    scores_of_each: np.ndarray
+    """By each reward model, [P, n, M]."""
     second_scores: np.ndarray
-    """By the second reward model; without one, the same."""
+    """By the second reward model; without one, as ``scores``."""
     gold: np.ndarray
     kl: np.ndarray
     """log π − log π_baseline, summed over the response, in nats."""
@@ -75,24 +79,23 @@ def run(config: EvaluateConfig) -> dict:
         policies = load_by_name(config.policies, names, flag="policies")
         text_only = load_by_name(config.text_only, names, flag="text-only")
         baseline = next(iter(policies))
-        named = {"reward": config.reward, "second-reward": config.second_reward}
-        rewards = [
-            load_trained(path, flag=flag, kind="scalar") for flag, path in named.items() if path
-        ]
+        rewards, second = load_judges(config)
+        judges = rewards if second is None else [*rewards, second]
         # KL and the reward models are of the ids that were sampled.
         others = [(f"policies {name}", policy) for name, policy in policies.items()]
-        others += zip(("reward", "second-reward"), rewards, strict=False)
+        others += [(f"reward {path}", r) for path, r in zip(config.reward, rewards, strict=True)]
+        others += [("second-reward", second)] if second is not None else []
         for flag, other in others:
             same_tokenizer(policies[baseline], other, (f"policies {baseline}", flag))
         prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
         tokenizer = policies[baseline].tokenizer
-        models = [trained.model for trained in (*policies.values(), *rewards)]
+        models = [trained.model for trained in (*policies.values(), *judges)]
         context = min(model.context for model in models)
         config = fit_prompts(
             config,
             map(Prompt, prompts),
             tokenizer,
-            trained=(*config.policies, *([config.reward] if config.reward else ())),
+            trained=(*config.policies, *config.reward),
             context=context,
             stage="evaluate",
         )
@@ -118,13 +121,14 @@ def run(config: EvaluateConfig) -> dict:
 
         # Answers
         key = jax.random.key(config.run.seed)
-        answer = make_answer(config, parallel, policies[baseline], rewards, task.gold)
+        answer = make_answer(config, parallel, policies[baseline], rewards, task.gold, second)
         answers = {}
         for name, policy in policies.items():
             best = config.best_of if name == baseline and config.reward else (1,)
             n = max(config.samples_for_pass, *best)
             each = partial(stage.each, of=name)
-            answers[name] = answer(policy, prompts, key, n=n, each=each)
+            like = answers.get(baseline)
+            answers[name] = answer(policy, prompts, key, n=n, each=each, like=like)
             stage.log_samples(sample_rows(name, texts, answers[name]))
             if config.alpaca_eval:
                 write_alpaca(config, name, texts, answers[name])
@@ -138,9 +142,8 @@ def run(config: EvaluateConfig) -> dict:
         if config.pass_k:
             for name in policies:
                 table[name]["pass_at"] = describe_passes(answers[name], config)
-        if config.second_reward is not None:
-            for name, given in answers.items():
-                table[name]["second_score"] = measure.mean_ci(given.second_scores[:, 0])
+        for name, given in answers.items():
+            table[name] |= describe_scores(given, config)
         for n in several:
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         without_model = {
@@ -163,46 +166,31 @@ def run(config: EvaluateConfig) -> dict:
         )
 
 
+def load_judges(config: EvaluateConfig) -> tuple[list[Trained], Trained | None]:
+    """The reward models, and the second one beside them."""
+    load = partial(load_trained, kind="scalar")
+    rewards = [load(path, flag="reward") for path in config.reward]
+    if config.second_reward is None:
+        return rewards, None
+    return rewards, load(config.second_reward, flag="second-reward")
+
+
 def make_answer(
     config: EvaluateConfig,
     parallel: Parallel,
     baseline: Trained,
     rewards: Sequence[Trained],
     gold: Callable,
+    second: Trained | None = None,
 ) -> Callable[..., Answers]:
-    """``(policy, prompts, key, n, each) -> Answers`` for policies of the baseline's tokenizer.
+    """``(policy, prompts, key, n, each, like) -> Answers`` for policies of one tokenizer.
 
-    ``each`` walks through the batches, as ``Stage.each`` does; by default without a word.
+    ``each`` walks through the batches, as ``Stage.each`` does; by default without a word. ``like``
+    are the answers over which rewards are normalised; by default its own.
     """
     tokenizer = baseline.tokenizer
-    base_lm = make_language_model(baseline.model, baseline.vocab_size)
-    reward_models = [make_scalar_model(reward.model, reward.vocab_size) for reward in rewards]
-    temperature = config.sampling.temperature or 1.0
-
-    @cache
-    def functions(model: ModelConfig, vocab_size: int) -> tuple[LanguageModel, Callable]:
-        """Of one shape, so that policies of the same share what is compiled."""
-        lm = make_language_model(model, vocab_size)
-
-        @parallel.function
-        def judge(params, batch, generation):
-            tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
-            mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
-
-            def logprobs(lm, params):
-                return response_logprobs(lm, params, batch, generation, temperature=temperature)
-
-            log_ratio = logprobs(lm, params) - logprobs(base_lm, baseline.params)
-            kl = jnp.where(generation.mask, log_ratio, 0.0)
-            scores = [
-                model.score(reward.params, tokens, mask, None)
-                for model, reward in zip(reward_models, rewards, strict=True)
-            ]
-            kl = kl.sum(axis=1)
-            scores = scores or [jnp.full_like(kl, jnp.nan)]
-            return scores[0], scores[-1], kl
-
-        return lm, judge
+    judges = rewards if second is None else [*rewards, second]
+    functions = make_judge(parallel, baseline, judges, config.sampling.temperature or 1.0)
 
     def answer(
         policy: Trained,
@@ -211,6 +199,7 @@ def make_answer(
         *,
         n: int,
         each=lambda batches, total: batches,
+        like: Answers | None = None,
     ) -> Answers:
         lm, judge = functions(policy.model, policy.vocab_size)
         prompts_per_batch = config.batch_size // n
@@ -230,21 +219,75 @@ def make_answer(
         batches = math.ceil(len(prompts) / prompts_per_batch)
         for sampled in each(sampler(policy.params, prompts, key), total=batches):
             g = sampled.generation
-            scores, second_scores, kl = judge(policy.params, sampled.batch, g)
             ended = (np.isin(g.responses, tokenizer.end_ids) & np.asarray(g.mask)).any(axis=1)
-            figures = (scores, second_scores, kl, g.mask.sum(axis=1), ended)
-            columns.append([x[: len(sampled.texts)] for x in figures])
+            figures = (*judge(policy.params, sampled.batch, g), g.mask.sum(axis=1), ended)
+            columns.append([np.asarray(x)[: len(sampled.texts)] for x in figures])
             texts += sampled.texts
-        scores, second_scores, kl, length, ended = (
-            np.concatenate([np.asarray(x) for x in column]).reshape(-1, n)
-            for column in zip(*columns, strict=True)
-        )
+        columns = [np.concatenate(column) for column in zip(*columns, strict=True)]
+        judged, kl, length, ended = (x.reshape(-1, n, *x.shape[1:]) for x in columns)
         groups = [texts[i : i + n] for i in range(0, len(texts), n)]
         graded = gold([as_text(p) for p in prompts for _ in range(n)], texts)
+        of_each = judged[..., : len(rewards)]
+        scores = as_one(of_each, of_each if like is None else like.scores_of_each, config.combine)
+        second_scores = scores if second is None else judged[..., -1]
         graded = np.reshape(graded, (-1, n))
-        return Answers(groups, scores, second_scores, graded, kl, length, ended)
+        return Answers(groups, scores, of_each, second_scores, graded, kl, length, ended)
 
     return answer
+
+
+def make_judge(
+    parallel: Parallel, baseline: Trained, rewards: Sequence[Trained], temperature: float
+) -> Callable[[ModelConfig, int], tuple[LanguageModel, Callable]]:
+    """``(model, vocab_size) -> (its functions, judge)``, compiled once for policies of one shape.
+
+    ``judge(params, batch, generation)`` is the answers' score by each of ``rewards``, [B, M], and
+    log π − log π_baseline, [B].
+    """
+    base_lm = make_language_model(baseline.model, baseline.vocab_size)
+    models = [make_scalar_model(reward.model, reward.vocab_size) for reward in rewards]
+
+    @cache
+    def functions(model: ModelConfig, vocab_size: int) -> tuple[LanguageModel, Callable]:
+        lm = make_language_model(model, vocab_size)
+
+        @parallel.function
+        def judge(params, batch, generation):
+            tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
+            mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
+
+            def logprobs(lm, params):
+                return response_logprobs(lm, params, batch, generation, temperature=temperature)
+
+            log_ratio = logprobs(lm, params) - logprobs(base_lm, baseline.params)
+            kl = jnp.where(generation.mask, log_ratio, 0.0).sum(axis=1)
+            scores = [
+                model.score(reward.params, tokens, mask, None)
+                for model, reward in zip(models, rewards, strict=True)
+            ]
+            return jnp.stack(scores, axis=1) if scores else jnp.zeros((len(kl), 0)), kl
+
+        return lm, judge
+
+    return functions
+
+
+def as_one(of_each: np.ndarray, like: np.ndarray, combine: CombineConfig) -> np.ndarray:
+    """[P, n] of the scores [P, n, M] of M rewards, as PPO combines them; NaN without any.
+
+    Normalised by mean and spread of ``like``: of the baseline's answers, so that the scores of
+    policies can be compared.
+    """
+    P, n, M = of_each.shape
+    if M == 0:
+        return np.full((P, n), np.nan)
+    if combine.normalise:
+        spread = like.std(axis=(0, 1))
+        of_each = (of_each - like.mean(axis=(0, 1))) / np.where(spread > 0, spread, 1.0)
+    names = list(map(str, range(M)))
+    scores = dict(zip(names, jnp.asarray(of_each.reshape(-1, M).T), strict=True))
+    combine = replace(combine, normalise=False)
+    return np.asarray(combine_scores(scores, {}, config=combine, names=names)).reshape(P, n)
 
 
 def best_of(answers: Answers, n: int) -> Answers:
@@ -252,7 +295,7 @@ def best_of(answers: Answers, n: int) -> Answers:
     best = answers.scores[:, :n].argmax(axis=1)
 
     def pick(x: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(x, best[:, None], axis=1)
+        return np.take_along_axis(x, best.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
     texts = [[group[i]] for group, i in zip(answers.texts, best, strict=True)]
     return Answers(texts, *map(pick, answers[1:]))
@@ -273,6 +316,17 @@ def describe_policy(prompts: list[str], answers: Answers, base: Answers, task: T
         "length": measure.mean_ci(answers.length[:, 0]),
         "ended": float(answers.ended[:, 0].mean()),
     }
+
+
+def describe_scores(answers: Answers, config: EvaluateConfig) -> dict:
+    """The score by each of several reward models, and by the second one beside them."""
+    found, names = {}, reward_names(config.reward) if len(config.reward) > 1 else ()
+    if names:
+        each = zip(names, answers.scores_of_each[:, 0].T, strict=True)
+        found["score_of_each"] = {name: measure.mean_ci(scores) for name, scores in each}
+    if config.second_reward is not None:
+        found["second_score"] = measure.mean_ci(answers.second_scores[:, 0])
+    return found
 
 
 def describe_passes(answers: Answers, config: EvaluateConfig) -> dict:

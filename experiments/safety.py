@@ -56,14 +56,15 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     parallel = make_parallel(config.parallel)
     sets = limit(load_safety_sets(config.source), config.suite_rows)
     policies = load_by_name(config.policies, names_apart(config.policies), flag="policies")
-    reward = load_trained(config.reward, flag="reward", kind="scalar")
+    (judge,) = config.reward
+    reward = load_trained(judge, flag="reward", kind="scalar")
     check(
-        fold_held_out(config.reward, DIALOGUES) is None,
-        f"--reward {config.reward} learnt from dialogues that the suite asks: it is a fold of a "
+        fold_held_out(judge, DIALOGUES) is None,
+        f"--reward {judge} learnt from dialogues that the suite asks: it is a fold of a "
         f"cross-validation; train one on {DIALOGUES}'s own split",
     )
     networks = [trained.model for trained in (*policies.values(), reward)]
-    config = fit_answers(config, *config.policies, config.reward)
+    config = fit_answers(config, *config.policies, judge)
     room = min(network.context for network in networks) - known(config.response_length)
     config = replace(config, prompt_length=config.prompt_length or max(room, 1))
     lengths = row_lengths(config)

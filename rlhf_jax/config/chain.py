@@ -105,7 +105,7 @@ class InstructGPTConfig:
                 "evaluate",
                 policies=(self.dir / "sft", self.dir / "ppo"),
                 text_only=(self.dir / "pretrain",),
-                reward=self.dir / "reward" if self.has_reward_model else None,
+                reward=(self.dir / "reward",) if self.has_reward_model else (),
                 task=self.task,
                 source=self.source,
                 prompts=data / "prompts_evaluation.jsonl",

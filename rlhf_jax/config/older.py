@@ -12,19 +12,20 @@ def in_todays_form(saved: Any) -> dict[str, Any]:
     if not isinstance(saved, dict):
         raise TypeError(f"found {type(saved).__name__}, expected an object")
     models = saved.get("models", {})
-    if saved.get("stage") == "ppo":
+    if saved.get("stage") in ("ppo", "evaluate"):
         one = re.compile(r"^reward(?=$|\[settings)")
         models = {one.sub("reward[0]", name): found for name, found in models.items()}
     return {**saved, "config": _filled(saved["config"]), "models": models}
 
 
 def _filled(config: Any) -> Any:
-    """Until 0.1.0 PPO had one reward model, not several rewards, and no warm-up was a share."""
+    """Until 0.1.0 PPO and evaluations had one reward model, and no warm-up was a share."""
     if not isinstance(config, dict):
         return config
     config = {name: _filled(value) for name, value in config.items()}
-    if "ppo_epochs" in config and isinstance(config.get("reward"), str):
-        config["reward"] = [config["reward"]]
+    if ("ppo_epochs" in config or "text_only" in config) and "reward" in config:
+        given = config["reward"]
+        config["reward"] = [given] if isinstance(given, str) else given or []
     if "warmup_steps" in config and "schedule" in config:
         config = {"warmup_share": 0.0, **config}
     return config

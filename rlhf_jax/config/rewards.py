@@ -57,7 +57,7 @@ def is_gold(given: Any) -> bool:
 
 @dataclass(frozen=True)
 class CombineConfig:
-    """How the scores of several rewards become the one that PPO maximises."""
+    """How the scores of several rewards become the one that PPO maximises, or the best of n has."""
 
     how: Literal["mean", "min", "mean_minus_std", "mean_minus_var"] = "mean"
     """mean: weighted. Of an ensemble (Coste et al. 2023): min, the worst case; mean_minus_var,
@@ -68,7 +68,8 @@ class CombineConfig:
     spread_coef: Annotated[PositiveOrZero, only(how=("mean_minus_std", "mean_minus_var"))] = 1.0
     """What the standard deviation or variance over the rewards is multiplied by."""
     normalise: bool = False
-    """Each reward gets mean 0 and standard deviation 1 over the episodes of an iteration first."""
+    """Each reward gets mean 0 and standard deviation 1 over the episodes of an iteration first; in
+    an evaluation, over the baseline's answers."""
     clip: Positive | None = None
     """Each reward's score is clipped to ± this, after it is normalised; None: not at all."""
 

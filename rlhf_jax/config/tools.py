@@ -16,6 +16,7 @@ from rlhf_jax.config.bounds import (
 )
 from rlhf_jax.config.data import TextDataConfig, is_file
 from rlhf_jax.config.effect import Main, idle, only
+from rlhf_jax.config.rewards import CombineConfig
 from rlhf_jax.config.stages import SamplingConfig
 from rlhf_jax.config.training import UNTRAINED, ParallelConfig, RunConfig
 from rlhf_jax.errors import check
@@ -37,9 +38,12 @@ class EvaluateConfig:
     first is the baseline (SFT). Sizes may differ, tokenizers not."""
     text_only: Annotated[tuple[Path, ...], only(suite="task")] = ()
     """Models whose loss on held-out text is measured besides; any tokenizer."""
-    reward: Main[Path | None] = Path("runs/reward")
-    """Reward model with the policies' tokenizer: picks the best of n and a second win rate, or
-    judges harmlessness (suite safety, which needs one). None: there is none."""
+    reward: Main[tuple[Path, ...]] = (Path("runs/reward"),)
+    """Reward model with the policies' tokenizer, or several: picks the best of n and a second win
+    rate, or judges harmlessness (suite safety, which takes one). Empty: there is none."""
+    combine: Annotated[CombineConfig, only(suite="task"), idle(reward=())] = field(
+        default_factory=CombineConfig
+    )
     second_reward: Annotated[Path | None, only(suite="task")] = None
     """Another reward model (of harmlessness, say) that scores the same answers beside it."""
     task: Main[Annotated[str, only(suite="task")]] = "sentiment"
@@ -53,7 +57,7 @@ class EvaluateConfig:
     """Prompts that each policy answers."""
     best_of: Main[
         Annotated[
-            tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0), idle(reward=None)
+            tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0), idle(reward=())
         ]
     ] = (4, 16)
     """Also measure the best of so many answers, as the reward model scores them."""
@@ -86,10 +90,19 @@ class EvaluateConfig:
             "best_of is empty: expected numbers of answers, 1 for none but the first",
         )
         check(
-            self.reward is not None or (self.second_reward is None and self.suite == "task"),
-            f"reward=None, but there is a second_reward ({self.second_reward}) or suite="
+            isinstance(self.reward, tuple),
+            f"reward={self.reward}: expected one or several in a tuple, (Path('runs/reward'),)",
+        )
+        check(
+            len(self.reward) > 0 or (self.second_reward is None and self.suite == "task"),
+            f"reward is empty, but there is a second_reward ({self.second_reward}) or suite="
             f"{self.suite} needs one: give --reward",
         )
+        check(
+            self.suite == "task" or len(self.reward) == 1,
+            f"reward names {len(self.reward)}: suite={self.suite} takes one",
+        )
+        self.combine.check_number(len(self.reward))
         most, samples = max(self.pass_k, default=0), self.samples_for_pass
         check(
             samples >= most,
@@ -107,7 +120,7 @@ class EvaluateConfig:
         )
         check(
             self.suite == "safety"
-            or self.reward is None
+            or not self.reward
             or max(self.best_of, default=1) <= self.batch_size,
             f"batch_size={self.batch_size} holds no {max(self.best_of, default=1)} answers to a "
             "prompt (best_of)",

@@ -165,7 +165,7 @@ def suite(runs, folder, **changes):
         run=RunConfig(dir=folder, tensorboard=False),
         suite="safety",
         policies=(runs / "sft", runs / "ppo"),
-        reward=runs / "reward",
+        reward=(runs / "reward",),
         source=ROOT / "data",
         **fields | changes,
     )
@@ -230,7 +230,7 @@ def test_a_reward_model_that_knows_the_dialogues_is_refused(runs, tmp_path):
     record = {"stage": "reward", "config_class": "RewardConfig", "config": trained}
     (judge / "config.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="learnt from dialogues that the suite asks"):
-        evaluate.run(replace(suite(runs, tmp_path / "safety"), reward=judge))
+        evaluate.run(replace(suite(runs, tmp_path / "safety"), reward=(judge,)))
 
 
 def test_missing_matplotlib_is_said_before_anything_is_measured(runs, tmp_path, monkeypatch):

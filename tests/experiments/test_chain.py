@@ -20,7 +20,7 @@ from tiny import process_environment, save_model
 
 from experiments import compare, evaluate, instructgpt, ppo, pretrain, sft
 from rlhf_jax.cli import read_preset, to_dict
-from rlhf_jax.config import TextDataConfig
+from rlhf_jax.config import CombineConfig, TextDataConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.runs.checkpoints import load_params
@@ -301,18 +301,29 @@ def test_evaluate_with_a_second_reward(chain, tmp_path):
     shape = dict(kind="scalar", context=c.pretrain.model.context)
     other = save_model(tmp_path / "other", tokenizer, **shape)
 
-    def scores(name, reward, second):
+    def ppo_row(name, **changes):
         run = replace(config.run, dir=tmp_path / name)
-        done = evaluate.run(replace(config, run=run, reward=reward, second_reward=second))
+        done = evaluate.run(replace(config, run=run, **changes))
         assert set(done["policies"]) == {"sft", "ppo", "best_of_2"}
-        ppo = done["policies"]["ppo"]
-        return [ppo[score]["mean"] for score in ("score", "second_score")]
+        return done["policies"]["ppo"]
 
-    first = scores("first", config.reward, other)
+    def scores(name, reward, second):
+        row = ppo_row(name, reward=(reward,), second_reward=second)
+        return [row[score]["mean"] for score in ("score", "second_score")]
+
+    first = scores("first", *config.reward, other)
     assert abs(first[0] - first[1]) > 1e-3
     length = config.prompt_length + config.response_length
     bound = float32_bound(2 * network_terms(c.pretrain.model, length, 1), max(map(abs, first)))
-    assert scores("swapped", other, config.reward) == pytest.approx(first[::-1], abs=bound)
+    assert scores("swapped", other, *config.reward) == pytest.approx(first[::-1], abs=bound)
+
+    # Both as one: an ensemble, of which each answer has the worse score
+    worst = CombineConfig(how="min")
+    row = ppo_row("ensemble", reward=(*config.reward, other), combine=worst)
+    each = [score["mean"] for score in row["score_of_each"].values()]
+    assert {*row["score_of_each"]} == {"reward", "other"}
+    assert each == pytest.approx(first, abs=bound)
+    assert row["score"]["mean"] <= min(each) + bound
 
 
 def test_policies_of_two_runs_and_two_sizes(chain, tmp_path):

@@ -291,7 +291,7 @@ def test_files_of_models_that_count(tmp_path):
         (folder / "README.md").write_text("a")
     (base / "config.json").write_text('{"model_type": "gpt2"}')
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    config = EvaluateConfig(policies=(adapter, base), reward=tmp_path / "none")
+    config = EvaluateConfig(policies=(adapter, base), reward=(tmp_path / "none",))
     before = models_of(config)
     assert set(before) == {"policies[0][settings]", "policies[1][settings]"}
     for folder in (base, adapter):
