@@ -353,13 +353,12 @@ def test_a_policy_that_does_not_move(patient, episodes, monkeypatch):
 
 
 FAULTY_DEVICES = """
-import sys
 import test_doctor
 from rlhf_jax.training import policy_optimization
-if sys.argv[1] == "sick":
-    policy_optimization.psum = lambda tree, axis_name: tree
-found = test_doctor.many_devices()
-print(found.name, found.passed)
+sound = test_doctor.many_devices()
+policy_optimization.psum = lambda tree, axis_name: tree
+sick = test_doctor.many_devices()
+print(sound.name, sound.passed, sick.passed)
 """
 
 
@@ -375,17 +374,16 @@ def many_devices() -> of_model.Finding:
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize(("state", "passed"), [("sound", True), ("sick", False)])
-def test_devices_that_do_not_share_their_sums(state, passed):
+def test_devices_that_do_not_share_their_sums():
     """Bug 13, under pmap on 8 virtual devices."""
     done = subprocess.run(
-        [sys.executable, "-c", FAULTY_DEVICES, state],
+        [sys.executable, "-c", FAULTY_DEVICES],
         env=environment(JAX_NUM_CPU_DEVICES="8"),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.stdout.strip() == f"1 device = 8 devices {passed}", done.stderr[-2000:]
+    assert done.stdout.strip() == "1 device = 8 devices True False", done.stderr[-2000:]
 
 
 def test_a_gradient_that_is_n_times_too_large():
