@@ -9,7 +9,8 @@ bag of words that learnt from the set's training part and beside always taking t
 Runs of a cross-validation (``experiments.reward --folds N --fold I``) are each scored on the fold
 that they have not seen, and pooled.
 Scores are those of training, whose differences are log-odds: what ``--unit-std`` did to them
-afterwards is taken back, as far as a run folder tells.
+afterwards is taken back, as far as a run folder tells. Their variance within prompts is that under
+the policy where the policy has sampled the answers (``experiments.compare``).
 """
 
 import json
@@ -210,7 +211,7 @@ def print_table(results: dict) -> None:
         "two labelers",
         "excess length",
     )
-    for column in (*columns, "ece"):
+    for column in (*columns, "ece", "variance within", "between"):
         table.add_column(column)
 
     def figure(f: dict | None) -> str:
@@ -228,11 +229,13 @@ def print_table(results: dict) -> None:
             f"{agreement:.3f}" if agreement else "–",
             figure(row["length_bias"]["excess"]),
             f"{row['ece']:.3f}",
+            figure(row["variance"]["within"]),
+            f"{row['variance']['between']:.3f}",
         )
         if len(row["by_subset"]) > 1:
             for subset, accuracy_ in row["by_subset"].items():
                 table.add_row(f"  {subset}", f"{accuracy_['n']:,}", figure(accuracy_))
-    Console(width=max(Console().width, 136)).print(table)
+    Console(width=max(Console().width, 160)).print(table)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def audit(
             if n
         ],
         "length_bias": length_bias(scores, lengths, ranks, groups),
+        "variance": score_variance(scores, ranks, groups),
     }
 
 
@@ -135,6 +136,37 @@ def length_bias(
         "excess": clustered_mean(model - people, group),
         "correlation": within_correlation(scores, np.log1p(lengths), ranks),
     }
+
+
+def score_variance(
+    scores: Float[np.ndarray, "P K"],
+    ranks: Int[np.ndarray, "P K"],
+    groups: Sequence[str] | None = None,
+) -> dict:
+    """The reward's variance under what sampled the answers: within prompts, and between them.
+
+    ``within`` is E_x Var_{y ~ π(·|x)} r(x, y): the unbiased variance over a prompt's answers (s² of
+    K ≥ 2), a mean over prompts. Where it is small the objective is flat around the policy, however
+    right the reward model is (Razin et al. 2025). ``between``, the variance of the prompts' means,
+    moves no policy gradient: what the K answers' spread adds to it, s² / K, is taken off. ``share``
+    is within / (within + between).
+    """
+    here = np.asarray(ranks) >= 0
+    rows = here.sum(axis=1) > 1
+    number = here[rows].sum(axis=1)
+    drawn = np.where(here[rows], np.asarray(scores, float)[rows], 0.0)
+    means = drawn.sum(axis=1) / np.maximum(number, 1)
+    squares = np.where(here[rows], (drawn - means[:, None]) ** 2, 0.0).sum(axis=1)
+    variances = squares / np.maximum(number - 1, 1)
+    cluster = np.arange(len(here))
+    if groups is not None:
+        _, cluster = np.unique(np.asarray(groups), return_inverse=True)
+    within, between = clustered_mean(variances, cluster[rows]), float("nan")
+    if len(means) > 1:
+        between = max(float(means.var(ddof=1) - (variances / number).mean()), 0.0)
+    total = within["mean"] + between
+    share = within["mean"] / total if total > 0 else float("nan")
+    return {"within": within, "between": between, "share": share}
 
 
 def within_correlation(

@@ -12,6 +12,7 @@ from rlhf_jax.evaluation.preference_audit import (
     length_bias,
     length_coefficient,
     ordered_pairs,
+    score_variance,
     tie_margins,
 )
 
@@ -139,6 +140,25 @@ def test_length_bias_is_seen():
     assert abs(fair["excess"]["mean"]) < 2 * fair["excess"]["ci"]
     follows = length_bias(-people.astype(float), lengths, people)
     assert follows["excess"]["mean"] == 0
+
+
+def test_variance_within_and_between_by_hand():
+    """Prompts' s² are 2 and 1; their means 2 and 5, whose s² 4.5 holds 2/2 and 1/3 of the noise."""
+    scores = np.array([[1.0, 3.0, 77.0], [4.0, 5.0, 6.0], [9.0, 77.0, 77.0]])
+    ranks = np.array([[0, 1, -1], [0, 1, 2], [0, -1, -1]])  # one answer has no spread
+    found = score_variance(scores, ranks)
+    assert found["within"]["mean"] == pytest.approx(1.5) and found["within"]["n"] == 2
+    assert found["between"] == pytest.approx(4.5 - (2 / 2 + 1 / 3) / 2)
+    assert found["share"] == pytest.approx(1.5 / (1.5 + found["between"]))
+
+
+def test_variances_are_found_whatever_the_number_of_answers():
+    rng = np.random.default_rng(7)
+    for K in (2, 6):
+        scores = 0.5 * rng.normal(size=(4000, 1)) + 2.0 * rng.normal(size=(4000, K))
+        found = score_variance(scores, np.tile(np.arange(K), (4000, 1)))
+        assert abs(found["within"]["mean"] - 4.0) < 2 * found["within"]["ci"]
+        assert found["between"] == pytest.approx(0.25, abs=0.15)
 
 
 def test_length_coefficient_finds_the_truth_and_weighs_prompts_alike():
