@@ -108,3 +108,13 @@ class PPOBatch(NamedTuple):
     """Of each token in the policy loss (``token_weights``); None: all weigh the same."""
     kl_coef: Float[Array, "*B"] | None = None
     """β of the KL penalty in the loss, the same for all; None where it is in the reward."""
+
+
+class KeptAnswers(NamedTuple):
+    """What imitation reads: the answers that were kept, one of each prompt."""
+
+    queries: Int[Array, "*B Q"]
+    query_mask: Bool[Array, "*B Q"]
+    responses: Int[Array, "*B R"]
+    mask: Bool[Array, "*B R"]
+    """False everywhere where no answer was better than another."""

@@ -24,6 +24,7 @@ from rlhf_jax.config.feedback import (
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.plan import PlanConfig
 from rlhf_jax.config.ppo import KLConfig, PPOConfig, SecondRewardConfig
+from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.rewards import CombineConfig
 from rlhf_jax.config.site import AddressConfig, ScrubConfig, ServeConfig
@@ -79,6 +80,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PPOConfig",
+    "PairLossConfig",
     "ParallelConfig",
     "PlanConfig",
     "PretrainConfig",

@@ -18,6 +18,7 @@ from rlhf_jax.config.bounds import (
 from rlhf_jax.config.data import TextDataConfig
 from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.model import LoRAConfig
+from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.rewards import CombineConfig, is_gold
 from rlhf_jax.config.stages import SamplingConfig
 from rlhf_jax.config.training import (
@@ -30,6 +31,8 @@ from rlhf_jax.errors import check
 
 GROUPED = ("rloo", "grpo", "dr_grpo")
 """Advantages that compare the answers to one prompt."""
+GRADIENT = only(objective="policy_gradient")
+"""Settings that the other objectives do not read."""
 
 
 @dataclass(frozen=True)
@@ -133,34 +136,44 @@ class PPOConfig:
     """Times that each episode is learnt from (InstructGPT: 1)."""
     num_minibatches: Count = 4
     """Parts of an iteration's episodes; each is one optimizer update an epoch (InstructGPT: 8)."""
-    kl: KLConfig = field(default_factory=KLConfig)
-    advantage: Main[Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"]] = "gae"
+    objective: Main[Literal["policy_gradient", "imitation", "dpo"]] = "policy_gradient"
+    """What is learnt from the answers: by their advantages (PPO and its kin); the best answer to
+    each prompt is imitated (expert iteration, RAFT: Dong et al. 2023), of the return with its KL
+    penalty; or the better are preferred to the worse, by score (online DPO: Guo et al. 2024)."""
+    dpo: Annotated[PairLossConfig, only(objective="dpo")] = field(default_factory=PairLossConfig)
+    pairs: Annotated[Literal["best_worst", "all"], only(objective="dpo")] = "best_worst"
+    """Answers to one prompt that are compared: the best with the worst (with two answers Guo et al.
+    2024, with more Yuan et al. 2024), or each with every other one."""
+    kl: Annotated[KLConfig, idle(objective="dpo")] = field(default_factory=KLConfig)
+    advantage: Annotated[Main[Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce"]], GRADIENT] = (
+        "gae"
+    )
     """How much better an answer was than expected: by the value of each token (gae, InstructGPT),
     than the other answers to its prompt (rloo; grpo and dr_grpo, with and without division by their
     standard deviation), or than past answers (reinforce)."""
-    gamma: Annotated[Share, only(advantage="gae")] = 1.0
+    gamma: Annotated[Share, GRADIENT, only(advantage="gae")] = 1.0
     """γ: discount per token (InstructGPT: 1, none)."""
-    lam: Annotated[Share, only(advantage="gae")] = 0.95
+    lam: Annotated[Share, GRADIENT, only(advantage="gae")] = 0.95
     """λ of generalised advantage estimation (Schulman et al. 2016; InstructGPT: 0.95)."""
-    baseline_decay: Annotated[ShareBelowOne, only(advantage="reinforce")] = 0.9
+    baseline_decay: Annotated[ShareBelowOne, GRADIENT, only(advantage="reinforce")] = 0.9
     """What an iteration's mean return still weighs in the baseline one iteration later."""
-    policy_loss: Literal["clip", "unclipped", "cispo"] = "clip"
+    policy_loss: Annotated[Literal["clip", "unclipped", "cispo"], GRADIENT] = "clip"
     """Of the ratio ρ = π / π_old: PPO's clip, the policy gradient without one, or CISPO, which
     bounds the weight of a token and keeps its gradient (MiniMax 2025)."""
-    ratio: Literal["token", "sequence"] = "token"
+    ratio: Annotated[Literal["token", "sequence"], GRADIENT] = "token"
     """ρ of each token, or of the answer to the power of one over its tokens (GSPO, Zheng et al.
     2025)."""
-    clip_eps: Annotated[Positive, idle(policy_loss="unclipped")] = 0.2
+    clip_eps: Annotated[Positive, GRADIENT, idle(policy_loss="unclipped")] = 0.2
     """ε: the ratio π / π_old is clipped to 1 ± this (Schulman et al. 2017, eq. 7; InstructGPT:
     0.2)."""
-    clip_eps_high: Annotated[Positive | None, idle(policy_loss="unclipped")] = None
+    clip_eps_high: Annotated[Positive | None, GRADIENT, idle(policy_loss="unclipped")] = None
     """The ratio may grow to 1 + this (clip-higher, DAPO: 0.28); None: ``clip_eps``."""
-    dual_clip: Annotated[OverOne | None, only(policy_loss="clip")] = None
+    dual_clip: Annotated[OverOne | None, GRADIENT, only(policy_loss="clip")] = None
     """c: where the advantage is negative the loss of a token is at most c times its size (Ye et al.
     2020: 3); None: no such bound."""
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"] = (
-        "token_mean"
-    )
+    aggregation: Annotated[
+        Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"], GRADIENT
+    ] = "token_mean"
     """How the policy loss of tokens (and the KL in the loss) becomes one number per minibatch: mean
     over tokens (PPO, DAPO), over answers of their means (GRPO) or of their sums (RLOO), or the sum
     over answers times ``response_length`` (Dr. GRPO). Values and entropy are means over tokens."""
@@ -169,12 +182,12 @@ class PPOConfig:
     InstructGPT: 0.2)."""
     vf_coef: Annotated[PositiveOrZero, idle(value_trunk="none")] = 1.0
     """Weight of the value loss; with a separate trunk it only scales that trunk's gradient."""
-    entropy_coef: PositiveOrZero = 0.0
+    entropy_coef: Annotated[PositiveOrZero, GRADIENT] = 0.0
     """Weight of the entropy bonus, per nat of the mean entropy of a token; InstructGPT has none."""
-    whiten_advantages: bool = True
+    whiten_advantages: Annotated[bool, GRADIENT] = True
     """Advantages get mean 0 and variance 1, over the tokens of all episodes of an iteration, after
     whatever ``advantage`` has done; RLOO, GRPO and Dr. GRPO as published do without."""
-    whiten_rewards: bool = False
+    whiten_rewards: Annotated[bool, GRADIENT] = False
     """Rewards per token get variance 1 about their mean, which stays (lm-human-preferences)."""
     missing_eos_penalty: Finite | None = None
     """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
@@ -211,6 +224,17 @@ class PPOConfig:
         """Optimizer updates: every minibatch once in each epoch."""
         return self.ppo_epochs * self.num_minibatches
 
+    @property
+    def minibatch(self) -> tuple[str, int]:
+        """What one is made of, by the fields' names, and how many.
+
+        Episodes; or prompts, each with the answer that was kept or with those that are compared.
+        """
+        if self.objective == "policy_gradient":
+            return "batch_size / num_minibatches", self.batch_size // self.num_minibatches
+        name = "batch_size / samples_per_prompt / num_minibatches"
+        return name, self.batch_size // self.samples_per_prompt // self.num_minibatches
+
     def __post_init__(self):
         check_bounds(self)
         check(
@@ -233,10 +257,12 @@ class PPOConfig:
             f"batch_size={self.batch_size} is not a multiple of "
             f"samples_per_prompt={self.samples_per_prompt}",
         )
-        minibatch_size = self.batch_size // self.num_minibatches
-        check_microbatches("batch_size / num_minibatches", minibatch_size, self.optim)
+        check_microbatches(*self.minibatch, self.optim)
         check_microbatches("ptx_batch_size", self.ptx_batch_size, self.optim)
-        self._check_algorithm()
+        if self.objective == "policy_gradient":
+            self._check_algorithm()
+        else:
+            self._check_selection()
         check(self.sampling.temperature > 0, "PPO needs sampling.temperature > 0")
         check(
             self.sampling.top_k == 0 and self.sampling.top_p == 1.0,
@@ -265,4 +291,25 @@ class PPOConfig:
             self.ratio == "token" or self.advantage != "gae",
             f"ratio={self.ratio} weighs whole answers: {name} gives each token one of its own, "
             "expected rloo, grpo, dr_grpo or reinforce",
+        )
+
+    def _check_selection(self):
+        """Raise InputError where answers cannot be compared, or a field asks for an advantage's."""
+        name, K = f"objective={self.objective}", self.samples_per_prompt
+        check(
+            K > 1,
+            f"{name} compares the answers to one prompt: samples_per_prompt={K} must be 2 or more",
+        )
+        check(
+            self.batch_size // K % self.num_minibatches == 0,
+            f"{name} learns from whole prompts: batch_size / samples_per_prompt = "
+            f"{self.batch_size // K} is not a multiple of num_minibatches={self.num_minibatches}",
+        )
+        check(
+            self.value_trunk == "none",
+            f"{name} reads no values: value_trunk={self.value_trunk} must be none",
+        )
+        check(
+            self.kl.place == "reward",
+            f"{name} has a loss without a KL: kl.place={self.kl.place} must be reward",
         )

@@ -10,7 +10,6 @@ from rlhf_jax.config.bounds import (
     Bounds,
     Count,
     CountOrZero,
-    Positive,
     PositiveOrZero,
     ShareBelowOne,
     check_bounds,
@@ -18,6 +17,7 @@ from rlhf_jax.config.bounds import (
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig, is_file
 from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
+from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.privacy import PrivacyConfig
 from rlhf_jax.config.training import (
     UNTRAINED,
@@ -278,7 +278,7 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(PairLossConfig):
     """Direct preference optimisation on ranked comparisons: no reward model, no sampling."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir=Path("runs/dpo")))
@@ -298,22 +298,6 @@ class DPOConfig:
     """Longer answers keep their beginning. None: as prompt_length."""
     allow_cut: bool = False
     """Go on although more than 2 % of the rows are cut."""
-    loss: Main[Literal["sigmoid", "ipo", "hinge", "robust"]] = "sigmoid"
-    """Of a pair: sigmoid is DPO's (Rafailov et al. 2023); ipo takes the margin to a number (Azar et
-    al. 2023), hinge to 1 at least (SLiC); robust is unbiased by wrong labels (``label_smoothing``).
-    """
-    beta: Main[Positive] = 0.1
-    """β: how dearly leaving the reference is paid for. Of ipo it is τ: log-ratios are to differ by
-    1/(2β) nats."""
-    label_smoothing: Annotated[float, Bounds(0, 0.5, below=True)] = 0.0
-    """ε: share of labels taken to be wrong. With sigmoid that is conservative DPO (Mitchell 2023),
-    with robust rDPO (Chowdhury et al. 2024)."""
-    per_token: bool = False
-    """Log-ratios are means over a response's tokens, as TRL's IPO has them, and not sums, as the
-    papers. Differences are then about as many times smaller as a response has tokens: β grows."""
-    sft_coef: Main[PositiveOrZero] = 0.0
-    """α: weight of the best response's −log π per token, in nats, which keeps it likely (RPO: Pang
-    et al. 2024 take 1, Llama 3 0.2); 0: none."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_share=0.05)
@@ -325,15 +309,10 @@ class DPOConfig:
     """Passes over the comparisons."""
 
     def __post_init__(self):
-        check_bounds(self)
-        check(
-            not self.label_smoothing or self.loss in ("sigmoid", "robust"),
-            f"label_smoothing={self.label_smoothing} with loss={self.loss}: expected loss sigmoid "
-            "(conservative DPO) or robust, or label_smoothing 0",
-        )
-        check(
-            self.loss != "robust" or self.label_smoothing > 0,
-            "loss=robust needs label_smoothing over 0, the share of labels that is wrong: with 0 "
-            "it is loss sigmoid",
-        )
+        super().__post_init__()
         check_microbatches("batch_size", self.batch_size, self.optim)
+
+    @property
+    def prefix(self) -> str:
+        """A stage's own fields have none."""
+        return ""

@@ -130,10 +130,13 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
 
 
 def wired(p: Patient, *, tx: optax.GradientTransformation | None = None, **changes: Any):
-    """PPO's functions as experiments.ppo runs them, but for ``changes`` of its config."""
+    """PPO's functions as experiments.ppo runs them, but for ``changes`` of its config.
+
+    They are PPO's of a config with another objective too: the networks and samples are the same.
+    """
     tokenizer = p.policy.tokenizer
     return make_policy_optimization(
-        replace(p.ppo, ptx_coef=0.0, **changes),
+        replace(p.ppo, objective="policy_gradient", ptx_coef=0.0, **changes),
         p.lm,
         p.policy_value,
         {"task": p.reward_model},

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from rlhf_jax.config import InstructGPTConfig, ModelConfig, OptimConfig
+from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.errors import known
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.layout import ROWS, fit
@@ -21,9 +22,9 @@ from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel
-from rlhf_jax.training.policy_optimization import make_policy_optimization
+from rlhf_jax.training.policy_optimization import make_policy_optimization, starting_coefs
 from rlhf_jax.training.updates import make_lm_loss, make_update_step
-from rlhf_jax.types import ComparisonBatch, LMBatch, PPOBatch, TrainState
+from rlhf_jax.types import ComparisonBatch, LMBatch, Rollout, TrainState
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -164,7 +165,8 @@ class Networks(NamedTuple):
 def networks_of(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Networks:
     """The four models of PPO as shapes, where they lie, and its optimizer."""
     c = chain.ppo
-    parallel.check_batch("ppo.batch_size / num_minibatches", c.batch_size // c.num_minibatches)
+    name, size = c.minibatch
+    parallel.check_batch(f"ppo.{name}", size)
     if c.ptx_coef:
         parallel.check_batch("ppo.ptx_batch_size", c.ptx_batch_size)
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
@@ -222,19 +224,22 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     ppo = make_policy_optimization(
         c, lm, policy_value, reward_models, there.tx, end_ids=(0,), pad_id=0
     )
-    updates = c.updates_per_iteration
-    shape = updates, c.batch_size // c.num_minibatches
-
-    def part(*width: int, dtype: Any = jnp.int32) -> Any:
-        return rows(parallel, *shape, *width, dtype=dtype, axis=1)
-
+    updates, B = c.updates_per_iteration, c.batch_size
     Q, R = known(c.prompt_length), known(c.response_length)
-    numbers = part(R, dtype=jnp.float32)
+    tokens = [jax.ShapeDtypeStruct((B, T), kind) for T in (Q, R) for kind in (jnp.int32, bool)]
+    numbers = jax.ShapeDtypeStruct((B, R), jnp.float32)
     valued = numbers if c.value_trunk != "none" else None
-    tokens = part(Q), part(Q, dtype=bool), part(R), part(R, dtype=bool)
-    episodes = PPOBatch(*tokens, numbers, numbers, valued, advantages=numbers, returns=valued)
+    names = (*reward_names(c.reward), *(("second",) if c.second_reward.model else ()))
+    scores = {name: jax.ShapeDtypeStruct((B,), jnp.float32) for name in names}
+    coefs = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in starting_coefs(c)}
+    rollout = Rollout(*tokens, numbers, numbers, valued, scores)
+    learnt, _ = jax.eval_shape(ppo.prepare, rollout, coefs, KEY)
+    there_too = parallel.split(1)
+    learnt = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there_too), learnt
+    )
     ptx = text(parallel, updates, c.ptx_batch_size, known(c.ptx_data.block_size), axis=1)
-    batch = episodes, ptx if c.ptx_coef else None
+    batch = learnt, ptx if c.ptx_coef else None
     jitted = parallel.program(ppo.update, there.state, batch_axis=1)
     kinds = {**state_kinds(there.state), "batch": batch}
     resident = {"weights": (there.reference, there.reward)}

@@ -30,8 +30,9 @@ from rlhf_jax.objectives.ends import is_end
 from rlhf_jax.objectives.kl import KLEstimator, update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
-from rlhf_jax.objectives.masked import masked_mean, whiten
+from rlhf_jax.objectives.masked import masked_mean, masked_sum, whiten
 from rlhf_jax.objectives.policy_losses import Aggregation, ppo_loss, token_weights
+from rlhf_jax.objectives.preference_losses import count_ranked
 from rlhf_jax.objectives.rewards import (
     kl_penalised_rewards,
     mix_scores,
@@ -41,7 +42,13 @@ from rlhf_jax.objectives.rewards import (
     update_multiplier,
     weighted_mean,
 )
+from rlhf_jax.objectives.selection import best_rows, imitation_loss, selection_metrics
 from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.training.preference_optimization import (
+    PreferenceInputs,
+    make_preference_loss,
+    sampled_preferences,
+)
 from rlhf_jax.training.updates import (
     LossFn,
     UpdateStep,
@@ -51,7 +58,7 @@ from rlhf_jax.training.updates import (
     on_trainable,
     psum,
 )
-from rlhf_jax.types import LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
+from rlhf_jax.types import KeptAnswers, LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
 
 Scores = Mapping[str, Float[Array, "B"]]
 """What each reward says of the episodes, by the reward's name."""
@@ -66,14 +73,18 @@ Combine = Callable[[Scores, Coefs], Float[Array, "B"]]
 """(scores by name, coefficients) -> the one score of each episode: ``combine_scores``."""
 
 
+Learnt = PPOBatch | KeptAnswers | PreferenceInputs
+"""What an update reads, by ``config.objective``."""
+
+
 class PolicyOptimization(NamedTuple):
     """The pure functions of one iteration."""
 
     rollout: Callable[..., Rollout]
     """(params, ref_params, reward params by name, queries, key) -> episodes with their scores."""
-    batch: Callable[[Rollout, Coefs], tuple[PPOBatch, Metrics]]
+    batch: Callable[[Rollout, Coefs], tuple[Learnt, Metrics]]
     """(episodes, coefs) -> what the update reads, as one minibatch."""
-    prepare: Callable[..., tuple[PPOBatch, Metrics]]
+    prepare: Callable[..., tuple[Learnt, Metrics]]
     """(episodes, coefs, key) -> the same as shuffled minibatches of all epochs."""
     loss: LossFn
     """Of one minibatch, without pretraining text."""
@@ -108,33 +119,42 @@ def make_policy_optimization(
         pad_id=pad_id,
         recompute_logprobs=config.recompute_logprobs,
     )
+    scored = {
+        "combine": combine or partial(combine_scores, config=config.combine, names=names),
+        "kl_place": config.kl.place,
+        "kl_estimator": config.kl.estimator,
+        "missing_eos_penalty": config.missing_eos_penalty,
+        "end_ids": end_ids,
+    }
     prepare_episodes = partial(
         prepare_batch,
-        combine=combine or partial(combine_scores, config=config.combine, names=names),
-        kl_place=config.kl.place,
-        kl_estimator=config.kl.estimator,
         whiten_rewards=config.whiten_rewards,
         whiten_advantages=config.whiten_advantages,
-        missing_eos_penalty=config.missing_eos_penalty,
         group_size=config.samples_per_prompt,
-        end_ids=end_ids,
+        **scored,
     )
 
-    def episodes_of(rollout, coefs):
+    def learnt_from(rollout, coefs):
+        if config.objective != "policy_gradient":
+            return select_answers(config, rollout, *episode_rewards(rollout, coefs, **scored))
         advantages = advantage_fn or advantage_function(config, coefs)
         return prepare_episodes(rollout, coefs, advantage_fn=advantages)
 
     def batch(rollout, coefs):
-        episodes, metrics = episodes_of(rollout, coefs)
-        return with_weights(episodes, how=config.aggregation), metrics
+        learnt, metrics = learnt_from(rollout, coefs)
+        return with_weights(learnt, how=config.aggregation), metrics
 
     def prepare(rollout, coefs, key):
-        episodes, metrics = episodes_of(rollout, coefs)
+        learnt, metrics = learnt_from(rollout, coefs)
         epochs, parts = config.ppo_epochs, config.num_minibatches
-        minibatches = shuffle_minibatches(episodes, key, epochs=epochs, num_minibatches=parts)
+        minibatches = shuffle_minibatches(learnt, key, epochs=epochs, num_minibatches=parts)
         return jax.vmap(partial(with_weights, how=config.aggregation))(minibatches), metrics
 
-    loss = make_ppo_loss(policy_value, objective or ppo_objective(config), temperature=temperature)
+    if config.objective == "dpo":
+        loss = make_online_dpo_loss(lm, policy_value, config)
+    else:
+        own = imitation_loss if config.objective == "imitation" else ppo_objective(config)
+        loss = make_ppo_loss(policy_value, objective or own, temperature=temperature)
     lm_loss = make_lm_loss(lm, training=False)
 
     def ptx_loss(params, batch, key, count):
@@ -145,6 +165,7 @@ def make_policy_optimization(
         ptx_loss if config.ptx_coef else None,
         count_targets,
         tx,
+        count_fn=count_ranked_prompts if config.objective == "dpo" else count_tokens,
         ptx_coef=config.ptx_coef,
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
@@ -183,13 +204,13 @@ def advantage_function(config: PPOConfig, coefs: Coefs) -> AdvantageFn:
 def starting_coefs(config: PPOConfig) -> dict[str, float]:
     """What ``Coefs`` begin as: ``kl_coef`` β, and as far as ``config`` asks for them others.
 
-    ``second_weight`` λ of a second reward; of ``reinforce`` the ``baseline`` and the
-    ``baseline_weight`` of the iterations that it is the mean of.
+    Online DPO charges no KL. ``second_weight`` λ of a second reward; of ``reinforce`` the
+    ``baseline`` and the ``baseline_weight`` of the iterations that it is the mean of.
     """
-    coefs = {"kl_coef": config.kl.coef}
+    coefs = {"kl_coef": 0.0 if config.objective == "dpo" else config.kl.coef}
     if config.second_reward.model is not None:
         coefs["second_weight"] = config.second_reward.weight
-    if config.advantage == "reinforce":
+    if config.objective == "policy_gradient" and config.advantage == "reinforce":
         coefs |= {"baseline": 0.0, "baseline_weight": 0.0}
     return coefs
 
@@ -220,7 +241,7 @@ def combine_scores(
 def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
     """Ziegler's controller of β, the Lagrange multiplier λ and the moving baseline, where asked."""
     changed = {}
-    if config.kl.target:
+    if config.kl.target and config.objective != "dpo":
         changed["kl_coef"] = update_kl_coef(
             coefs["kl_coef"],
             metrics["objective/kl"],
@@ -235,7 +256,7 @@ def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
             floor=config.second_reward.floor,
             lr=config.second_reward.lr,
         )
-    if config.advantage == "reinforce":
+    if "baseline" in coefs:
         changed["baseline"], changed["baseline_weight"] = update_baseline(
             coefs["baseline"],
             coefs["baseline_weight"],
@@ -262,26 +283,18 @@ def prepare_batch(
     """Scores → rewards → advantages → whitening, in that order.
 
     Once for the whole rollout batch of all devices; returns come before the advantages are
-    whitened. The metrics are means over episodes of sums over tokens, in nats, under the names of
-    TRL's PPO (which descend from lm-human-preferences).
+    whitened. The metrics are those of ``episode_rewards`` and of the advantages.
     """
     r, kl_coef = rollout, coefs["kl_coef"]
-    scores = combine(r.scores, coefs)
-    if missing_eos_penalty is not None:
-        scores = penalise_missing_eos(
-            scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty
-        )
-    charged, estimator = (kl_coef, kl_estimator) if kl_place == "reward" else (0.0, "k1")
-    rewards = kl_penalised_rewards(
-        scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=charged, estimator=estimator
+    scores, rewards, metrics = episode_rewards(
+        rollout,
+        coefs,
+        combine=combine,
+        kl_place=kl_place,
+        kl_estimator=kl_estimator,
+        missing_eos_penalty=missing_eos_penalty,
+        end_ids=end_ids,
     )
-    metrics = episode_metrics(rollout, scores, rewards, kl_coef, end_ids=end_ids)
-    if len(r.scores) > 1:
-        metrics |= {f"objective/{name}_scores": each.mean() for name, each in r.scores.items()}
-    if "second" in r.scores:
-        metrics |= {"objective/second_weight": coefs["second_weight"]}
-    if "baseline" in coefs:
-        metrics |= {"objective/baseline": coefs["baseline"]}
     if whiten_rewards:
         rewards = whiten(rewards, r.mask, shift_mean=False)
     if group_size > 1:
@@ -310,9 +323,66 @@ def prepare_batch(
     return batch, metrics
 
 
-def with_weights(minibatch: PPOBatch, *, how: Aggregation) -> PPOBatch:
+def episode_rewards(
+    rollout: Rollout,
+    coefs: Coefs,
+    *,
+    combine: Combine,
+    kl_place: Literal["reward", "loss"],
+    kl_estimator: KLEstimator,
+    missing_eos_penalty: float | None,
+    end_ids: Sequence[int],
+) -> tuple[Float[Array, "B"], Float[Array, "B R"], Metrics]:
+    """(one score per episode, rewards per token with the KL penalty, what is logged of both).
+
+    The metrics are means over episodes of sums over tokens, in nats, under the names of TRL's PPO
+    (which descend from lm-human-preferences).
+    """
+    r, kl_coef = rollout, coefs["kl_coef"]
+    scores = combine(r.scores, coefs)
+    if missing_eos_penalty is not None:
+        scores = penalise_missing_eos(
+            scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty
+        )
+    charged, estimator = (kl_coef, kl_estimator) if kl_place == "reward" else (0.0, "k1")
+    rewards = kl_penalised_rewards(
+        scores, r.logprobs, r.ref_logprobs, r.mask, kl_coef=charged, estimator=estimator
+    )
+    metrics = episode_metrics(rollout, scores, rewards, kl_coef, end_ids=end_ids)
+    if len(r.scores) > 1:
+        metrics |= {f"objective/{name}_scores": each.mean() for name, each in r.scores.items()}
+    if "second" in r.scores:
+        metrics |= {"objective/second_weight": coefs["second_weight"]}
+    if "baseline" in coefs:
+        metrics |= {"objective/baseline": coefs["baseline"]}
+    return scores, rewards, metrics
+
+
+def select_answers(
+    config: PPOConfig,
+    rollout: Rollout,
+    scores: Float[Array, "B"],
+    rewards: Float[Array, "B R"],
+    metrics: Metrics,
+) -> tuple[KeptAnswers | PreferenceInputs, Metrics]:
+    """What imitation and online DPO learn from: the best answers, or pairs of better and worse.
+
+    An element of the result is a prompt. Imitation goes by the return, score less β · KL; DPO by
+    the score, for its loss has a KL of its own.
+    """
+    r, K = rollout, config.samples_per_prompt
+    if config.objective == "dpo":
+        metrics |= selection_metrics(scores, r.mask, group_size=K)
+        return sampled_preferences(rollout, scores, group_size=K, pairs=config.pairs), metrics
+    returns = masked_sum(rewards, r.mask, axis=1)
+    metrics |= selection_metrics(returns, r.mask, group_size=K)
+    rows, mask = best_rows(returns, r.mask, group_size=K)
+    return KeptAnswers(r.queries[rows], r.query_mask[rows], r.responses[rows], mask), metrics
+
+
+def with_weights(minibatch: Any, *, how: Aggregation) -> Any:
     """``minibatch`` with the weights of its tokens; none where all weigh the same."""
-    if how == "token_mean":
+    if how == "token_mean" or not isinstance(minibatch, PPOBatch):
         return minibatch
     return minibatch._replace(weights=token_weights(minibatch.mask, how=how))
 
@@ -364,7 +434,7 @@ def make_ppo_loss(policy_value: PolicyValue, objective: Objective, *, temperatur
     The entropies, in nats, are those of the distribution that each token was sampled from.
     """
 
-    def loss_fn(params, batch: PPOBatch, key, count):
+    def loss_fn(params, batch: PPOBatch | KeptAnswers, key, count):
         logits, values = policy_value.evaluate(
             params, batch.queries, batch.query_mask, batch.responses, batch.mask
         )
@@ -375,12 +445,29 @@ def make_ppo_loss(policy_value: PolicyValue, objective: Objective, *, temperatur
     return loss_fn
 
 
+def make_online_dpo_loss(lm: LanguageModel, policy_value: PolicyValue, config: PPOConfig) -> LossFn:
+    """DPO's loss, as experiments.dpo has it, of the policy and at the sampling temperature."""
+    loss_fn = make_preference_loss(lm, config.dpo, temperature=config.sampling.temperature)
+    return lambda params, *rest: loss_fn(policy_value.policy(params), *rest)
+
+
+def count_tokens(batch: PPOBatch | KeptAnswers) -> Float[Array, ""]:
+    """Real tokens of a minibatch."""
+    return batch.mask.sum(dtype=jnp.float32)
+
+
+def count_ranked_prompts(inputs: PreferenceInputs) -> Float[Array, ""]:
+    """Prompts of a minibatch with a pair of answers to learn from."""
+    return count_ranked(inputs.batch.ranks)
+
+
 def make_ppo_update(
     loss_fn: LossFn,
     ptx_loss_fn: LossFn | None,
     ptx_count_fn: Callable[[LMBatch], Float[Array, ""]] | None,
     tx: optax.GradientTransformation,
     *,
+    count_fn: Callable[[Any], Float[Array, ""]] = count_tokens,
     ptx_coef: float,
     accumulate: int,
     ema_decay: float,
@@ -393,7 +480,7 @@ def make_ppo_update(
     """
 
     def gradients(params, frozen, batch, ptx, key, axis_name):
-        count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)
+        count = psum(count_fn(batch), axis_name)
         loss = on_trainable(loss_fn, frozen)
         shares = accumulated_gradients(loss, params, batch, key, count, accumulate=accumulate)
         grads, metrics = psum(shares, axis_name)

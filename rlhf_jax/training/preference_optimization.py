@@ -9,13 +9,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rlhf_jax.config import DPOConfig
+from rlhf_jax.config import PairLossConfig
 from rlhf_jax.models.heads import LanguageModel, episode_inputs
-from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_sum
 from rlhf_jax.objectives.preference_losses import dpo_loss
+from rlhf_jax.objectives.selection import Pairs, compared
 from rlhf_jax.training.updates import LossFn
-from rlhf_jax.types import ComparisonBatch, Params
+from rlhf_jax.types import ComparisonBatch, Params, Rollout
 
 
 class PreferenceInputs(NamedTuple):
@@ -27,18 +28,19 @@ class PreferenceInputs(NamedTuple):
 
 
 def sequence_logprobs(
-    lm: LanguageModel, params: Params, batch: ComparisonBatch
+    lm: LanguageModel, params: Params, batch: ComparisonBatch, *, temperature: float = 1.0
 ) -> Float[Array, "B K"]:
-    """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response."""
+    """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, of the distribution at ``temperature``."""
     K, Q = batch.ranks.shape[1], batch.queries.shape[1]
     queries, query_mask = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
     responses, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.responses, batch.mask))
     inputs = episode_inputs(queries, query_mask, responses, mask)
-    logprobs = token_logprobs(lm.logits(params, *inputs, start=Q - 1), responses)
+    logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)
+    logprobs = token_logprobs(logits, responses)
     return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
 
 
-def preference_objective(config: DPOConfig) -> partial:
+def preference_objective(config: PairLossConfig) -> partial:
     """``dpo_loss`` with the loss and the coefficients of ``config``."""
     return partial(
         dpo_loss,
@@ -50,13 +52,34 @@ def preference_objective(config: DPOConfig) -> partial:
     )
 
 
-def make_preference_loss(lm: LanguageModel, config: DPOConfig) -> LossFn:
+def make_preference_loss(
+    lm: LanguageModel, config: PairLossConfig, *, temperature: float = 1.0
+) -> LossFn:
     """A loss of parameters and ``PreferenceInputs``; its count is ``count_ranked`` of the ranks."""
     objective = preference_objective(config)
 
     def loss_fn(params, inputs: PreferenceInputs, key, count):
         batch, ref_logprobs = inputs
-        logprobs, lengths = sequence_logprobs(lm, params, batch), batch.mask.sum(axis=2)
+        logprobs = sequence_logprobs(lm, params, batch, temperature=temperature)
+        lengths = batch.mask.sum(axis=2)
         return objective(logprobs, ref_logprobs, batch.ranks, lengths, count=count)
 
     return loss_fn
+
+
+def sampled_preferences(
+    rollout: Rollout,
+    scores: Float[Array, "B"],
+    *,
+    group_size: int,
+    pairs: Pairs,
+) -> PreferenceInputs:
+    """The answers to each prompt, which are rows that follow one another, ranked by ``scores``.
+
+    A prompt with its answers is one element, which no shuffle and no sharding takes apart.
+    """
+    r = rollout
+    rows, ranks = compared(scores, r.mask, group_size=group_size, pairs=pairs)
+    queries, query_mask = (x[::group_size] for x in (r.queries, r.query_mask))
+    batch = ComparisonBatch(queries, query_mask, r.responses[rows], r.mask[rows], ranks)
+    return PreferenceInputs(batch, masked_sum(r.ref_logprobs, r.mask, axis=1)[rows])

@@ -162,9 +162,7 @@ def run(config: PPOConfig) -> dict:
 def check_batches(config: PPOConfig, parallel: Parallel) -> None:
     """Raise InputError unless every batch can be spread over the devices."""
     parallel.check_batch("batch_size", config.batch_size)
-    parallel.check_batch(
-        "batch_size / num_minibatches", config.batch_size // config.num_minibatches
-    )
+    parallel.check_batch(*config.minibatch)
     if config.ptx_coef:
         parallel.check_batch("ptx_batch_size", config.ptx_batch_size)
 
