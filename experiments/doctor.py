@@ -42,7 +42,15 @@ from rlhf_jax.runs import progress
 from rlhf_jax.runs.fit import fit_prompts
 from rlhf_jax.runs.kept_steps import kept_step, run_of
 from rlhf_jax.runs.startup import start
-from rlhf_jax.runs.trained import Trained, load_trained, merged, same_tokenizer, with_adapters
+from rlhf_jax.runs.trained import (
+    Trained,
+    load_trained,
+    load_value_init,
+    merged,
+    same_tokenizer,
+    with_adapters,
+    with_zero_head,
+)
 from rlhf_jax.tasks.task import read_task, write
 from rlhf_jax.training.corpora import load_corpora
 from rlhf_jax.training.parallel import make_parallel
@@ -87,7 +95,9 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
         policy, reward, fresh = chain_models(c, replace(files.pretrain.data, cache=scratch))
     value = reward
     if ppo.value_init is not None:
-        value = load_trained(ppo.value_init, flag="value-init", kind="scalar")
+        value = load_value_init(ppo.value_init)
+    if ppo.value_head == "zero":
+        value = with_zero_head(value)
     same_tokenizer(policy, reward, ("init", "reward"))
     same_tokenizer(policy, value, ("init", "value-init"))
     ppo = fit_prompts(

@@ -318,8 +318,8 @@ PLANTS = (
         30,
         "log(sigmoid(x)) overflows",
         PREFERENCES,
-        "mean(-jax.nn.log_sigmoid(margin))",
-        "mean(-jnp.log(jax.nn.sigmoid(margin)))",
+        "mean_over_pairs(-jax.nn.log_sigmoid(margin)",
+        "mean_over_pairs(-jnp.log(jax.nn.sigmoid(margin))",
         f"{OBJECTIVES}ranking_does_not_overflow",
     ),
     Plant(

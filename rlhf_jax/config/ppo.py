@@ -109,8 +109,14 @@ class PPOConfig:
     source: Annotated[Path, only(reward=is_gold)] = Path("data")
     """Folder of the raw data that gold:TASK is made from."""
     value_init: Annotated[Path | None, idle(value_trunk=("shared", "none"))] = None
-    """The value network starts from this reward or value model; None: from the first reward model,
-    or where there is none of the policy's tokenizer from the policy, with a head of 0."""
+    """The value network starts from this reward or value model, or from this language model (the
+    policy's own, say) with a head of 0; None: from the first reward model, or where there is none
+    of the policy's tokenizer from the policy."""
+    value_head: Annotated[Literal["trained", "zero"], idle(value_trunk=("shared", "none"))] = (
+        "trained"
+    )
+    """Values start as the head that the network's start has makes them, or at 0 (a head that is
+    put on a policy is 0 in any case: Ziegler et al. 2019)."""
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Main[Path] = Path("prompts.jsonl")
     """What is answered: rows with a prompt."""
@@ -124,8 +130,8 @@ class PPOConfig:
     """Go on although more than 2 % of the prompts are cut."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     value_trunk: Literal["separate", "shared", "none"] = "separate"
-    """A value network of its own from the reward model (InstructGPT), or a head on the policy, or
-    none: advantages are then made of the rewards alone."""
+    """A value network of its own from the reward model (InstructGPT), or a head of 0 on the policy,
+    or none: advantages are then made of the rewards alone."""
     iterations: Main[Count] = 24
     """Each samples episodes, scores them and learns from them."""
     batch_size: Main[BatchRows] = 128

@@ -36,9 +36,11 @@ from rlhf_jax.runs.trained import (
     Trained,
     check_model,
     load_trained,
+    load_value_init,
     policy_as_value,
     same_tokenizer,
     value_start,
+    with_zero_head,
 )
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import Parallel
@@ -353,17 +355,17 @@ def load_value_start(
     """What the value network starts from: ``--value-init``, else the first reward model.
 
     Where no reward model reads the policy's tokens it is the policy with a head of 0, so that the
-    first values are 0.
+    first values are 0; so it is with ``--value-head zero`` on the trunk of whatever is named.
     """
     field, path = value_start(config, policy.tokenizer)
     if field == "value_init":
-        load = partial(load_trained, share=policy, shardings=parallel.shardings)
-        value = load(path, flag="value-init", kind="scalar")
+        value = load_value_init(path, share=policy, shardings=parallel.shardings)
         same_tokenizer(policy, value, ("init", "value-init"))
-        return value
-    if field != "init":
+    elif field == "init":
+        if config.value_trunk == "separate":
+            say("no reward model reads the policy's tokens: the value network starts as the policy")
+        return policy_as_value(policy)
+    else:
         names = dict(zip(config.reward, reward_names(config.reward), strict=False))
-        return rewards.token_models[names[path]]
-    if config.value_trunk == "separate":
-        say("no reward model reads the policy's tokens: the value network starts as the policy")
-    return policy_as_value(policy)
+        value = rewards.token_models[names[path]]
+    return with_zero_head(value) if config.value_head == "zero" else value

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +251,8 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     if field == "init":
         trained = load_trained(below, flag=field)
         trained = policy_as_value(trained) if network == "value" else trained
+    elif field == "value_init":
+        trained = load_value_init(below)
     else:
         flag = field.partition("[")[0].replace("_", "-")
         trained = load_trained(below, flag=flag, kind="scalar")
@@ -281,8 +283,25 @@ def policy_as_value(policy: Trained) -> Trained:
     """A value network that starts as the policy, with a head of 0: so are its first values."""
     scalar = make_scalar_model(policy.model, policy.vocab_size)
     params = scalar.init(jax.random.key(0), policy.params["trunk"])
-    head = jax.tree.map(jnp.zeros_like, params["head"])
-    return policy._replace(params={**params, "head": head}, kind="scalar")
+    return with_zero_head(policy._replace(params=params, kind="scalar"))
+
+
+def with_zero_head(scalar: Trained) -> Trained:
+    """A reward or value model of which all outputs are 0, on the trunk that it has."""
+    head = jax.tree.map(jnp.zeros_like, scalar.params["head"])
+    return scalar._replace(params={**scalar.params, "head": head})
+
+
+def load_value_init(path: Path, **options: Any) -> Trained:
+    """What ``--value-init`` names: a reward or value model, or a language model with a head of 0.
+
+    ``options`` are those of ``load_trained``.
+    """
+    flag, kept = "value-init", kept_step(path)
+    has_value = kept is not None and "value" in read_card(kept.run, flag)
+    if has_value or load_reader(path, flag=flag).kind == "scalar":
+        return load_trained(path, flag=flag, kind="scalar", **options)
+    return policy_as_value(load_trained(path, flag=flag, **options))
 
 
 def for_run(trained: Trained, run_dir: Path) -> Trained:

@@ -33,7 +33,8 @@ def preset(name):
 
 
 def test_no_preset_is_left_out():
-    found = {path.stem for path in (tiny.ROOT / "configs").glob("*.py")} - {"__init__"}
+    found = {path.stem for path in (tiny.ROOT / "configs").glob("*.py")}
+    found -= {"__init__", "algorithms"}  # of PPO alone: tests/experiments/test_algorithms.py
     assert found == set(NAMES)
 
 

@@ -1,0 +1,110 @@
+"""PPO's kin as experiments.ppo runs them: presets, values to start from, resuming."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+from configs import quickstart
+from configs.algorithms import ALGORITHMS, get_config
+from experiments import ppo
+from rlhf_jax.cli import load
+from rlhf_jax.cli.notes import say_idle, set_in
+from rlhf_jax.config import KLConfig, PPOConfig
+from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.errors import InputError
+from rlhf_jax.inference.rewards import Rewards, load_value_start
+from rlhf_jax.runs.trained import load_trained
+from rlhf_jax.training.parallel import make_parallel
+
+PRESET = tiny.ROOT / "configs/algorithms.py"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_samples_as_much_and_sets_nothing_in_vain(name, capsys):
+    config, base = get_config(name), quickstart.get_config().resolve().ppo
+    say_idle(config, set_in(config), "")
+    assert capsys.readouterr().err == ""
+    assert config.iterations * config.batch_size == base.iterations * base.batch_size
+    assert (config.init, config.reward, config.prompts) == (base.init, base.reward, base.prompts)
+    assert config.run.dir.parts[-2:] == ("algorithms", name)
+
+
+def test_an_algorithm_is_chosen_by_name():
+    config = load(PPOConfig, ["--config", f"{PRESET}:gspo", "--clip-eps", "0.1"])
+    assert (config.ratio, config.clip_eps, config.clip_eps_high) == ("sequence", 0.1, 0.04)
+    assert config.kl == replace(quickstart.get_config().ppo.kl, place="loss", estimator="k3")
+    with pytest.raises(InputError, match=r"no algorithm 'grop', expected one of ppo, ppo_ptx, rl"):
+        load(PPOConfig, ["--config", f"{PRESET}:grop"])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """PPO of two iterations from made-up models."""
+    folder = tmp_path_factory.mktemp("algorithms")
+    task = tiny.make_task(folder)
+    chain = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16)
+    tiny.write_data(chain)
+    tokenizer = load_tokenizer(task.tokenizer)
+    lm = tiny.save_model(folder / "lm", tokenizer)
+    scalar = tiny.save_model(folder / "scalar", tokenizer, kind="scalar")
+    c, kl = chain.resolve().ppo, KLConfig(coef=0.1)
+    # At the full rate at once; scores that differ, of answers that do not end.
+    optim = replace(c.optim, warmup_steps=0)
+    of_models = dict(init=lm, reward=(scalar,), missing_eos_penalty=None, ptx_coef=0.0)
+    return replace(c, **of_models, optim=optim, iterations=2, kl=kl)
+
+
+def test_what_the_value_network_starts_from(config):
+    """The reward model, its trunk with values of 0, or a language model's with values of 0."""
+    policy = load_trained(config.init, flag="init")
+    reward = load_trained(config.reward[0], flag="reward", kind="scalar")
+    reward.params["trunk"]["wte"] = 2 * reward.params["trunk"]["wte"]  # else it is the policy's
+    rewards = Rewards({"task": reward}, {}, {})
+
+    def starts(**changes):
+        value = load_value_start(
+            replace(config, **changes), policy, rewards, make_parallel(config.parallel)
+        )
+        norm = np.abs(value.params["head"]["kernel"]).max()
+        trunk = value.params["trunk"]["wte"]
+        of = [(trunk == model.params["trunk"]["wte"]).all() for model in (policy, reward)]
+        return value.kind, bool(norm > 0), *map(bool, of)
+
+    assert starts() == ("scalar", True, False, True)
+    assert starts(value_head="zero") == ("scalar", False, False, True)
+    assert starts(value_init=config.init) == ("scalar", False, True, False)
+    assert starts(value_init=config.reward[0]) == ("scalar", True, True, False)
+
+
+def go(config, name, **changes):
+    run = replace(config.run, dir=config.init.parent / name, **changes)
+    done = ppo.run(replace(config, run=run))
+    return done, [json.loads(line) for line in (run.dir / "metrics.jsonl").open()]
+
+
+@pytest.mark.slow
+def test_reinforce_goes_on_with_its_baseline(config):
+    """Two iterations, and one that is stopped and goes on: the same bits, and the baseline is R̄."""
+    fields = ALGORITHMS["reinforce"] | dict(samples_per_prompt=2)
+    config = replace(config, **fields, run=replace(config.run, save_every=1, log_every=1))
+    done, rows = go(config, "whole")
+    assert rows[0]["objective/baseline"] == 0
+    assert rows[1]["objective/baseline"] == pytest.approx(rows[0]["objective/rlhf_reward"])
+    assert 0 <= rows[1]["objective/zero_spread_groups"] < 1
+    with pytest.raises(SystemExit):
+        go(config, "stopped", stop_after=1)
+    resumed, _ = go(config, "stopped")
+    assert resumed["params_sha256"] == done["params_sha256"]
+    assert resumed["baseline"] == done["baseline"] != 0
+
+
+@pytest.mark.slow
+def test_the_kl_in_the_loss_holds_the_policy_at_the_reference(config):
+    """At the start its gradient is 0, and later it is not."""
+    fields = ALGORITHMS["grpo"] | dict(kl=KLConfig(coef=0.1, place="loss", estimator="k3"))
+    _, rows = go(replace(config, **fields, num_minibatches=1), "grpo")
+    assert abs(rows[0]["loss/kl_avg"]) < 1e-6 < rows[1]["loss/kl_avg"]
+    assert rows[0]["objective/rlhf_reward"] == pytest.approx(rows[0]["objective/scores"])
