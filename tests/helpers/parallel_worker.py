@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlhf_jax.config import CombineConfig, ModelConfig, ParallelConfig
+from rlhf_jax.config import (
+    CombineConfig,
+    KLConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    PPOConfig,
+)
 from rlhf_jax.models.heads import (
     LanguageModel,
     PolicyValue,
@@ -33,6 +40,7 @@ from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
     combine_scores,
+    make_policy_optimization,
     make_ppo_loss,
     make_ppo_update,
     prepare_batch,
@@ -176,6 +184,36 @@ def update(stage, parallel, accumulate, dtype):
     return both, metrics | update_metrics
 
 
+def update_by_groups(parallel, accumulate, dtype):
+    """Answers compared with others to their prompt, ratios of answers, the KL in the loss."""
+    config = PPOConfig(
+        response_length=R,
+        batch_size=B,
+        samples_per_prompt=4,
+        num_minibatches=2,
+        value_trunk="none",
+        advantage="grpo",
+        whiten_advantages=False,
+        ratio="sequence",
+        aggregation="sequence_mean",
+        kl=KLConfig(coef=0.1, place="loss", estimator="k3"),
+        optim=OptimConfig(accumulate=accumulate, ema_decay=0.9),
+    )
+    model, lm = replace(CONFIG, dtype=dtype), make_models(dtype).lm
+    policy = make_policy_value(model, model, V, "none")
+    ppo = make_policy_optimization(config, lm, policy, {}, TX, end_ids=(3,), pad_id=0)
+    rollout = batches(dtype)[2]._replace(values=None)
+    coefs = parallel.place({"kl_coef": jnp.asarray(1e-4, dtype)})  # this reference is far away
+    key = jax.random.key(2)
+    prepare = parallel.function(ppo.prepare)
+    minibatches, metrics = prepare(parallel.shard(rollout), coefs, key)
+    params = parallel.place({"policy": draw(dtype, "float64").lm})
+    state = parallel.init(partial(make_state, tx=TX, ema_decay=0.9), params)
+    step = parallel.update(ppo.update, batch_axis=1)
+    state, update_metrics = step(state, (minibatches, None), key)
+    return state, metrics | update_metrics
+
+
 def sampled(parallel, dtype):
     """Answers, log-probs, values and scores of 64 queries: on one device rows are left behind."""
     rng = np.random.default_rng(1)
@@ -224,6 +262,10 @@ if __name__ == "__main__":
         for name, (layout, accumulate) in LAYOUTS.items():
             result = update(stage, make_parallel(layout), accumulate, dtype)
             found[f"{stage} {name}"] = gaps(result, reference)
+    reference = update_by_groups(make_parallel(ParallelConfig("mesh", 1)), 1, dtype)
+    layout, accumulate = LAYOUTS["2 x 2 x 2, 2 micro-batches"]
+    result = update_by_groups(make_parallel(layout), accumulate, dtype)
+    found["groups"] = gaps(result, reference)
     expected = sampled(make_parallel(ParallelConfig("mesh", 1)), dtype)
     found["rollouts"] = {
         name: differences(sampled(make_parallel(layout), dtype), expected)
