@@ -544,6 +544,30 @@ PLANTS = (
         "log_sigmoid(margin) * (1 - 2 * label_smoothing) - label_smoothing * margin",
         f"{PAIRS}robust_is_unbiased_and_conservative_is_not",
     ),
+    Plant(
+        90,
+        "pass@k as if answers were drawn with replacement: too low on average",
+        "rlhf_jax/evaluation/metrics.py",
+        "return 1 - np.concatenate([[1.0], missed])[right.sum(axis=1).astype(int)]",
+        "return 1 - (1 - right.mean(axis=1)) ** k",
+        "tests/evaluation/test_evaluation_metrics.py::test_pass_at_k_is_unbiased",
+    ),
+    Plant(
+        91,
+        "a held-out problem with its operands the other way round is taken for another one",
+        "rlhf_jax/tasks/arithmetic.py",
+        "return {problem.either for problem in found}",
+        "return set(found)",
+        "tests/tasks/test_arithmetic.py::test_a_problem_is_found_however_it_is_put",
+    ),
+    Plant(
+        92,
+        "a row of numbers is paid for its last one",
+        "rlhf_jax/tasks/exact_match.py",
+        "    if not NUMBER.fullmatch(text):",
+        "    text = (text.split() or [text])[-1]\n    if not NUMBER.fullmatch(text):",
+        "tests/tasks/test_exact_match.py::test_listing_all_numbers_earns_nothing",
+    ),
 )
 
 
