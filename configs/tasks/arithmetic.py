@@ -8,7 +8,14 @@ from pathlib import Path
 
 from configs.quickstart import linear
 from configs.tasks import PROGRAM, fit
-from rlhf_jax.config import InstructGPTConfig, KLConfig, PPOConfig, RunConfig, TokenizerConfig
+from rlhf_jax.config import (
+    InstructGPTConfig,
+    KLConfig,
+    PPOConfig,
+    RunConfig,
+    SamplingConfig,
+    TokenizerConfig,
+)
 
 LENGTHS = dict(prompt_length=40, response_length=16)
 """In bytes, which are the tokens here."""
@@ -32,12 +39,14 @@ def get_config() -> InstructGPTConfig:
             run=RunConfig(save_every=8, eval_every=4, log_every=1),
             reward=(Path("gold:arithmetic"),),
             value_trunk="none",
-            iterations=24,
+            advantage="rloo",
+            whiten_advantages=False,
+            iterations=16,
             batch_size=256,
             samples_per_prompt=8,
-            lam=1.0,
+            num_minibatches=2,
             kl=KLConfig(coef=0.02, target=0.0),
-            optim=linear(1e-4),
+            optim=linear(2e-4),
         ),
-        evaluate=replace(c.evaluate, pass_k=(1, 4, 16)),
+        evaluate=replace(c.evaluate, sampling=SamplingConfig(), pass_k=(1, 4, 16)),
     )

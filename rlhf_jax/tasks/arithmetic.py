@@ -1,10 +1,11 @@
 """Arithmetic: sums, differences and products that a program asks, answers and checks.
 
 Nothing is read: problems, wordings, equations to pretrain on and splits follow from hashes. Two
-operands below 100 (of a product, one below 10) make a problem, and one order of them is asked. What
-is held out are ranges: no problem of a number of the thirties with one of the fifties is learnt
-from, in either order and by any operation, while both decades are with others. The gold score is 1
-where the response's final answer is right (``exact_match``), else 0.
+operands below 100 (of a product, one below 10) make a problem, and one order of them is asked, of a
+difference the one that is not negative. What is held out are ranges: no problem of a number of the
+thirties with one of the fifties is learnt from, in either order and by any operation, while both
+decades are with others. The gold score is 1 where the response's final answer is right
+(``exact_match``), else 0.
 """
 
 import re
@@ -111,13 +112,16 @@ def build(source: Path) -> Task:
 
 
 def all_problems() -> list[Problem]:
-    """Each pair of operands with each operation, in the one order that its hash decides."""
+    """Each pair of operands with each operation, in one order.
+
+    Of differences the one that is not negative, of others the one that their hash decides.
+    """
     made = []
     for a, b in combinations_with_replacement(range(LARGEST + 1), 2):
         for operation in WORDINGS:
             if operation != "×" or a <= LARGEST_FACTOR:
                 problem = Problem(a, operation, b)
-                turned = share(problem.equation, "order of operands") < 0.5
+                turned = operation == "-" or share(problem.equation, "order of operands") < 0.5
                 made.append(problem.commuted if turned else problem)
     return made
 
@@ -141,8 +145,12 @@ def asked(problem: Problem) -> str:
 
 
 def equations(problems: Iterable[Problem]) -> list[str]:
-    """Documents of equations in random order, both orders of the operands among them."""
-    both = {each for problem in problems for each in (problem, problem.commuted)}
+    """Documents of equations in random order, sums and products in both orders."""
+    both = {
+        each
+        for problem in problems
+        for each in ((problem,) if problem.operation == "-" else (problem, problem.commuted))
+    }
     lines = shuffled(problem.equation for problem in both)
     return ["\n".join(lines[i : i + PER_DOCUMENT]) for i in range(0, len(lines), PER_DOCUMENT)]
 
