@@ -95,8 +95,8 @@ def test_ppo_refuses_to_score_another_density():
         ({"best_of": ()}, "best_of is empty: expected numbers"),
         ({"best_of": (4, 0)}, "best_of=0: expected a whole number, 1 or more"),
         ({"batch_size": 8}, "batch_size=8 holds no 16 answers"),
-        ({"reward": None, "suite": "safety"}, "suite=safety needs one: give --reward"),
-        ({"reward": None, "second_reward": pathlib.Path("r")}, "there is a second_reward (r)"),
+        ({"reward": (), "suite": "safety"}, "suite=safety needs one: give --reward"),
+        ({"reward": (), "second_reward": pathlib.Path("r")}, "there is a second_reward (r)"),
         ({"pass_k": (1, 9), "pass_samples": 4}, "pass_k=9 cannot be told from pass_samples=4"),
         ({"pass_k": (300,)}, "batch_size=256 holds no 300 answers to a prompt (pass_k, pass_sam"),
         (
