@@ -35,7 +35,7 @@ def test_every_algorithm_samples_as_much_and_sets_nothing_in_vain(name, capsys):
 def test_an_algorithm_is_chosen_by_name():
     config = load(PPOConfig, ["--config", f"{PRESET}:gspo", "--clip-eps", "0.1"])
     assert (config.ratio, config.clip_eps, config.clip_eps_high) == ("sequence", 0.1, 0.04)
-    assert config.kl == replace(quickstart.get_config().ppo.kl, place="loss", estimator="k3")
+    assert (config.kl.place, config.kl.estimator, config.kl.target) == ("loss", "k3", 3.2)
     with pytest.raises(InputError, match=r"no algorithm 'grop', expected one of ppo, ppo_ptx, rl"):
         load(PPOConfig, ["--config", f"{PRESET}:grop"])
 
