@@ -224,7 +224,7 @@ def make_answer(
             columns.append([np.asarray(x)[: len(sampled.texts)] for x in figures])
             texts += sampled.texts
         columns = [np.concatenate(column) for column in zip(*columns, strict=True)]
-        judged, kl, length, ended = (x.reshape(-1, n, *x.shape[1:]) for x in columns)
+        judged, kl, length, ended = (x.reshape(len(prompts), n, *x.shape[1:]) for x in columns)
         groups = [texts[i : i + n] for i in range(0, len(texts), n)]
         graded = gold([as_text(p) for p in prompts for _ in range(n)], texts)
         of_each = judged[..., : len(rewards)]

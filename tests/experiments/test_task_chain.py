@@ -31,7 +31,7 @@ def source(tmp_path_factory) -> Path:
     return tiny.part_of_the_data(tmp_path_factory.mktemp("data"), LINES)
 
 
-def small(name: str, source: Path, folder: Path) -> InstructGPTConfig:
+def small(name: str, source: Path, folder: Path, **measured) -> InstructGPTConfig:
     """The task's preset on real data, with a few steps of a toy model per stage."""
     preset = load(InstructGPTConfig, ["--task", name])
     c = tiny.shrink(preset, folder / name, tiny.Task(source, folder / "none"))
@@ -40,14 +40,14 @@ def small(name: str, source: Path, folder: Path) -> InstructGPTConfig:
         sft=replace(c.sft, heldout_fraction=0.9, batch_size=64, epochs=1),
         # Such a model's answers are too alike for people who agree on 0.9 of them.
         compare=replace(c.compare, labeler=replace(c.compare.labeler, agreement=0.7)),
-        evaluate=replace(c.evaluate, num_prompts=8, best_of=(2,), batch_size=8, alpaca_eval=True),
+        evaluate=replace(c.evaluate, num_prompts=8, best_of=(2,), batch_size=8, **measured),
     )
 
 
 @pytest.mark.slow
 def test_a_task_runs_through_all_stages(source, tmp_path):
     name = "translation"
-    summary = instructgpt.run(small(name, source, tmp_path))
+    summary = instructgpt.run(small(name, source, tmp_path, alpaca_eval=True))
     done = summary["stages"]["evaluate"]
     assert set(done["policies"]) == {"sft", "ppo", "best_of_2"}
     metric = "chrf"
@@ -115,8 +115,7 @@ def test_an_evaluation_samples_nothing_twice(source, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_verifiable_task_needs_no_reward_model(tmp_path):
     """A program rewards PPO: nobody compares, and the evaluation tells pass@k of each policy."""
-    c = small("arithmetic", tmp_path / "no data", tmp_path)
-    c = replace(c, evaluate=replace(c.evaluate, pass_k=(1, 4), alpaca_eval=False))
+    c = small("arithmetic", tmp_path / "no data", tmp_path, pass_k=(1, 4))
     summary = instructgpt.run(c)
     assert set(summary["stages"]) == {"pretrain", "sft", "ppo", "evaluate"}
     assert not (c.dir / "comparisons").exists() and not (c.dir / "reward").exists()
@@ -135,7 +134,7 @@ def test_passes_are_of_as_many_answers_of_each_policy():
     """The baseline has more answers than asked for; a score between 0 and 1 is no pass."""
     config = EvaluateConfig(pass_k=(1, 2), pass_samples=3)
     gold = np.array([[1.0, 0, 0, 1, 1], [0, 0, 0, 1, 1]])
-    answers = evaluate.Answers([["a"] * 5] * 2, gold, gold, gold, gold, gold, gold)
+    answers = evaluate.Answers([["a"] * 5] * 2, *[gold] * 7)
     found = evaluate.describe_passes(answers, config)
     means = {k: figure["mean"] for k, figure in found.items()}
     assert means == {"1": pytest.approx(1 / 6), "2": pytest.approx(1 / 3)}

@@ -168,7 +168,7 @@ def shrink(
             p.ppo,
             cache=cache,
             iterations=2,
-            batch_size=minibatch * p.ppo.num_minibatches,
+            batch_size=math.lcm(minibatch * p.ppo.num_minibatches, p.ppo.samples_per_prompt),
             ptx_batch_size=minibatch,
             ptx_data=text(p.ppo.ptx_data),
             force=True,

@@ -376,7 +376,7 @@ def test_a_task_of_ones_own_is_one_file(tmp_path, monkeypatch):
     # Where the baseline's answers are all worth the same, a gain has no unit.
     same = np.zeros((3, 1))
     for gold, given in ((same, False), (np.array([[0.0], [0.5], [1.0]]), True)):
-        base = evaluate.Answers([["a line"]] * 3, same, same, gold, same, same, same)
+        base = evaluate.Answers([["a line"]] * 3, same, same, same, gold, same, same, same)
         row = evaluate.describe_text(prompts[:3], answers[:3], base, task)
         assert ("gold_gain_in_sd" in row) == given
         assert all(np.isfinite(row[name]["mean"]) for name in ("gold", "win_rate"))
