@@ -127,7 +127,7 @@ def test_a_verifiable_task_needs_no_reward_model(tmp_path):
     assert "pass@4" in (c.dir / "report.html").read_text(encoding="utf-8")
     with_model = replace(c, ppo=replace(c.ppo, reward=(Path("any"), *c.ppo.reward))).resolve()
     assert with_model.ppo.reward == (c.dir / "reward", Path("gold:arithmetic"))
-    assert with_model.evaluate.reward == c.dir / "reward"
+    assert with_model.evaluate.reward == (c.dir / "reward",)
 
 
 def test_passes_are_of_as_many_answers_of_each_policy():
