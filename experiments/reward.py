@@ -9,6 +9,7 @@ and no response is seen in several updates of one epoch. Afterwards the score is
 demonstrations score 0 on average, and optionally divided by its spread within prompts.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -20,10 +21,11 @@ from jax.random import fold_in
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
-from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.batches import Batches, comparison_batches
 from rlhf_jax.data.datasets import Rows, load_comparisons, load_demonstrations, split
 from rlhf_jax.data.fates import count, of_comparisons
 from rlhf_jax.data.formats import Comparison
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import DivergedError, check
 from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
 from rlhf_jax.evaluation.preference_audit import length_coefficient
@@ -40,7 +42,7 @@ from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
-from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import ComparisonBatch
 
@@ -51,13 +53,13 @@ def run(config: RewardConfig) -> dict:
         if stage.summary is not None:
             return stage.summary
 
-        # Data
+        # Model and data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
         sft = load_trained(config.init, flag="init", shardings=parallel.shardings)
         sft = for_run(sft, config.run.dir)
         sft = with_adapters(sft, config.lora, seed=config.run.seed)
-        tokenizer = sft.tokenizer
+        tokenizer, vocab_size = sft.tokenizer, sft.vocab_size
         model_config = replace(sft.model, dropout=config.dropout)
         rows, heldout = load_rows(config)
         context = model_config.context
@@ -66,47 +68,19 @@ def run(config: RewardConfig) -> dict:
         model_config.check_context(**lengths)
         stage.note(lengths=lengths)
         save_model_card(
-            config.run.dir, model_config, sft.vocab_size, tokenizer, kind="scalar", lengths=lengths
+            config.run.dir, model_config, vocab_size, tokenizer, kind="scalar", lengths=lengths
         )
-
-        shown = as_pairs(rows) if config.pairing == "shuffled" else rows
-        batches = comparison_batches(
-            shown,
-            tokenizer,
-            query_length=lengths["prompt_length"],
-            response_length=lengths["response_length"],
-            batch_size=config.batch_size,
-            seed=config.run.data_seed,
-            local_rows=parallel.rows(config.batch_size),
-        )
-        check_cut(batches.report, config, context=context, stage="reward")
-        measured = list(of_comparisons(heldout, tokenizer, **lengths))
-        seen = count(measured)
-        check(not measured or seen.kept > 0, f"no held-out comparison can be used: {seen.lost()}")
-        stage.note(heldout_comparisons=seen._asdict())
-        if seen.lost():
-            # So does the audit.
-            say(
-                f"reward: of {len(measured)} held-out comparisons {seen.lost()}: they are scored "
-                "all the same, equal answers as ties, which count half"
-            )
-        report = batches.report
-        if isinstance(rows, Rows):
-            report = report.with_reading(rows.left_out, rows.notes)
-        stage.note_rows(comparisons=report)
-        private = config.privacy.epsilon > 0
-        if private:
-            batches = private_batches(
-                batches, batch_size=config.batch_size, seed=config.run.data_seed
-            )
+        batches = load_batches(config, stage, rows, tokenizer, parallel, context=context)
         length_coef = 0.0
         if config.length_control:
             mask, ranks = np.asarray(batches.data.mask), np.asarray(batches.data.ranks)
             length_coef = length_coefficient(mask.sum(axis=2), ranks)
+        check_heldout(heldout, tokenizer, stage, lengths)
+        private = isinstance(batches, PoissonBatches)
         demonstrated = () if private else demonstrations(config)
 
         # Model and state
-        model = make_scalar_model(model_config, sft.vocab_size)
+        model = make_scalar_model(model_config, vocab_size)
         total = config.epochs * batches.steps_per_epoch
         check_pace(
             "reward", total, rows=batches.rows, batch_size=config.batch_size, optim=config.optim
@@ -148,18 +122,10 @@ def run(config: RewardConfig) -> dict:
         score = make_reward_scorer(model, tokenizer, parallel, **lengths)
 
         def evaluate(params):
-            """Figures of the held-out part, and how sure the model was of its pairs."""
             if not heldout:
                 return {}, None
-            scores, _, ranks, _ = score(params, heldout)
-            if not np.isfinite(scores[ranks >= 0]).all():
-                raise DivergedError(
-                    "scores of held-out responses are not finite: the weights have grown too "
-                    "large; start again with a lower --optim.lr in another folder"
-                )
-            accuracy, sure = pair_accuracy(scores, ranks), calibration(scores, ranks)
-            figures = {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
-            return figures | {"eval/ece": sure.ece}, sure
+            scored = score(params, heldout)
+            return heldout_figures(scored.scores, scored.ranks)
 
         # Loop
         for step in stage.steps(total):
@@ -209,12 +175,73 @@ def load_rows(config: RewardConfig):
     )
 
 
+def load_batches(
+    config: RewardConfig,
+    stage: Stage,
+    rows: Rows | Sequence[Comparison],
+    tokenizer: Tokenizer,
+    parallel: Parallel,
+    *,
+    context: int,
+) -> Batches | PoissonBatches:
+    """Endless batches of comparisons; of single pairs with ``config.pairing`` "shuffled"."""
+    lengths = row_lengths(config)
+    batches = comparison_batches(
+        as_pairs(rows) if config.pairing == "shuffled" else rows,
+        tokenizer,
+        query_length=lengths["prompt_length"],
+        response_length=lengths["response_length"],
+        batch_size=config.batch_size,
+        seed=config.run.data_seed,
+        local_rows=parallel.rows(config.batch_size),
+    )
+    check_cut(batches.report, config, context=context, stage="reward")
+    report = batches.report
+    if isinstance(rows, Rows):
+        report = report.with_reading(rows.left_out, rows.notes)
+    stage.note_rows(comparisons=report)
+    if config.privacy.epsilon > 0:
+        return private_batches(batches, batch_size=config.batch_size, seed=config.run.data_seed)
+    return batches
+
+
+def check_heldout(
+    heldout: Rows | Sequence[Comparison],
+    tokenizer: Tokenizer,
+    stage: Stage,
+    lengths: Mapping[str, int],
+) -> None:
+    """Say what is cut or useless of the held-out comparisons. Raises InputError if all are."""
+    measured = list(of_comparisons(heldout, tokenizer, **lengths))
+    seen = count(measured)
+    check(not measured or seen.kept > 0, f"no held-out comparison can be used: {seen.lost()}")
+    stage.note(heldout_comparisons=seen._asdict())
+    if seen.lost():
+        # So does the audit.
+        say(
+            f"reward: of {len(measured)} held-out comparisons {seen.lost()}: they are scored "
+            "all the same, equal answers as ties, which count half"
+        )
+
+
 def demonstrations(config: RewardConfig) -> tuple[Comparison, ...]:
     """Those that shall score 0, as comparisons of a single response; none if none are given."""
     if config.demonstrations is None:
         return ()
     rows = load_demonstrations(config.demonstrations, data_dir=config.cache)
     return tuple(Comparison(row.prompt, (row.completion,), (0,)) for row in rows)
+
+
+def heldout_figures(scores: np.ndarray, ranks: np.ndarray) -> tuple[dict[str, float], Calibration]:
+    """Accuracy, margin and calibration error of held-out pairs, and how sure the model was."""
+    if not np.isfinite(scores[ranks >= 0]).all():
+        raise DivergedError(
+            "scores of held-out responses are not finite: the weights have grown too "
+            "large; start again with a lower --optim.lr in another folder"
+        )
+    accuracy, sure = pair_accuracy(scores, ranks), calibration(scores, ranks)
+    figures = {"eval/accuracy": accuracy.overall, "eval/margin": accuracy.margin}
+    return figures | {"eval/ece": sure.ece}, sure
 
 
 def normalisation(config, params, score, rows, demonstrated) -> tuple[float, float]:

@@ -17,9 +17,10 @@ import numpy as np
 from jax.random import fold_in
 
 from rlhf_jax.cli import main
-from rlhf_jax.config import SFTConfig
-from rlhf_jax.data.batches import Resumable, demonstration_batches
-from rlhf_jax.data.datasets import load_demonstrations, split
+from rlhf_jax.config import ModelConfig, SFTConfig
+from rlhf_jax.data.batches import Batches, demonstration_batches
+from rlhf_jax.data.datasets import Rows, load_demonstrations, split
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import check, known
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
@@ -32,8 +33,9 @@ from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.training.corpora import load_corpora, text_stream
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
-from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.updates import make_lm_loss, make_update_step
+from rlhf_jax.types import LMBatch
 
 
 def run(config: SFTConfig) -> dict:
@@ -42,92 +44,44 @@ def run(config: SFTConfig) -> dict:
         if stage.summary is not None:
             return stage.summary
 
-        # Data
+        # Model and data
         parallel = make_parallel(config.parallel)
         parallel.check_batch("batch_size", config.batch_size)
-        text_rows = round(config.pretrain_mix * config.batch_size)
-        check(
-            (config.pretrain_mix == 0 or text_rows > 0) and text_rows < config.batch_size,
-            f"pretrain_mix={config.pretrain_mix} of batch_size={config.batch_size} is {text_rows} "
-            "rows of text: expected a row of it, and a row of demonstrations, or more",
-        )
+        text_rows = count_text_rows(config)
         pretrained = load_trained(config.init, flag="init", shardings=parallel.shardings)
         pretrained = for_run(pretrained, config.run.dir)
         pretrained = with_adapters(pretrained, config.lora, seed=config.run.seed)
-        tokenizer = pretrained.tokenizer
+        tokenizer, vocab_size = pretrained.tokenizer, pretrained.vocab_size
         model = replace(pretrained.model, dropout=config.dropout)
-        private = config.privacy.epsilon > 0
         rows, heldout = split(
             load_demonstrations(config.data, data_dir=config.cache),
             heldout_fraction=config.heldout_fraction,
-            independent=private,
+            independent=config.privacy.epsilon > 0,
         )
         config = fit_demonstrations(config, chain(rows, heldout), tokenizer, context=model.context)
         lengths = row_lengths(config)
         model.check_context(**lengths)
         stage.note(lengths=lengths_of(config))
-        save_model_card(
-            config.run.dir, model, pretrained.vocab_size, tokenizer, kind="lm", lengths=lengths
+        save_model_card(config.run.dir, model, vocab_size, tokenizer, kind="lm", lengths=lengths)
+        batches, heldout_batches = load_demonstration_batches(
+            config, stage, rows, heldout, tokenizer, model, parallel, text_rows=text_rows
         )
-
-        def demonstrations(rows, batch_size, seed, local_rows=None):
-            return demonstration_batches(
-                rows,
-                tokenizer,
-                block_size=known(config.block_size),
-                batch_size=batch_size,
-                **lengths,
-                target=config.target,
-                seed=seed,
-                one_per_row=private,
-                local_rows=local_rows,
-            )
-
-        shown = config.batch_size - text_rows  # a batch is demonstrations, then text
-        local_rows = parallel.rows(config.batch_size)
-        batches = demonstrations(rows, shown, config.run.data_seed, local_rows[local_rows < shown])
-        if private:
-            batches = private_batches(
-                batches, batch_size=config.batch_size, seed=config.run.data_seed
-            )
-        check_cut(batches.report, config, context=model.context, stage="sft")
-        heldout_batches = []
-        if len(heldout):
-            stream = demonstrations(heldout, config.batch_size, None)
-            stage.note_rows(heldout_demonstrations=stream.report)
-            heldout_batches = list(stream)
-        report = batches.report.with_reading(rows.left_out, rows.notes)
-        stage.note_rows(demonstrations=report)
-        iterators: dict[str, Resumable] = {"train": batches}
-        corpora = None
-        if config.pretrain_data.path:
-            block = config.pretrain_data.block_size
-            model.check_context(**{"pretrain_data.block_size": block})
-            check(
-                text_rows == 0 or block == config.block_size,
-                f"pretrain_data.block_size={block} is not block_size={config.block_size}, "
-                "and both are rows of one batch",
-            )
-            corpora = load_corpora(config.pretrain_data, flag="pretrain-data")
-            if text_rows:
-                iterators["text"] = text_stream(
-                    corpora,
-                    tokenizer,
-                    config.pretrain_data,
-                    batch_size=text_rows,
-                    seed=config.run.data_seed + 1,
-                    local_rows=local_rows[local_rows >= shown] - shown,
-                )
-        check(
-            text_rows == 0 or corpora is not None,
-            f"pretrain_mix={config.pretrain_mix} needs --pretrain-data.path (or --pretrain-mix 0)",
+        iterators = {"train": batches} | load_text(
+            config, tokenizer, model, parallel, text_rows=text_rows
         )
 
         # Model and state
-        lm = make_language_model(model, pretrained.vocab_size)
+        lm = make_language_model(model, vocab_size)
         total = config.epochs * batches.steps_per_epoch
-        packed = "rows" if private else f"packed rows of {config.block_size} tokens"
-        check_pace("sft", total, rows=batches.rows, batch_size=shown, of=packed, optim=config.optim)
+        private = isinstance(batches, PoissonBatches)
+        check_pace(
+            "sft",
+            total,
+            rows=batches.rows,
+            batch_size=config.batch_size - text_rows,
+            of="rows" if private else f"packed rows of {config.block_size} tokens",
+            optim=config.optim,
+        )
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
@@ -185,6 +139,94 @@ def run(config: SFTConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
+
+
+def count_text_rows(config: SFTConfig) -> int:
+    """Rows of pretraining text in each batch. Raises InputError unless both kinds have a row."""
+    text_rows = round(config.pretrain_mix * config.batch_size)
+    check(
+        (config.pretrain_mix == 0 or text_rows > 0) and text_rows < config.batch_size,
+        f"pretrain_mix={config.pretrain_mix} of batch_size={config.batch_size} is {text_rows} "
+        "rows of text: expected a row of it, and a row of demonstrations, or more",
+    )
+    check(
+        text_rows == 0 or len(config.pretrain_data.path) > 0,
+        f"pretrain_mix={config.pretrain_mix} needs --pretrain-data.path (or --pretrain-mix 0)",
+    )
+    return text_rows
+
+
+def load_demonstration_batches(
+    config: SFTConfig,
+    stage: Stage,
+    rows: Rows,
+    heldout: Rows,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    parallel: Parallel,
+    *,
+    text_rows: int,
+) -> tuple[Batches | PoissonBatches, list[LMBatch]]:
+    """Endless batches of demonstrations, the first rows of each batch, and the held-out ones."""
+    private = config.privacy.epsilon > 0
+    encode = partial(
+        demonstration_batches,
+        tokenizer=tokenizer,
+        block_size=known(config.block_size),
+        **row_lengths(config),
+        target=config.target,
+        one_per_row=private,
+    )
+    shown, local_rows = config.batch_size - text_rows, parallel.rows(config.batch_size)
+    batches = encode(
+        rows,
+        batch_size=shown,
+        seed=config.run.data_seed,
+        local_rows=local_rows[local_rows < shown],
+    )
+    if private:
+        batches = private_batches(batches, batch_size=config.batch_size, seed=config.run.data_seed)
+    check_cut(batches.report, config, context=model.context, stage="sft")
+    heldout_batches = []
+    if len(heldout):
+        stream = encode(heldout, batch_size=config.batch_size, seed=None)
+        stage.note_rows(heldout_demonstrations=stream.report)
+        heldout_batches = list(stream)
+    stage.note_rows(demonstrations=batches.report.with_reading(rows.left_out, rows.notes))
+    return batches, heldout_batches
+
+
+def load_text(
+    config: SFTConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    parallel: Parallel,
+    *,
+    text_rows: int,
+) -> dict[str, Batches]:
+    """Endless batches of pretraining text, the last rows of each batch; none without a share."""
+    if not config.pretrain_data.path:
+        return {}
+    block = config.pretrain_data.block_size
+    model.check_context(**{"pretrain_data.block_size": block})
+    check(
+        text_rows == 0 or block == config.block_size,
+        f"pretrain_data.block_size={block} is not block_size={config.block_size}, "
+        "and both are rows of one batch",
+    )
+    corpora = load_corpora(config.pretrain_data, flag="pretrain-data")
+    if not text_rows:
+        return {}
+    local_rows, before = parallel.rows(config.batch_size), config.batch_size - text_rows
+    text = text_stream(
+        corpora,
+        tokenizer,
+        config.pretrain_data,
+        batch_size=text_rows,
+        seed=config.run.data_seed + 1,
+        local_rows=local_rows[local_rows >= before] - before,
+    )
+    return {"text": text}
 
 
 if __name__ == "__main__":
