@@ -175,14 +175,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
 
     def packed_logprobs(params, batch: LMBatch, dropout_key):
         hidden = packed_hidden(params, batch, dropout_key)
-        # The last position predicts nothing, but cutting it off the logits would copy them.
-        tokens = jnp.roll(batch.tokens, -1, axis=1)
-        if not config.logit_rows:
-            return token_logprobs(head(params, hidden), tokens)[:, :-1]
-        B, T = tokens.shape
-        positions = min(max(1, config.logit_rows // B), T)
-        logits_of = partial(head, params)
-        return token_logprobs_in_parts(logits_of, hidden, tokens, positions=positions)[:, :-1]
+        return next_logprobs(partial(head, params), hidden, batch.tokens, rows=config.logit_rows)
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
@@ -195,17 +188,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             positions=query_mask.sum(axis=1),
             index=jnp.int32(queries.shape[1]),
         )
-        return next_logits(params, hidden[:, -1]), cache
-
-    def next_logits(params, hidden):
-        """``head`` of one position per row: on a CPU a tied kernel is read as it lies, uncopied."""
-        if not (config.tied and prefers_transposed(len(hidden), config)):
-            return head(params, hidden)
-
-        def as_it_lies(params, hidden):
-            return head(params | transposed_head(params), hidden)
-
-        return jax.lax.platform_dependent(params, hidden, cpu=as_it_lies, default=head)
+        return next_logits(params, hidden[:, -1], config), cache
 
     def decode(params, tokens, cache: Cache):
         mask = cache.mask.at[:, cache.index].set(True)
@@ -230,6 +213,37 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         prefers_transposed=partial(prefers_transposed, config=config),
         transposed=partial(transposed, config=config),
     )
+
+
+def next_logprobs(
+    logits_of: Callable[[Float[Array, "B P D"]], Float[Array, "B P V"]],
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    *,
+    rows: int,
+) -> Float[Array, "B T-1"]:
+    """log π of each token but the first; ``rows`` logits exist at a time, or with 0 all."""
+    # The last position predicts nothing, but cutting it off the logits would copy them.
+    tokens = jnp.roll(tokens, -1, axis=1)
+    if not rows:
+        return token_logprobs(logits_of(hidden), tokens)[:, :-1]
+    B, T = tokens.shape
+    positions = min(max(1, rows // B), T)
+    return token_logprobs_in_parts(logits_of, hidden, tokens, positions=positions)[:, :-1]
+
+
+def next_logits(
+    params: Params, hidden: Float[Array, "B D"], config: ModelConfig
+) -> Float[Array, "B V"]:
+    """``unembed`` of one position per row: on a CPU a tied kernel is read as it lies, uncopied."""
+    head = partial(unembed, config=config)
+    if not (config.tied and prefers_transposed(len(hidden), config)):
+        return head(params, hidden)
+
+    def as_it_lies(params, hidden):
+        return head(params | transposed_head(params), hidden)
+
+    return jax.lax.platform_dependent(params, hidden, cpu=as_it_lies, default=head)
 
 
 def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.models import layout
 from rlhf_jax.models.heads import Cache, LanguageModel
@@ -61,22 +61,7 @@ def generate(
     the other rows nor on the device. ``temperature`` 0 is greedy, with log-probs at temperature 1.
     After any of ``end_ids`` come ``pad_id``, mask False and log-prob 0.
     """
-
-    def sample(t, logits, keys, done):
-        if temperature == 0:
-            token, logprob = greedy(logits)
-        else:
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-            logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            token, logprob = draw(step_keys, logits)
-        return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
-
-    def write(generation: Generation, t, token, logprob, done):
-        return Generation(
-            responses=generation.responses.at[:, t].set(token),
-            mask=generation.mask.at[:, t].set(~done),
-            logprobs=generation.logprobs.at[:, t].set(logprob),
-        )
+    sample = partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p, pad_id=pad_id)
 
     def step(params: Params, state: Decoding) -> Decoding:
         logits, cache = model.decode(params, state.token, state.cache)
@@ -101,7 +86,7 @@ def generate(
         mask=jnp.zeros((B, length), bool),
         logprobs=jnp.zeros((B, length), logprob.dtype),
     )
-    first = write(empty, 0, token, logprob, nobody)
+    first = write(empty, jnp.int32(0), token, logprob, nobody)
     state = Decoding(jnp.int32(1), token, is_end(token, end_ids), keys, cache, first)
 
     def rest(params, state):
@@ -114,6 +99,42 @@ def generate(
     if not model.prefers_transposed(B):
         return rest(params, state)
     return jax.lax.platform_dependent(params, state, cpu=rest_transposed, default=rest)
+
+
+def sample_token(
+    t: Int[Array, ""],
+    logits: Float[Array, "B V"],
+    keys: Key[Array, "B"],
+    done: Bool[Array, "B"],
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    pad_id: int,
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    """Token ``t`` of every row with its log-prob; of rows that are ``done`` the padding, and 0."""
+    if temperature == 0:
+        token, logprob = greedy(logits)
+    else:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        token, logprob = draw(step_keys, logits)
+    return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
+
+
+def write(
+    generation: Generation,
+    t: Int[Array, ""],
+    token: Int[Array, "B"],
+    logprob: Float[Array, "B"],
+    done: Bool[Array, "B"],
+) -> Generation:
+    """``generation`` with its column ``t``, which is real in rows that are not ``done``."""
+    return Generation(
+        responses=generation.responses.at[:, t].set(token),
+        mask=generation.mask.at[:, t].set(~done),
+        logprobs=generation.logprobs.at[:, t].set(logprob),
+    )
 
 
 def smaller_batches(rows: int) -> tuple[int, ...]:
