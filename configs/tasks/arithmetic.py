@@ -1,6 +1,7 @@
 """Sums, differences and products below 100: a program is the only reward, and pass@k the measure.
 
 Command:  python -m experiments.instructgpt --task arithmetic
+Expected: pass@1 0.11 ± 0.02, pass@16 0.59 ± 0.06 after SFT; PPO gains nothing yet; docs/tasks.md.
 """
 
 from dataclasses import replace
