@@ -89,6 +89,8 @@ class Rollout(NamedTuple):
     """None without a value network."""
     scores: dict[str, Float[Array, "*B"]]
     """What each reward says of the whole response, by the reward's name."""
+    behaviour_logprobs: Float[Array, "*B R"] | None = None
+    """Of the policy that sampled; None where it is the policy of ``logprobs``."""
 
 
 class PPOBatch(NamedTuple):

@@ -463,10 +463,10 @@ PLANTS = (
         48,
         "the optimizer starts anew after a restore",
         "rlhf_jax/runs/checkpoints.py",
-        'return Restored(info["step"], state, info["data"], info["extra"])',
+        'return Restored(info["step"], state, info["data"], info["extra"], others)',
         "fresh = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), like.opt_state)\n"
         '    return Restored(info["step"], state._replace(opt_state=fresh), *map(info.get, '
-        '("data", "extra")))',
+        '("data", "extra")), others)',
         "tests/runs/test_checkpoints.py::test_resume_is_exact_to_the_bit",
     ),
     Plant(

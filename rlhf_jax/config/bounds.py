@@ -58,6 +58,7 @@ PositiveOrZero = Annotated[float, Bounds(0)]
 OverOne = Annotated[float, Bounds(1, over=True)]
 Finite = Annotated[float, Bounds(-math.inf)]
 Share = Annotated[float, Bounds(0, 1)]
+ShareOverZero = Annotated[float, Bounds(0, 1, over=True)]
 ShareBelowOne = Annotated[float, Bounds(0, 1, below=True)]
 
 

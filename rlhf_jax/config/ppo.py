@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from rlhf_jax.config.bounds import (
     BatchRows,
     Count,
+    CountOrZero,
     Finite,
     OverOne,
     Positive,
     PositiveOrZero,
     Share,
     ShareBelowOne,
+    ShareOverZero,
     check_bounds,
 )
 from rlhf_jax.config.data import TextDataConfig
@@ -199,6 +201,20 @@ class PPOConfig:
     """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
     recompute_logprobs: bool = False
     """Take the old log-probs from a forward pass instead of from the sampler."""
+    staleness: CountOrZero = 0
+    """k: each iteration learns from answers that the policy gave k iterations ago, as when sampling
+    runs beside training (Noukhovitch et al. 2024); 0: from its own. The run keeps k more copies of
+    the policy's trained weights in memory and in its checkpoints."""
+    importance_cap: Annotated[Positive, GRADIENT, idle(staleness=0)] = 2.0
+    """C: the loss of a token is weighed by min(π_now / π_then, C), the policy that learns over the
+    one that sampled (IMPALA: 1; verl, TRL: 2; AReaL: 5, beyond which it drops tokens)."""
+    reference_every: CountOrZero = 0
+    """Iterations after which the reference moves towards the policy (TR-DPO, Gorbatovski et al.
+    2024); 0: it stays. The KL that is logged and penalised is then from the moved one."""
+    reference_mix: Annotated[ShareOverZero, idle(reference_every=0)] = 1.0
+    """α in π_ref ← α π + (1 − α) π_ref, of the weights: 1 takes the policy, and a small one at
+    every iteration makes the reference an average of its past (TR-DPO: 0.6; WARP's anchor: 0.01).
+    """
     ptx_coef: Main[PositiveOrZero] = 0.0
     """γ of PPO-ptx: weight of the pretraining gradient in each minibatch; 0 is plain PPO."""
     ptx_batch_size: Annotated[BatchRows, idle(ptx_coef=0)] = 32
@@ -269,6 +285,12 @@ class PPOConfig:
             self._check_algorithm()
         else:
             self._check_selection()
+        check(
+            self.reference_every == 0 or self.lora.rank == 0,
+            f"reference_every={self.reference_every} with lora.rank={self.lora.rank}: below the "
+            "adapters reference and policy are the same weights, so that it cannot move; expected "
+            "reference_every 0 or lora.rank 0",
+        )
         check(self.sampling.temperature > 0, "PPO needs sampling.temperature > 0")
         check(
             self.sampling.top_k == 0 and self.sampling.top_p == 1.0,

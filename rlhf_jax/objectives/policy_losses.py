@@ -42,6 +42,32 @@ def token_weights(mask: Bool[Array, "B R"], *, how: Aggregation) -> Float[Array,
     return jnp.where(mask, weights, 0.0)
 
 
+def importance_weights(
+    logprobs: Float[Array, "B R"],
+    behaviour_logprobs: Float[Array, "B R"],
+    mask: Bool[Array, "B R"],
+    *,
+    cap: float,
+) -> tuple[Float[Array, "B R"], Metrics]:
+    """w = min(π_now / π_then, C) of each token, a constant to the loss, and what is logged of it.
+
+    ``logprobs`` are of the policy that learns, at the beginning of the iteration, and
+    ``behaviour_logprobs`` of the older one that sampled. Truncated as in IMPALA (Espeholt et al.
+    2018, eq. 1); as weights of PPO's loss, whose own ratio is to π_now, the decoupled objective of
+    Hilton et al. 2022 (eq. 7), as verl and AReaL have it. AReaL leaves out what is over C instead.
+
+    ``objective/stale_kl`` is the mean over episodes of Σₜ log π_then − log π_now, in nats.
+    """
+    log_ratio = jnp.where(mask, logprobs - behaviour_logprobs, 0.0)
+    ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
+    weights = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
+    return weights, {
+        "objective/stale_kl": -log_ratio.sum(axis=1).mean(),
+        "val/importance_weight": masked_mean(weights, mask),
+        "val/importance_capped": masked_mean((ratio > cap).astype(ratio.dtype), mask),
+    }
+
+
 def log_ratios(
     new_logprobs: Float[Array, "B R"],
     logprobs: Float[Array, "B R"],

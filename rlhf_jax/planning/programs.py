@@ -154,11 +154,13 @@ class Networks(NamedTuple):
     reference: Any
     reward: Any
     tx: Any
+    past: Any
+    """The older policies that are kept."""
 
     @property
     def resident(self) -> dict[str, Any]:
         """Beside the policy that samples."""
-        others = self.state.params.get("value"), self.reference, self.reward
+        others = self.state.params.get("value"), self.reference, self.reward, self.past
         return {"weights": others, "optimizer": (self.state.opt_state, self.state.ema_params)}
 
 
@@ -175,7 +177,8 @@ def networks_of(chain: InstructGPTConfig, models: Models, parallel: Parallel) ->
     updates = c.updates_per_iteration
     tx = make_policy_value_optimizer(c.optim, c.value_optim, 1, updates_per_step=updates)
     state = train_state(params, tx, c.optim, parallel)
-    return Networks(state, placed(lm, parallel), placed(scalar, parallel), tx)
+    past = [state.params["policy"]] * c.staleness
+    return Networks(state, placed(lm, parallel), placed(scalar, parallel), tx, past)
 
 
 def prefill(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
@@ -242,7 +245,7 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     batch = learnt, ptx if c.ptx_coef else None
     jitted = parallel.program(ppo.update, there.state, batch_axis=1)
     kinds = {**state_kinds(there.state), "batch": batch}
-    resident = {"weights": (there.reference, there.reward)}
+    resident = {"weights": (there.reference, there.reward, there.past)}
     arguments = there.state, batch, KEY, None
     return Program("PPO-ptx update, all minibatches", jitted, arguments, kinds, resident)
 

@@ -22,7 +22,7 @@ def make_rollout(
     pad_id: int,
     recompute_logprobs: bool,
 ) -> Callable[..., Rollout]:
-    """``(params, ref_params, reward_params, queries, key) -> Rollout``.
+    """``(params, ref_params, reward_params, queries, key, behaviour=None) -> Rollout``.
 
     Pure and without dropout. ``reward_params`` has the names of ``reward_models``, and so have the
     rollout's scores.
@@ -30,6 +30,10 @@ def make_rollout(
     All log-probs are those of logits / ``temperature``, the distribution that was sampled. The old
     log-probs come from the sampling pass, or with ``recompute_logprobs`` from one more forward
     pass (when sampler and trainer differ numerically, as they may in bfloat16).
+
+    ``behaviour`` are the parameters of another language model that samples, an older policy: then
+    ``logprobs`` and ``values`` are those of ``params`` all the same, and ``behaviour_logprobs``
+    its own.
     """
 
     def rollout(
@@ -38,11 +42,13 @@ def make_rollout(
         reward_params: Mapping[str, Params],
         batch: QueryBatch,
         key: Key[Array, ""],
+        behaviour: Params | None = None,
     ) -> Rollout:
         queries, query_mask = batch.queries, batch.query_mask
+        sampler = policy_value.policy(params) if behaviour is None else behaviour
         sampled = generate(
             lm,
-            policy_value.policy(params),
+            sampler,
             queries,
             query_mask,
             row_keys(key, queries.shape[0]),
@@ -55,7 +61,15 @@ def make_rollout(
         )
         responses, mask, logprobs = sampled
         logits, values = policy_value.evaluate(params, queries, query_mask, responses, mask)
-        if recompute_logprobs:
+        behaviour_logprobs = None
+        if behaviour is not None:
+            behaviour_logprobs = logprobs
+            if recompute_logprobs:
+                behaviour_logprobs = response_logprobs(
+                    lm, behaviour, batch, sampled, temperature=temperature
+                )
+            behaviour_logprobs = jnp.where(mask, behaviour_logprobs, 0.0)
+        if recompute_logprobs or behaviour is not None:
             logprobs = token_logprobs(scale_logits(logits, temperature), responses)
         reference = response_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
         tokens = jnp.concatenate([queries, responses], axis=1)
@@ -73,6 +87,7 @@ def make_rollout(
             ref_logprobs=jnp.where(mask, reference, 0.0),
             values=None if values is None else jnp.where(mask, values, 0.0),
             scores=scores,
+            behaviour_logprobs=behaviour_logprobs,
         )
 
     return rollout

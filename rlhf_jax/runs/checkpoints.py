@@ -1,7 +1,8 @@
 """Saving and restoring a run, and taking the parameters of an earlier one.
 
 Items of a checkpoint: ``params``, ``train`` (step and optimizer state), ``ema`` (when there is an
-average) and ``info`` (data iterators, extra values, metrics). Every save happens, every load is
+average), other trees of parameters that a stage keeps, and ``info`` (data iterators, extra values,
+metrics). Every save happens, every load is
 verified, a damaged step is reported and set aside, the best steps are kept beside the latest, and
 a failed save is one sentence.
 """
@@ -39,6 +40,7 @@ from rlhf_jax.runs.progress import say
 from rlhf_jax.types import Params, TrainState
 
 SCHEMA = 1
+NO_TREES: Mapping[str, Params] = MappingProxyType({})
 NOTHING: Mapping[int, Mapping[str, float]] = MappingProxyType({})
 
 
@@ -49,6 +51,7 @@ class Restored(NamedTuple):
     state: TrainState
     data: dict[str, Any]
     extra: dict[str, Any]
+    trees: dict[str, Params]
 
 
 class Checkpoints:
@@ -132,12 +135,14 @@ class Checkpoints:
         data: Mapping[str, Any],
         extra: Mapping[str, Any],
         metrics: Mapping[str, Any],
+        trees: Mapping[str, Params] = NO_TREES,
     ) -> None:
         """Copy ``state`` to the host and write it in the background as checkpoint ``step``.
 
         ``data`` and ``extra`` are JSON-able (floats come back bit for bit), ``metrics`` numbers or
-        device scalars. The state may be donated to the next update at once. Waits for the previous
-        save first. A step that is already there is left as it is.
+        device scalars, ``trees`` parameters besides those of the state. The state may be donated to
+        the next update at once. Waits for the previous save first. A step that is already there is
+        left as it is.
         """
         self.wait()
         if step in list_steps(self.folder):
@@ -151,7 +156,7 @@ class Checkpoints:
             "best": [self._best_metric, self._best_mode],
         }
         try:
-            finish = start_write(self.folder / str(step), to_items(state), info)
+            finish = start_write(self.folder / str(step), to_items(state, trees), info)
         except (OSError, ValueError) as error:
             if isinstance(error, ValueError) and not is_disk_full(error):
                 raise  # not the disk's fault
@@ -173,8 +178,10 @@ class Checkpoints:
             for old in set(list_steps(self.folder)) - kept:
                 remove_step(self.folder / str(old))
 
-    def restore_latest(self, like: TrainState) -> Restored | None:
-        """The newest intact checkpoint, laid out as ``like``; None when nothing was saved.
+    def restore_latest(
+        self, like: TrainState, trees: Mapping[str, Params] = NO_TREES
+    ) -> Restored | None:
+        """The newest intact checkpoint, laid out as these; None when nothing was saved.
 
         ``like`` holds arrays or ``jax.ShapeDtypeStruct`` with shardings: the device count may
         differ from that of the save. A damaged step is reported and renamed ``N.damaged``.
@@ -186,7 +193,7 @@ class Checkpoints:
         for step in reversed(steps):
             path = self.folder / str(step)
             try:
-                return restore(path, like)
+                return restore(path, like, trees)
             except Damaged as reason:
                 say(f"{reason}; skipped, and renamed to {step}.damaged")
                 if jax.process_index() == 0:
@@ -287,19 +294,23 @@ def params_sha256(params: Params) -> str:
     return json_sha256(fingerprints(leaves_by_path(params)))
 
 
-def to_items(state: TrainState) -> dict[str, Any]:
-    """A train state as the items of a checkpoint, each read alone."""
+def to_items(state: TrainState, trees: Mapping[str, Params] = NO_TREES) -> dict[str, Any]:
+    """A train state, and other trees, as the items of a checkpoint, each read alone."""
     items = {
         "params": state.params,
         "train": {"step": state.step, "opt_state": state.opt_state},
+        **trees,
     }
     return items if state.ema_params is None else items | {"ema": state.ema_params}
 
 
-def restore(path: Path, like: TrainState) -> Restored:
-    """A train state of ``like``'s structure, types and places. Raises Damaged or InputError."""
+def restore(path: Path, like: TrainState, trees: Mapping[str, Params] = NO_TREES) -> Restored:
+    """A train state and trees of these structures, types and places.
+
+    Raises Damaged or InputError.
+    """
     info = read_info(path)
-    targets = to_items(like)
+    targets = to_items(like, trees)
     check_leaves(path, info["leaves"], leaves_by_path(targets))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     there = jax.tree.map(
@@ -307,7 +318,8 @@ def restore(path: Path, like: TrainState) -> Restored:
     )
     items = read_items(path, info, there)
     state = TrainState(params=items["params"], ema_params=items.get("ema"), **items["train"])
-    return Restored(info["step"], state, info["data"], info["extra"])
+    others = {name: items[name] for name in trees}
+    return Restored(info["step"], state, info["data"], info["extra"], others)
 
 
 def check_leaves(path: Path, saved: dict[str, Any], targets: dict[str, Any]) -> None:

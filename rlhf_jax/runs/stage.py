@@ -100,6 +100,8 @@ class Stage:
         """Steps that are done: of the restored checkpoint, then counted by ``steps``."""
         self.extra: dict[str, Any] = {}
         """What ``checkpoint`` was given besides the state, restored."""
+        self.trees: dict[str, Params] = {}
+        """The trees of parameters that ``checkpoint`` was given, restored; else ``restore``'s."""
         self._resumed = 0
         """The step of the restored checkpoint; what was logged later is logged again."""
         self._notes: dict[str, Any] = {}
@@ -227,12 +229,22 @@ class Stage:
         """What ``finish`` wrote when this stage was finished before."""
         return self._run.done
 
-    def restore(self, state: TrainState, **iterators: Resumable) -> TrainState:
-        """``state``, or the newest checkpoint's, with the iterators moved to where they stood."""
-        self._iterators = iterators
-        restored = self._checkpoints.restore_latest(state)
+    def restore(
+        self,
+        state: TrainState,
+        *,
+        trees: Mapping[str, Params] | None = None,
+        **iterators: Resumable,
+    ) -> TrainState:
+        """``state``, or the newest checkpoint's, with the iterators moved to where they stood.
+
+        ``trees`` are parameters besides the state, by name, that every checkpoint will be given.
+        """
+        self._iterators, self.trees = iterators, dict(trees or {})
+        restored = self._checkpoints.restore_latest(state, self.trees)
         if restored is not None:
             state, self.done, self.extra = restored.state, restored.step, restored.extra
+            self.trees = restored.trees
             self._resumed = self.done
             self._units = self.extra.pop("units")
             self._started -= self.extra.pop("seconds")
@@ -326,7 +338,13 @@ class Stage:
         """Log what was sampled at this step."""
         self._log.samples(self.done, rows)
 
-    def checkpoint(self, state: TrainState, **extra: float | jax.Array) -> None:
+    def checkpoint(
+        self,
+        state: TrainState,
+        *,
+        trees: Mapping[str, Params] | None = None,
+        **extra: float | jax.Array,
+    ) -> None:
         """Save if it is time, if this was the last step, or if asked to stop (then exit).
 
         A step that is measured as one of the best is saved, whenever it is.
@@ -344,6 +362,7 @@ class Stage:
             extra={name: float(value) for name, value in extra.items()}
             | {"units": self._units, "seconds": time.monotonic() - self._started},
             metrics=self._evaluation,
+            trees=trees or {},
         )
         if stopping and not self._last:
             self._checkpoints.wait()

@@ -31,7 +31,12 @@ from rlhf_jax.objectives.kl import KLEstimator, update_kl_coef
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_mean, masked_sum, whiten
-from rlhf_jax.objectives.policy_losses import Aggregation, ppo_loss, token_weights
+from rlhf_jax.objectives.policy_losses import (
+    Aggregation,
+    importance_weights,
+    ppo_loss,
+    token_weights,
+)
 from rlhf_jax.objectives.preference_losses import count_ranked
 from rlhf_jax.objectives.rewards import (
     kl_penalised_rewards,
@@ -81,7 +86,8 @@ class PolicyOptimization(NamedTuple):
     """The pure functions of one iteration."""
 
     rollout: Callable[..., Rollout]
-    """(params, ref_params, reward params by name, queries, key) -> episodes with their scores."""
+    """(params, ref_params, reward params by name, queries, key, older policy | None) -> episodes
+    with their scores."""
     batch: Callable[[Rollout, Coefs], tuple[Learnt, Metrics]]
     """(episodes, coefs) -> what the update reads, as one minibatch."""
     prepare: Callable[..., tuple[Learnt, Metrics]]
@@ -138,7 +144,13 @@ def make_policy_optimization(
         if config.objective != "policy_gradient":
             return select_answers(config, rollout, *episode_rewards(rollout, coefs, **scored))
         advantages = advantage_fn or advantage_function(config, coefs)
-        return prepare_episodes(rollout, coefs, advantage_fn=advantages)
+        learnt, metrics = prepare_episodes(rollout, coefs, advantage_fn=advantages)
+        if rollout.behaviour_logprobs is None:
+            return learnt, metrics
+        weights, stale = importance_weights(
+            rollout.logprobs, rollout.behaviour_logprobs, rollout.mask, cap=config.importance_cap
+        )
+        return learnt._replace(weights=weights), metrics | stale
 
     def batch(rollout, coefs):
         learnt, metrics = learnt_from(rollout, coefs)
@@ -381,10 +393,15 @@ def select_answers(
 
 
 def with_weights(minibatch: Any, *, how: Aggregation) -> Any:
-    """``minibatch`` with the weights of its tokens; none where all weigh the same."""
+    """``minibatch`` with the weights of its tokens; none where all weigh the same.
+
+    Importance weights that it has are multiplied by those that ``how`` asks for.
+    """
     if how == "token_mean" or not isinstance(minibatch, PPOBatch):
         return minibatch
-    return minibatch._replace(weights=token_weights(minibatch.mask, how=how))
+    weights = token_weights(minibatch.mask, how=how)
+    weights = weights if minibatch.weights is None else weights * minibatch.weights
+    return minibatch._replace(weights=weights)
 
 
 def episode_metrics(

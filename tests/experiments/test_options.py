@@ -277,6 +277,33 @@ def test_a_second_reward_that_cannot_be(wrong, message):
         SecondRewardConfig(**wrong)
 
 
+def test_stale_answers_and_a_moving_reference_go_on_where_they_stopped(run, tmp_path):
+    """Stopped in the middle and resumed, bit for bit; what is kept is what the rules say."""
+    moving = dict(iterations=4, staleness=2, reference_every=1, reference_mix=0.5)
+    whole = run("ppo", **moving)
+    stale = [row["objective/stale_kl"] for row in whole.rows]
+    assert abs(stale[0]) < SAME and min(map(abs, stale[1:])) > 1e-6
+    older, last = (
+        load(whole.dir / "checkpoints" / step, {"params": None, "past": None, "reference": None})
+        for step in ("3", "4")
+    )
+    assert gap(last["past"]["1"], older["params"]["policy"]) == 0
+    assert gap(last["past"]["0"], older["past"]["1"]) == 0
+    assert gap(last["past"]["0"], last["past"]["1"]) > 0
+    mixed = jax.tree.map(
+        lambda p, r: 0.5 * p + 0.5 * r, last["params"]["policy"], older["reference"]
+    )
+    assert gap(last["reference"], mixed) < SAME
+
+    parts = replace(whole.config, run=replace(whole.config.run, dir=tmp_path, stop_after=2))
+    with pytest.raises(SystemExit):
+        ppo.run(parts)
+    assert ppo.run(parts)["params_sha256"] == whole.done["params_sha256"]
+    timed = ("episodes_per_second", "time")
+    values = lambda rows: [{k: v for k, v in row.items() if k not in timed} for row in rows]
+    assert values(read_rows(tmp_path / "metrics.jsonl")) == values(whole.rows)
+
+
 def test_a_shared_trunk_has_one_network(run):
     shared, separate = run("ppo", value_trunk="shared"), run("ppo")
     assert set(newest(separate)) == {"policy", "value"}

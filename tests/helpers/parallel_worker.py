@@ -184,20 +184,29 @@ def update(stage, parallel, accumulate, dtype):
     return both, metrics | update_metrics
 
 
-def update_by_groups(parallel, accumulate, dtype):
-    """Answers compared with others to their prompt, ratios of answers, the KL in the loss."""
-    config = PPOConfig(
-        response_length=R,
-        batch_size=B,
+GROUPS = {
+    # Answers compared with others to their prompt, ratios of answers, the KL in the loss
+    "grpo": dict(
         samples_per_prompt=4,
         num_minibatches=2,
-        value_trunk="none",
         advantage="grpo",
         whiten_advantages=False,
         ratio="sequence",
         aggregation="sequence_mean",
         kl=KLConfig(coef=0.1, place="loss", estimator="k3"),
+    ),
+    # Which rows are a pair, and how many prompts have one
+    "dpo": dict(samples_per_prompt=2, num_minibatches=1, objective="dpo", pairs="all"),
+}
+
+
+def update_by_groups(algorithm, parallel, accumulate, dtype):
+    config = PPOConfig(
+        response_length=R,
+        batch_size=B,
+        value_trunk="none",
         optim=OptimConfig(accumulate=accumulate, ema_decay=0.9),
+        **GROUPS[algorithm],
     )
     model, lm = replace(CONFIG, dtype=dtype), make_models(dtype).lm
     policy = make_policy_value(model, model, V, "none")
@@ -262,10 +271,11 @@ if __name__ == "__main__":
         for name, (layout, accumulate) in LAYOUTS.items():
             result = update(stage, make_parallel(layout), accumulate, dtype)
             found[f"{stage} {name}"] = gaps(result, reference)
-    reference = update_by_groups(make_parallel(ParallelConfig("mesh", 1)), 1, dtype)
-    layout, accumulate = LAYOUTS["2 x 2 x 2, 2 micro-batches"]
-    result = update_by_groups(make_parallel(layout), accumulate, dtype)
-    found["groups"] = gaps(result, reference)
+    for name in GROUPS:
+        reference = update_by_groups(name, make_parallel(ParallelConfig("mesh", 1)), 1, dtype)
+        layout, accumulate = LAYOUTS["2 x 2 x 2, 2 micro-batches"]
+        result = update_by_groups(name, make_parallel(layout), accumulate, dtype)
+        found[f"groups, {name}"] = gaps(result, reference)
     expected = sampled(make_parallel(ParallelConfig("mesh", 1)), dtype)
     found["rollouts"] = {
         name: differences(sampled(make_parallel(layout), dtype), expected)

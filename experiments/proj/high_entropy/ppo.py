@@ -52,6 +52,7 @@ from rlhf_jax.runs.trained import (
     with_adapters,
 )
 from rlhf_jax.training.corpora import load_corpora, text_stream, with_block
+from rlhf_jax.training.moving import mix, moved, start_moving
 from rlhf_jax.training.optimizers import (
     averaged_params,
     make_policy_value_optimizer,
@@ -120,7 +121,9 @@ def run(config: PPOConfig) -> dict:
         )
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
-        state = stage.restore(state, **iterators)
+        moving = start_moving(config, policy_value.policy(state.params), ref_params)
+        state = stage.restore(state, trees=moving.kept(config), **iterators)
+        moving = moving._replace(**stage.trees)
         coefs = starting_coefs(config)
         coefs = parallel.place(
             {name: jnp.array(stage.extra.get(name, start), float) for name, start in coefs.items()}
@@ -141,6 +144,7 @@ def run(config: PPOConfig) -> dict:
             parallel.function, (ppo.rollout, ppo.prepare, ppo.control)
         )
         update_fn = parallel.update(ppo.update, frozen=frozen, batch_axis=1)
+        mix_fn = parallel.function(partial(mix, share=config.reference_mix))
         response_length = lengths["response_length"]
         score_text = make_text_scoring(
             rewards, prompts, tokenizer, parallel, response_length=response_length
@@ -153,15 +157,21 @@ def run(config: PPOConfig) -> dict:
             queries = next(iterators["queries"])
             batch = parallel.shard(queries)
             params = combine(frozen, state.params)
-            rollout = rollout_fn(params, ref_params, reward_params, batch, k_rollout)
+            behaviour = moving.behaviour(frozen)
+            rollout = rollout_fn(
+                params, moving.reference, reward_params, batch, k_rollout, behaviour
+            )
             rollout = score_text(rollout, queries.index)
             minibatches, metrics = prepare(rollout, coefs, k_shuffle)
             ptx = None
             if config.ptx_coef:
                 parts = [next(iterators["ptx"]) for _ in range(updates)]
                 ptx = parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
+            moving = moving.with_newest(policy_value.policy(state.params))
             state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
             coefs = control(coefs, metrics)
+            policy_now = policy_value.policy(state.params)
+            moving = moved(config, moving, policy_now, done=step + 1, mixed=mix_fn)
             stage.log(
                 metrics | update_metrics | {"lr": schedule(step)},
                 episodes=config.batch_size,
@@ -170,7 +180,7 @@ def run(config: PPOConfig) -> dict:
             if stage.due(config.run.eval_every):
                 shown = parallel.fetch((rollout, batch.index))
                 stage.log_samples(sample_rows(*shown, prompts, tokenizer, names))
-            stage.checkpoint(state, **coefs)
+            stage.checkpoint(state, trees=moving.kept(config), **coefs)
 
         # Save
         trained = policy_value.policy(combine(frozen, averaged_params(state)))
