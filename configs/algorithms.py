@@ -20,6 +20,7 @@ from rlhf_jax.errors import InputError
 
 NO_PTX = dict(ptx_coef=0.0)
 NO_VALUES = NO_PTX | dict(value_trunk="none", whiten_advantages=False)
+SELECTION = NO_PTX | dict(value_trunk="none")
 GROUPS = NO_VALUES | dict(samples_per_prompt=4)
 STRONGER = dict(coef=0.4)
 """At the quickstart's 0.28 GRPO, GSPO and RLOO went up to a nat over its target of 3.2 (seed 0)."""
@@ -55,6 +56,13 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # The same paper, with groups: Âᵢ = Rᵢ − mean R, whitened over the whole batch, + β k2.
     "reinforce_pp_baseline": GROUPS
     | dict(advantage="dr_grpo", whiten_advantages=True, kl=IN_LOSS | dict(estimator="k2")),
+    # Noukhovitch et al. 2024: PPO on answers of the policy one iteration ago, a token weighed by
+    # min(π_now / π_then, 2).
+    "ppo_stale": NO_PTX | dict(staleness=1),
+    # Anthony et al. 2017, RAFT (Dong et al. 2023): −log π of the best answer to each prompt.
+    "expert_iteration": SELECTION | dict(objective="imitation", samples_per_prompt=4),
+    # Guo et al. 2024: DPO's loss of two answers that were just sampled, ranked by their score.
+    "online_dpo": SELECTION | dict(objective="dpo", samples_per_prompt=2),
 }
 
 
@@ -66,7 +74,9 @@ def get_config(name: str = "ppo") -> PPOConfig:
     kl = replace(base.kl, **changes.pop("kl", {}))
     # What then has no effect stays as it is by default.
     unused = ("value_clip_eps", "value_optim") if changes.get("value_trunk") == "none" else ()
+    unused += ("kl",) if changes.get("objective") == "dpo" else ()
     unused += ("ptx_batch_size", "ptx_data") if changes.get("ptx_coef") == 0 else ()
     idle = {field: getattr(default, field) for field in unused}
+    changes = {"kl": kl} | changes | idle
     run = replace(base.run, dir=chain.dir / "algorithms" / name)
-    return replace(base, **idle, **changes, kl=kl, run=run)
+    return replace(base, **changes, run=run)

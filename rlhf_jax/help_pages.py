@@ -129,7 +129,11 @@ CONFIG = "A preset (configs/*.py) or a run's config.json."
 
 
 def main_fields(config: Any, leave_out: Sequence[str]) -> list[Field]:
-    """What the main page shows of ``config``: of its own fields all, if none of them is marked."""
+    """What the main page shows of ``config``: of its own fields all, if none of them is marked.
+
+    Of a group those that have an effect as ``config`` stands: --objective dpo is there to be seen,
+    and what it then reads is in its group.
+    """
     fields = list(fields_of(config))
     marked = any(field.main for field in fields if not field.group)
     return [
@@ -138,6 +142,7 @@ def main_fields(config: Any, leave_out: Sequence[str]) -> list[Field]:
         if (field.main or not (marked or field.group))
         and field.group.partition(".")[0] not in leave_out
         and not never_used(config, field)
+        and not (field.group and without_effect(config, field.name))
     ]
 
 
@@ -242,7 +247,8 @@ def metavar(hint: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return metavar(arguments[0])
     if origin is typing.Literal:
-        return "{" + ",".join(map(str, arguments)) + "}" if len(arguments) < 5 else "WORD"
+        choices = "{" + ",".join(map(str, arguments)) + "}"
+        return choices if len(arguments) < 5 and len(choices) <= 40 else "WORD"
     return WORDS[hint]
 
 

@@ -9,7 +9,8 @@ copy and fails by an assertion: a test that cannot be collected or set up, or th
 something else, has noticed nothing. Exit code 1 if any bug escapes.
 
 Numbers up to 48 are those of a list of classical RLHF bugs; tests name them by these numbers. Those
-from 49 on are of PPO's kin, from 70 on of DPO's.
+from 49 on are of PPO's kin, from 70 on of DPO's, from 110 on of what else an iteration learns from,
+and of what moves beside the policy.
 """
 
 import json
@@ -49,6 +50,7 @@ PREFERENCES = "rlhf_jax/objectives/preference_losses.py"
 PREFERENCE_TRAINING = "rlhf_jax/training/preference_optimization.py"
 OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/updates.py"
 PPO = "rlhf_jax/training/policy_optimization.py"
+SELECTION = "rlhf_jax/objectives/selection.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
 BATCHES, CHAT = "tests/data/test_batches.py::test_", "tests/data/test_chat.py::test_"
@@ -57,6 +59,8 @@ OBJECTIVES = "tests/objectives/test_objectives.py::test_"
 KIN = "tests/objectives/test_kin.py::test_"
 PAIRS = "tests/objectives/test_preference_losses.py::test_"
 UPDATE = "tests/training/test_updates.py::test_"
+SELECTED = "tests/objectives/test_selection.py::test_"
+MOVING = "tests/training/test_moving.py::test_"
 TRANSFORMER = "tests/models/test_transformer.py::test_"
 SAMPLING = "tests/rollouts/test_generate.py::test_"
 OPTIMIZER = "tests/training/test_optimizers.py::test_"
@@ -567,6 +571,63 @@ PLANTS = (
         "    if not NUMBER.fullmatch(text):",
         "    text = (text.split() or [text])[-1]\n    if not NUMBER.fullmatch(text):",
         "tests/tasks/test_exact_match.py::test_listing_all_numbers_earns_nothing",
+    ),
+    Plant(
+        110,
+        "expert iteration keeps an answer where none is better",
+        SELECTION,
+        "return rows, mask[rows] & differing(returns, present)",
+        "return rows, mask[rows]",
+        f"{SELECTED}imitation_learns_the_kept_answers_by_their_return",
+    ),
+    Plant(
+        111,
+        "expert iteration keeps an answer that is not there",
+        SELECTION,
+        "best = jnp.argmax(jnp.where(present, returns, -jnp.inf), axis=1)",
+        "best = jnp.argmax(returns, axis=1)",
+        f"{SELECTED}of_each_prompt_the_best_answer_is_kept",
+    ),
+    Plant(
+        112,
+        "online DPO compares answers to different prompts",
+        SELECTION,
+        "rows = jnp.arange(len(returns))[:, None] * group_size + inside",
+        "rows = jnp.arange(len(returns))[:, None] + len(returns) * inside",
+        f"{SELECTED}online_dpo_is_dpo_of_the_pairs_that_were_sampled[all]",
+    ),
+    Plant(
+        113,
+        "importance weights with a gradient",
+        POLICY,
+        "jnp.exp(jax.lax.stop_gradient(log_ratio))",
+        "jnp.exp(log_ratio)",
+        f"{MOVING}importance_weights_are_constants_to_a_loss",
+    ),
+    Plant(
+        114,
+        "the policy that learns samples, whatever the staleness",
+        ROLLOUT,
+        "sampler = policy_value.policy(params) if behaviour is None else behaviour",
+        "sampler = policy_value.policy(params)",
+        f"{MOVING}an_older_policy_samples_and_the_one_that_learns_says_how_likely_that_was",
+    ),
+    Plant(
+        115,
+        "older policies lie in the memory that an update takes",
+        "rlhf_jax/training/moving.py",
+        "return jax.tree.map(jnp.copy, params)",
+        "return params",
+        f"{MOVING}the_oldest_of_the_last_policies_samples",
+    ),
+    Plant(
+        116,
+        "the moved reference is the policy's own array",
+        "rlhf_jax/training/moving.py",
+        "return jax.tree.map(lambda r, p: share * p + (1 - share) * r, reference, policy)",
+        "mixed = jax.tree.map(lambda r, p: share * p + (1 - share) * r, reference, policy)\n"
+        "    return policy if share == 1 else mixed",
+        f"{MOVING}the_reference_moves_every_n_iterations[1.0]",
     ),
 )
 

@@ -229,18 +229,18 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     )
     updates, B = c.updates_per_iteration, c.batch_size
     Q, R = known(c.prompt_length), known(c.response_length)
-    tokens = [jax.ShapeDtypeStruct((B, T), kind) for T in (Q, R) for kind in (jnp.int32, bool)]
-    numbers = jax.ShapeDtypeStruct((B, R), jnp.float32)
+    tokens: list[Any] = [
+        jax.ShapeDtypeStruct((B, T), kind) for T in (Q, R) for kind in (jnp.int32, bool)
+    ]
+    numbers: Any = jax.ShapeDtypeStruct((B, R), jnp.float32)
     valued = numbers if c.value_trunk != "none" else None
     names = (*reward_names(c.reward), *(("second",) if c.second_reward.model else ()))
-    scores = {name: jax.ShapeDtypeStruct((B,), jnp.float32) for name in names}
+    scores: Any = {name: jax.ShapeDtypeStruct((B,), jnp.float32) for name in names}
     coefs = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in starting_coefs(c)}
-    rollout = Rollout(*tokens, numbers, numbers, valued, scores)
+    rollout = Rollout(*tokens, logprobs=numbers, ref_logprobs=numbers, values=valued, scores=scores)
     learnt, _ = jax.eval_shape(ppo.prepare, rollout, coefs, KEY)
-    there_too = parallel.split(1)
-    learnt = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there_too), learnt
-    )
+    spread = parallel.split(1)
+    learnt = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), learnt)
     ptx = text(parallel, updates, c.ptx_batch_size, known(c.ptx_data.block_size), axis=1)
     batch = learnt, ptx if c.ptx_coef else None
     jitted = parallel.program(ppo.update, there.state, batch_axis=1)

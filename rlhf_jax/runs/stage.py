@@ -232,8 +232,8 @@ class Stage:
     def restore(
         self,
         state: TrainState,
-        *,
         trees: Mapping[str, Params] | None = None,
+        /,
         **iterators: Resumable,
     ) -> TrainState:
         """``state``, or the newest checkpoint's, with the iterators moved to where they stood.
@@ -341,8 +341,8 @@ class Stage:
     def checkpoint(
         self,
         state: TrainState,
-        *,
         trees: Mapping[str, Params] | None = None,
+        /,
         **extra: float | jax.Array,
     ) -> None:
         """Save if it is time, if this was the last step, or if asked to stop (then exit).

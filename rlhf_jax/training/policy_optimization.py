@@ -125,7 +125,7 @@ def make_policy_optimization(
         pad_id=pad_id,
         recompute_logprobs=config.recompute_logprobs,
     )
-    scored = {
+    scored: dict[str, Any] = {
         "combine": combine or partial(combine_scores, config=config.combine, names=names),
         "kl_place": config.kl.place,
         "kl_estimator": config.kl.estimator,

@@ -92,7 +92,7 @@ def test_a_group_a_name_and_a_field():
         page(made, "optm")
 
 
-KL = ("coef", "target", "horizon")
+KL = ("coef", "target", "horizon", "place", "estimator")
 
 
 def test_bounds_defaults_words_and_what_has_no_effect():

@@ -164,7 +164,8 @@ def test_online_dpo_is_dpo_of_the_pairs_that_were_sampled(pairs):
     prompt_of = {tuple(ids): i // K for i, ids in enumerate(np.asarray(r.responses).tolist())}
     for n, g in np.ndindex(2, G // 2):
         prompts = {prompt_of[tuple(ids)] for ids in np.asarray(batch.responses[n, g]).tolist()}
-        (prompt,) = prompts
+        assert len(prompts) == 1
+        prompt = prompts.pop()
         assert (batch.queries[n, g] == r.queries[prompt * K]).all()
 
     inputs, _ = jax.jit(wiring.batch)(r, COEFS)

@@ -107,7 +107,7 @@ def run(config: PPOConfig) -> dict:
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         root_key = jax.random.key(config.run.seed)
         moving = start_moving(config, policy_value.policy(state.params), ref_params)
-        state = stage.restore(state, trees=moving.kept(config), **iterators)
+        state = stage.restore(state, moving.kept(config), **iterators)
         moving = moving._replace(**stage.trees)
         coefs = starting_coefs(config)
         coefs = parallel.place(
@@ -165,7 +165,7 @@ def run(config: PPOConfig) -> dict:
             if stage.due(config.run.eval_every):
                 shown = parallel.fetch((rollout, batch.index))
                 stage.log_samples(sample_rows(*shown, prompts, tokenizer, names))
-            stage.checkpoint(state, trees=moving.kept(config), **coefs)
+            stage.checkpoint(state, moving.kept(config), **coefs)
 
         # Save
         trained = policy_value.policy(combine(frozen, averaged_params(state)))
