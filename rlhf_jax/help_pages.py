@@ -131,8 +131,7 @@ CONFIG = "A preset (configs/*.py) or a run's config.json."
 def main_fields(config: Any, leave_out: Sequence[str]) -> list[Field]:
     """What the main page shows of ``config``: of its own fields all, if none of them is marked.
 
-    Of a group those that have an effect as ``config`` stands: --objective dpo is there to be seen,
-    and what it then reads is in its group.
+    Of a group those that have an effect as ``config`` stands: the others wait in their group.
     """
     fields = list(fields_of(config))
     marked = any(field.main for field in fields if not field.group)

@@ -304,8 +304,8 @@ PLANTS = (
         28,
         "the loss is divided by the size of the batch, padding included",
         PPO,
-        "count = psum(batch.mask.sum(dtype=jnp.float32), axis_name)",
-        "count = psum(jnp.float32(batch.mask.size), axis_name)",
+        "return batch.mask.sum(dtype=jnp.float32)",
+        "return jnp.float32(batch.mask.size)",
         f"{UPDATE}ten_more_columns_of_padding_change_nothing",
     ),
     Plant(
@@ -526,7 +526,8 @@ PLANTS = (
         70,
         "DPO counts the prompt's tokens",
         PREFERENCE_TRAINING,
-        "    logprobs = token_logprobs(lm.logits(params, *inputs, start=Q - 1), responses)\n",
+        "    logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)\n"
+        "    logprobs = token_logprobs(logits, responses)\n",
         "    tokens = jnp.concatenate([queries, responses], axis=1)[:, 1:]\n"
         "    mask = jnp.concatenate([query_mask, mask], axis=1)[:, 1:]\n"
         "    logprobs = token_logprobs(lm.logits(params, *inputs, start=0), tokens)\n",

@@ -121,7 +121,7 @@ class PPOConfig:
     put on a policy is 0 in any case: Ziegler et al. 2019)."""
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Main[Path] = Path("prompts.jsonl")
-    """What is answered: rows with a prompt."""
+    """Rows with a prompt to answer."""
     cache: Path = Path(".cache/datasets")
     """Where prepared data sets are kept (TFDS); any stage may share it."""
     prompt_length: Main[Count | None] = None
@@ -135,16 +135,16 @@ class PPOConfig:
     """A value network of its own from the reward model (InstructGPT), or a head of 0 on the policy,
     or none: advantages are then made of the rewards alone."""
     iterations: Main[Count] = 24
-    """Each samples episodes, scores them and learns from them."""
+    """Rounds of sampling, scoring and learning."""
     batch_size: Main[BatchRows] = 128
-    """Episodes per iteration over all devices."""
+    """Episodes per iteration, of all devices."""
     samples_per_prompt: Count = 1
     """Answers to each prompt of an iteration, which stand one after the other in the batch."""
     ppo_epochs: Count = 1
     """Times that each episode is learnt from (InstructGPT: 1)."""
     num_minibatches: Count = 4
     """Parts of an iteration's episodes; each is one optimizer update an epoch (InstructGPT: 8)."""
-    objective: Main[Literal["policy_gradient", "imitation", "dpo"]] = "policy_gradient"
+    objective: Literal["policy_gradient", "imitation", "dpo"] = "policy_gradient"
     """What is learnt from the answers: by their advantages (PPO and its kin); the best answer to
     each prompt is imitated (expert iteration, RAFT: Dong et al. 2023), of the return with its KL
     penalty; or the better are preferred to the worse, by score (online DPO: Guo et al. 2024)."""
