@@ -135,7 +135,7 @@ class PPOConfig:
     """A value network of its own from the reward model (InstructGPT), or a head of 0 on the policy,
     or none: advantages are then made of the rewards alone."""
     iterations: Main[Count] = 24
-    """Rounds of sampling, scoring and learning."""
+    """Each samples answers, scores and learns."""
     batch_size: Main[BatchRows] = 128
     """Episodes per iteration, of all devices."""
     samples_per_prompt: Count = 1
