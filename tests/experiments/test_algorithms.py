@@ -108,3 +108,17 @@ def test_the_kl_in_the_loss_holds_the_policy_at_the_reference(config):
     _, rows = go(replace(config, **fields, num_minibatches=1), "grpo")
     assert abs(rows[0]["loss/kl_avg"]) < 1e-6 < rows[1]["loss/kl_avg"]
     assert rows[0]["objective/rlhf_reward"] == pytest.approx(rows[0]["objective/scores"])
+
+
+@pytest.mark.slow
+def test_online_dpo_starts_at_ln_2_wherever_the_reference_has_moved_to(config):
+    """With α = 1 the reference is the policy that samples: no KL, and log σ(0), at each iteration.
+
+    Its memory is its own: the update before took the policy's.
+    """
+    fields = ALGORITHMS["online_dpo"] | dict(num_minibatches=1, reference_every=1)
+    _, rows = go(replace(config, **fields), "online_dpo")
+    assert [row["loss"] for row in rows] == pytest.approx([np.log(2)] * 2, rel=1e-5)
+    assert [row["objective/kl"] for row in rows] == pytest.approx([0, 0], abs=1e-4)
+    assert rows[0]["logprob_chosen"] != rows[1]["logprob_chosen"]
+    assert all(row["objective/best_reward"] >= row["objective/scores"] for row in rows)
