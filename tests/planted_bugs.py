@@ -625,9 +625,10 @@ PLANTS = (
         116,
         "the moved reference is the policy's own array",
         "rlhf_jax/training/moving.py",
-        "return jax.tree.map(lambda r, p: share * p + (1 - share) * r, reference, policy)",
-        "mixed = jax.tree.map(lambda r, p: share * p + (1 - share) * r, reference, policy)\n"
-        "    return policy if share == 1 else mixed",
+        "return moving._replace(reference=mixed(moving.reference, policy))",
+        "if config.reference_mix == 1:\n"
+        "        return moving._replace(reference={name: policy[name] for name in moving.reference})\n"
+        "    return moving._replace(reference=mixed(moving.reference, policy))",
         f"{MOVING}the_reference_moves_every_n_iterations[1.0]",
     ),
 )
