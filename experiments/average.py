@@ -114,7 +114,7 @@ def say_what_differs(paths: Sequence[Path], first: Trained) -> None:
     if len({run.stage for run in runs}) == 1 and len(starts) > 1:
         say("average: these models were not trained from one: measure what their average is worth")
     if first.kind == "scalar" and len({run.config.get("unit_std", False) for run in runs}) > 1:
-        say("average: some of these have --unit-std True: their scores differ in scale")
+        say("average: some of these were trained with unit_std=True: their scores differ in scale")
 
 
 def average_gain(paths: Sequence[Path], weights: Sequence[float]) -> float:

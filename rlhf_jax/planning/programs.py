@@ -229,15 +229,18 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     )
     updates, B = c.updates_per_iteration, c.batch_size
     Q, R = known(c.prompt_length), known(c.response_length)
-    tokens: list[Any] = [
-        jax.ShapeDtypeStruct((B, T), kind) for T in (Q, R) for kind in (jnp.int32, bool)
-    ]
-    numbers: Any = jax.ShapeDtypeStruct((B, R), jnp.float32)
-    valued = numbers if c.value_trunk != "none" else None
+
+    def shape(*sizes: int, kind: Any = jnp.float32) -> Any:
+        """What stands for an array in a program that is only compiled."""
+        return jax.ShapeDtypeStruct(sizes, kind)
+
+    tokens = [shape(B, T, kind=kind) for T in (Q, R) for kind in (jnp.int32, bool)]
+    valued = shape(B, R) if c.value_trunk != "none" else None
     names = (*reward_names(c.reward), *(("second",) if c.second_reward.model else ()))
-    scores: Any = {name: jax.ShapeDtypeStruct((B,), jnp.float32) for name in names}
-    coefs = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in starting_coefs(c)}
-    rollout = Rollout(*tokens, logprobs=numbers, ref_logprobs=numbers, values=valued, scores=scores)
+    scores = {name: shape(B) for name in names}
+    coefs = {name: shape() for name in starting_coefs(c)}
+    numbers = dict(logprobs=shape(B, R), ref_logprobs=shape(B, R))
+    rollout = Rollout(*tokens, **numbers, values=valued, scores=scores)
     learnt, _ = jax.eval_shape(ppo.prepare, rollout, coefs, KEY)
     spread = parallel.split(1)
     learnt = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), learnt)
