@@ -66,6 +66,7 @@ MAY_BE = {
         **{"heldout_fraction": "0", "beta": "huge", "label_smoothing": "0"},
         "sft_coef": "0 huge",
     },
+    "PairLossConfig": {"beta": "huge", "label_smoothing": "0", "sft_coef": "0 huge"},
     "EvaluateConfig": {"suite_rows": "0"},
     "AddressConfig": {},
     "AnswersConfig": {},
@@ -341,6 +342,7 @@ def update(config: PPOConfig, *, kl: float) -> float:
 
 # --- settings without effect ----------------------------------------------------------------------
 
+IMITATION = "--objective imitation --samples-per-prompt 2 --value-trunk none"
 IDLE = [
     ("PretrainConfig", "--tokenizer.path t --tokenizer.vocab-size 300", "tokenizer.path is t"),
     ("PretrainConfig", "--init m --tokenizer.path t", "init is m"),
@@ -379,6 +381,8 @@ IDLE = [
     ("BenchmarkConfig", "--against other --baseline-python python", "against is other"),
     ("DPOConfig", "--heldout h --heldout-fraction 0.2", "heldout is h"),
     ("PPOConfig", "--kl.horizon 500", "kl.target is 0.0"),
+    ("PPOConfig", "--kl.coef 0 --kl.place loss", "kl.coef is 0.0"),
+    ("PPOConfig", "--kl.coef 0 --kl.estimator k3", "kl.coef is 0.0"),
     ("PPOConfig", "--second-reward.weight 2", "second-reward.model is not given"),
     (
         "PPOConfig",
@@ -393,6 +397,19 @@ IDLE = [
     ("PPOConfig", "--value-trunk shared --value-init m", "value-trunk is shared"),
     ("PPOConfig", "--value-trunk none --vf-coef 2", "value-trunk is none"),
     ("PPOConfig", "--value-trunk none --value-clip-eps 1", "value-trunk is none"),
+    ("PPOConfig", "--value-trunk shared --value-head zero", "value-trunk is shared"),
+    ("PPOConfig", "--dpo.beta 0.2", "objective is policy_gradient"),
+    ("PPOConfig", "--pairs best_worst", "objective is policy_gradient"),
+    ("PPOConfig", "--importance-cap 3", "staleness is 0"),
+    ("PPOConfig", "--reference-mix 0.5", "reference-every is 0"),
+    *(
+        ("PPOConfig", f"{IMITATION} --{flag}", "objective is imitation")
+        for flag in (
+            *("advantage rloo", "policy-loss cispo", "ratio sequence", "clip-eps-high 0.3"),
+            *("aggregation sequence_mean", "entropy-coef 0.1", "whiten-advantages False"),
+            "whiten-rewards True",
+        )
+    ),
     ("PPOConfig", "--baseline-decay 0.5", "advantage is gae"),
     ("PPOConfig", "--advantage reinforce --value-trunk none --lam 1", "advantage is reinforce"),
     ("PPOConfig", "--advantage reinforce --value-trunk none --gamma 1", "advantage is reinforce"),
