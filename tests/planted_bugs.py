@@ -626,8 +626,9 @@ PLANTS = (
         "the moved reference is the policy's own array",
         "rlhf_jax/training/moving.py",
         "return moving._replace(reference=mixed(moving.reference, policy))",
-        "if config.reference_mix == 1:\n"
-        "        return moving._replace(reference={name: policy[name] for name in moving.reference})\n"
+        "own = {name: policy[name] for name in moving.reference}\n"
+        "    if config.reference_mix == 1:\n"
+        "        return moving._replace(reference=own)\n"
         "    return moving._replace(reference=mixed(moving.reference, policy))",
         f"{MOVING}the_reference_moves_every_n_iterations[1.0]",
     ),

@@ -97,7 +97,9 @@ MAY_BE = {
         "ema_decay": "0",
         **{"b1": "0", "b2": "0"},
     },
+    "PairLossConfig": {"beta": "huge", "label_smoothing": "0", "sft_coef": "0 huge"},
     "PPOConfig": {
+        **{"staleness": "0", "importance_cap": "huge", "reference_every": "0"},
         **{"gamma": "0", "lam": "0", "clip_eps": "huge", "value_clip_eps": "huge"},
         **{"baseline_decay": "0", "clip_eps_high": "huge", "dual_clip": "huge"},
         **{
@@ -274,6 +276,18 @@ def test_a_number_is_refused_under_the_flag_that_was_typed(config_class, flags, 
             "--objective dpo --samples-per-prompt 2 --value-trunk none --dpo.loss robust",
             "dpo.loss=robust needs dpo.label_smoothing over 0",
         ),
+        (
+            PPOConfig,
+            "--objective imitation --samples-per-prompt 2 --value-trunk none --kl.place loss "
+            "--kl.estimator k2",
+            "objective=imitation has a loss without a KL: kl.place=loss must be reward",
+        ),
+        (
+            PPOConfig,
+            "--reference-every 2 --lora.rank 4",
+            "reference_every=2 with lora.rank=4: below the adapters reference and policy are",
+        ),
+        (PPOConfig, "--reference-mix 0", "--reference-mix 0: expected a number in (0, 1]"),
         (PPOConfig, "--dual-clip 1", "--dual-clip 1: expected a number over 1"),
         (SFTConfig, "--sampling.x 3", "unknown flag --sampling.x"),
         (configs.SampleConfig, "--sampling.temperature 1e-9", "sampling.temperature=1e-09: exp"),
