@@ -66,7 +66,6 @@ MAY_BE = {
         **{"heldout_fraction": "0", "beta": "huge", "label_smoothing": "0"},
         "sft_coef": "0 huge",
     },
-    "PairLossConfig": {"beta": "huge", "label_smoothing": "0", "sft_coef": "0 huge"},
     "EvaluateConfig": {"suite_rows": "0"},
     "AddressConfig": {},
     "AnswersConfig": {},
