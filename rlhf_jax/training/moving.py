@@ -32,8 +32,9 @@ class Moving(NamedTuple):
         """With ``policy`` among the older ones, and without the oldest, before it is updated."""
         if not self.past:
             return self
-        newest = [*list(self.past.values())[1:], copy_of(policy)]
-        return self._replace(past={str(n): params for n, params in enumerate(newest)})
+        # By number, not in the dict's order: a restored one has "10" before "2".
+        later = {str(n - 1): self.past[str(n)] for n in range(1, len(self.past))}
+        return self._replace(past=later | {str(len(later)): copy_of(policy)})
 
     def kept(self, config: PPOConfig) -> dict[str, Params]:
         """What a checkpoint holds of it, by field: nothing where nothing moves."""

@@ -143,6 +143,18 @@ def test_the_oldest_of_the_last_policies_samples():
     assert still.behaviour({}) is None and still.with_newest(policies[1]).kept(PPOConfig()) == {}
 
 
+def test_older_policies_are_in_order_after_a_checkpoint_too():
+    """JAX sorts the names of a tree: "10" before "2"."""
+    moving = start_moving(PPOConfig(staleness=12), network(0), {"trunk": network(9)["trunk"]})
+    for n in range(12):
+        moving = moving.with_newest(network(n))
+    moving = moving._replace(past=jax.tree.map(lambda x: x, moving.past))
+    for n in range(12):
+        oldest = moving.behaviour({})["trunk"]["w"]
+        assert (oldest == network(n)["trunk"]["w"]).all()
+        moving = moving.with_newest(network(0))
+
+
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_the_reference_moves_every_n_iterations(share):
     """In memory of its own, so that an update of the policy does not take it away."""
