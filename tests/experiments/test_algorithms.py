@@ -86,22 +86,6 @@ def go(config, name, **changes):
 
 
 @pytest.mark.slow
-def test_reinforce_goes_on_with_its_baseline(config):
-    """Two iterations, and one that is stopped and goes on: the same bits, and the baseline is R̄."""
-    fields = ALGORITHMS["reinforce"] | dict(samples_per_prompt=2)
-    config = replace(config, **fields, run=replace(config.run, save_every=1, log_every=1))
-    done, rows = go(config, "whole")
-    assert rows[0]["objective/baseline"] == 0
-    assert rows[1]["objective/baseline"] == pytest.approx(rows[0]["objective/rlhf_reward"])
-    assert 0 <= rows[1]["objective/zero_spread_groups"] < 1
-    with pytest.raises(SystemExit):
-        go(config, "stopped", stop_after=1)
-    resumed, _ = go(config, "stopped")
-    assert resumed["params_sha256"] == done["params_sha256"]
-    assert resumed["baseline"] == done["baseline"] != 0
-
-
-@pytest.mark.slow
 def test_the_kl_in_the_loss_holds_the_policy_at_the_reference(config):
     """At the start its gradient is 0, and later it is not."""
     fields = ALGORITHMS["grpo"] | dict(kl=KLConfig(coef=0.1, place="loss", estimator="k3"))

@@ -277,10 +277,16 @@ def test_a_second_reward_that_cannot_be(wrong, message):
         SecondRewardConfig(**wrong)
 
 
-def test_stale_answers_and_a_moving_reference_go_on_where_they_stopped(run, tmp_path):
-    """Stopped in the middle and resumed, bit for bit; what is kept is what the rules say."""
+def test_what_iterations_hand_on_goes_on_where_it_stopped(run, tmp_path):
+    """Older policies, a reference that moves, REINFORCE's baseline: stopped in the middle and
+    resumed, bit for bit; what is kept is what the rules say."""
     moving = dict(iterations=4, staleness=2, reference_every=1, reference_mix=0.5)
-    whole = run("ppo", **moving)
+    reinforce = dict(advantage="reinforce", value_trunk="none", whiten_advantages=False)
+    whole = run("ppo", **moving, **reinforce)
+    assert whole.rows[0]["objective/baseline"] == 0
+    assert whole.rows[1]["objective/baseline"] == pytest.approx(
+        whole.rows[0]["objective/rlhf_reward"]
+    )
     stale = [row["objective/stale_kl"] for row in whole.rows]
     assert abs(stale[0]) < SAME and min(map(abs, stale[1:])) > 1e-6
     older, last = (
@@ -298,7 +304,9 @@ def test_stale_answers_and_a_moving_reference_go_on_where_they_stopped(run, tmp_
     parts = replace(whole.config, run=replace(whole.config.run, dir=tmp_path, stop_after=2))
     with pytest.raises(SystemExit):
         ppo.run(parts)
-    assert ppo.run(parts)["params_sha256"] == whole.done["params_sha256"]
+    resumed = ppo.run(parts)
+    for name in ("params_sha256", "baseline"):
+        assert resumed[name] == whole.done[name] != 0
     timed = ("episodes_per_second", "time")
     values = lambda rows: [{k: v for k, v in row.items() if k not in timed} for row in rows]
     assert values(read_rows(tmp_path / "metrics.jsonl")) == values(whole.rows)
