@@ -43,7 +43,7 @@ from rlhf_jax.tasks.instructions import alpaca_rows
 from rlhf_jax.tasks.task import Task, check_prompts, read_task
 from rlhf_jax.training.corpora import load_corpora, with_block
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.policy_optimization import combine_scores
+from rlhf_jax.training.preparation import combine_scores
 
 
 class Answers(NamedTuple):

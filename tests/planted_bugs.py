@@ -50,6 +50,7 @@ PREFERENCES = "rlhf_jax/objectives/preference_losses.py"
 PREFERENCE_TRAINING = "rlhf_jax/training/preference_optimization.py"
 OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/updates.py"
 PPO = "rlhf_jax/training/policy_optimization.py"
+PREPARATION = "rlhf_jax/training/preparation.py"
 SELECTION = "rlhf_jax/objectives/selection.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
@@ -128,7 +129,7 @@ PLANTS = (
     Plant(
         8,
         "missing-EOS rule looks for another id than the one that stops",
-        PPO,
+        PREPARATION,
         "scores, r.responses, r.mask, end_ids=end_ids, penalty=missing_eos_penalty",
         "scores, r.responses, r.mask, end_ids=(0,), penalty=missing_eos_penalty",
         f"{UPDATE}prepare_batch_reference",
@@ -173,7 +174,7 @@ PLANTS = (
     Plant(
         12,
         "returns made of whitened advantages",
-        PPO,
+        PREPARATION,
         "advantages = whiten(advantages, r.mask, shift_mean=True)\n",
         "advantages = whiten(advantages, r.mask, shift_mean=True)\n"
         "        returns = jnp.where(r.mask, advantages + r.values, 0.0)\n",
@@ -230,7 +231,7 @@ PLANTS = (
     Plant(
         19,
         "the controller is fed nats per token",
-        PPO,
+        PREPARATION,
         '"objective/kl": per_episode(r.logprobs - r.ref_logprobs)',
         '"objective/kl": masked_mean(r.logprobs - r.ref_logprobs, r.mask)',
         f"{UPDATE}the_kl_of_twice_as_long_responses_is_twice_as_large",
@@ -385,7 +386,7 @@ PLANTS = (
     Plant(
         38,
         "the KL is in the reward although it is in the loss",
-        PPO,
+        PREPARATION,
         'if kl_place == "reward" else (0.0, "k1")',
         'if kl_place else (0.0, "k1")',
         f"{UPDATE}an_algorithm_is_what_its_config_says",
@@ -458,7 +459,7 @@ PLANTS = (
     Plant(
         47,
         "every epoch in the same order",
-        PPO,
+        PREPARATION,
         "jax.random.permutation(jax.random.fold_in(key, e), B)",
         "jax.random.permutation(jax.random.fold_in(key, 0), B)",
         f"{UPDATE}minibatches_are_whole_episodes_each_used_once_per_epoch",

@@ -22,7 +22,8 @@ from rlhf_jax.models.heads import (
     make_scalar_model,
 )
 from rlhf_jax.runs.trained import Trained
-from rlhf_jax.training.policy_optimization import make_policy_optimization, starting_coefs
+from rlhf_jax.training.coefficients import starting_coefs
+from rlhf_jax.training.policy_optimization import make_policy_optimization
 from rlhf_jax.types import Params, PPOBatch, Rollout
 
 EPISODES = 64

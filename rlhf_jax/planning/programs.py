@@ -20,9 +20,10 @@ from rlhf_jax.models.layout import ROWS, fit
 from rlhf_jax.models.lora import partition
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
+from rlhf_jax.training.coefficients import starting_coefs
 from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel
-from rlhf_jax.training.policy_optimization import make_policy_optimization, starting_coefs
+from rlhf_jax.training.policy_optimization import make_policy_optimization
 from rlhf_jax.training.updates import make_lm_loss, make_update_step
 from rlhf_jax.types import ComparisonBatch, LMBatch, Rollout, TrainState
 

@@ -42,7 +42,7 @@ from rlhf_jax.objectives.masked import last_index, masked_mean
 from rlhf_jax.objectives.rewards import kl_penalised_rewards
 from rlhf_jax.rollouts import generate, rollout
 from rlhf_jax.runs.trained import Trained, with_adapters
-from rlhf_jax.training import policy_optimization
+from rlhf_jax.training import policy_optimization, preparation
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.training.updates import make_update_step
@@ -308,7 +308,7 @@ def test_rewards_that_are_lost_or_turned(patient, episodes, monkeypatch, fault):
 
 @pytest.mark.parametrize("fault", [late_score, other_sign, whole_scores])
 def test_the_same_faults_further_down(patient, episodes, monkeypatch, fault):
-    monkeypatch.setattr(policy_optimization, "kl_penalised_rewards", fault)
+    monkeypatch.setattr(preparation, "kl_penalised_rewards", fault)
     assert failed(checks.reward_findings(patient, episodes)) == {FRACTION}
 
 

@@ -39,13 +39,11 @@ from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
-    combine_scores,
     make_policy_optimization,
     make_ppo_loss,
     make_ppo_update,
-    prepare_batch,
-    shuffle_minibatches,
 )
+from rlhf_jax.training.preparation import combine_scores, prepare_batch, shuffle_minibatches
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch, Params, QueryBatch, Rollout
 

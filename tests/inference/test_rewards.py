@@ -49,7 +49,7 @@ from rlhf_jax.runs.checkpoints import load_params
 from rlhf_jax.runs.trained import load_trained, load_value
 from rlhf_jax.tasks.task import read_task
 from rlhf_jax.training.parallel import make_parallel
-from rlhf_jax.training.policy_optimization import combine_scores
+from rlhf_jax.training.preparation import combine_scores
 from rlhf_jax.types import Rollout
 
 # --- what --reward names --------------------------------------------------------------------------

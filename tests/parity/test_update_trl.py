@@ -22,12 +22,8 @@ from rlhf_jax.objectives.advantages import gae
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import response_logprobs
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
-from rlhf_jax.training.policy_optimization import (
-    combine_scores,
-    make_ppo_loss,
-    make_ppo_update,
-    prepare_batch,
-)
+from rlhf_jax.training.policy_optimization import make_ppo_loss, make_ppo_update
+from rlhf_jax.training.preparation import combine_scores, prepare_batch
 from rlhf_jax.types import Generation, QueryBatch, Rollout
 
 pytest.importorskip("trl", reason="needs TRL 1.12.0: make test-torch")

@@ -15,7 +15,8 @@ from rlhf_jax.training.optimizers import (
     make_policy_value_optimizer,
     make_state,
 )
-from rlhf_jax.training.policy_optimization import make_policy_optimization, shuffle_minibatches
+from rlhf_jax.training.policy_optimization import make_policy_optimization
+from rlhf_jax.training.preparation import shuffle_minibatches
 from rlhf_jax.training.updates import make_update_step
 from rlhf_jax.types import LMBatch, QueryBatch
 

@@ -32,17 +32,15 @@ from rlhf_jax.objectives.logprobs import entropy, scale_logits
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.runs.checkpoints import params_sha256
+from rlhf_jax.training.coefficients import starting_coefs
 from rlhf_jax.training.optimizers import make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
-    combine_scores,
     make_policy_optimization,
     make_ppo_loss,
     make_ppo_update,
-    prepare_batch,
-    shuffle_minibatches,
-    starting_coefs,
 )
+from rlhf_jax.training.preparation import combine_scores, prepare_batch, shuffle_minibatches
 from rlhf_jax.training.updates import accumulated_gradients, make_update_step
 from rlhf_jax.types import LMBatch, QueryBatch, Rollout
 

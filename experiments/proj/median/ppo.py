@@ -48,6 +48,7 @@ from rlhf_jax.runs.trained import (
     same_tokenizer,
     with_adapters,
 )
+from rlhf_jax.training.coefficients import starting_coefs
 from rlhf_jax.training.corpora import load_corpora, text_stream, with_block
 from rlhf_jax.training.moving import mix, moved, start_moving
 from rlhf_jax.training.optimizers import (
@@ -57,7 +58,7 @@ from rlhf_jax.training.optimizers import (
     make_state,
 )
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.policy_optimization import make_policy_optimization, starting_coefs
+from rlhf_jax.training.policy_optimization import make_policy_optimization
 from rlhf_jax.types import Rollout
 
 
