@@ -185,13 +185,18 @@ def readers(forms: dict[str, tuple[str, ...]]) -> list[tuple[str, re.Pattern]]:
 
 
 FORM_READERS = readers(FORMS)
-NUMBERS = {"a": "(?P<a>[0-9]+)", "b": "(?P<b>[0-9]+)"}
-WORDING_READERS = readers(
-    {
-        operation: tuple(re.sub(r"\\{(.)\\}", lambda m: NUMBERS[m[1]], re.escape(w)) for w in some)
-        for operation, some in WORDINGS.items()
-    }
-)
+NUMBERS = {re.escape("{a}"): "(?P<a>[0-9]+)", re.escape("{b}"): "(?P<b>[0-9]+)"}
+
+
+def as_form(wording: str) -> str:
+    """The expression that reads a wording's two numbers."""
+    form = re.escape(wording)
+    for place, number in NUMBERS.items():
+        form = form.replace(place, number)
+    return form
+
+
+WORDING_READERS = readers({o: tuple(map(as_form, some)) for o, some in WORDINGS.items()})
 
 
 def problems_in(text: str) -> set[Problem]:

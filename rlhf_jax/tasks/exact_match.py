@@ -74,4 +74,5 @@ def plain(text: str) -> str:
 
 def without_stop(text: str) -> str:
     """Without the spaces around it and a full stop at its end."""
-    return re.sub(r"\s*[.。]$", "", text.strip())
+    text = text.strip()
+    return text[:-1].rstrip() if text.endswith((".", "。")) else text

@@ -259,7 +259,10 @@ OTHER = train_bpe(["once upon a time"] * 9, vocab_size=260)
     "flags, message",
     [
         (("--policies", "lm", "other", "--reward", "scalar"), "policies lm and --policies other"),
-        (("--policies", "lm", "--reward", "judge"), "policies lm and --reward have different"),
+        (
+            ("--policies", "lm", "--reward", "judge"),
+            "policies lm and --reward judge have different",
+        ),
         (("--policies", "lm", "lm", "--reward", "scalar"), "--policies names lm twice"),
     ],
 )

@@ -85,7 +85,7 @@ def test_an_evaluation_samples_nothing_twice(source, tmp_path, monkeypatch):
     config = EvaluateConfig(
         run=RunConfig(dir=tmp_path / "first", tensorboard=False),
         policies=(tmp_path / "sft", tmp_path / "ppo"),
-        reward=tmp_path / "reward",
+        reward=(tmp_path / "reward",),
         task="translation",
         source=source,
         prompts=prompts,

@@ -44,6 +44,7 @@ BUILT = {
     "rlhf_jax.models.lora: config.targets": "an operator's own expression",
     "rlhf_jax.interop.peft: f'(.*\\\\.)?({pattern})$'": "a file's expression, on names of kernels",
     "rlhf_jax.privacy.scrub: f\"{BEFORE}(?:{'|'.join(forms)}){AFTER}\"": "in RULES",
+    "rlhf_jax.tasks.arithmetic: form": "in FORM_READERS and WORDING_READERS",
     "rlhf_jax.tasks.constraints: re.escape(keyword)": "a word",
     "rlhf_jax.tasks.constraints: forms.get(marker, re.escape(marker))": "a word",
     "rlhf_jax.tasks.constraints: f'\\\\s?{re.escape(section_spliter)}\\\\s?\\\\d+\\\\s?'": "a word",
