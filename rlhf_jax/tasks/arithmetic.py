@@ -185,7 +185,8 @@ def readers(forms: dict[str, tuple[str, ...]]) -> list[tuple[str, re.Pattern]]:
 
 
 FORM_READERS = readers(FORMS)
-NUMBERS = {re.escape("{a}"): "(?P<a>[0-9]+)", re.escape("{b}"): "(?P<b>[0-9]+)"}
+# Looking back keeps a run of digits from being tried at each of its places.
+NUMBERS = {re.escape(f"{{{name}}}"): f"(?<![0-9])(?P<{name}>[0-9]+)" for name in ("a", "b")}
 
 
 def as_form(wording: str) -> str:
