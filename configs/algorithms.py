@@ -6,7 +6,7 @@ writes runs/quickstart/algorithms/grpo beside what ``make quickstart`` has left,
 and iterations. docs/algorithms.md has the equations side by side, and when to take which.
 
 Paper:    each entry names its own.
-Hardware: as the quickstart's PPO, a quarter less where there is no value network.
+Hardware: as the quickstart's PPO; without a value network it is one model less.
 Expected: rloo ends at a score of about 2.0 and 3 nats of KL, 3.9 at most on the way (seed 0, commit
           27dd798, its own samples). Over seeds only ppo and ppo_ptx are measured (README.md).
 """

@@ -135,7 +135,13 @@ def grouped_returns(
     rewards: Float[Array, "B R"], mask: Bool[Array, "B R"], group_size: int
 ) -> tuple[Float[Array, "G K"], Bool[Array, "G K"]]:
     """Rᵢ = Σₜ rₜ of the answers to each prompt, and whether an answer has a token at all."""
-    returns = masked_sum(rewards, mask, axis=1)
+    return in_groups(masked_sum(rewards, mask, axis=1), mask, group_size)
+
+
+def in_groups(
+    returns: Float[Array, "B"], mask: Bool[Array, "B R"], group_size: int
+) -> tuple[Float[Array, "G K"], Bool[Array, "G K"]]:
+    """Returns by group, and whether an answer has a token at all."""
     return returns.reshape(-1, group_size), mask.any(axis=1).reshape(-1, group_size)
 
 

@@ -53,8 +53,8 @@ def importance_weights(
 
     ``logprobs`` are of the policy that learns, at the beginning of the iteration, and
     ``behaviour_logprobs`` of the older one that sampled. Truncated as in IMPALA (Espeholt et al.
-    2018, eq. 1); as weights of PPO's loss, whose own ratio is to π_now, the decoupled objective of
-    Hilton et al. 2022 (eq. 7), as verl and AReaL have it. AReaL leaves out what is over C instead.
+    2018); as weights of PPO's loss, whose own ratio is to π_now, the decoupled objective of Hilton
+    et al. 2022, as verl and AReaL have it. AReaL leaves out what is over C instead.
 
     ``objective/stale_kl`` is the mean over episodes of Σₜ log π_then − log π_now, in nats.
     """
@@ -77,7 +77,7 @@ def log_ratios(
 ) -> Float[Array, "B R"]:
     """log π − log π_old of each token; of a "sequence" their mean over it, at all its tokens.
 
-    The second is log s of GSPO (Zheng et al. 2025, eq. 7), s = (π(y|x) / π_old(y|x))^(1/|y|). Its
+    The second is log s of GSPO (Zheng et al. 2025), s = (π(y|x) / π_old(y|x))^(1/|y|). Its
     gradient reaches all tokens of the answer alike.
     """
     log_ratio = jnp.where(mask, new_logprobs - logprobs, 0.0)
@@ -104,10 +104,10 @@ def policy_loss(
 
     clip        max(−Â ρ, −Â clip(ρ, 1−ε, 1+ε_high)) (Schulman et al. 2017, eq. 7; ε_high is ε
                 unless given: DAPO, Yu et al. 2025, eq. 10). With ``dual_clip`` c where Â < 0 at
-                most −c Â (Ye et al. 2020, eq. 5): the gradient of a token that has become much
+                most −c Â (Ye et al. 2020): the gradient of a token that has become much
                 likelier ends there.
     unclipped   −Â ρ: importance sampling and no more.
-    cispo       −sg(min(ρ, 1+ε_high)) Â log π (MiniMax 2025, eq. 4 and 5): the weight is bounded
+    cispo       −sg(min(ρ, 1+ε_high)) Â log π (MiniMax 2025): the weight is bounded from above
                 and every token keeps its gradient.
 
     ``policy/clipfrac_avg`` is the share of tokens that a bound decides. ``val/ratio_var`` is the

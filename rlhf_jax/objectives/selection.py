@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.objectives.advantages import differing
+from rlhf_jax.objectives.advantages import differing, in_groups
 from rlhf_jax.objectives.masked import masked_mean
 from rlhf_jax.types import KeptAnswers, Metrics
 
@@ -76,13 +76,6 @@ def selection_metrics(
         "objective/best_reward": masked_mean(highest, present.any(axis=1)),
         "objective/zero_spread_groups": 1 - differing(returns, present).mean(dtype=returns.dtype),
     }
-
-
-def in_groups(
-    returns: Float[Array, "B"], mask: Bool[Array, "B R"], group_size: int
-) -> tuple[Float[Array, "G K"], Bool[Array, "G K"]]:
-    """Returns by group, and whether an answer has a token at all."""
-    return returns.reshape(-1, group_size), mask.any(axis=1).reshape(-1, group_size)
 
 
 def imitation_loss(

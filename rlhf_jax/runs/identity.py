@@ -1,4 +1,4 @@
-"""What a run is of, besides its config: models and files by their contents, length, fork."""
+"""What a run is of: fields of its config that count; models and files by their contents; a fork."""
 
 import ast
 import hashlib
@@ -34,6 +34,27 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 """The project's own, which run from a clone: what lies elsewhere is a fork."""
 LENGTHS = ("steps", "epochs", "iterations")
 """Fields that say how long a run trains."""
+MAY_CHANGE = (
+    *(
+        "run.dir",
+        "run.save_every",
+        "run.keep_latest",
+        "run.keep_best",
+        "run.log_every",
+        "run.stop_after",
+        "run.preempted_exit_code",
+    ),
+    *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
+    *("parallel", "init", "reference", "force", "allow_cut", "cache"),
+    *("data.cache", "text.cache", "pretrain_data.cache", "ptx_data.cache"),
+)
+"""Config fields that a resumed run may change: they do not change what it computes."""
+AFTER_NAN = tuple(
+    f"{optim}.{name}"
+    for optim in ("optim", "value_optim")
+    for name in ("lr", "adam_lr", "warmup_steps", "warmup_init", "final_lr", "clip_norm")
+)
+"""Config fields that may change after a NaN, which then are part of what was computed."""
 
 
 def inputs(

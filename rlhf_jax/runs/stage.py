@@ -35,7 +35,15 @@ from rlhf_jax.errors import (
 from rlhf_jax.runs.checkpoint_files import list_steps, remove_step
 from rlhf_jax.runs.checkpoints import Checkpoints, params_sha256
 from rlhf_jax.runs.folder import open_run
-from rlhf_jax.runs.identity import LENGTHS, data_of, fork_of, models_of, why_not_longer
+from rlhf_jax.runs.identity import (
+    AFTER_NAN,
+    LENGTHS,
+    MAY_CHANGE,
+    data_of,
+    fork_of,
+    models_of,
+    why_not_longer,
+)
 from rlhf_jax.runs.inputs import InputFile
 from rlhf_jax.runs.kept_steps import measured_after
 from rlhf_jax.runs.logs import MetricsLog, check_wandb, make_sinks
@@ -47,28 +55,6 @@ from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
 from rlhf_jax.types import Params, TrainState, as_leaf
 
 T = TypeVar("T")
-
-MAY_CHANGE = (
-    *(
-        "run.dir",
-        "run.save_every",
-        "run.keep_latest",
-        "run.keep_best",
-        "run.log_every",
-        "run.stop_after",
-        "run.preempted_exit_code",
-    ),
-    *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
-    *("parallel", "init", "reference", "force", "allow_cut", "cache"),
-    *("data.cache", "text.cache", "pretrain_data.cache", "ptx_data.cache"),
-)
-"""Config fields that a resumed run may change: they do not change what it computes."""
-AFTER_NAN = tuple(
-    f"{optim}.{name}"
-    for optim in ("optim", "value_optim")
-    for name in ("lr", "adam_lr", "warmup_steps", "warmup_init", "final_lr", "clip_norm")
-)
-"""Config fields that may change after a NaN, which then are part of what was computed."""
 
 
 class Stage:

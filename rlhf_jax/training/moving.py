@@ -58,8 +58,8 @@ def copy_of(params: Params) -> Params:
 def mix(reference: Params, policy: Params, *, share: float) -> Params:
     """π_ref ← α π + (1 − α) π_ref, weight by weight, α being ``share``.
 
-    TR-DPO (Gorbatovski et al. 2024, eq. 5 and 6); at every step with a small α it is the average
-    that WARP's policies are held to (Ramé et al. 2024, §3.1). Parts of the policy that the
+    TR-DPO (Gorbatovski et al. 2024); at every step with a small α it is the average that WARP's
+    policies are held to (Ramé et al. 2024). Parts of the policy that the
     reference lacks, a value head, are left out.
     """
     policy = {name: policy[name] for name in reference}

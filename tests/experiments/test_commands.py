@@ -19,9 +19,8 @@ from rlhf_jax.cli import load, main, to_dict
 from rlhf_jax.cli.subcommands import load_command, take_command
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
-from rlhf_jax.runs.identity import STARTS_FROM
+from rlhf_jax.runs.identity import MAY_CHANGE, STARTS_FROM
 from rlhf_jax.runs.records import diff_config
-from rlhf_jax.runs.stage import MAY_CHANGE
 from rlhf_jax.runs.trained import load_trained
 
 DOCUMENTS = [tiny.ROOT / "README.md", tiny.ROOT / "README.zh.md"]
