@@ -66,17 +66,21 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_config(name: str = "ppo") -> PPOConfig:
+def variant(base: PPOConfig, name: str) -> PPOConfig:
+    """``base``, a chain's PPO, as the algorithm ``name``."""
     if name not in ALGORITHMS:
         raise InputError(f"no algorithm {name!r}, expected one of {', '.join(ALGORITHMS)}")
-    chain = quickstart.get_config()
-    base, default, changes = chain.resolve().ppo, PPOConfig(), dict(ALGORITHMS[name])
+    default, changes = PPOConfig(), dict(ALGORITHMS[name])
     kl = replace(base.kl, **changes.pop("kl", {}))
     # What then has no effect stays as it is by default.
     unused = ("value_clip_eps", "value_optim") if changes.get("value_trunk") == "none" else ()
     unused += ("kl",) if changes.get("objective") == "dpo" else ()
     unused += ("ptx_batch_size", "ptx_data") if changes.get("ptx_coef") == 0 else ()
     idle = {field: getattr(default, field) for field in unused}
-    changes = {"kl": kl} | changes | idle
-    run = replace(base.run, dir=chain.dir / "algorithms" / name)
-    return replace(base, **changes, run=run)
+    return replace(base, **{"kl": kl} | changes | idle)
+
+
+def get_config(name: str = "ppo") -> PPOConfig:
+    chain = quickstart.get_config()
+    config = variant(chain.resolve().ppo, name)
+    return replace(config, run=replace(config.run, dir=chain.dir / "algorithms" / name))

@@ -37,6 +37,7 @@ from rlhf_jax.config.stages import (
     SamplingConfig,
     SFTConfig,
 )
+from rlhf_jax.config.study import StudyConfig
 from rlhf_jax.config.tools import (
     AuditConfig,
     AverageConfig,
@@ -98,6 +99,7 @@ __all__ = [
     "ScrubConfig",
     "SecondRewardConfig",
     "ServeConfig",
+    "StudyConfig",
     "TaskConfig",
     "TextDataConfig",
     "TokenizerConfig",

@@ -16,6 +16,7 @@ FLOORS = (
     *("types", "errors", "python_files", "config", "help_pages", "cli"),
     *("objectives", "text", "data", "evaluation", "models", "interop", "rollouts", "tasks"),
     *("training", "privacy", "runs", "inference", "planning", "doctor", "feedback", "report"),
+    "studies",
 )
 """The rooms of the library from the ground up: a room imports those before it, and none above."""
 ALONE = {

@@ -1,0 +1,1 @@
+"""Studies: a question, the arms that answer it, and how (docs/studies.md)."""

@@ -1,0 +1,76 @@
+"""Figures of an arm: what of an evaluation stands in a study's rows, and what follows from rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Figures = Mapping[str, float]
+"""By name. What cannot be measured of an arm is left out."""
+
+
+class Measured(NamedTuple):
+    """What is known of an arm after its evaluation."""
+
+    arm: str
+    policy: Mapping[str, Any]
+    """Its row of the evaluation's summary: gold, kl, win_rate, length, judges, ..."""
+    text: Mapping[str, float]
+    """Its losses on held-out text; empty for best-of-n, which has no probabilities of text."""
+    baseline_text: Mapping[str, float]
+    """The same of the SFT model."""
+    training: Mapping[str, Any]
+    """Summary of the stage that trained it."""
+
+
+def standard_figures(m: Measured) -> dict[str, float]:
+    """Gold score, KL, win rates, length and the alignment tax.
+
+    ``gold_in_sd`` is the gain of gold over the SFT model's answers, in standard deviations of
+    theirs; ``kl`` is measured, in nats from the SFT model, but of best-of-n the formula
+    log n − (n − 1)/n; ``tax`` is the loss on held-out text over the SFT model's, in bits per byte,
+    the mean over corpora.
+    """
+    p = m.policy
+    figures = {
+        "gold": p["gold"]["mean"],
+        "kl": p["kl"]["mean"],
+        "win_rate": p["win_rate"]["mean"],
+        "win_rate_at_equal_length": p["win_rate_at_equal_length"]["mean"],
+        "length": p["length"]["mean"],
+    }
+    if "gold_gain_in_sd" in p:
+        figures["gold_in_sd"] = p["gold_gain_in_sd"]
+    if "score" in p:
+        figures["score"] = p["score"]["mean"]
+    names = [name for name in m.text if name.endswith("/bits_per_byte")]
+    if names:
+        figures["tax"] = float(np.mean([m.text[name] - m.baseline_text[name] for name in names]))
+    return figures
+
+
+def no_more_figures(figures: Mapping[str, Figures]) -> dict[str, Figures]:
+    """None but those that were measured."""
+    return dict.fromkeys(figures, {})
+
+
+def gold_over_curve(
+    figures: Mapping[str, Figures], curve: Sequence[str], *, gold: str = "gold_in_sd"
+) -> dict[str, Figures]:
+    """``gold_at_kl``: an arm's gold less that of the curve's arms at the same KL, of one seed.
+
+    Between two arms of the curve gold is linear in √KL, as in the law of Gao et al. 2022,
+    gold = d (α − β d), d = √KL. An arm beyond the curve's ends has no such figure: nothing is
+    extrapolated. Nor has an arm of the curve, where it would be 0 by construction.
+    """
+    points = sorted((figures[arm]["kl"], figures[arm][gold]) for arm in curve if arm in figures)
+    found: dict[str, Figures] = {}
+    for arm, own in figures.items():
+        inside = len(points) > 1 and points[0][0] <= own["kl"] <= points[-1][0]
+        if arm in curve or not inside:
+            found[arm] = {}
+            continue
+        d, golds = np.sqrt([kl for kl, _ in points]), [value for _, value in points]
+        at_kl = float(np.interp(np.sqrt(own["kl"]), d, golds))
+        found[arm] = {"gold_at_kl": own[gold] - at_kl}
+    return found

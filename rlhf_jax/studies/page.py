@@ -1,0 +1,4 @@
+"""page"""
+
+
+def write_page(study, rows, config): ...

@@ -1,0 +1,220 @@
+"""Running jobs in processes of their own, some at a time, until all are finished or have failed.
+
+A job is a stage in its run folder: what was killed goes on where it had saved, and what is finished
+is not run again. So nothing is kept here: what is done is read from the folders.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from rlhf_jax.cli import to_dict
+from rlhf_jax.config.forks import name_of
+from rlhf_jax.data.files import write_atomically
+from rlhf_jax.runs.progress import say
+from rlhf_jax.runs.records import read_done
+from rlhf_jax.studies.plan import Job
+
+ATTEMPTS = 2
+"""A job that fails is started once more: a process may be killed for somebody else's memory."""
+POLL_SECONDS = 0.1
+
+
+class Started(NamedTuple):
+    """A job at work."""
+
+    process: subprocess.Popen
+    log: IO[bytes]
+    slot: int
+    """Which share of the processors it has."""
+    began: float
+
+
+class Stopped(BaseException):
+    """Somebody asked to stop; what was at work has saved."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+
+def is_done(job: Job) -> bool:
+    """Whether its run is finished."""
+    return read_done(job.folder) is not None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work in a run folder, which outlived a study that was killed, say."""
+    try:
+        with open(folder / ".lock", "rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+class Processes:
+    """Jobs at work, waiting, done and failed, and the signals that stop them.
+
+    ``then`` is called with each job that is done or has failed, and gives jobs to be run next.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        parallel: int,
+        then: Callable[[Job], Iterable[Job]],
+        left: Callable[[Sequence[Job]], str],
+    ):
+        self.waiting = list(jobs)
+        self.running: dict[Path, tuple[Job, Started]] = {}
+        self.done: set[Path] = set()
+        self.failed: dict[Path, str] = {}
+        """Why, by folder."""
+        self._attempts: dict[Path, int] = {}
+        self._parallel, self._then, self._left = parallel, then, left
+        self._stop = 0
+
+    def run(self) -> None:
+        """Until nothing is left. Raises Stopped after SIGTERM or Ctrl-C, when all have saved."""
+        previous = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.waiting or self.running:
+                self._collect()
+                if self._stop and not self.running:
+                    raise Stopped(self._stop)
+                if not self._stop:
+                    self._settle()
+                    self._start()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for job, started in self.running.values():  # on an error of our own: none is left alone
+                started.process.terminate()
+                say(f"{job.name} is stopped")
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        again = self._stop != 0
+        self._stop = 130 if number == signal.SIGINT else 143
+        for _, started in self.running.values():
+            started.process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+        os.write(2, b"\nstopping: what is at work saves first (again: at once)\n")
+
+    def _settle(self) -> None:
+        """Take out what is done already, and what cannot be run any more."""
+        for job in list(self.waiting):
+            lost = [folder for folder in job.needs if folder in self.failed]
+            if is_done(job):
+                self._end(job)
+            elif lost:
+                self._end(job, f"needs {lost[0].name}, which failed")
+
+    def _start(self) -> None:
+        for job in list(self.waiting):
+            if len(self.running) == self._parallel:
+                return
+            ready = all(folder in self.done for folder in job.needs)
+            if ready and not is_held(job.folder):
+                self.waiting.remove(job)
+                self.running[job.folder] = job, self._launch(job)
+                say(f"{self.standing()} · {job.name} begins")
+
+    def _launch(self, job: Job) -> Started:
+        taken = {started.slot for _, started in self.running.values()}
+        slot = next(n for n in range(self._parallel) if n not in taken)
+        log = log_of(job)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        preset = log.with_suffix(".json")
+        saved = {"config_class": name_of(type(job.config)), "config": to_dict(job.config)}
+        write_atomically(preset, json.dumps(saved, indent=1) + "\n")
+        stream = log.open("ab")
+        process = subprocess.Popen(
+            [sys.executable, "-m", job.module, "--config", str(preset)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,  # Ctrl-C comes to us alone, who pass it on
+        )
+        own = share_of_processors(slot, self._parallel)
+        if own:
+            os.sched_setaffinity(process.pid, own)
+        return Started(process, stream, slot, time.monotonic())
+
+    def _collect(self) -> None:
+        for folder, (job, started) in list(self.running.items()):
+            code = started.process.poll()
+            if code is None:
+                continue
+            started.log.close()
+            del self.running[folder]
+            self.waiting.insert(0, job)
+            if is_done(job):
+                self._end(job, seconds=time.monotonic() - started.began)
+            elif self._stop:
+                continue
+            else:
+                self._failed_once(job, code)
+
+    def _failed_once(self, job: Job, code: int) -> None:
+        self._attempts[job.folder] = self._attempts.get(job.folder, 0) + 1
+        why = f"exit code {code}: {last_line(log_of(job))}"
+        if self._attempts[job.folder] < ATTEMPTS:
+            say(f"{job.name} ended with {why}; started once more")
+        else:
+            self._end(job, f"{why} ({log_of(job)})")
+
+    def _end(self, job: Job, why_failed: str = "", *, seconds: float | None = None) -> None:
+        self.waiting.remove(job)
+        if why_failed:
+            self.failed[job.folder] = why_failed
+        else:
+            self.done.add(job.folder)
+        self.waiting[:0] = self._then(job)
+        took = "" if seconds is None else f" in {seconds:.0f} s"
+        if why_failed or took:
+            result = f"failed: {why_failed}" if why_failed else f"is done{took}"
+            say(f"{self.standing()} · {job.name} {result}")
+
+    def standing(self) -> str:
+        """``12 of 140 runs done, 1 running, 0 failed, 3 h 20 min left``."""
+        running = [job for job, _ in self.running.values()]
+        ended = len(self.done) + len(self.failed)
+        total = ended + len(running) + len(self.waiting)
+        return (
+            f"{len(self.done)} of {total} runs done, {len(running)} running, "
+            f"{len(self.failed)} failed, {self._left([*running, *self.waiting])} left"
+        )
+
+
+def log_of(job: Job) -> Path:
+    """What a job says; beside it lies the config that it is given."""
+    return job.folder.parent / "logs" / f"{job.folder.name}.log"
+
+
+def last_line(log: Path) -> str:
+    """The last thing that was said in a log, or that it is empty."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    said = [line.rpartition("\r")[2].strip() for line in lines if line.strip()]
+    return said[-1] if said else "it said nothing"
+
+
+def share_of_processors(slot: int, parallel: int) -> set[int]:
+    """The processors of one of several processes, the same number for each; empty: all.
+
+    What a job computes depends on their number, in its last digits.
+    """
+    if parallel == 1 or not hasattr(os, "sched_setaffinity"):
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // parallel
+    return set(cores[slot * each : (slot + 1) * each])

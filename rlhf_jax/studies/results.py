@@ -1,0 +1,158 @@
+"""A study's results: a row for each arm and seed, in one file that is small enough to be committed.
+
+The page, its tables and its figure are made from rows alone, on any machine.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.data.files import read_rows, write_atomically
+from rlhf_jax.errors import InputError, check
+from rlhf_jax.runs.records import read_done, read_object
+from rlhf_jax.studies.measures import Figures, Measured
+from rlhf_jax.studies.plan import Job, SeedPlan, needed
+from rlhf_jax.studies.study import Study
+
+Row = dict[str, Any]
+FIELDS = ("arm", "seed", "figures", "digest", "runs", "data", "changes", "seconds")
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of a results file; none where there is no file yet."""
+    if not path.exists():
+        return []
+    rows = []
+    for origin, row in read_rows(path):
+        missing = [name for name in FIELDS if name not in row]
+        check(not missing, f"{origin}: no {', '.join(missing)}, expected a row of a study")
+        rows.append(row)
+    pairs = [(row["seed"], row["arm"]) for row in rows]
+    twice = sorted({pair for pair in pairs if pairs.count(pair) > 1})
+    if twice:
+        seed, arm = twice[0]
+        raise InputError(f"{path}: two rows of arm {arm} and seed {seed}; expected one")
+    return rows
+
+
+def write_results(path: Path, rows: Sequence[Row], order: Sequence[str]) -> None:
+    """All rows, by seed and by the arms' ``order``; all of the file, or what was there before."""
+    place = {arm: n for n, arm in enumerate(order)}
+    rows = sorted(rows, key=lambda row: (row["seed"], place.get(row["arm"], len(place))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def check_current(path: Path, rows: Sequence[Row], plans: Mapping[int, SeedPlan]) -> None:
+    """Raise InputError for a row of another config than the study has now, or of no arm of it."""
+    stale, strange = [], set()
+    for row in rows:
+        known = plans[row["seed"]].digests
+        if row["arm"] not in known:
+            strange.add(row["arm"])
+        elif row["digest"] != known[row["arm"]]:
+            stale.append(f"{row['arm']} (seed {row['seed']})")
+    advice = "take these rows out of the file to have them run anew, or give the study another name"
+    check(
+        not stale,
+        f"{path}: stale rows, of other configs than the study file has now: {', '.join(stale)}; "
+        f"{advice}",
+    )
+    check(
+        not strange,
+        f"{path}: rows of arms that the study file has not: {', '.join(sorted(strange))}; {advice}",
+    )
+
+
+def check_data(path: Path, rows: Sequence[Row], data: str) -> None:
+    """Raise InputError for rows that were made from other data than lie here."""
+    other = sorted({f"{r['arm']} (seed {r['seed']})" for r in rows if r["data"] != data})
+    check(
+        not other,
+        f"{path}: rows made from other files of the task than this machine's ({data[:12]}): "
+        f"{', '.join(other)}; expected the same data for all rows",
+    )
+
+
+def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str, parallel: int) -> list[Row]:
+    """The rows of an evaluation: of each arm whose policy it has measured."""
+    summary = read_object(job.folder / "DONE", "policies", "baseline")
+    record = read_object(job.folder / "config.json")
+    jobs = {each.folder: each for each in plan.jobs}
+    rows = []
+    for arm in study.arms:
+        if arm.name not in plan.digests:
+            continue
+        folder = plan.policies.get(arm.name)
+        name = f"best_of_{arm.best_of}" if folder is None else folder.name
+        if name not in summary["policies"]:
+            continue
+        measured = Measured(
+            arm.name,
+            summary["policies"][name],
+            summary["text"].get(name, {}),
+            summary["text"].get(summary["baseline"], {}),
+            read_done(folder or plan.sft) or {},
+        )
+        # Of best-of-n the policy is the SFT model, and the reward model picks.
+        made_from = [plan.sft, *(plan.evaluate.reward if folder is None else (folder,))]
+        runs = [jobs[each] for each in sorted(needed(made_from, jobs))]
+        rows.append(
+            {
+                "arm": arm.name,
+                "seed": plan.seed,
+                "changes": plan.changes[arm.name],
+                "figures": dict(study.measure(measured)),
+                "seconds": seconds_of(arm.name, runs, job),
+                "digest": plan.digests[arm.name],
+                "runs": {each.folder.name: outcome(each) for each in runs},
+                "data": data,
+                "commit": commit_of(record),
+                "machine": machine(parallel),
+                "devices": sorted({each.rpartition(" ")[2] for each in record["devices"]}),
+            }
+        )
+    return rows
+
+
+def outcome(job: Job) -> str | None:
+    """What tells that another machine has computed the same: the digest of its parameters."""
+    return (read_done(job.folder) or {}).get("params_sha256")
+
+
+def seconds_of(arm: str, runs: Sequence[Job], evaluate: Job) -> dict[str, float]:
+    """What each stage took, the arm's own as ``arm``."""
+    found = {}
+    for job in (*runs, evaluate):
+        done = read_done(job.folder) or {}
+        if "seconds" in done:
+            found["arm" if job.label == arm else job.label] = done["seconds"]
+    return dict(sorted(found.items()))
+
+
+def commit_of(record: Mapping[str, Any]) -> str:
+    """Twelve digits, with a plus where files differed from that commit; empty outside a clone."""
+    git = record.get("git")
+    return f"{git['sha'][:12]}{'+' * git['dirty']}" if git else ""
+
+
+def machine(parallel: int) -> str:
+    """Kind of processor, and how many of them a run had. No name of a machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(": ")[2] for line in lines if "model name" in line), model)
+    return f"{(cores or 1) // parallel} of {model}"
+
+
+def figures_of(rows: Sequence[Row]) -> dict[int, dict[str, Figures]]:
+    """{seed: {arm: figures}}."""
+    found: dict[int, dict[str, Figures]] = {}
+    for row in rows:
+        found.setdefault(row["seed"], {})[row["arm"]] = row["figures"]
+    return found
