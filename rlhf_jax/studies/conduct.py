@@ -1,7 +1,7 @@
 """Conducting a study: what is missing is run, seed by seed, and its rows are kept as they come."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class Conducted:
 
 
 @contextmanager
-def held(root: Path) -> Iterator[None]:
+def held(root: Path) -> Generator[None]:
     """Within it no other process conducts the study of this folder."""
     root.mkdir(parents=True, exist_ok=True)
     try:

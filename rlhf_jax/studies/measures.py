@@ -51,7 +51,7 @@ def standard_figures(m: Measured) -> dict[str, float]:
 
 def no_more_figures(figures: Mapping[str, Figures]) -> dict[str, Figures]:
     """None but those that were measured."""
-    return dict.fromkeys(figures, {})
+    return {arm: {} for arm in figures}
 
 
 def gold_over_curve(
@@ -63,7 +63,10 @@ def gold_over_curve(
     gold = d (α − β d), d = √KL. An arm beyond the curve's ends has no such figure: nothing is
     extrapolated. Nor has an arm of the curve, where it would be 0 by construction.
     """
-    points = sorted((figures[arm]["kl"], figures[arm][gold]) for arm in curve if arm in figures)
+    # The SFT model's KL from itself is 0 but for rounding, and may be below.
+    points = sorted(
+        (max(figures[arm]["kl"], 0.0), figures[arm][gold]) for arm in curve if arm in figures
+    )
     found: dict[str, Figures] = {}
     for arm, own in figures.items():
         inside = len(points) > 1 and points[0][0] <= own["kl"] <= points[-1][0]

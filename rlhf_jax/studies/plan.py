@@ -124,7 +124,7 @@ def plan_seed(
 
 
 def evaluation(plan: SeedPlan, policies: Sequence[Path], root: Path) -> Job:
-    """The evaluation of these policies, the SFT model's first: it is what they are compared with."""
+    """The evaluation of these policies, and of the SFT model before them: the baseline."""
     each = tuple(dict.fromkeys((plan.sft, *policies)))
     config = replace(plan.evaluate, policies=each)
     before = (*each, *config.reward)
@@ -161,14 +161,14 @@ def arm_job(arm: Arm, chain: InstructGPTConfig, seed: int, root: Path) -> Job:
     """The run that trains an arm's policy."""
     assert arm.policy is not None
     config = arm.policy(chain)
-    kind = next((each for each in COMMANDS if isinstance(config, each)), None)
+    stage = next((name for kind, name in COMMANDS.items() if isinstance(config, kind)), "")
     check(
-        kind is not None,
+        stage != "",
         f"arm {arm.name}: its policy gives a {type(config).__name__}, expected one of "
-        f"{', '.join(each.__name__ for each in COMMANDS)}",
+        f"{', '.join(kind.__name__ for kind in COMMANDS)}",
     )
     config = replace(config, run=replace(config.run, seed=seed))
-    module = arm.command or f"experiments.{COMMANDS[kind]}"
+    module = arm.command or f"experiments.{stage}"
     stages = (getattr(chain, field).run.dir for field in STAGES.values())
     return make_job(arm.name, seed, module, config, root, stages)
 
@@ -176,7 +176,7 @@ def arm_job(arm: Arm, chain: InstructGPTConfig, seed: int, root: Path) -> Job:
 def make_job(
     label: str, seed: int, module: str, config: Any, root: Path, before: Iterable[Path]
 ) -> Job:
-    """A run of ``config`` in the folder that its digest names; ``before`` are folders it may need."""
+    """A run of ``config`` in the folder that its digest names; it may need those ``before``."""
     config = replace(config, run=replace(config.run, dir=root))  # a config made from another's
     digest = config_digest(digest_of(config, module, root))
     stage = module.rpartition(".")[2]
@@ -227,7 +227,7 @@ def in_root(value: Any, root: Path) -> Any:
 
 
 def outside_inputs(config: Any, root: Path) -> dict[str, str]:
-    """Contents of the models, data and functions that a config names and the study does not make."""
+    """Digests of models, data and functions that a config names and the study does not make."""
 
     def outside(digest):
         return lambda path: None if path.is_relative_to(root) else digest(path)

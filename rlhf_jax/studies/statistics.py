@@ -113,7 +113,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, p_holm: float, *, alpha: float = 1 - CONFIDENCE) -> str:
-    """higher, lower, or not shown: where the interval holds 0, or p after Holm is over ``alpha``."""
+    """higher, lower, or not shown: the interval holds 0, or p after Holm is over ``alpha``."""
     holds_zero = difference.low <= 0 <= difference.high
     if holds_zero or p_holm > alpha:
         return "not shown"

@@ -34,9 +34,9 @@ class Arm:
 
     name: str
     policy: Callable[[InstructGPTConfig], Any] | None = None
-    """The config of the stage that trains it (PPOConfig, DPOConfig, ...), made from the chain, whose
-    stages name each other's folders: chain.ppo as it is, or changed. Its folder and seed are set by
-    the study. None: the chain's SFT model."""
+    """The config of the stage that trains it (PPOConfig, DPOConfig, ...), made from the chain,
+    whose stages name each other's folders: chain.ppo as it is, or changed. Its folder and seed are
+    set by the study. None: the chain's SFT model."""
     best_of: int = 1
     """The answer that the base chain's reward model likes best among so many of the SFT model."""
     chain: Callable[[InstructGPTConfig], InstructGPTConfig] = same
