@@ -41,6 +41,8 @@ from rlhf_jax.runs.stage import Stage
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRESETS = [path for path in (ROOT / "configs").rglob("*.py") if path.stem != "__init__"]
+PRESETS = [path for path in PRESETS if path.parent.name != "studies"]
+"""A study's are those of its runs: tests/studies/test_study_plan.py."""
 CLASSES = {name: getattr(configs, name) for name in configs.__all__}
 CLASSES |= {each.__name__: each for each in (benchmarks.BenchmarkConfig, benchmarks.LabelersConfig)}
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
+from rlhf_jax.cli import say_idle, set_in
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.studies.plan import evaluation, plan_seed
 from rlhf_jax.studies.study import Arm, Study, read_study
 
 ROOT = Path("runs/studies/x")
+STUDIES = Path(__file__).parents[2] / "configs" / "studies"
+SHIPPED = [path for path in sorted(STUDIES.glob("*.py")) if path.stem != "__init__"]
 
 
 def study_of(*arms, **changes):
@@ -150,8 +153,15 @@ def test_a_file_without_a_study_is_refused(tmp_path):
         read_study(file)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_arms_of_the_studies_that_ship_set_nothing_without_effect(path, capsys):
+    for job in plan_seed(read_study(path), 0, ROOT).jobs:
+        say_idle(job.config, set_in(job.config), "")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_frontier_holds_sampled_tokens_and_labels_equal():
-    plan = plan_seed(read_study(Path(__file__).parents[2] / "configs/studies/frontier.py"), 0, ROOT)
+    plan = plan_seed(read_study(STUDIES / "frontier.py"), 0, ROOT)
     jobs = {job.label: job for job in plan.jobs}
     sampled = [job.config for job in jobs.values() if isinstance(job.config, PPOConfig)]
     assert len(sampled) == 7
