@@ -248,8 +248,8 @@ PLANTS = (
         21,
         "the reference is the policy itself",
         ROLLOUT,
-        "response_logprobs(lm, ref_params, batch,",
-        "response_logprobs(lm, policy_value.policy(params), batch,",
+        "reread(ref_params, batch, sampled)",
+        "reread(policy_value.policy(params), batch, sampled)",
         f"{UPDATE}the_reference_stays_and_the_policy_leaves_it",
     ),
     Plant(

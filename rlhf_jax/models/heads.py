@@ -177,11 +177,29 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         hidden = packed_hidden(params, batch, dropout_key)
         return next_logprobs(partial(head, params), hidden, batch.tokens, rows=config.logit_rows)
 
+    prefill, decode = make_decoding(trunk, config)
+    return LanguageModel(
+        init=init,
+        logits=logits,
+        packed_logits=packed_logits,
+        packed_logprobs=packed_logprobs,
+        prefill=prefill,
+        decode=decode,
+        prefers_transposed=partial(prefers_transposed, config=config),
+        transposed=partial(transposed, config=config),
+    )
+
+
+def make_decoding(trunk: "Trunk", config: ModelConfig) -> tuple[Callable[..., Any], ...]:
+    """``prefill`` and ``decode`` of a language model: the two ends of one cache."""
+
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
         hidden, layers = trunk.apply(
             params["trunk"], queries, positions, segments_from_mask(query_mask)
         )
+        # Queries are padded on the left, so that all rows write their answers to the same slots;
+        # positions count real tokens only, and so differ from row to row.
         cache = Cache(
             layers=jax.tree.map(partial(with_room, length=length), layers),
             mask=jnp.pad(query_mask, [(0, 0), (0, length)]),
@@ -196,23 +214,15 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
             params["trunk"],
             tokens[:, None],
             cache.positions[:, None],
+            # Empty slots and padding are of segment 0, which the new token (segment 1) never sees.
             Segments(jnp.ones_like(tokens)[:, None], mask.astype(jnp.int32)),
             cache.layers,
             cache.index,
         )
         cache = Cache(layers, mask, cache.positions + 1, cache.index + 1)
-        return head(params, hidden[:, 0]), cache
+        return unembed(params, hidden[:, 0], config), cache
 
-    return LanguageModel(
-        init=init,
-        logits=logits,
-        packed_logits=packed_logits,
-        packed_logprobs=packed_logprobs,
-        prefill=prefill,
-        decode=decode,
-        prefers_transposed=partial(prefers_transposed, config=config),
-        transposed=partial(transposed, config=config),
-    )
+    return prefill, decode
 
 
 def next_logprobs(
@@ -273,27 +283,32 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
 
     def score_responses(params, queries, query_mask, responses, mask, dropout_key):
         Q, (B, K, R) = queries.shape[1], mask.shape
+        # Query and answers are read in two passes, each with dropout of its own.
         k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         read, go_on = trunk.applied(k_query), trunk.applied(k_response)
         positions = positions_of(query_mask)
         seen, layers = read(params["trunk"], queries, positions, segments_from_mask(query_mask))
 
-        def each(x, axis=0):
+        def per_response(x, axis=0):
             return jnp.repeat(x, K, axis=axis)
 
-        cache = jax.tree.map(lambda x: with_room(each(x, x.ndim - 4), length=R), layers)
+        # The rows of keys and values are the fourth axis from the end: scanned layers have one more
+        # in front, that of the layers.
+        cache = jax.tree.map(lambda x: with_room(per_response(x, x.ndim - 4), length=R), layers)
         mask = mask.reshape(B * K, R)
-        keys = jnp.concatenate([each(query_mask), mask], axis=1)
+        keys = jnp.concatenate([per_response(query_mask), mask], axis=1)
         written, _ = go_on(
             params["trunk"],
             responses.reshape(B * K, R),
-            each(query_mask.sum(axis=1))[:, None] + positions_of(mask),
+            # An answer goes on counting where its query's real tokens end.
+            per_response(query_mask.sum(axis=1))[:, None] + positions_of(mask),
             Segments(mask.astype(jnp.int32), keys.astype(jnp.int32)),
             cache,
             jnp.int32(Q),
         )
-        # An absent response has no token: the query's last stands for it.
-        hidden = jnp.concatenate([each(seen[:, -1:]), written], axis=1)
+        # An absent response has no token: the query's last stands for it, at index 0, and the last
+        # of R' tokens is at index R'.
+        hidden = jnp.concatenate([per_response(seen[:, -1:]), written], axis=1)
         return apply_head(params["head"], at_position(hidden, mask.sum(axis=1))).reshape(B, K)
 
     return ScalarModel(init, values, score, score_responses)
@@ -343,6 +358,8 @@ def make_policy_value(
 
     def evaluate(params, queries, query_mask, responses, mask):
         tokens, mask = episode_inputs(queries, query_mask, responses, mask)
+        # The output at a token predicts the next one, so the query's last gives the first logits,
+        # and the value of the state before the first token.
         start = queries.shape[1] - 1
         if value_trunk == "separate":
             logits = lm.logits(params["policy"], tokens, mask, start=start)
@@ -385,6 +402,7 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
         config.dtype != "float64" or jax.config.jax_enable_x64,  # ty: ignore[missing-attribute] - JAX sets it
         "model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1",
     )
+    # Drawn layer by layer and stacked afterwards: under a scan Flax would draw other numbers.
     unrolled = Transformer(replace(config, scan_layers=False, remat="none"), vocab_size)
     module = Transformer(config, vocab_size)
     training = Transformer(config, vocab_size, dropout=config.dropout)

@@ -79,6 +79,7 @@ def generate(
             return jnp.repeat(x, B // len(queries), axis=axis)
 
         logits, cache = repeat(logits, 0), with_rows(cache, repeat)
+    # The first token comes from prefill's logits; the loop feeds each token in to get the next.
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
     empty = Generation(
@@ -93,6 +94,7 @@ def generate(
         sizes = smaller_batches(B)
         return decode_rest(partial(step, params), state, length=length, sizes=sizes)
 
+    # Transposed once, outside the loop, which reads the kernels again for every token.
     def rest_transposed(params, state):
         return rest(model.transposed(params), state)
 
@@ -147,6 +149,7 @@ def decode_rest(
     step: Callable[[Decoding], Decoding], state: Decoding, *, length: int, sizes: tuple[int, ...]
 ) -> Generation:
     """Take steps until every row has ended; when only ``sizes[0]`` go on, with those alone."""
+    # With no smaller batch to go on with, the loop is left when no row goes on.
     few = sizes[0] if sizes else 0
 
     def going(state: Decoding):
@@ -155,6 +158,8 @@ def decode_rest(
     state = jax.lax.while_loop(going, step, state)
     if not sizes:
         return state.generation
+    # False sorts before True: those that go on come first. There are at most ``few`` of them, and
+    # rows that are done fill the rest, so that the shape is known when the program is compiled.
     rows = jnp.argsort(state.done, stable=True)[:few]
 
     def take(x, axis=0):
@@ -166,11 +171,12 @@ def decode_rest(
         with_rows(state.cache, take),
         jax.tree.map(take, state.generation),
     )
-    found = decode_rest(step, rest, length=length, sizes=sizes[1:])
-    return jax.tree.map(lambda x, y: x.at[rows].set(y), state.generation, found)
+    finished = decode_rest(step, rest, length=length, sizes=sizes[1:])
+    return jax.tree.map(lambda x, y: x.at[rows].set(y), state.generation, finished)
 
 
 def with_rows(cache: Cache, change: Callable[[Array, int], Array]) -> Cache:
     """``cache`` whose rows are repeated or taken by ``change(array, axis of the rows)``."""
+    # Keys and values are [B, H, S, Dh], behind an axis of layers where these are scanned.
     layers = jax.tree.map(lambda x: layout.heads(change(x, x.ndim - 4)), cache.layers)
     return Cache(layers, change(cache.mask, 0), change(cache.positions, 0), cache.index)

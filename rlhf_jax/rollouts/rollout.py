@@ -1,6 +1,7 @@
 """One batch of experience: query → response → log-probs, values, score."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -35,6 +36,9 @@ def make_rollout(
     ``logprobs`` and ``values`` are those of ``params`` all the same, and ``behaviour_logprobs``
     its own.
     """
+    # The whole distribution is sampled, so that the log-probs are those of what was drawn.
+    sample = partial(generate, lm, length=length, temperature=temperature, top_k=0, top_p=1.0)
+    reread = partial(response_logprobs, lm, temperature=temperature)
 
     def rollout(
         params: Params,
@@ -46,38 +50,18 @@ def make_rollout(
     ) -> Rollout:
         queries, query_mask = batch.queries, batch.query_mask
         sampler = policy_value.policy(params) if behaviour is None else behaviour
-        sampled = generate(
-            lm,
-            sampler,
-            queries,
-            query_mask,
-            row_keys(key, queries.shape[0]),
-            length=length,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            end_ids=end_ids,
-            pad_id=pad_id,
-        )
+        keys = row_keys(key, queries.shape[0])
+        sampled = sample(sampler, queries, query_mask, keys, end_ids=end_ids, pad_id=pad_id)
         responses, mask, logprobs = sampled
         logits, values = policy_value.evaluate(params, queries, query_mask, responses, mask)
         behaviour_logprobs = None
         if behaviour is not None:
-            behaviour_logprobs = logprobs
-            if recompute_logprobs:
-                behaviour_logprobs = response_logprobs(
-                    lm, behaviour, batch, sampled, temperature=temperature
-                )
-            behaviour_logprobs = jnp.where(mask, behaviour_logprobs, 0.0)
+            drawn = reread(behaviour, batch, sampled) if recompute_logprobs else logprobs
+            behaviour_logprobs = jnp.where(mask, drawn, 0.0)
+        # What an older policy sampled has its own log-probs: those of ``params`` are read anew.
         if recompute_logprobs or behaviour is not None:
             logprobs = token_logprobs(scale_logits(logits, temperature), responses)
-        reference = response_logprobs(lm, ref_params, batch, sampled, temperature=temperature)
-        tokens = jnp.concatenate([queries, responses], axis=1)
-        token_mask = jnp.concatenate([query_mask, mask], axis=1)
-        scores = {
-            name: model.score(reward_params[name], tokens, token_mask, None)
-            for name, model in reward_models.items()
-        }
+        reference = reread(ref_params, batch, sampled)
         return Rollout(
             queries=queries,
             query_mask=query_mask,
@@ -86,11 +70,26 @@ def make_rollout(
             logprobs=jnp.where(mask, logprobs, 0.0),
             ref_logprobs=jnp.where(mask, reference, 0.0),
             values=None if values is None else jnp.where(mask, values, 0.0),
-            scores=scores,
+            scores=scores_by_name(reward_models, reward_params, batch, sampled),
             behaviour_logprobs=behaviour_logprobs,
         )
 
     return rollout
+
+
+def scores_by_name(
+    reward_models: Mapping[str, ScalarModel],
+    reward_params: Mapping[str, Params],
+    batch: QueryBatch,
+    sampled: Generation,
+) -> dict[str, Float[Array, "B"]]:
+    """Each reward model's score of the whole answers."""
+    tokens = jnp.concatenate([batch.queries, sampled.responses], axis=1)
+    mask = jnp.concatenate([batch.query_mask, sampled.mask], axis=1)
+    return {
+        name: model.score(reward_params[name], tokens, mask, None)
+        for name, model in reward_models.items()
+    }
 
 
 def response_logprobs(
