@@ -59,8 +59,9 @@ most 28 tokens, as the quickstart's PPO. DPO and IPO sample nothing but what was
 trains nothing, and samples n answers for each that it gives.
 
 Nothing was tuned for this study. The presets of `configs/algorithms.py` are for the quickstart's
-target of 3.2 nats; DPO has β = 0.3, and IPO the β at which a pair that is ordered rightly three times
-in four is to have the same log-ratio.
+target of 3.2 nats (their coefficients were chosen on its seed 0). DPO has β = 0.3, and IPO the β at
+which a pair that is ordered rightly three times in four is to have the same log-ratio; it was set
+before anything was evaluated.
 
 KL is measured, log π − log π_SFT summed over the answer, on the answers to 256 held-out prompts. Of
 best-of-n it is the formula log n − (n − 1)/n, exact without ties and an upper bound with them. Gold
