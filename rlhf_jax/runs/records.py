@@ -205,7 +205,9 @@ def git_version() -> dict[str, Any] | None:
     try:
         # An installed copy inside some other project's repository is not that project's code.
         git("ls-files", "--error-unmatch", here.name)
-        dirty = git("status", "--porcelain", "--untracked-files=no") != ""
+        # Results change while a study writes them, and what is computed does not.
+        looked_at = ("--", ":/", ":(top,exclude)docs/results")
+        dirty = git("status", "--porcelain", "--untracked-files=no", *looked_at) != ""
         return {"sha": git("rev-parse", "HEAD"), "dirty": dirty}
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None

@@ -106,7 +106,7 @@ class Conducted:
         digests = []
         for folder, chain in chains.items():
             mark = folder.with_name(f"{folder.name}.sha256")
-            if not mark.is_file():
+            if not (mark.is_file() and folder.is_dir()):
                 task = read_task(chain.task, chain.source)
                 check_corpora(task, chain.corpora, chain.task)
                 check_leaks(task, chain.task)

@@ -81,8 +81,10 @@ class Processes:
         self.failed: dict[Path, str] = {}
         """Why, by folder."""
         self._attempts: dict[Path, int] = {}
+        self._told: set[tuple[Path, int]] = set()
         self._parallel, self._then, self._left = parallel, then, left
         self._stop = 0
+        self._at_once = False
 
     def run(self) -> None:
         """Until nothing is left. Raises Stopped after SIGTERM or Ctrl-C, when all have saved."""
@@ -90,6 +92,7 @@ class Processes:
         try:
             while self.waiting or self.running:
                 self._collect()
+                self._pass_on()
                 if self._stop and not self.running:
                     raise Stopped(self._stop)
                 if not self._stop:
@@ -104,11 +107,17 @@ class Processes:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
-        again = self._stop != 0
+        self._at_once = self._stop != 0
         self._stop = 130 if number == signal.SIGINT else 143
-        for _, started in self.running.values():
-            started.process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
         os.write(2, b"\nstopping: what is at work saves first (again: at once)\n")
+
+    def _pass_on(self) -> None:
+        """Here and not in the handler, which may run while a job is being started."""
+        for folder, (_, started) in self.running.items() if self._stop else ():
+            number = signal.SIGKILL if self._at_once else signal.SIGTERM
+            if (folder, number) not in self._told:
+                self._told.add((folder, number))
+                started.process.send_signal(number)
 
     def _settle(self) -> None:
         """Take out what is done already, and what cannot be run any more."""

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str, parallel:
                 "arm": arm.name,
                 "seed": plan.seed,
                 "changes": plan.changes[arm.name],
-                "figures": dict(study.measure(measured)),
-                "seconds": seconds_of(arm.name, runs, job),
+                "figures": {k: v for k, v in study.measure(measured).items() if isfinite(v)},
+                "seconds": seconds_of(runs, job, own=folder if arm.policy else None),
                 "digest": plan.digests[arm.name],
                 "runs": {each.folder.name: outcome(each) for each in runs},
                 "data": data,
@@ -123,13 +124,13 @@ def outcome(job: Job) -> str | None:
     return (read_done(job.folder) or {}).get("params_sha256")
 
 
-def seconds_of(arm: str, runs: Sequence[Job], evaluate: Job) -> dict[str, float]:
-    """What each stage took, the arm's own as ``arm``."""
+def seconds_of(runs: Sequence[Job], evaluate: Job, *, own: Path | None) -> dict[str, float]:
+    """What each stage took, the arm's own, in the folder ``own``, as ``arm``."""
     found = {}
     for job in (*runs, evaluate):
         done = read_done(job.folder) or {}
         if "seconds" in done:
-            found["arm" if job.label == arm else job.label] = done["seconds"]
+            found["arm" if job.folder == own else job.label] = done["seconds"]
     return dict(sorted(found.items()))
 
 

@@ -22,6 +22,9 @@ from rlhf_jax.studies.measures import Figures, Measured, no_more_figures, standa
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+RESERVED = ("pretrain", "sft", "comparisons", "reward", "evaluate", "arm")
+"""In a row's seconds these are the stages that arms share, and the arm's own."""
+
 
 def same(chain: InstructGPTConfig) -> InstructGPTConfig:
     """The base chain as it is."""
@@ -49,6 +52,11 @@ class Arm:
         check(
             NAME.fullmatch(self.name) is not None,
             f"arm {self.name!r}: expected a name of letters, digits, '_', '-' and '.'",
+        )
+        check(
+            self.policy is None or self.name not in RESERVED,
+            f"arm {self.name}: so is a stage of every chain called; expected another name for a "
+            "policy of its own",
         )
         check(
             self.best_of == 1 or (self.policy is None and self.chain is same and self.best_of > 1),

@@ -243,8 +243,12 @@ def test_version_of_the_code(tmp_path, monkeypatch):
     git("init")
     git("commit", "--allow-empty", "-m", "zero")
     assert run_records.git_version() is None  # somebody else's repository
-    git("add", "run_records.py")
+    rows = tmp_path / "docs" / "results" / "x.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("1\n")
+    git("add", "run_records.py", "docs")
     git("commit", "-m", "one")
+    rows.write_text("1\n2\n")  # as a study adds them
     assert run_records.git_version() == {"sha": git("rev-parse", "HEAD"), "dirty": False}
     module.write_text("x = 2")
     assert run_records.git_version() == {"sha": git("rev-parse", "HEAD"), "dirty": True}

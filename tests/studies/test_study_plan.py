@@ -130,6 +130,7 @@ def test_how_arms_are_measured_counts():
     [
         (lambda: study_of(Arm("a"), Arm("a")), "a is there twice"),
         (lambda: study_of(Arm("a"), baseline="b"), "baseline='b'"),
+        (lambda: Arm("reward", ppo), "so is a stage of every chain called"),
         (lambda: Arm("a b"), "expected a name"),
         (lambda: Arm("a", ppo, best_of=4), "expected 2 or more, and no policy"),
         (lambda: plan_seed(study_of(Arm("a", lambda c: c.evaluate)), 0, ROOT), "EvaluateConfig"),

@@ -85,6 +85,7 @@ def test_a_study_that_is_killed_has_the_rows_of_one_that_is_not(tmp_path):
     assert [row["arm"] for row in expected] == ["sft", "ppo"]
     assert abs(expected[0]["figures"]["kl"]) < 1e-4 and expected[0]["figures"]["tax"] == 0
     assert expected[1]["figures"]["tax"] != 0 and "arm" in expected[1]["seconds"]
+    assert expected[0]["seconds"].keys() == {"pretrain", "sft", "evaluate"}
 
     there = ["--dir", str(tmp_path / "there"), "--results", str(tmp_path / "results")]
     command = [sys.executable, "-m", "experiments.study", str(file), "--seeds", "1", *there]
