@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from configs import quickstart
-from rlhf_jax.config import PPOConfig
+from rlhf_jax.config import PairLossConfig, PPOConfig
 from rlhf_jax.errors import InputError
 
 NO_PTX = dict(ptx_coef=0.0)
@@ -62,7 +62,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # Anthony et al. 2017, RAFT (Dong et al. 2023): −log π of the best answer to each prompt.
     "expert_iteration": SELECTION | dict(objective="imitation", samples_per_prompt=4),
     # Guo et al. 2024: DPO's loss of two answers that were just sampled, ranked by their score.
-    "online_dpo": SELECTION | dict(objective="dpo", samples_per_prompt=2),
+    # At DPO's usual β of 0.1 it ended 31 nats from SFT, at 0.5 6.7, at 1 3.4 (seed 0).
+    "online_dpo": SELECTION
+    | dict(objective="dpo", samples_per_prompt=2, dpo=PairLossConfig(beta=1.0)),
 }
 
 
