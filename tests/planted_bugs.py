@@ -10,7 +10,7 @@ something else, has noticed nothing. Exit code 1 if any bug escapes.
 
 Numbers up to 48 are those of a list of classical RLHF bugs; tests name them by these numbers. Those
 from 49 on are of PPO's kin, from 70 on of DPO's, from 110 on of what else an iteration learns from,
-and of what moves beside the policy.
+and of what moves beside the policy, from 130 on of studies.
 """
 
 import json
@@ -52,11 +52,13 @@ OPTIMIZERS, UPDATES = "rlhf_jax/training/optimizers.py", "rlhf_jax/training/upda
 PPO = "rlhf_jax/training/policy_optimization.py"
 PREPARATION = "rlhf_jax/training/preparation.py"
 SELECTION = "rlhf_jax/objectives/selection.py"
+STATISTICS, STUDIES_PLAN = "rlhf_jax/studies/statistics.py", "rlhf_jax/studies/plan.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
 BATCHES, CHAT = "tests/data/test_batches.py::test_", "tests/data/test_chat.py::test_"
 BUGS = "tests/experiments/test_classical_bugs.py::test_"
 OBJECTIVES = "tests/objectives/test_objectives.py::test_"
+STUDY = "tests/studies/test_study_"
 KIN = "tests/objectives/test_kin.py::test_"
 PAIRS = "tests/objectives/test_preference_losses.py::test_"
 UPDATE = "tests/training/test_updates.py::test_"
@@ -632,6 +634,46 @@ PLANTS = (
         "        return moving._replace(reference=own)\n"
         "    return moving._replace(reference=mixed(moving.reference, policy))",
         f"{MOVING}the_reference_moves_every_n_iterations[1.0]",
+    ),
+    Plant(
+        130,
+        "pairs are matched by their order and not by seed",
+        STATISTICS,
+        "[first[seed] - second[seed] for seed in sorted(first)]",
+        "[a - b for a, b in zip(first.values(), second.values(), strict=True)]",
+        f"{STUDY}statistics.py::test_pairs_are_matched_by_seed_and_not_by_order",
+    ),
+    Plant(
+        131,
+        "a direction is named before Holm's correction",
+        STATISTICS,
+        "    if holds_zero or p_holm > alpha:",
+        "    if holds_zero:",
+        f"{STUDY}statistics.py::test_a_study_of_null_effects_finds_one_in_at_most_one_of_twenty",
+    ),
+    Plant(
+        132,
+        "the interval is normal, as if the spread were known",
+        STATISTICS,
+        "float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(d) - 1))",
+        "float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))",
+        f"{STUDY}statistics.py::test_intervals_hold_the_truth_as_often_as_they_say",
+    ),
+    Plant(
+        133,
+        "stages are shared by their config, whatever they are made from",
+        STUDIES_PLAN,
+        "        name: in_root(value, root)",
+        "        name: 0 if in_root(value, root) != value else value",
+        f"{STUDY}plan.py::test_what_differs_is_shared_by_nobody[change-pretrain]",
+    ),
+    Plant(
+        134,
+        "arms of one seed count as a pair whatever they were made from",
+        "rlhf_jax/studies/page.py",
+        "if own[name] != other[name])",
+        "if other[name] is own)",
+        f"{STUDY}results.py::test_arms_of_one_seed_whose_sft_differs_are_no_pair",
     ),
 )
 
