@@ -22,8 +22,9 @@ from rlhf_jax.config.feedback import (
     ScoresConfig,
 )
 from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
+from rlhf_jax.config.penalties import KLConfig, SecondRewardConfig
 from rlhf_jax.config.plan import PlanConfig
-from rlhf_jax.config.ppo import KLConfig, PPOConfig, SecondRewardConfig
+from rlhf_jax.config.ppo import PPOConfig
 from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.rewards import CombineConfig

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rlhf_jax.config.bounds import Seed, check_bounds
+from rlhf_jax.config.data import TextDataConfig
 from rlhf_jax.config.effect import Main
 from rlhf_jax.config.feedback import FeedbackConfig
 from rlhf_jax.config.ppo import PPOConfig
@@ -45,72 +47,15 @@ class InstructGPTConfig:
     @property
     def has_reward_model(self) -> bool:
         """Whether PPO is rewarded by the chain's own reward model, so that there must be one."""
-        return any(reward_source(each).kind == "model" for each in self.ppo.reward)
+        return any(reward_source(reward).kind == "model" for reward in self.ppo.reward)
 
     def resolve(self) -> "InstructGPTConfig":
         """Every stage with folder, seed, task and inputs filled in from the chain's own fields."""
-        data = self.dir / "data"
-
-        def stage(config, name, **inputs):
-            run = replace(config.run, dir=self.dir / name, seed=self.seed)
-            return replace(config, run=run, **inputs)
-
-        def text(config):
-            path = tuple(data / f"corpus_{name}.txt" for name in self.corpora)
-            heldout = tuple(data / f"heldout_{name}.txt" for name in self.corpora)
-            return replace(config, path=path, heldout=heldout)
-
-        # A model that ``ppo.reward`` names is this run's; functions and gold scorers stay.
-        rewards = [
-            self.dir / "reward" if reward_source(each).kind == "model" else each
-            for each in self.ppo.reward
-        ]
         return replace(
             self,
-            pretrain=stage(self.pretrain, "pretrain", data=text(self.pretrain.data)),
-            sft=stage(
-                self.sft,
-                "sft",
-                init=self.dir / "pretrain",
-                data=data / "demonstrations.jsonl",
-                pretrain_data=text(self.sft.pretrain_data),
-            ),
-            compare=stage(
-                self.compare,
-                "comparisons",
-                init=self.dir / "sft",
-                task=self.task,
-                source=self.source,
-                prompts=data / "prompts_comparisons.jsonl",
-            ),
-            reward=stage(
-                self.reward,
-                "reward",
-                init=self.reward_init or self.dir / "sft",
-                data=self.dir / "comparisons" / "train.jsonl",
-                heldout=self.dir / "comparisons" / "heldout.jsonl",
-                demonstrations=data / "demonstrations.jsonl",
-            ),
-            ppo=stage(
-                self.ppo,
-                "ppo",
-                init=self.dir / "sft",
-                reward=tuple(dict.fromkeys(rewards)),
-                source=self.source if is_gold(rewards) else self.ppo.source,
-                prompts=data / "prompts_ppo.jsonl",
-                ptx_data=text(self.ppo.ptx_data),
-            ),
-            evaluate=stage(
-                self.evaluate,
-                "evaluate",
-                policies=(self.dir / "sft", self.dir / "ppo"),
-                text_only=(self.dir / "pretrain",),
-                reward=(self.dir / "reward",) if self.has_reward_model else (),
-                task=self.task,
-                source=self.source,
-                prompts=data / "prompts_evaluation.jsonl",
-                text=text(self.evaluate.text),
-            ),
+            **self._resolved_models(),
+            ppo=self._resolved_ppo(),
+            evaluate=self._resolved_evaluation(),
             feedback=replace(
                 self.feedback,
                 run=self.dir,
@@ -121,4 +66,77 @@ class InstructGPTConfig:
                 reward=self.reward,
                 ppo=self.ppo,
             ),
+        )
+
+    def _stage(self, config: Any, name: str, **inputs: Any) -> Any:
+        """A stage's config with its folder, the chain's seed and what it reads."""
+        run = replace(config.run, dir=self.dir / name, seed=self.seed)
+        return replace(config, run=run, **inputs)
+
+    def _text(self, config: TextDataConfig) -> TextDataConfig:
+        """The chain's corpora, as its first step writes them."""
+        data = self.dir / "data"
+        path = tuple(data / f"corpus_{name}.txt" for name in self.corpora)
+        heldout = tuple(data / f"heldout_{name}.txt" for name in self.corpora)
+        return replace(config, path=path, heldout=heldout)
+
+    def _resolved_models(self) -> dict[str, Any]:
+        """The stages up to the reward model."""
+        data, comparisons = self.dir / "data", self.dir / "comparisons"
+        return {
+            "pretrain": self._stage(self.pretrain, "pretrain", data=self._text(self.pretrain.data)),
+            "sft": self._stage(
+                self.sft,
+                "sft",
+                init=self.dir / "pretrain",
+                data=data / "demonstrations.jsonl",
+                pretrain_data=self._text(self.sft.pretrain_data),
+            ),
+            "compare": self._stage(
+                self.compare,
+                "comparisons",
+                init=self.dir / "sft",
+                task=self.task,
+                source=self.source,
+                prompts=data / "prompts_comparisons.jsonl",
+            ),
+            "reward": self._stage(
+                self.reward,
+                "reward",
+                init=self.reward_init or self.dir / "sft",
+                data=comparisons / "train.jsonl",
+                heldout=comparisons / "heldout.jsonl",
+                demonstrations=data / "demonstrations.jsonl",
+            ),
+        }
+
+    def _resolved_ppo(self) -> PPOConfig:
+        """PPO from the SFT model. Of its rewards a model is this run's; others stay."""
+        rewards = [
+            self.dir / "reward" if reward_source(reward).kind == "model" else reward
+            for reward in self.ppo.reward
+        ]
+        return self._stage(
+            self.ppo,
+            "ppo",
+            init=self.dir / "sft",
+            # Several models would all become this run's one.
+            reward=tuple(dict.fromkeys(rewards)),
+            source=self.source if is_gold(rewards) else self.ppo.source,
+            prompts=self.dir / "data" / "prompts_ppo.jsonl",
+            ptx_data=self._text(self.ppo.ptx_data),
+        )
+
+    def _resolved_evaluation(self) -> EvaluateConfig:
+        """PPO's policy against the SFT model, and against the pretrained one on text alone."""
+        return self._stage(
+            self.evaluate,
+            "evaluate",
+            policies=(self.dir / "sft", self.dir / "ppo"),
+            text_only=(self.dir / "pretrain",),
+            reward=(self.dir / "reward",) if self.has_reward_model else (),
+            task=self.task,
+            source=self.source,
+            prompts=self.dir / "data" / "prompts_evaluation.jsonl",
+            text=self._text(self.evaluate.text),
         )

@@ -91,8 +91,7 @@ def generate(
     state = Decoding(jnp.int32(1), token, is_end(token, end_ids), keys, cache, first)
 
     def rest(params, state):
-        sizes = smaller_batches(B)
-        return decode_rest(partial(step, params), state, length=length, sizes=sizes)
+        return decode_rest(partial(step, params), state, length=length, sizes=smaller_batches(B))
 
     # Transposed once, outside the loop, which reads the kernels again for every token.
     def rest_transposed(params, state):

@@ -25,8 +25,7 @@ def make_rollout(
 ) -> Callable[..., Rollout]:
     """``(params, ref_params, reward_params, queries, key, behaviour=None) -> Rollout``.
 
-    Pure and without dropout. ``reward_params`` has the names of ``reward_models``, and so have the
-    rollout's scores.
+    Pure and without dropout. Reward parameters and scores have the names of ``reward_models``.
 
     All log-probs are those of logits / ``temperature``, the distribution that was sampled. The old
     log-probs come from the sampling pass, or with ``recompute_logprobs`` from one more forward
@@ -54,24 +53,22 @@ def make_rollout(
         sampled = sample(sampler, queries, query_mask, keys, end_ids=end_ids, pad_id=pad_id)
         responses, mask, logprobs = sampled
         logits, values = policy_value.evaluate(params, queries, query_mask, responses, mask)
-        behaviour_logprobs = None
-        if behaviour is not None:
-            drawn = reread(behaviour, batch, sampled) if recompute_logprobs else logprobs
-            behaviour_logprobs = jnp.where(mask, drawn, 0.0)
+        drawn = logprobs
+        if behaviour is not None and recompute_logprobs:
+            drawn = reread(behaviour, batch, sampled)
         # What an older policy sampled has its own log-probs: those of ``params`` are read anew.
         if recompute_logprobs or behaviour is not None:
             logprobs = token_logprobs(scale_logits(logits, temperature), responses)
-        reference = reread(ref_params, batch, sampled)
         return Rollout(
             queries=queries,
             query_mask=query_mask,
             responses=responses,
             mask=mask,
             logprobs=jnp.where(mask, logprobs, 0.0),
-            ref_logprobs=jnp.where(mask, reference, 0.0),
+            ref_logprobs=jnp.where(mask, reread(ref_params, batch, sampled), 0.0),
             values=None if values is None else jnp.where(mask, values, 0.0),
             scores=scores_by_name(reward_models, reward_params, batch, sampled),
-            behaviour_logprobs=behaviour_logprobs,
+            behaviour_logprobs=None if behaviour is None else jnp.where(mask, drawn, 0.0),
         )
 
     return rollout

@@ -119,40 +119,48 @@ def open_run(
     files, or is in use by another process.
     """
     folder = Path(folder)
-    saved_path = folder / "config.json"
     if jax.process_index() != 0:
-        saved = read_run(folder, stage=None) if saved_path.exists() else None
-        grows = saved is not None and grown(saved.config, config, lengths or {})
-        return Run(folder, done=None if grows else read_done(folder), lock=None)
+        return join_run(folder, config, lengths or {})
     lock = make_folder(folder)
     try:
-        saved = read_run(folder, stage=None) if saved_path.exists() else None
-        moved: Collection[str] = ()
-        grows: Collection[str] = ()
+        saved = saved_run(folder)
+        models, data = models or {}, data or {}
+        moved, grows = set[str](), list[str]()
         if saved is not None:
             check_stage(saved, stage)
             check_fork(saved, fork)
-            moved = check_inputs(saved, models or {}, data or {})
+            moved = check_inputs(saved, models, data)
             grows = check_lengths(saved, config, lengths or {})
             allowed = [*ignore, *moved, *grows, *(() if saved.done else late)]
             allowed += tunable if diverged(folder) else ()
             check_same(saved, config, allowed, defaults or {})
-        known = known_inputs(saved, models or {}, data or {})
+        known = known_inputs(saved, models, data)
         longer = None
         if saved is None or grows or is_news(saved, config, known, ignore):
-            record = describe_run(stage, config, config_class) | known
-            record["fork"] = fork
+            record = describe_run(stage, config, config_class) | known | {"fork": fork}
             others = [*ignore, *late, *moved, *grows]
             record["retuned"] = retuned(saved, config, others) if saved else []
-            if saved is not None and grows and saved.done:
-                longer = record
-            else:
+            # Until a longer run is finished, the folder holds the shorter one, which is.
+            longer = record if saved is not None and grows and saved.done else None
+            if longer is None:
                 write_record(folder, record)
         (folder / "FAILED").unlink(missing_ok=True)
         return Run(folder, done=None if longer else read_done(folder), lock=lock, longer=longer)
     except BaseException:
         lock.close()
         raise
+
+
+def join_run(folder: Path, config: Mapping[str, Any], lengths: Mapping[str, str]) -> Run:
+    """The folder as every process but the first has it: without a lock, and nothing is written."""
+    saved = saved_run(folder)
+    grows = saved is not None and grown(saved.config, config, lengths)
+    return Run(folder, done=None if grows else read_done(folder), lock=None)
+
+
+def saved_run(folder: Path) -> SavedRun | None:
+    """What the folder says of its run, or None where none was started."""
+    return read_run(folder, stage=None) if (folder / "config.json").exists() else None
 
 
 def make_folder(folder: Path) -> Any:
@@ -220,11 +228,11 @@ def check_fork(saved: SavedRun, fork: Mapping[str, str] | None) -> None:
     """Raise InputError if other code started the run: another fork, none, or an older one."""
     if saved.fork == fork:
         return
-    was, now = (f"the fork {each['name']}" if each else "no fork" for each in (saved.fork, fork))
-    found = f"was started by {was}, and this is {now}"
+    was, now = (f"the fork {code['name']}" if code else "no fork" for code in (saved.fork, fork))
+    started = f"was started by {was}, and this is {now}"
     if was == now:
-        found = f"was started by {was}, whose code has changed since"
-    raise InputError(f"{saved.folder} {found}: choose another folder")
+        started = f"was started by {was}, whose code has changed since"
+    raise InputError(f"{saved.folder} {started}: choose another folder")
 
 
 def check_same(
@@ -258,7 +266,7 @@ def check_inputs(
     Of a run that did not record its data, today's is taken for it.
     """
     if saved.data is None and data:
-        named = ", ".join(found.path for found in data.values())
+        named = ", ".join(file.path for file in data.values())
         say(f"{saved.folder} did not record what its data were; taken as they are now: {named}")
     check_same_inputs(saved.folder, saved.models, models, kind="another model")
     check_same_inputs(saved.folder, saved.data or {}, data, kind="other data")
