@@ -62,8 +62,9 @@ def run(config: PlanConfig) -> list[Measured]:
 
 
 TIMES = (
-    "Times are an estimate: each of operations, memory traffic (every result written once and read "
-    "once) and links at its published peak; the largest is the estimate."
+    "Times are an estimate: each of operations, memory traffic (what every step of the compiled "
+    "program reads and writes) and links at its published peak; the largest is the estimate. The "
+    "roofline is the operations, or the arguments read once."
 )
 
 

@@ -45,7 +45,8 @@ from rlhf_jax.types import LMBatch, Params
 class Cache(NamedTuple):
     """What decoding carries from token to token."""
 
-    layers: tuple[KeyValues, ...] | KeyValues
+    layers: tuple[KeyValues, ...]
+    """One pair of arrays per layer, whether or not the model scans its layers."""
     mask: Bool[Array, "B S"]
     """Slots that hold a real token."""
     positions: Int[Array, "B"]
@@ -195,7 +196,7 @@ def make_decoding(trunk: "Trunk", config: ModelConfig) -> tuple[Callable[..., An
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
-        hidden, layers = trunk.apply(
+        hidden, layers = trunk.apply_unrolled(
             params["trunk"], queries, positions, segments_from_mask(query_mask)
         )
         # Queries are padded on the left, so that all rows write their answers to the same slots;
@@ -210,7 +211,7 @@ def make_decoding(trunk: "Trunk", config: ModelConfig) -> tuple[Callable[..., An
 
     def decode(params, tokens, cache: Cache):
         mask = cache.mask.at[:, cache.index].set(True)
-        hidden, layers = trunk.apply(
+        hidden, layers = trunk.apply_unrolled(
             params["trunk"],
             tokens[:, None],
             cache.positions[:, None],
@@ -394,6 +395,9 @@ class Trunk(NamedTuple):
     apply: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
     applied: Callable[[Key[Array, ""] | None], Callable[..., Any]]
     """``apply`` with the dropout of a key, or without for None."""
+    apply_unrolled: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]]
+    """``apply`` to the same parameters with no scan over layers, which would copy the whole cache
+    for every token: each layer has a cache of its own, updated in place."""
 
 
 def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
@@ -422,4 +426,7 @@ def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
         rngs = {"dropout": dropout_key}
         return lambda params, *inputs: training.apply({"params": params}, *inputs, rngs=rngs)
 
-    return Trunk(init, apply, applied)
+    def apply_unrolled(params, *inputs):
+        return unrolled.apply({"params": as_layout(params, unrolled.config)}, *inputs)
+
+    return Trunk(init, apply, applied, apply_unrolled)

@@ -52,6 +52,19 @@ class Measured(NamedTuple):
             "links": linked / chip.interconnect,
         }
 
+    def least(self) -> int:
+        """Bytes of the arguments, each read once: what no such program can do without."""
+        beside = ("temporaries", "results")
+        return sum(
+            n for k, n in self.kinds.items() if k not in beside and not k.endswith(" beside")
+        )
+
+    def of_roofline(self, chip: Chip, chips: int) -> float:
+        """Share of the estimate that operations, or reading the arguments once, would take."""
+        bounds = self.seconds(chip, chips)
+        needed = max(bounds["compute"], self.least() / chip.bandwidth)
+        return needed / max(bounds.values())
+
     def largest_gathered(self) -> tuple[int, str]:
         """Largest array that the program itself makes whole on several chips."""
         whole = [c for c in self.collectives if c.kind in ("all-gather", "all-reduce")]

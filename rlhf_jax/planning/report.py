@@ -91,12 +91,13 @@ def cost_table(measured: Sequence[Measured], chip: Chip, chips: int) -> str:
                 f"{m.flops:.2e}",
                 *(duration(seconds) for seconds in bounds.values()),
                 f"{duration(bounds[limit])} ({limit})",
+                f"{m.of_roofline(chip, chips):.0%}",
                 f"{m.compile_seconds:.0f} s",
             ]
         )
     header = [
         *("program", "FLOPs, all chips", "compute", "memory", "links"),
-        *("estimate", "tracing and compiling"),
+        *("estimate", "of the roofline", "tracing and compiling"),
     ]
     return table(header, rows)
 

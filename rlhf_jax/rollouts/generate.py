@@ -176,6 +176,5 @@ def decode_rest(
 
 def with_rows(cache: Cache, change: Callable[[Array, int], Array]) -> Cache:
     """``cache`` whose rows are repeated or taken by ``change(array, axis of the rows)``."""
-    # Keys and values are [B, H, S, Dh], behind an axis of layers where these are scanned.
-    layers = jax.tree.map(lambda x: layout.heads(change(x, x.ndim - 4)), cache.layers)
+    layers = jax.tree.map(lambda x: layout.heads(change(x, 0)), cache.layers)
     return Cache(layers, change(cache.mask, 0), change(cache.positions, 0), cache.index)
