@@ -196,9 +196,8 @@ def make_decoding(trunk: "Trunk", config: ModelConfig) -> tuple[Callable[..., An
 
     def prefill(params, queries, query_mask, *, length):
         positions = positions_of(query_mask)
-        hidden, layers = trunk.apply_unrolled(
-            params["trunk"], queries, positions, segments_from_mask(query_mask)
-        )
+        segments = segments_from_mask(query_mask)
+        hidden, layers = trunk.apply_unrolled(params["trunk"], queries, positions, segments)
         # Queries are padded on the left, so that all rows write their answers to the same slots;
         # positions count real tokens only, and so differ from row to row.
         cache = Cache(
@@ -396,8 +395,7 @@ class Trunk(NamedTuple):
     applied: Callable[[Key[Array, ""] | None], Callable[..., Any]]
     """``apply`` with the dropout of a key, or without for None."""
     apply_unrolled: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]]
-    """``apply`` to the same parameters with no scan over layers, which would copy the whole cache
-    for every token: each layer has a cache of its own, updated in place."""
+    """``apply`` with no scan over layers, which would copy the whole cache for every token."""
 
 
 def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
