@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from experiments import ppo, reward
-from experiments.evaluate import Answers, make_answer
 from experiments.feedback import stages
 from experiments.feedback.answers import (
     HEARTBEAT_SECONDS,
@@ -43,6 +42,7 @@ from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import Label, Ranking, is_heldout, rankings, read_labels
 from rlhf_jax.feedback.standing import add_refusal
 from rlhf_jax.feedback.store import Database
+from rlhf_jax.inference.judged_answers import Answers, make_answer
 from rlhf_jax.runs.fit import fit_prompts
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.records import read_done

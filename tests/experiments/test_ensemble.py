@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments.evaluate import Answers, as_one, best_of
 from rlhf_jax.config import CombineConfig
 from rlhf_jax.config.older import in_todays_form
+from rlhf_jax.inference.judged_answers import Answers, as_one, best_of
 
 SCORES = np.random.default_rng(3).normal(size=(4, 3, 2)).astype(np.float32)
 """[P, n, M]"""

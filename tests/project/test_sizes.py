@@ -11,7 +11,6 @@ FILE, FUNCTION, RUN = 300, 60, 100
 """Lines of code in a file; lines of a function; of an experiment's ``run``, which is its page."""
 LARGER = {
     "rlhf_jax/runs/stage.py": 338,
-    "experiments/evaluate.py": 315,
     "experiments/reward.py:run": 107,
     "experiments/sft.py:run": 101,
     "experiments/proj/high_entropy/ppo.py:run": 101,
