@@ -125,8 +125,11 @@ def test_four_answers_take_six_keys(visit, database):
 
     def press(keys):
         saved = len(read_labels(database))
-        for key in keys:
+        *ranks, enter = keys
+        for key in ranks:
             page.keyboard.press(key)
+        with page.expect_navigation():  # "Saved" may stand there still from the label before
+            page.keyboard.press(enter)
         page.wait_for_selector("text=Saved")
         assert len(read_labels(database)) == saved + 1
         return shown_ranks(read_labels(database)[-1:])
