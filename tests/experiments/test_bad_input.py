@@ -27,6 +27,7 @@ from rlhf_jax.config import (
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
+from rlhf_jax.inference import judged_answers
 from rlhf_jax.runs import checkpoints
 
 GOOD = '{"text": "once upon a time"}\n'
@@ -291,7 +292,7 @@ def test_prompts_of_another_task_are_refused_unsampled(
         "compare": (1, "--heldout-prompts", 1, "--init", models / "lm"),
         "evaluate": (2, "--policies", models / "lm", "--reward", models / "scalar"),
     }
-    name = {"compare": compare, "evaluate": evaluate}[stage]
+    name = {"compare": compare, "evaluate": judged_answers}[stage]
     monkeypatch.setattr(name, "make_sampler", lambda *_, **__: pytest.fail("sampled"))
     message = refuse_stage(monkeypatch, capsys, tmp_path / "run", stage, *flags, *more[stage])
     assert "prompt 'Chinese: ?': expected it to begin with" in message

@@ -23,6 +23,7 @@ from rlhf_jax.cli import read_preset, to_dict
 from rlhf_jax.config import CombineConfig, TextDataConfig
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.inference import judged_answers
 from rlhf_jax.runs.checkpoints import load_params
 
 ROOT = Path(__file__).parents[2]
@@ -270,7 +271,7 @@ def test_evaluation_stops_between_batches_and_goes_on(chain, tmp_path, monkeypat
     c, summary = chain
     config = c.resolve().evaluate
     config = replace(config, run=replace(config.run, dir=tmp_path / "evaluate"))
-    keep, batches = evaluate.with_cache, []
+    keep, batches = judged_answers.with_cache, []
 
     def interrupted(sampler, *rest, **shape):
         def sampled(*inputs, **place):
@@ -282,7 +283,7 @@ def test_evaluation_stops_between_batches_and_goes_on(chain, tmp_path, monkeypat
         return sampled
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "with_cache", interrupted)
+        patch.setattr(judged_answers, "with_cache", interrupted)
         with pytest.raises(SystemExit):
             evaluate.run(config)
     assert len(batches) == 1

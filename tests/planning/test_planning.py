@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from configs import instructgpt_6b, quickstart
 from experiments import plan
@@ -19,7 +20,7 @@ from rlhf_jax.planning.chips import chip_of, devices_of
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.planning.measure import Measured, measure
 from rlhf_jax.planning.programs import PROGRAMS, Models, sft
-from rlhf_jax.training.mesh import make_mesh
+from rlhf_jax.training.mesh import AXES, make_mesh
 from rlhf_jax.training.optimizers import make_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.training.pmap import pmap_program
@@ -69,6 +70,11 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   ROOT %sum = f32[8]{0} all-reduce(%x), channel_id=3, to_apply=%add
 }
 """
+
+
+def abstract_mesh(*shape):
+    """A mesh as ours are: newer JAX has AbstractMesh's axes typed by default (Explicit)."""
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def test_collectives_are_counted_with_their_loops():
@@ -123,7 +129,7 @@ def test_what_does_not_fit_is_named():
 
 
 def test_a_program_whose_arguments_do_not_fit_is_not_compiled():
-    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = abstract_mesh(1, 1, 1)
     program = PROGRAMS["decode"](small_chain(), MODELS, Parallel("mesh", mesh))
     found = measure(*program, effort=-1.0, chip=CHIP._replace(hbm=2**20))
     assert found.hopeless(CHIP._replace(hbm=2**20)) and not found.hopeless(CHIP)
@@ -276,7 +282,7 @@ def test_no_gradient_of_attention_is_made_whole():
 
 @pytest.mark.parametrize("name", list(PROGRAMS))
 def test_a_batch_that_the_mesh_cannot_split_is_named(name):
-    mesh = jax.sharding.AbstractMesh((1, 7, 1), ("data", "fsdp", "tensor"))
+    mesh = abstract_mesh(1, 7, 1)
     chain = small_chain()
     with pytest.raises(InputError, match=r"batch_size.*=\d+ is not divisible by the 7 parts"):
         PROGRAMS[name](chain, Models(MODEL, MODEL, 512), Parallel("mesh", mesh))
@@ -285,7 +291,7 @@ def test_a_batch_that_the_mesh_cannot_split_is_named(name):
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_logits_in_parts_are_planned_in_parts(name):
     """Four products with the vocabulary instead of three: a part is made again backward."""
-    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = abstract_mesh(1, 1, 1)
     flops = []
     for rows in (0, 32):
         models = Models(replace(MODEL, logit_rows=rows), MODEL, 512)
