@@ -40,7 +40,7 @@ from rlhf_jax.training.preference_optimization import (
     preference_objective,
     sequence_logprobs,
 )
-from rlhf_jax.training.updates import make_update_step
+from rlhf_jax.training.updates import update_step_of
 from rlhf_jax.types import ComparisonBatch, Params
 
 
@@ -86,16 +86,11 @@ def run(config: DPOConfig) -> dict:
 
         # Functions
         logprobs_fn = parallel.function(lambda params, batch: sequence_logprobs(lm, params, batch))
-        update = parallel.update(
-            make_update_step(
-                make_preference_loss(lm, config),
-                lambda inputs: count_ranked(inputs.batch.ranks),
-                tx,
-                accumulate=config.optim.accumulate,
-                ema_decay=config.optim.ema_decay,
-            ),
-            frozen=frozen,
+        loss_fn = make_preference_loss(lm, config)
+        step_fn = update_step_of(
+            config.optim, loss_fn, lambda inputs: count_ranked(inputs.batch.ranks), tx
         )
+        update = parallel.update(step_fn, frozen=frozen)
         evaluate = make_evaluation(config, logprobs_fn, ref_params, heldout_batches, parallel)
 
         # Loop

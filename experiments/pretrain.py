@@ -33,7 +33,7 @@ from rlhf_jax.training.corpora import (
 )
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.updates import make_lm_loss, make_update_step
+from rlhf_jax.training.updates import make_lm_loss, update_step_of
 
 
 def run(config: PretrainConfig) -> dict:
@@ -74,16 +74,9 @@ def run(config: PretrainConfig) -> dict:
         state = stage.restore(state, train=batches)
 
         # Functions
-        update = parallel.update(
-            make_update_step(
-                make_lm_loss(lm, training=True),
-                count_targets,
-                tx,
-                accumulate=config.optim.accumulate,
-                ema_decay=config.optim.ema_decay,
-            ),
-            frozen=frozen,
-        )
+        loss_fn = make_lm_loss(lm, training=True)
+        step_fn = update_step_of(config.optim, loss_fn, count_targets, tx)
+        update = parallel.update(step_fn, frozen=frozen)
         evaluate = make_text_evaluation(
             lm,
             parallel,

@@ -43,8 +43,7 @@ from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.updates import make_update_step
-from rlhf_jax.types import ComparisonBatch
+from rlhf_jax.training.updates import update_step_of
 
 
 def run(config: RewardConfig) -> dict:
@@ -93,11 +92,8 @@ def run(config: RewardConfig) -> dict:
         state = stage.restore(state, train=batches)
 
         # Functions
-        def scores_of(params, batch: ComparisonBatch, key):
-            return model.score_responses(params, *batch[:4], key)
-
         def loss_fn(params, batch, key, count):
-            scores = scores_of(params, batch, key if config.dropout else None)
+            scores = model.score_responses(params, *batch[:4], key if config.dropout else None)
             if config.length_control:
                 scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))
             return ranking_loss(scores, batch.ranks, count=count)
@@ -109,16 +105,10 @@ def run(config: RewardConfig) -> dict:
                 loss_fn, tx, parallel, config.optim, batches, promised, frozen=frozen
             )
         else:
-            update = parallel.update(
-                make_update_step(
-                    loss_fn,
-                    lambda batch: count_ranked(batch.ranks),
-                    tx,
-                    accumulate=config.optim.accumulate,
-                    ema_decay=config.optim.ema_decay,
-                ),
-                frozen=frozen,
+            step_fn = update_step_of(
+                config.optim, loss_fn, lambda batch: count_ranked(batch.ranks), tx
             )
+            update = parallel.update(step_fn, frozen=frozen)
         score = make_reward_scorer(model, tokenizer, parallel, **lengths)
 
         def evaluate(params):

@@ -34,7 +34,7 @@ from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.training.corpora import load_corpora, text_stream
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.updates import make_lm_loss, make_update_step
+from rlhf_jax.training.updates import make_lm_loss, update_step_of
 from rlhf_jax.types import LMBatch
 
 
@@ -103,16 +103,8 @@ def run(config: SFTConfig) -> dict:
                 mean_loss, tx, parallel, config.optim, batches, promised, frozen=frozen
             )
         else:
-            update = parallel.update(
-                make_update_step(
-                    loss_fn,
-                    count_targets,
-                    tx,
-                    accumulate=config.optim.accumulate,
-                    ema_decay=config.optim.ema_decay,
-                ),
-                frozen=frozen,
-            )
+            step_fn = update_step_of(config.optim, loss_fn, count_targets, tx)
+            update = parallel.update(step_fn, frozen=frozen)
         heldout_loss = parallel.function(
             lambda p, b: (loss_without_dropout(p, b, key, 1.0)[0], count_targets(b))
         )

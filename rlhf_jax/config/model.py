@@ -98,7 +98,8 @@ class ModelConfig:
     dropout: ShareBelowOne = 0.0
     """On the embedding sum, attention weights and both residual outputs; only while training."""
     scan_layers: bool = False
-    """Compile one layer and loop over stacked parameters: small programs for deep models."""
+    """Compile one layer and loop over stacked parameters: small programs for deep models. Sampling
+    takes the layers one by one all the same, so that no cache is copied."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass of a block computes again, for memory: nothing; all but the results of
     products with weights; everything."""

@@ -17,16 +17,8 @@ CALLED = re.compile(r"(?:calls|body|condition|to_apply)=%?([\w.\-]+)")
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = {
     *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "iota"),
-    *(
-        "after-all",
-        "copy-done",
-        "async-start",
-        "async-done",
-        "async-update",
-        "call",
-        "conditional",
-        "partition-id",
-    ),
+    *("async-start", "async-update", "async-done", "call", "conditional"),
+    *("after-all", "copy-done", "partition-id"),
 }
 
 
@@ -93,10 +85,13 @@ def trip_count(condition: list[Instruction]) -> int:
 
 def walk(
     found: dict[str, list[Instruction]], name: str, times: int
-) -> Iterator[tuple[Instruction, int, bool]]:
-    """Every instruction that runs, how often, and whether it is a step of its own (not fused)."""
+) -> Iterator[tuple[Instruction, str, int, bool]]:
+    """Every instruction that runs, within what, how often, and whether it is a step of its own.
+
+    What is fused is no step of its own.
+    """
     for each in found.get(name, ()):
-        yield each, times, True
+        yield each, name, times, True
         called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", each.rest))
         if each.kind == "while":
             count = trip_count(found.get(called["condition"], []))
@@ -106,7 +101,8 @@ def walk(
                 yield from walk(found, inner, times)
         elif each.kind == "fusion":  # a collective may be fused with what hides it
             for inner in CALLED.findall(each.rest):
-                yield from ((i, times, False) for i in found.get(inner, ()) if is_collective(i))
+                fused = filter(is_collective, found.get(inner, ()))
+                yield from ((instruction, inner, times, False) for instruction in fused)
 
 
 def is_collective(each: Instruction) -> bool:
@@ -117,13 +113,10 @@ def is_collective(each: Instruction) -> bool:
 def read(text: str) -> Facts:
     """Facts of the optimized program of one chip."""
     found, entry = computations(text)
-    where = {}
-    for inner in found.values():
-        named = {each.name: each for each in inner}
-        where |= {id(each): named for each in inner}
+    by_name = {name: {each.name: each for each in inner} for name, inner in found.items()}
     collectives: dict[tuple[str, str], Collective] = {}
     moved = 0
-    for each, times, alone in walk(found, entry, 1):
+    for each, within, times, alone in walk(found, entry, 1):
         if is_collective(each):
             channel = re.search(r"channel_id=(\d+)", each.rest)
             source = re.search(r'op_name="([^"]*)"', each.rest)
@@ -137,7 +130,7 @@ def read(text: str) -> Facts:
             key = channel[1] if channel else each.name, kind
             collectives[key] = Collective(kind, bytes_, times, source[1] if source else "")
         elif alone and each.kind not in FREE and "AllocateBuffer" not in each.rest:
-            moved += times * moved_by(each, where[id(each)], found)
+            moved += times * moved_by(each, by_name[within], found)
     return Facts(list(collectives.values()), moved)
 
 

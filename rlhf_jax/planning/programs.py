@@ -24,7 +24,7 @@ from rlhf_jax.training.coefficients import starting_coefs
 from rlhf_jax.training.optimizers import make_optimizer, make_policy_value_optimizer, make_state
 from rlhf_jax.training.parallel import Parallel
 from rlhf_jax.training.policy_optimization import make_policy_optimization
-from rlhf_jax.training.updates import make_lm_loss, make_update_step
+from rlhf_jax.training.updates import make_lm_loss, update_step_of
 from rlhf_jax.types import ComparisonBatch, LMBatch, Rollout, TrainState
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -99,13 +99,6 @@ def text(parallel: Parallel, *shape: int, axis: int = 0) -> LMBatch:
     return LMBatch(ids, flags, ids, ids)
 
 
-def update_step(loss_fn: Any, count_fn: Any, tx: Any, optim: OptimConfig) -> Any:
-    """``make_update_step`` as ``optim`` says."""
-    return make_update_step(
-        loss_fn, count_fn, tx, accumulate=optim.accumulate, ema_decay=optim.ema_decay
-    )
-
-
 def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """SFT's update."""
     c = chain.sft
@@ -114,7 +107,7 @@ def sft(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     tx = make_optimizer(c.optim, 1, updates_per_step=1)
     state = train_state(lm_shapes(models), tx, c.optim, parallel)
     batch = text(parallel, c.batch_size, known(c.block_size))
-    jitted = parallel.program(update_step(loss_fn, count_targets, tx, c.optim), state)
+    jitted = parallel.program(update_step_of(c.optim, loss_fn, count_targets, tx), state)
     kinds = {**state_kinds(state), "batch": batch}
     return Program("SFT update", jitted, (state, batch, KEY, None), kinds, {})
 
@@ -143,7 +136,7 @@ def reward(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
     def count(batch):
         return count_ranked(batch.ranks)
 
-    jitted = parallel.program(update_step(loss_fn, count, tx, c.optim), state)
+    jitted = parallel.program(update_step_of(c.optim, loss_fn, count, tx), state)
     kinds = {**state_kinds(state), "batch": batch}
     return Program("reward-model update", jitted, (state, batch, KEY, None), kinds, {})
 

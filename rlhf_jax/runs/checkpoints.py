@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rlhf_jax.errors import InputError, RunError
+from rlhf_jax.errors import DivergedError, InputError, RunError
 from rlhf_jax.runs.checkpoint_files import (
     Damaged,
     first_line,
@@ -373,3 +374,13 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def check_finite(params: Params, step: int) -> None:
+    """Raise DivergedError if the update of ``step`` left a parameter of this process not finite."""
+    parts = [part.data for leaf in jax.tree.leaves(params) for part in leaf.addressable_shards]
+    if not all(np.isfinite(np.asarray(part)).all() for part in parts):
+        raise DivergedError(
+            f"parameters are not finite after step {step}: the same command with a lower "
+            "--optim.lr goes on from the checkpoint before (or from the start, if there is none)"
+        )

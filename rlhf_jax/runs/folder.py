@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -149,6 +150,20 @@ def open_run(
     except BaseException:
         lock.close()
         raise
+
+
+def take_back(folder: Path, *, was_there: bool) -> None:
+    """Remove what a run that never began has written, so that a corrected command may begin.
+
+    A folder that ``was_there`` before stays: it may be a link, or a mounted disk.
+    """
+    if not (folder / "config.json").exists():
+        return
+    if not was_there:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def join_run(folder: Path, config: Mapping[str, Any], lengths: Mapping[str, str]) -> Run:

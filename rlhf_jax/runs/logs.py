@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 
+from rlhf_jax.config import RunConfig
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import DivergedError, InputError
 from rlhf_jax.runs.progress import say
@@ -211,6 +212,22 @@ def check_wandb(project: str) -> None:
     """Raise InputError if Weights & Biases is asked for and not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise InputError(f"--run.wandb {project}: wandb is not installed (pip install wandb)")
+
+
+def open_log(
+    run: RunConfig, stage: str, *, config: Mapping[str, Any], resume_step: int | None
+) -> MetricsLog:
+    """The log of a stage of training, which ends where a loss or a gradient is not finite."""
+    sinks = make_sinks(
+        run.dir,
+        stage=stage,
+        config=config,
+        resume_step=resume_step,
+        tensorboard=run.tensorboard,
+        wandb=run.wandb,
+    )
+    watch = ("loss", "grad_norm", "policy/grad_norm")
+    return MetricsLog(run.dir, resume_step=resume_step, watch=watch, sinks=sinks)
 
 
 def make_sinks(

@@ -12,29 +12,26 @@ with Stage(config, "sft", __file__) as stage:
 """
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import jax
-import numpy as np
 
 from rlhf_jax.cli import to_dict
 from rlhf_jax.config.forks import name_of
 from rlhf_jax.data.batches import Resumable
 from rlhf_jax.data.fates import EncodingReport
 from rlhf_jax.errors import (
-    DivergedError,
     InputError,
     RunError,
     describe_os_error,
     describe_out_of_memory,
 )
-from rlhf_jax.runs.checkpoint_files import list_steps, remove_step
-from rlhf_jax.runs.checkpoints import Checkpoints, params_sha256
-from rlhf_jax.runs.folder import open_run
+from rlhf_jax.runs.checkpoints import Checkpoints, check_finite
+from rlhf_jax.runs.final import check_final, remove_older_final, save_final
+from rlhf_jax.runs.folder import open_run, take_back
 from rlhf_jax.runs.identity import (
     AFTER_NAN,
     LENGTHS,
@@ -46,13 +43,13 @@ from rlhf_jax.runs.identity import (
 )
 from rlhf_jax.runs.inputs import InputFile
 from rlhf_jax.runs.kept_steps import measured_after
-from rlhf_jax.runs.logs import MetricsLog, check_wandb, make_sinks
+from rlhf_jax.runs.logs import MetricsLog, check_wandb, open_log
 from rlhf_jax.runs.profiling import Profiler
 from rlhf_jax.runs.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.runs.signals import StopRequest
 from rlhf_jax.runs.startup import start
 from rlhf_jax.training.hosts import asked_to_stop, connect, leave, sync
-from rlhf_jax.types import Params, TrainState, as_leaf
+from rlhf_jax.types import Params, TrainState
 
 T = TypeVar("T")
 
@@ -111,7 +108,11 @@ class Stage:
             self._remove_if_fresh()
             raise
         if self.summary is not None:
-            self._check_final()
+            try:
+                check_final(self.run_config.dir, self.summary)
+            except InputError:
+                self._stack.close()  # without the error: the run has not failed
+                raise
             say(f"{self.name}: finished before, in {self.run_config.dir}")
         return self
 
@@ -165,29 +166,9 @@ class Stage:
             say(f"{self.name}: stopped at once{self._goes_on()}")
 
     def _remove_if_fresh(self) -> None:
-        """Bad input leaves nothing behind before there is work to keep.
-
-        The corrected command may use the same folder, which stays if it was there (it may be a
-        link, or a mounted disk).
-        """
-        folder = self.run_config.dir
-        if not (self._fresh and jax.process_index() == 0 and (folder / "config.json").exists()):
-            return
-        if not self._was_there:
-            shutil.rmtree(folder)
-            return
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _check_final(self) -> None:
-        """Raise InputError if a finished run has lost what it is for."""
-        folder = self.run_config.dir
-        if "params_sha256" in (self.summary or {}) and not list_steps(folder / "final"):
-            self._stack.close()
-            raise InputError(
-                f"{folder} is finished, but its parameters are gone from {folder / 'final'}: "
-                f"remove {folder / 'DONE'}, and the same command makes them from what is kept"
-            )
+        """Bad input leaves nothing behind before there is work to keep."""
+        if self._fresh and jax.process_index() == 0:
+            take_back(self.run_config.dir, was_there=self._was_there)
 
     def _goes_on(self) -> str:
         """What the same command will do, for the end of a sentence."""
@@ -370,27 +351,13 @@ class Stage:
             **({"shorter": {str(n): f for n, f in shorter.items()}} if shorter else {}),
         }
         self._checkpoints.wait()
+        folder = self.run_config.dir
         if params is not None:
-            folder = self.run_config.dir / "final"
-            # Of a run that is made longer the old model stays until DONE tells of the new one.
-            keep = 1 + len(list_steps(folder))
-            with Checkpoints(
-                folder,
-                keep_latest=keep,
-                keep_best=0,
-                best_metric=None,
-                best_mode="max",
-                otherwise=f"all steps are kept{self._goes_on()}",
-            ) as final:
-                step = as_leaf(np.asarray(self.done, np.int32))
-                state = TrainState(step, params, (), None)
-                final.save(self.done, state, data={}, extra={}, metrics={})
-            summary["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-            summary["params_sha256"] = params_sha256(params)
+            otherwise = f"all steps are kept{self._goes_on()}"
+            summary |= save_final(folder, params, step=self.done, otherwise=otherwise)
         self._run.finish(summary)
         if params is not None and jax.process_index() == 0:
-            for step in list_steps(folder)[:-1]:
-                remove_step(folder / str(step))
+            remove_older_final(folder)
         sync("finished")
         if self._stop.requested:  # too late for a step, but not for the stages to come
             say(f"{self.name}: finished before it could be stopped")
@@ -400,25 +367,6 @@ class Stage:
     @cached_property
     def _log(self) -> MetricsLog:
         """Opened at first use, when it is known which step the run goes on from."""
-        resume_step = self._resumed or None
-        sinks = make_sinks(
-            self.run_config.dir,
-            stage=self.name,
-            config=to_dict(self.config),
-            resume_step=resume_step,
-            tensorboard=self.run_config.tensorboard,
-            wandb=self.run_config.wandb,
-        )
-        watch = ("loss", "grad_norm", "policy/grad_norm")
-        log = MetricsLog(self.run_config.dir, resume_step=resume_step, watch=watch, sinks=sinks)
+        config, resume_step = to_dict(self.config), self._resumed or None
+        log = open_log(self.run_config, self.name, config=config, resume_step=resume_step)
         return self._stack.enter_context(log)
-
-
-def check_finite(params: Params, step: int) -> None:
-    """Raise DivergedError if the update of ``step`` left a parameter of this process not finite."""
-    parts = [part.data for leaf in jax.tree.leaves(params) for part in leaf.addressable_shards]
-    if not all(np.isfinite(np.asarray(part)).all() for part in parts):
-        raise DivergedError(
-            f"parameters are not finite after step {step}: the same command with a lower "
-            "--optim.lr goes on from the checkpoint before (or from the start, if there is none)"
-        )

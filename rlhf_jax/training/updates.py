@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
+from rlhf_jax.config import OptimConfig
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import combine
 from rlhf_jax.objectives.language_losses import lm_loss_of_logprobs
@@ -67,6 +68,18 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     average = update_ema(state.ema_params, params, decay=ema_decay)
     return TrainState(state.step + 1, params, opt_state, average)
+
+
+def update_step_of(
+    optim: OptimConfig,
+    loss_fn: LossFn,
+    count_fn: Callable[[Any], Any],
+    tx: optax.GradientTransformation,
+) -> UpdateStep:
+    """``make_update_step`` with the micro-batches and the average that ``optim`` asks for."""
+    return make_update_step(
+        loss_fn, count_fn, tx, accumulate=optim.accumulate, ema_decay=optim.ema_decay
+    )
 
 
 def make_update_step(

@@ -131,9 +131,8 @@ def run(config: PPOConfig) -> dict:
         )
         update_fn = parallel.update(ppo.update, frozen=frozen, batch_axis=1)
         mix_fn = parallel.function(partial(mix, share=config.reference_mix))
-        response_length = lengths["response_length"]
         score_text = make_text_scoring(
-            rewards, prompts, tokenizer, parallel, response_length=response_length
+            rewards, prompts, tokenizer, parallel, response_length=lengths["response_length"]
         )
 
         # Loop
