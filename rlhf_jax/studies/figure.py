@@ -49,7 +49,10 @@ def save_figure(
         axes.set(xlabel=labels[0], ylabel=labels[1])
         n_seeds = sorted({len(seeds) for seeds in figures.values() if seeds})
         between = "–".join(str(n) for n in dict.fromkeys((n_seeds[0], n_seeds[-1])))
-        axes.set_title(f"mean and 95 % interval over n = {between} seeds", fontsize=9, loc="left")
+        shown = f"mean and 95 % interval over n = {between} seeds"
+        if n_seeds[-1] == 1:
+            shown = "n = 1 seed, which has no interval"
+        axes.set_title(shown, fontsize=9, loc="left")
         figure.legend(loc="outside right upper", frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The same rows give the same bytes.

@@ -60,8 +60,7 @@ def write_page(study: Study, rows: Sequence[Row], config: StudyConfig) -> Path:
         "Mean ± 95 % interval (Student's t) over the seeds of the whole chain; n is their number.",
         arms_table(study, rows, figures),
         f"## Against {study.baseline}",
-        explanation(study, comparisons),
-        comparisons_table(comparisons),
+        *compared(study, comparisons),
         *(f"Left out: {why}." for why in left_out),
         "## What each arm changes",
         changes_list(study, rows),
@@ -178,6 +177,16 @@ def arms_table(
         cells = " | ".join(cells[arm] for cells in columns)
         lines.append(f"| {arm} | {len(figures[arm])} | {cells} |")
     return "\n".join(lines)
+
+
+def compared(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+    """How to read the comparisons, and a line for each; or why there are none, once."""
+    if any(each.difference is not None for each in comparisons):
+        return [explanation(study, comparisons), comparisons_table(comparisons)]
+    reasons = sorted({each.verdict for each in comparisons})
+    return [
+        f"Nothing is compared yet ({'; '.join(reasons)})." if reasons else "Nothing to compare."
+    ]
 
 
 def explanation(study: Study, comparisons: Sequence[Comparison]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
-from rlhf_jax.errors import check
+from rlhf_jax.errors import check, counted
 from rlhf_jax.evaluation.metrics import CONFIDENCE
 
 FEWEST = 5
@@ -62,7 +62,7 @@ def paired_difference(
     fewest = 2 if few else FEWEST
     check(
         len(first) >= fewest,
-        f"{len(first)} pairs of seeds: expected at least {fewest}"
+        f"{counted(len(first), 'pair')} of seeds: expected at least {fewest}"
         + ("" if few else " (--few True compares fewer)"),
     )
     d = np.array([first[seed] - second[seed] for seed in sorted(first)], float)

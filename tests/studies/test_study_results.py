@@ -101,6 +101,17 @@ def test_few_pairs_are_not_compared_unless_told():
     assert found["best_of_4", "gold"].verdict == "higher"
 
 
+def test_a_page_of_one_seed_claims_nothing(tmp_path):
+    config = StudyConfig(file=Path("configs/studies/mine.py"), results=tmp_path)
+    page = write_page(STUDY, make_rows([3]), config).read_text()
+    assert "Nothing is compared yet (not compared: 1 pair of seeds: expected at least 5" in page
+    assert (
+        "| verdict |" not in page
+        and "±" not in page.partition("## Against")[0].partition("| n |")[2]
+    )
+    assert "n = 1 seed, which has no interval" in (tmp_path / "mine.svg").read_text()
+
+
 def test_arms_of_one_seed_whose_sft_differs_are_no_pair():
     """The same config on another machine: what both were made from came out otherwise."""
     rows = make_rows(range(6))
