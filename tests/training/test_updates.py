@@ -41,7 +41,7 @@ from rlhf_jax.training.policy_optimization import (
     make_ppo_update,
 )
 from rlhf_jax.training.preparation import combine_scores, prepare_batch, shuffle_minibatches
-from rlhf_jax.training.updates import accumulated_gradients, make_update_step
+from rlhf_jax.training.updates import accumulated_gradients, make_update_step, update_step_of
 from rlhf_jax.types import LMBatch, QueryBatch, Rollout
 
 pytestmark = pytest.mark.usefixtures("module_in_float64")
@@ -514,6 +514,21 @@ def test_microbatches_of_text_make_the_same_step():
     assert distance(whole.params, params) > 1e-3
     close(parts.params, whole.params)
     close(parts_metrics, metrics)
+
+
+def test_the_stages_update_is_split_as_optim_says():
+    """Whole or in parts the step is the same, so that only the rows of a part tell."""
+    rows = set()
+
+    def loss_fn(params, batch, key, count):
+        rows.add(len(batch))
+        return (params * batch).sum() / count, {}
+
+    optim = OptimConfig(accumulate=4, ema_decay=EMA)
+    step = update_step_of(optim, loss_fn, len, TX)
+    state, _ = step(make_start(jnp.ones(())), jnp.ones(B), jax.random.key(0))
+    assert rows == {B // 4}
+    close(state.ema_params, EMA + (1 - EMA) * state.params)
 
 
 def test_every_microbatch_has_a_key_of_its_own():
