@@ -346,8 +346,10 @@ def test_a_finished_run_that_lost_its_parameters(tmp_path):
     folder = tmp_path / "run"
     first = train(make_config(folder), total=2)
     shutil.rmtree(folder / "final")
-    with pytest.raises(InputError, match=f"remove {folder / 'DONE'}, and the same command"):
+    with pytest.raises(InputError, match=f"remove {folder / 'DONE'}, and the same command") as said:
         train(make_config(folder), total=2)
+    # The run has not failed, and its folder is free, though the error (as in a notebook) lives on.
+    assert said.value.__traceback__ is not None and not (folder / "FAILED").exists()
     (folder / "DONE").unlink()
     assert train(make_config(folder), total=2)["params_sha256"] == first["params_sha256"]
 

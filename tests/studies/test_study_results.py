@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,14 @@ from rlhf_jax.config import StudyConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.studies.measures import Measured, gold_over_curve, standard_figures
 from rlhf_jax.studies.page import all_figures, compare_arms, write_page
-from rlhf_jax.studies.plan import plan_seed
-from rlhf_jax.studies.results import check_current, check_data, read_results, write_results
+from rlhf_jax.studies.plan import evaluation, plan_seed
+from rlhf_jax.studies.results import (
+    check_current,
+    check_data,
+    read_results,
+    rows_of_seed,
+    write_results,
+)
 from rlhf_jax.studies.study import Arm, Study
 
 ROOT = Path("runs/studies/x")
@@ -68,6 +75,29 @@ def test_rows_are_read_as_they_were_written_and_sorted(tmp_path):
         InputError, match=r"x\.jsonl, line 1: no figures, .*expected a row of a study"
     ):
         read_results(path)
+
+
+def test_a_row_names_all_that_its_figures_were_made_from(tmp_path):
+    """Of best-of-n the reward model too, which picks; of the SFT model no more than it came from."""
+    plan = plan_seed(STUDY, 0, tmp_path)
+    job = evaluation(plan, [*plan.policies.values()], tmp_path)
+    for each in plan.jobs:
+        each.folder.mkdir(parents=True)
+        done = {"seconds": 1.0, "params_sha256": f"p-{each.label}"}
+        (each.folder / "DONE").write_text(json.dumps(done))
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.json").write_text(json.dumps({"devices": ["cpu:0 cpu"], "git": None}))
+    names = [plan.sft.name, "best_of_4", plan.policies["ppo"].name]
+    summary = {"policies": dict.fromkeys(names, {}), "text": {}, "baseline": plan.sft.name}
+    (job.folder / "DONE").write_text(json.dumps(summary | {"seconds": 2.0}))
+    study = replace(STUDY, measure=lambda measured: {"score": 0.5, "none": float("nan")})
+    rows = rows_of_seed(study, plan, job, data="d", parallel=1)
+    stages = {row["arm"]: {*row["runs"].values()} for row in rows}
+    before = {"p-pretrain", "p-sft"}
+    picked = before | {"p-comparisons", "p-reward"}
+    assert stages == {"sft": before, "best_of_4": picked, "ppo": picked | {"p-ppo"}}
+    assert all(row["figures"] == {"score": 0.5} for row in rows)
+    assert [row["seconds"].get("arm") for row in rows] == [None, None, 1.0]
 
 
 def test_stale_rows_are_named():
