@@ -78,7 +78,7 @@ def test_rows_are_read_as_they_were_written_and_sorted(tmp_path):
 
 
 def test_a_row_names_all_that_its_figures_were_made_from(tmp_path):
-    """Of best-of-n the reward model too, which picks; of the SFT model no more than it came from."""
+    """Of best-of-n the reward model too, which picks; of the SFT model only what it came from."""
     plan = plan_seed(STUDY, 0, tmp_path)
     job = evaluation(plan, [*plan.policies.values()], tmp_path)
     for each in plan.jobs:
@@ -88,7 +88,7 @@ def test_a_row_names_all_that_its_figures_were_made_from(tmp_path):
     job.folder.mkdir(parents=True)
     (job.folder / "config.json").write_text(json.dumps({"devices": ["cpu:0 cpu"], "git": None}))
     names = [plan.sft.name, "best_of_4", plan.policies["ppo"].name]
-    summary = {"policies": dict.fromkeys(names, {}), "text": {}, "baseline": plan.sft.name}
+    summary = {"policies": {name: {} for name in names}, "text": {}, "baseline": plan.sft.name}
     (job.folder / "DONE").write_text(json.dumps(summary | {"seconds": 2.0}))
     study = replace(STUDY, measure=lambda measured: {"score": 0.5, "none": float("nan")})
     rows = rows_of_seed(study, plan, job, data="d", parallel=1)
