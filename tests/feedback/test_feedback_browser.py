@@ -464,7 +464,7 @@ def test_nothing_that_is_written_runs(visit, database):
     page.goto(page.base + "/chat")
     page.fill("textarea[name=message]", ATTACK)
     page.click("text=Send")
-    page.wait_for_selector("text=is answering")
+    page.wait_for_selector("text=The policy is answering")
     (question,) = conversation.waiting(database)
     conversation.answer(database, question, responses[:2], round=0, sampling={})
     page.wait_for_selector("text=Which of these is better")  # drawn live
@@ -502,7 +502,7 @@ def test_chat(visit, database, viewport):
         field.evaluate(composing % "keyCode: 229")
         assert conversation.waiting(database) == []
         page.keyboard.press("Enter")
-        page.wait_for_selector("text=is answering")
+        page.wait_for_selector("text=The policy is answering")
         assert field.input_value() == "" and field.evaluate("e => e === document.activeElement")
         (question,) = conversation.waiting(database)
         assert question.prompt == f"this film\nis {n}"

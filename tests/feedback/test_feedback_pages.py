@@ -352,7 +352,7 @@ def test_chat(database, app):
     assert "No process is answering now" in page
     page = ann.post("/chat", page, action="say", message="mail me: jo@example.org")
     (question,) = conversation.waiting(database)
-    assert question.prompt == "mail me: [EMAIL]" and "is answering" in page
+    assert question.prompt == "mail me: [EMAIL]" and "The policy is answering" in page
     answers = [queue.Response(f" {word}", "runs/p") for word in ("red", "red", "blue")]
     figures.set_status(database, "answerer", phase="ready", round=2)
     conversation.answer(database, question, answers, round=2, sampling={"temperature": 0.7})
