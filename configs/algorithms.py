@@ -38,8 +38,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": GROUPS | dict(advantage="grpo", aggregation="sequence_mean", kl=IN_LOSS),
     # Liu et al. 2025: Âᵢ = Rᵢ − mean R; Σᵢ Σₜ / (B · response_length).
     "dr_grpo": GROUPS | dict(advantage="dr_grpo", aggregation="constant_length", kl=IN_LOSS),
-    # Yu et al. 2025: GRPO's Â, a higher upper clip, mean over tokens. Without its dynamic sampling.
-    "dapo": GROUPS | dict(advantage="grpo", clip_eps_high=0.28, kl=IN_LOSS),
+    # Yu et al. 2025: GRPO's Â, a higher upper clip, mean over tokens; prompts whose answers score
+    # all alike are replaced, by at most 10 batches an iteration (as in its code).
+    "dapo": GROUPS | dict(advantage="grpo", clip_eps_high=0.28, kl=IN_LOSS, max_sampling_rounds=10),
     # Zheng et al. 2025: ρ = (π(y|x) / π_old(y|x))^(1/|y|). Its ε of 3e-4 and 4e-4 are for steps of
     # a large model; with the quickstart's a ratio of that size would be clipped at once.
     "gspo": GROUPS

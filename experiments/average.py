@@ -3,9 +3,12 @@ r"""The average of models of one shape, weight by weight, as a run folder that e
     python -m experiments.average runs/reward0 runs/reward1 runs/reward2 --dir runs/warm \
         --heldout comparisons.jsonl
     python -m experiments.average runs/sft runs/ppo --weights 0.3 0.7 --dir runs/between
+    python -m experiments.average runs/ppo0 runs/ppo1 --method slerp --init runs/sft \
+        --towards-init 0.3 --dir runs/warp
 
 Of reward models that is WARM (Ramé et al. 2024): an ensemble's robustness at the cost of one. Of
-policies it trades the reward for what alignment cost (Lin et al. 2023; WARP, Ramé et al. 2024).
+policies it trades the reward for what alignment cost (Lin et al. 2023), or is a round of WARP (Ramé
+et al. 2024): policies of several seeds are merged along a sphere, then mixed with their start.
 An average is good only of models that were trained from one and the same.
 """
 
@@ -21,7 +24,7 @@ from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation.metrics import pair_accuracy
 from rlhf_jax.inference.reward_scores import make_reward_scorer
-from rlhf_jax.models.averaging import weighted_average
+from rlhf_jax.models.averaging import spherical_average, weighted_average
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.runs.kept_steps import is_run, run_of
@@ -52,22 +55,52 @@ def run(config: AverageConfig) -> dict:
 
         def each() -> Iterator[Params]:
             for path in stage.each(paths, total=len(paths), unit=("model", "models")):
-                params = merged(load_any(path, flag="models")).params
-                params |= {"trunk": as_layout(params["trunk"], first.model)}
+                params = in_layout(merged(load_any(path, flag="models")).params, first)
                 figures.append(evaluate(params))
                 yield params
 
-        params = weighted_average(each(), weights)
+        params = average_policies(config, first, each(), weights)
         made_of = dict(zip(map(str, paths), weights, strict=True))
         given = first.model, first.vocab_size, first.tokenizer
         save_model_card(config.dir, *given, kind=first.kind, lengths=lengths, average_of=made_of)
         return stage.finish(
             params,
             made_of=made_of,
+            method=config.method,
+            **({} if config.init is None else {"towards": {str(config.init): config.towards_init}}),
             heldout=evaluate(params),
             heldout_of_each=dict(zip(made_of, figures, strict=True)),
             **({"gain": average_gain(paths, weights)} if first.kind == "scalar" else {}),
         )
+
+
+def in_layout(params: Params, first: Trained) -> Params:
+    """``params`` with their layers as ``first`` has them, one by one or stacked."""
+    return params | {"trunk": as_layout(params["trunk"], first.model)}
+
+
+def average_policies(
+    config: AverageConfig, first: Trained, each: Iterator[Params], weights: Sequence[float]
+) -> Params:
+    """What ``config.method`` makes of them, and its mix with ``config.init``."""
+    if config.init is None:
+        return weighted_average(each, weights)
+    init = in_layout(merged(load_any(config.init, flag="init")).params, first)
+    if config.method == "linear":
+        params = weighted_average(each, weights)
+    else:
+        # Layers that are stacked for a scan would have one angle for all.
+        one_by_one = first._replace(model=replace(first.model, scan_layers=False))
+        apart = (in_layout(params, one_by_one) for params in each)
+        params, straight = spherical_average(in_layout(init, one_by_one), apart, weights)
+        params = in_layout(params, first)
+        if straight:
+            say(
+                f"average: in {straight} arrays the models differ from {config.init} in no or in "
+                "one direction: these are averaged linearly"
+            )
+    back = config.towards_init
+    return weighted_average([init, params], [back, 1 - back])
 
 
 def check_models(config: AverageConfig) -> Trained:
@@ -82,8 +115,12 @@ def check_models(config: AverageConfig) -> Trained:
     )
     for path in paths:
         check_model(path, flag="models")
-    first, *others = (load_reader(path, flag="models") for path in paths)
-    for path, other in zip(paths[1:], others, strict=True):
+    if config.init is not None:
+        check_model(config.init, flag="init")
+    named = [*paths, *([] if config.init is None else [config.init])]
+    flags = ["models"] * len(paths) + ["init"]
+    first, *others = (load_reader(path, flag=f) for path, f in zip(named, flags, strict=False))
+    for path, other in zip(named[1:], others, strict=True):
         pair = f"{paths[0]} and {path}"
         check(
             first.kind == other.kind,
@@ -97,6 +134,10 @@ def check_models(config: AverageConfig) -> Trained:
             first.tokenizer.digest == other.tokenizer.digest,
             f"{pair} have different tokenizers: expected models of one",
         )
+    check(
+        config.init is None or first.kind == "lm",
+        f"--init is of policies, and {paths[0]} is {KINDS[first.kind]}",
+    )
     check(
         config.heldout is None or first.kind == "scalar",
         f"--heldout measures reward models, and {paths[0]} is {KINDS[first.kind]}",

@@ -10,7 +10,7 @@ something else, has noticed nothing. Exit code 1 if any bug escapes.
 
 Numbers up to 48 are those of a list of classical RLHF bugs; tests name them by these numbers. Those
 from 49 on are of PPO's kin, from 70 on of DPO's, from 110 on of what else an iteration learns from,
-and of what moves beside the policy, from 130 on of studies.
+and of what moves beside the policy, from 130 on of studies, from 140 on of dynamic sampling.
 """
 
 import json
@@ -53,6 +53,7 @@ PPO = "rlhf_jax/training/policy_optimization.py"
 PREPARATION = "rlhf_jax/training/preparation.py"
 SELECTION = "rlhf_jax/objectives/selection.py"
 STATISTICS, STUDIES_PLAN = "rlhf_jax/studies/statistics.py", "rlhf_jax/studies/plan.py"
+DYNAMIC = "rlhf_jax/training/dynamic_sampling.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
 BATCHES, CHAT = "tests/data/test_batches.py::test_", "tests/data/test_chat.py::test_"
@@ -64,6 +65,7 @@ PAIRS = "tests/objectives/test_preference_losses.py::test_"
 UPDATE = "tests/training/test_updates.py::test_"
 SELECTED = "tests/objectives/test_selection.py::test_"
 MOVING = "tests/training/test_moving.py::test_"
+ROUNDS = "tests/training/test_dynamic_sampling.py::test_"
 TRANSFORMER = "tests/models/test_transformer.py::test_"
 SAMPLING = "tests/rollouts/test_generate.py::test_"
 OPTIMIZER = "tests/training/test_optimizers.py::test_"
@@ -674,6 +676,46 @@ PLANTS = (
         "if own[name] != other[name])",
         "if other[name] is own)",
         f"{STUDY}results.py::test_arms_of_one_seed_whose_sft_differs_are_no_pair",
+    ),
+    Plant(
+        140,
+        "dynamic sampling keeps rows and not the answers to a prompt",
+        DYNAMIC,
+        "groups[:, None] * group_size + jnp.arange(group_size)[None]",
+        "groups[:, None] + len(differ) * jnp.arange(group_size)[None]",
+        f"{ROUNDS}prompts_whose_answers_differ_are_kept_in_the_order_in_which_they_came",
+    ),
+    Plant(
+        141,
+        "prompts that teach nothing count in a batch that is not filled",
+        DYNAMIC,
+        "mask=rounds.rollout.mask & rows",
+        "mask=rounds.rollout.mask",
+        f"{ROUNDS}prompts_that_teach_nothing_weigh_nothing_in_an_unfilled_batch[token_mean]",
+    ),
+    Plant(
+        142,
+        "a round's prompts are judged by the answers of another round",
+        DYNAMIC,
+        "differ = jnp.concatenate([rounds.differ, new.differ])",
+        "differ = jnp.concatenate([new.differ, rounds.differ])",
+        f"{ROUNDS}prompts_whose_answers_differ_are_kept_in_the_order_in_which_they_came",
+    ),
+    Plant(
+        143,
+        "what is logged is of the last round alone",
+        DYNAMIC,
+        "jax.tree.map(jnp.add, rounds[2:], new[2:])",
+        "new[2:]",
+        f"{ROUNDS}what_is_logged_is_of_all_that_was_sampled",
+    ),
+    Plant(
+        144,
+        "a round's key is the parent of the other rounds'",
+        DYNAMIC,
+        "keys = split(key, most)",
+        "keys = [key, *split(key, most)]",
+        f"{ROUNDS}every_round_draws_with_a_key_of_its_own_and_the_same_at_every_start",
     ),
 )
 

@@ -85,6 +85,10 @@ class PPOConfig:
     """Episodes per iteration, of all devices."""
     samples_per_prompt: Count = 1
     """Answers to each prompt of an iteration, which stand one after the other in the batch."""
+    max_sampling_rounds: Count = 1
+    """Dynamic sampling (DAPO, Yu et al. 2025, §3.2; 10 in its code): while the batch has prompts
+    whose answers all score alike, another batch is sampled, whose prompts take their places, up to
+    so many batches an iteration; 1: what is sampled first is learnt from."""
     ppo_epochs: Count = 1
     """Times that each episode is learnt from (InstructGPT: 1)."""
     num_minibatches: Count = 4
@@ -223,6 +227,11 @@ class PPOConfig:
             self.batch_size % self.samples_per_prompt == 0,
             f"batch_size={self.batch_size} is not a multiple of "
             f"samples_per_prompt={self.samples_per_prompt}",
+        )
+        check(
+            self.max_sampling_rounds == 1 or self.samples_per_prompt > 1,
+            f"max_sampling_rounds={self.max_sampling_rounds} looks for prompts whose answers score "
+            f"differently: samples_per_prompt={self.samples_per_prompt} must be 2 or more",
         )
         check_microbatches(*self.minibatch, self.optim)
         check_microbatches("ptx_batch_size", self.ptx_batch_size, self.optim)

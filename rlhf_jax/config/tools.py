@@ -12,6 +12,7 @@ from rlhf_jax.config.bounds import (
     CountOrZero,
     Finite,
     Seed,
+    Share,
     check_bounds,
 )
 from rlhf_jax.config.data import TextDataConfig, is_file
@@ -292,6 +293,13 @@ class AverageConfig:
     weights: tuple[Finite, ...] = ()
     """Of the models in their order; they sum to 1. One below 0 goes beyond the others, away from
     its model. Empty: all alike."""
+    method: Literal["linear", "slerp"] = "linear"
+    """Weight by weight, or of policies along the sphere about ``init`` (WARP, Ramé et al. 2024)."""
+    init: Path | None = None
+    """The policy that all of them were trained from: slerp and ``towards_init`` start there."""
+    towards_init: Annotated[Share, idle(init=None)] = 0.0
+    """1 − η of WARP's linear interpolation towards initialisation: how much of the result is
+    ``init``. 0: nothing but the average; between, less reward and less KL."""
     dir: Path = Path("runs/average")
     """The run folder to make."""
     heldout: Path | None = None
@@ -305,6 +313,24 @@ class AverageConfig:
             not self.weights or abs(total - 1) <= 1e-6,
             f"weights={self.weights} sum to {total:g}: expected a sum of 1; without weights all "
             "count alike",
+        )
+        check(
+            self.method == "linear" or self.init is not None,
+            f"method={self.method} goes along the sphere about a policy that all were trained "
+            "from: give --init",
+        )
+        check(
+            self.method == "linear" or min(self.weights, default=0) >= 0,
+            f"weights={self.weights} with method={self.method}: expected numbers of 0 or more",
+        )
+        check(
+            self.towards_init == 0 or self.init is not None,
+            f"towards_init={self.towards_init} needs --init, the policy to go back towards",
+        )
+        check(
+            self.init is None or self.method == "slerp" or self.towards_init > 0,
+            f"init={self.init} has no part in a linear average: give --method slerp or "
+            "--towards-init",
         )
 
     @property

@@ -20,18 +20,21 @@ def starting_coefs(config: PPOConfig) -> dict[str, float]:
     """What ``Coefs`` begin as: ``kl_coef`` β, and as far as ``config`` asks for them others.
 
     Online DPO charges no KL. ``second_weight`` λ of a second reward; of ``reinforce`` the
-    ``baseline`` and the ``baseline_weight`` of the iterations that it is the mean of.
+    ``baseline`` and the ``baseline_weight`` of the iterations that it is the mean of. With dynamic
+    sampling ``unfilled_batches`` counts the iterations in which a prompt taught nothing.
     """
     coefs = {"kl_coef": 0.0 if config.objective == "dpo" else config.kl.coef}
     if config.second_reward.model is not None:
         coefs["second_weight"] = config.second_reward.weight
     if config.objective == "policy_gradient" and config.advantage == "reinforce":
         coefs |= {"baseline": 0.0, "baseline_weight": 0.0}
+    if config.max_sampling_rounds > 1:
+        coefs["unfilled_batches"] = 0.0
     return coefs
 
 
 def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
-    """Ziegler's controller of β, the Lagrange multiplier λ and the moving baseline, where asked."""
+    """Ziegler's controller of β, the multiplier λ, the moving baseline, a count, where asked."""
     changed = {}
     if config.kl.target and config.objective != "dpo":
         changed["kl_coef"] = update_kl_coef(
@@ -55,4 +58,7 @@ def control(config: PPOConfig, coefs: Coefs, metrics: Metrics) -> Coefs:
             metrics["objective/rlhf_reward"],
             decay=config.baseline_decay,
         )
+    if "unfilled_batches" in coefs:
+        unfilled = metrics["sampling/missing_prompts"] > 0
+        changed["unfilled_batches"] = coefs["unfilled_batches"] + unfilled
     return coefs | changed

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.errors import known
@@ -62,6 +62,9 @@ class PolicyOptimization(NamedTuple):
     """(state, (minibatches, pretraining text | None), key, frozen) -> (state, metrics)."""
     control: Callable[[Coefs, Metrics], Coefs]
     """(coefs, metrics of ``prepare``) -> coefs of the next iteration."""
+    judge: Callable[[Rollout, Coefs], tuple[Bool[Array, "G"], Metrics]]
+    """(episodes, coefs) -> prompts whose answers differ in score, what is logged of the episodes:
+    dynamic sampling goes by it."""
 
 
 def make_policy_optimization(
@@ -88,7 +91,7 @@ def make_policy_optimization(
         pad_id=pad_id,
         recompute_logprobs=config.recompute_logprobs,
     )
-    batch, prepare = make_preparation(
+    batch, prepare, judge = make_preparation(
         config, end_ids=end_ids, advantage_fn=advantage_fn, combine=combine
     )
     loss = make_loss(config, lm, policy_value, objective)
@@ -107,7 +110,8 @@ def make_policy_optimization(
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
     )
-    return PolicyOptimization(rollout, batch, prepare, loss, update, partial(control, config))
+    controller = partial(control, config)
+    return PolicyOptimization(rollout, batch, prepare, loss, update, controller, judge)
 
 
 def make_loss(

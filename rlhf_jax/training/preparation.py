@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.config import CombineConfig, PPOConfig
 from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.objectives.advantages import (
+    differing,
     gae,
     grpo,
+    in_groups,
     reinforce,
     rloo,
     zero_spread_groups,
@@ -52,16 +54,25 @@ Learnt = PPOBatch | KeptAnswers | PreferenceInputs
 """What an update reads, by ``config.objective``."""
 
 
+class Preparation(NamedTuple):
+    """What comes between sampling and learning, as ``config`` says."""
+
+    batch: Callable[[Rollout, Coefs], tuple[Learnt, Metrics]]
+    """(episodes, coefs) -> one minibatch."""
+    prepare: Callable[..., tuple[Learnt, Metrics]]
+    """(episodes, coefs, key) -> the shuffled minibatches of all epochs."""
+    judge: Callable[[Rollout, Coefs], tuple[Bool[Array, "G"], Metrics]]
+    """(episodes, coefs) -> prompts whose answers differ in score, what is logged of episodes."""
+
+
 def make_preparation(
     config: PPOConfig,
     *,
     end_ids: Sequence[int],
     advantage_fn: AdvantageFn | None,
     combine: Combine | None,
-) -> tuple[
-    Callable[[Rollout, Coefs], tuple[Learnt, Metrics]], Callable[..., tuple[Learnt, Metrics]]
-]:
-    """(episodes, coefs) -> one minibatch, and (episodes, coefs, key) -> those of all epochs."""
+) -> Preparation:
+    """The functions that ``config`` asks for; the last two take the place of its own."""
     names = reward_names(config.reward)
     scored: dict[str, Any] = {
         "combine": combine or partial(combine_scores, config=config.combine, names=names),
@@ -100,7 +111,13 @@ def make_preparation(
         minibatches = shuffle_minibatches(learnt, key, epochs=epochs, num_minibatches=parts)
         return jax.vmap(partial(with_weights, how=config.aggregation))(minibatches), metrics
 
-    return batch, prepare
+    def judge(rollout, coefs):
+        scores, _, metrics = episode_rewards(rollout, coefs, **scored)
+        differ = differing(*in_groups(scores, rollout.mask, config.samples_per_prompt))[:, 0]
+        alike = 1 - differ.mean(dtype=scores.dtype)
+        return differ, metrics | {"objective/zero_spread_groups": alike}
+
+    return Preparation(batch, prepare, judge)
 
 
 def advantage_function(config: PPOConfig, coefs: Coefs) -> AdvantageFn:

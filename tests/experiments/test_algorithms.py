@@ -1,14 +1,16 @@
 """PPO's kin as experiments.ppo runs them: presets, values to start from, resuming."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
 from configs import quickstart
-from configs.algorithms import ALGORITHMS, get_config
+from configs.algorithms import ALGORITHMS, get_config, variant
 from experiments import ppo
 from rlhf_jax.cli import load
 from rlhf_jax.cli.notes import say_idle, set_in
@@ -17,6 +19,8 @@ from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import InputError
 from rlhf_jax.inference.rewards import Rewards, load_value_start
 from rlhf_jax.runs.trained import load_trained
+from rlhf_jax.training.coefficients import starting_coefs
+from rlhf_jax.training.moving import start_moving
 from rlhf_jax.training.parallel import make_parallel
 
 PRESET = tiny.ROOT / "configs/algorithms.py"
@@ -106,3 +110,62 @@ def test_online_dpo_starts_at_ln_2_wherever_the_reference_has_moved_to(config):
     assert [row["objective/kl"] for row in rows] == pytest.approx([0, 0], abs=1e-4)
     assert rows[0]["logprob_chosen"] != rows[1]["logprob_chosen"]
     assert all(row["objective/best_reward"] >= row["objective/scores"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory):
+    """A reward of 0 or 1, so that the answers to a prompt may all score alike."""
+    path = tmp_path_factory.mktemp("binary") / "odd.py"
+    path.write_text("def odd(prompts, responses):\n    return [len(r) % 2 for r in responses]\n")
+    return Path(f"{path}:odd")
+
+
+def without_the_last_step(folder):
+    """The run as it was when it was killed in its last iteration, the one before it saved."""
+    last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for left in (last, folder / "final"):
+        shutil.rmtree(left)
+    (folder / "DONE").unlink()
+
+
+def handed_on(name):
+    """What a preset's iterations hand on, besides the policy and its optimizer."""
+    c = get_config(name)
+    kept = start_moving(c, {}, {}).kept(c)
+    return *starting_coefs(c), *kept, c.ptx_coef > 0, c.value_trunk, c.objective
+
+
+KINDS = {handed_on(name): name for name in reversed(ALGORITHMS)}
+"""One preset of each kind: the first of those that hand on the same."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS.values())
+def test_every_algorithm_goes_on_where_it_was_killed(config, binary, name, tmp_path):
+    """To the bit: parameters, every figure of every iteration, and what is counted of them."""
+    changed = variant(replace(config, num_minibatches=1), name)
+    groups = min(changed.samples_per_prompt, 2)
+    changed = replace(
+        changed,
+        samples_per_prompt=groups,
+        batch_size=2 * groups,
+        kl=replace(changed.kl, target=0.5, horizon=100.0),
+        run=replace(changed.run, dir=tmp_path / name),
+        **(dict(reward=(binary,), max_sampling_rounds=2) if name == "dapo" else {}),
+    )
+    whole = ppo.run(changed)
+    rows = logged(changed.run.dir)
+    without_the_last_step(changed.run.dir)
+    resumed = ppo.run(changed)
+    assert logged(changed.run.dir) == rows and len(rows) == 2
+    same = ("params_sha256", "episodes", "kl_coef", "unfilled_batches")
+    assert [resumed.get(key) for key in same] == [whole.get(key) for key in same]
+    if name == "dapo":
+        drawn = [row["sampling/prompts"] for row in rows]
+        assert 4 in drawn and whole["episodes"] == sum(drawn) * groups
+
+
+def logged(folder):
+    timed = ("episodes_per_second", "time")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import reference
 import tiny
 
 from experiments import average
@@ -68,6 +69,42 @@ def test_between_two_policies(folder, tmp_path):
         averaged(*paths, "--weights", 0.5, 0.5, "--dir", tmp_path / "run")
 
 
+def test_a_round_of_warp(folder, tmp_path, capsys):
+    """Two policies along the sphere about their start, then some way back to it; the layers of
+    a scanned model have angles of their own."""
+    tokenizer = load_trained(folder / "lm0", flag="init").tokenizer
+    scanned = replace(MODEL, scan_layers=True, n_layers=2)
+    lm = make_language_model(scanned, tokenizer.vocab_size)
+    paths = [tmp_path / name for name in ("start", "one", "two")]
+    for n, path in enumerate(paths):
+        tiny.save_model(path, tokenizer, model=scanned, params=lm.init(jax.random.key(n)))
+    flags = ("--method", "slerp", "--init", paths[0], "--weights", 0.25, 0.75)
+    done = averaged(*paths[1:], *flags, "--towards-init", 0.4, "--dir", tmp_path / "run")
+    start, one, two, found = (
+        load_trained(path, flag="init").params for path in (*paths, tmp_path / "run")
+    )
+    assert done["method"] == "slerp" and done["towards"] == {str(paths[0]): 0.4}
+
+    def expected(s, a, b):
+        mixed = [reference.slerp(*np.float64(x), 0.75) for x in zip(s, a, b, strict=True)]
+        return 0.4 * s + 0.6 * np.array(mixed)
+
+    kernels = [np.asarray(x["trunk"]["blocks"]["mlp"]["c_fc"]["kernel"]) for x in (start, one, two)]
+    np.testing.assert_allclose(
+        found["trunk"]["blocks"]["mlp"]["c_fc"]["kernel"], expected(*kernels), atol=1e-6
+    )
+    assert "are averaged linearly" in capsys.readouterr().err  # what starts at 0 or 1 in all
+
+
+def test_back_towards_the_start_of_a_linear_average(folder, tmp_path):
+    paths = [folder / "lm0", folder / "lm1"]
+    third = shutil.copytree(folder / "lm0", tmp_path / "start")
+    flags = ("--init", third, "--towards-init", 0.5, "--weights", 0, 1)
+    averaged(*paths, *flags, "--dir", tmp_path / "run")
+    a, b, found = (load_trained(p, flag="init").params for p in (*paths, tmp_path / "run"))
+    same(found, jax.tree.map(lambda x, y: (x + y) / 2, a, b))
+
+
 def test_a_reward_model_of_reward_models_passes_ppos_gate(folder, tmp_path):
     paths = [shutil.copytree(folder / name, tmp_path / name) for name in ("rm0", "rm1")]
     run = tmp_path / "run"
@@ -116,11 +153,18 @@ def test_adapters_are_merged_first(folder, tmp_path):
         ("lm0 lm1", "--weights 0.5 0.6", "weights=.* sum to 1.1: expected a sum of 1"),
         ("lm0 lm1", "--heldout rows.jsonl", "--heldout measures reward models, and .*lm0 is a"),
         ("rm0 rm1", "--heldout rows.jsonl", "with what lengths"),
+        ("lm0 lm1", "--method slerp", "method=slerp goes along the sphere .*: give --init"),
+        ("lm0 lm1", "--towards-init 0.5", r"towards_init=0.5 needs --init"),
+        ("lm0 lm1", "--init lm0", "init=.* has no part in a linear average"),
+        ("lm0 lm1", "--method slerp --init lm0 --weights 2 -1", "expected numbers of 0 or more"),
+        ("lm0 lm1", "--method slerp --init wide", "lm0 and .*wide differ in context"),
+        ("rm0 rm1", "--method slerp --init rm0", "--init is of policies, and .*rm0 is a reward"),
     ],
 )
 def test_what_cannot_be_averaged_is_one_sentence(folder, tmp_path, models, flags, message):
     paths = [folder / name for name in models.split()]
-    words = flags.replace("rows.jsonl", str(folder / "rows.jsonl")).split()
+    named = lambda word: str(folder / word) if (folder / word).exists() else word
+    words = [named(word) for word in flags.split()]
     with pytest.raises(InputError, match=message):
         averaged(*paths, *words, "--dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()

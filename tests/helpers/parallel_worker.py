@@ -36,6 +36,7 @@ from rlhf_jax.objectives.language_losses import count_targets, lm_loss
 from rlhf_jax.objectives.policy_losses import ppo_loss
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.rollouts.rollout import make_rollout
+from rlhf_jax.training.dynamic_sampling import make_sampling
 from rlhf_jax.training.optimizers import make_state
 from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.training.policy_optimization import (
@@ -193,9 +194,29 @@ GROUPS = {
         aggregation="sequence_mean",
         kl=KLConfig(coef=0.1, place="loss", estimator="k3"),
     ),
+    # Whose prompts are kept of several rounds, and that the rest of the batch counts nowhere
+    "dapo": dict(
+        samples_per_prompt=4,
+        num_minibatches=1,
+        max_sampling_rounds=2,
+        advantage="grpo",
+        whiten_advantages=False,
+        kl=KLConfig(coef=0.1, place="loss", estimator="k3"),
+    ),
     # Which rows are a pair, and how many prompts have one
     "dpo": dict(samples_per_prompt=2, num_minibatches=1, objective="dpo", pairs="all"),
 }
+
+
+def rounds_of(rollout):
+    """Two rounds of four prompts: two, then one of which have answers that differ."""
+
+    def scored(rollout, differ):
+        scores = np.where(np.repeat(differ, B // 4), rollout.scores["task"], 1.0)
+        return rollout._replace(scores={"task": scores.astype(rollout.logprobs.dtype)})
+
+    other = jax.tree.map(lambda x: x[::-1], rollout)
+    return [scored(rollout, [True, False, False, True]), scored(other, [False, True, False, False])]
 
 
 def update_by_groups(algorithm, parallel, accumulate, dtype):
@@ -212,8 +233,11 @@ def update_by_groups(algorithm, parallel, accumulate, dtype):
     rollout = batches(dtype)[2]._replace(values=None)
     coefs = parallel.place({"kl_coef": jnp.asarray(1e-4, dtype)})  # this reference is far away
     key = jax.random.key(2)
-    prepare = parallel.function(ppo.prepare)
-    minibatches, metrics = prepare(parallel.shard(rollout), coefs, key)
+    rounds = iter(rounds_of(rollout) if config.max_sampling_rounds > 1 else [rollout])
+    answers = lambda key: (parallel.shard(next(rounds)), None)
+    sampled = make_sampling(config, parallel, ppo.judge, answers, say=lambda line: None)(key, coefs)
+    minibatches, metrics = parallel.function(ppo.prepare)(sampled.rollout, coefs, key)
+    metrics |= sampled.metrics
     params = parallel.place({"policy": draw(dtype, "float64").lm})
     state = parallel.init(partial(make_state, tx=TX, ema_decay=0.9), params)
     step = parallel.update(ppo.update, batch_axis=1)

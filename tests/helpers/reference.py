@@ -108,3 +108,14 @@ def dpo(logp, ref, ranks, lengths, *, loss, beta, epsilon=0.0, per_token=False, 
             gradient[k] -= sft / n[k] / len(best)
         totals.append(total)
     return np.mean(totals), np.stack(gradients) / len(totals)
+
+
+def slerp(start, first, second, share):
+    """θ_init + sin((1−λ)Ω)/sin Ω · δ₁ + sin(λΩ)/sin Ω · δ₂ (Ramé et al. 2024, arXiv 2406.16768)."""
+    d1, d2 = ((x - start).ravel() for x in (first, second))
+    dot = sum(x * y for x, y in zip(d1, d2, strict=True))
+    norms = [math.sqrt(sum(x * x for x in d)) for d in (d1, d2)]
+    omega = math.acos(dot / (norms[0] * norms[1]))
+    a, b = (math.sin(s * omega) / math.sin(omega) for s in (1 - share, share))
+    mixed = [x + a * p + b * q for x, p, q in zip(start.ravel(), d1, d2, strict=True)]
+    return np.array(mixed).reshape(start.shape)

@@ -27,7 +27,7 @@ def test_every_layout_agrees_with_one_device():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     rollouts, ended = found.pop("rollouts"), found.pop("rows that ended")
-    assert len(found) == 17 and len(rollouts) == 5 and 32 < ended < 64
+    assert len(found) == 18 and len(rollouts) == 5 and 32 < ended < 64
     for layout, (parameters, metrics) in found.items():
         assert parameters < SAME, (layout, parameters)
         assert metrics < SAME, (layout, metrics)

@@ -42,6 +42,7 @@ from rlhf_jax.runs.fit import (
     row_lengths,
 )
 from rlhf_jax.runs.model_card import save_model_card
+from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import (
     Trained,
@@ -53,6 +54,7 @@ from rlhf_jax.runs.trained import (
 )
 from rlhf_jax.training.coefficients import starting_coefs
 from rlhf_jax.training.corpora import load_corpora, text_stream, with_block
+from rlhf_jax.training.dynamic_sampling import make_sampling
 from rlhf_jax.training.moving import mix, moved, start_moving
 from rlhf_jax.training.optimizers import (
     averaged_params,
@@ -62,7 +64,7 @@ from rlhf_jax.training.optimizers import (
 )
 from rlhf_jax.training.parallel import Parallel, make_parallel
 from rlhf_jax.training.policy_optimization import make_policy_optimization, ppo_objective
-from rlhf_jax.types import Rollout
+from rlhf_jax.types import LMBatch, Rollout
 
 
 @dataclass(frozen=True)
@@ -146,23 +148,23 @@ def run(config: PPOConfig) -> dict:
             rewards, prompts, tokenizer, parallel, response_length=lengths["response_length"]
         )
 
+        def answers(key, params, reference, behaviour):
+            queries = next(iterators["queries"])
+            batch = parallel.shard(queries)
+            rollout = rollout_fn(params, reference, reward_params, batch, key, behaviour)
+            return score_text(rollout, queries.index), batch.index
+
+        sample = make_sampling(config, parallel, ppo.judge, answers, say=say)
+
         # Loop
         names = reward_names(config.reward)
         for step in stage.steps(config.iterations):
             k_rollout, k_shuffle, k_update = split(fold_in(root_key, step), 3)
-            queries = next(iterators["queries"])
-            batch = parallel.shard(queries)
-            params = combine(frozen, state.params)
-            behaviour = moving.behaviour(frozen)
-            rollout = rollout_fn(
-                params, moving.reference, reward_params, batch, k_rollout, behaviour
-            )
-            rollout = score_text(rollout, queries.index)
-            minibatches, metrics = prepare(rollout, coefs, k_shuffle)
-            ptx = None
-            if config.ptx_coef:
-                parts = [next(iterators["ptx"]) for _ in range(updates)]
-                ptx = parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
+            policies = combine(frozen, state.params), moving.reference, moving.behaviour(frozen)
+            sampled = sample(k_rollout, coefs, *policies)
+            minibatches, metrics = prepare(sampled.rollout, coefs, k_shuffle)
+            metrics |= sampled.metrics
+            ptx = next_texts(iterators["ptx"], parallel, updates) if config.ptx_coef else None
             moving = moving.with_newest(policy_value.policy(state.params))
             state, update_metrics = update_fn(state, (minibatches, ptx), k_update)
             coefs = control(coefs, metrics)
@@ -170,11 +172,11 @@ def run(config: PPOConfig) -> dict:
             moving = moved(config, moving, policy_now, done=step + 1, mixed=mix_fn)
             stage.log(
                 metrics | update_metrics | {"lr": schedule(step)},
-                episodes=config.batch_size,
+                episodes=sampled.episodes,
                 show=("objective/scores", "objective/kl"),
             )
             if stage.due(config.run.eval_every):
-                shown = parallel.fetch((rollout, batch.index))
+                shown = parallel.fetch(sampled.first)
                 stage.log_samples(sample_rows(*shown, prompts, tokenizer, names))
             stage.checkpoint(state, moving.kept(config), **coefs)
 
@@ -252,6 +254,12 @@ def load_batches(
         local_rows=parallel.rows(config.ptx_batch_size),
     )
     return {"queries": queries, "ptx": ptx}
+
+
+def next_texts(texts: Batches, parallel: Parallel, updates: int) -> LMBatch:
+    """Batches of pretraining text for so many updates, stacked."""
+    parts = [next(texts) for _ in range(updates)]
+    return parallel.shard(jax.tree.map(lambda *x: np.stack(x), *parts), axis=1)
 
 
 def sample_rows(
