@@ -4,6 +4,7 @@ A preset in ``configs/*.py`` returns one of these from ``get_config()``; ``rlhf_
 command line over it. Fields are documented by the string below them, which is also their help text.
 """
 
+from rlhf_jax.config.average import AverageConfig
 from rlhf_jax.config.chain import InstructGPTConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.feedback import (
@@ -41,7 +42,6 @@ from rlhf_jax.config.stages import (
 from rlhf_jax.config.study import StudyConfig
 from rlhf_jax.config.tools import (
     AuditConfig,
-    AverageConfig,
     ConvertConfig,
     EvaluateConfig,
     HarnessConfig,
