@@ -17,12 +17,12 @@ from rlhf_jax.config import CleanConfig
 from rlhf_jax.data.files import check_writable, find_files, read_rows, write_atomically
 from rlhf_jax.data.messages import HALF
 from rlhf_jax.errors import InputError
-from rlhf_jax.privacy.scrub import find, scrub
 from rlhf_jax.text.duplicates import (
     check_no_leak,
     without_duplicates,
     without_shared_prefixes,
 )
+from rlhf_jax.text.personal_data import find, scrub
 
 
 def run(config: CleanConfig) -> dict[str, int]:

@@ -46,9 +46,9 @@ from rlhf_jax.feedback import figures, formats, queue, submissions
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import read_labels
-from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.store import Database
 from rlhf_jax.feedback.texts import map_text
+from rlhf_jax.text.personal_data import scrub_typed
 
 
 def serve(config: FeedbackServeConfig) -> None:
@@ -148,7 +148,7 @@ def import_rankings(config: FeedbackImportConfig) -> None:
     if not config.store:
         check_run(config)
     found, account = read_rankings(config.file)
-    clean = scrub if config.serve.scrub else str
+    clean = scrub_typed if config.serve.scrub else str
     ranked = [(x.labeler, imported_task(x.row, clean), x.row.ranks) for x in found]
     new = submissions.add_ranked(open_database(config.place), ranked)
     same = len(found) - new

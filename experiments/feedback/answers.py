@@ -17,7 +17,6 @@ from rlhf_jax.data.formats import Comparison, Prompt, read_prompts
 from rlhf_jax.errors import InputError, known
 from rlhf_jax.feedback import conversation, figures, queue
 from rlhf_jax.feedback.database import open_database
-from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.store import Database, StoreUnavailable
 from rlhf_jax.feedback.texts import map_text
 from rlhf_jax.inference.reward_scores import disagreement, make_reward_scorer
@@ -27,6 +26,7 @@ from rlhf_jax.runs.fit import fit_answers, fit_prompts, row_lengths
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.startup import start
 from rlhf_jax.runs.trained import Trained, load_trained, trained_lengths
+from rlhf_jax.text.personal_data import scrub_typed
 from rlhf_jax.training.parallel import make_parallel
 
 PROMPTS_AT_ONCE = 16
@@ -119,7 +119,7 @@ def next_prompts(
 ) -> list[str | Conversation]:
     """Prompts that were not asked yet, in the file's order; from its beginning when all were."""
     path = config.prompts or stages.data(config) / "prompts_comparisons.jsonl"
-    clean = scrub if config.serve.scrub else str
+    clean = scrub_typed if config.serve.scrub else str
     prompts = list(dict.fromkeys(map_text(clean, row.prompt) for row in read_prompts(path)))
     # As texts: older stores have the conversations that they asked as one string.
     asked = set(map(as_text, queue.prompts_asked(database)))

@@ -17,8 +17,8 @@ from rlhf_jax.feedback import queue
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.fields import MOST_RESPONSES
 from rlhf_jax.feedback.labels import read_labels
-from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.verdict import SCORERS, Answer, Answers, is_settled, verdict
+from rlhf_jax.text.personal_data import scrub_typed
 
 
 def ask(config: FeedbackAskConfig) -> None:
@@ -86,7 +86,7 @@ def read_answers(config: FeedbackVerdictConfig) -> Answers:
     """The first ``tasks_per_round`` prompts, as labelers see them, with each policy's answer."""
     check((config.run / "DONE").is_file(), f"--run {config.run}: expected a finished evaluation")
     path = config.run / "samples.jsonl"
-    clean = scrub if config.serve.scrub else str
+    clean = scrub_typed if config.serve.scrub else str
     found: dict[str, dict[str, Answer]] = {}
     for where, row in read_rows(path):
         missing = {"policy", "prompt", "response", *SCORERS} - row.keys()

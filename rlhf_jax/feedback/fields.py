@@ -53,7 +53,7 @@ MOST_RESPONSES = 9
 
 
 Clean = Callable[[str], str]
-"""What becomes of a text before it is stored: ``scrub``, or ``str`` to leave it."""
+"""What becomes of a text before it is stored: ``scrub_typed``, or ``str`` to leave it."""
 
 
 def check_ranking(body: Mapping[str, Any], count: int, clean: Clean = str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Labels out of the store and back in, personal data out of texts, invisible characters shown."""
+"""Labels out of the store and back in, conversations scrubbed, invisible characters shown."""
 
 import json
 import unicodedata
@@ -14,9 +14,9 @@ from rlhf_jax.feedback import conversation, formats, queue, submissions
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.imports import read_rankings
 from rlhf_jax.feedback.labels import is_heldout, rankings, read_labels
-from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.texts import map_text
 from rlhf_jax.feedback.visible import pieces
+from rlhf_jax.text.personal_data import scrub_typed
 
 
 @pytest.fixture
@@ -373,33 +373,10 @@ def test_held_out_by_prompt_alone():
     assert 0.13 < share < 0.17 and is_heldout("p") == is_heldout("p")
 
 
-@pytest.mark.parametrize(
-    "text,clean",
-    [
-        ("mail jo.doe+x@mail.example.org now", "mail [EMAIL] now"),
-        ("card 4111 1111 1111 1111.", "card [CARD]."),
-        ("order 4111 1111 1111 1112.", "order 4111 1111 1111 1112."),  # wrong check digit
-        ("IBAN DE89 3704 0044 0532 0130 00", "IBAN [IBAN]"),
-        ("IBAN DE88 3704 0044 0532 0130 00", "IBAN DE88 3704 0044 0532 0130 00"),
-        ("身份证11010519491231002X，", "身份证[ID]，"),
-        ("身份证110105194912310021，", "身份证110105194912310021，"),
-        ("请打13812345678或+86 138-1234-5678", "请打[PHONE]或[PHONE]"),
-        ("call +44 20 7946 0958 or (212) 555-0187", "call [PHONE] or [PHONE]"),
-        ("ssn 078-05-1120", "ssn [ID]"),
-        ("host 192.168.0.12, 2001:db8::8a2e:370:7334", "host [IP], [IP]"),
-        ("version 1.2.3.4000 at 12:30:45", "version 1.2.3.4000 at 12:30:45"),
-        ("https://me:secret@host/x", "[URL]"),
-        ("In 1984, 3.14159 and 2024-05-06 are fine", "In 1984, 3.14159 and 2024-05-06 are fine"),
-    ],
-)
-def test_scrubbing(text, clean):
-    assert scrub(text) == clean
-
-
 def test_every_message_of_a_conversation_is_scrubbed():
     asked = (Message("user", "mail jo@example.org"), Message("assistant", "and?"))
-    assert map_text(scrub, asked) == (Message("user", "mail [EMAIL]"), asked[1])
-    assert map_text(scrub, "mail jo@example.org") == "mail [EMAIL]"
+    assert map_text(scrub_typed, asked) == (Message("user", "mail [EMAIL]"), asked[1])
+    assert map_text(scrub_typed, "mail jo@example.org") == "mail [EMAIL]"
 
 
 def test_invisible_characters_are_shown():

@@ -50,7 +50,8 @@ def ann(database, app):
 @pytest.mark.parametrize("name,limit", [("demonstration", 20_000), ("note-A", 2_000)])
 def test_lengths_are_checked_before_anything_is_looked_for(ann, database, monkeypatch, name, limit):
     looked_at = []
-    monkeypatch.setattr("rlhf_jax.feedback.web.site.scrub", lambda t: looked_at.append(len(t)) or t)
+    scrub = lambda text: looked_at.append(len(text)) or text
+    monkeypatch.setattr("rlhf_jax.feedback.web.site.scrub_typed", scrub)
     page = ann.post("/label", ann.page, 422, **RANKS | {name: "a" * (limit + 1)})
     assert f"{limit + 1} characters" in page and max(looked_at, default=0) <= limit
     ann.post("/label", ann.page, **RANKS | {name: "a" * limit})

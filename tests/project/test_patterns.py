@@ -44,7 +44,7 @@ BUILT = {
     "rlhf_jax.data.chat: '|'.join(map(re.escape, longest_first)) or '(?!)'": "words",
     "rlhf_jax.models.lora: config.targets": "an operator's own expression",
     "rlhf_jax.interop.peft: f'(.*\\\\.)?({pattern})$'": "a file's expression, on names of kernels",
-    "rlhf_jax.privacy.scrub: f\"{BEFORE}(?:{'|'.join(forms)}){AFTER}\"": "in RULES",
+    "rlhf_jax.text.personal_data: f\"{BEFORE}(?:{'|'.join(forms)}){AFTER}\"": "in the rules",
     "rlhf_jax.tasks.arithmetic: form": "in FORM_READERS and WORDING_READERS",
     "rlhf_jax.tasks.constraints: re.escape(keyword)": "a word",
     "rlhf_jax.tasks.constraints: forms.get(marker, re.escape(marker))": "a word",
@@ -58,7 +58,7 @@ BUILT = {
 
 
 SLOW = [
-    pytest.param(module, marks=() if module.endswith("scrub") else pytest.mark.slow)
+    pytest.param(module, marks=() if module.endswith("personal_data") else pytest.mark.slow)
     for module in patterns.modules()
 ]
 

@@ -160,8 +160,8 @@ def test_the_command(tmp_path, capsys):
     counts = clean.run(config)
     made = [json.loads(line) for line in (tmp_path / "clean.jsonl").open(encoding="utf-8")]
     assert made == [
-        {"prompt": "Mail <EMAIL>", "completion": " done", "n": 1},
-        {"messages": [{"role": "user", "content": "电话<PHONE>"}]},
+        {"prompt": "Mail [EMAIL]", "completion": " done", "n": 1},
+        {"messages": [{"role": "user", "content": "电话[PHONE]"}]},
     ]
     assert counts["personal data replaced"] == 3 and counts["duplicates dropped"] == 1
     assert "kept: 2" in capsys.readouterr().out
@@ -172,6 +172,7 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(InputError, match=r"below cannot be written: .*clean.jsonl is a file"):
         clean.run(CleanConfig(data=data, out=config.out / "below"))
     test = tmp_path / "test.jsonl"
+    # A row that was cleaned when placeholders had these brackets: its words are what counts.
     test.write_text(json.dumps({"prompt": "mail <email>", "completion": "done"}) + "\n")
     leaking = CleanConfig(data=data, out=tmp_path / "other.jsonl", test=test)
     with pytest.raises(InputError, match="1 of 1 test texts are in the training text"):

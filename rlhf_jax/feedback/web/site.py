@@ -17,7 +17,6 @@ from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.accounts import SESSION_SECONDS, Account, by_session, by_token, site_secret
 from rlhf_jax.feedback.labels import Label, read_labels, version
 from rlhf_jax.feedback.queue import LEASE_SECONDS
-from rlhf_jax.feedback.scrub import scrub
 from rlhf_jax.feedback.store import Database, StoreUnavailable
 from rlhf_jax.feedback.submissions import AlreadyLabelled
 from rlhf_jax.feedback.web.address import prefix_of
@@ -26,6 +25,7 @@ from rlhf_jax.feedback.web.guide import GENERAL, Guide, task_guide
 from rlhf_jax.feedback.web.limits import Limits, Refused, client_of
 from rlhf_jax.feedback.web.render import choose_language, render, text_of
 from rlhf_jax.feedback.web.security import check_origin, csrf_token, is_csrf
+from rlhf_jax.text.personal_data import scrub_typed
 
 LOG = logging.getLogger(__name__)
 WANTED = "expected the header Authorization: Bearer TOKEN"
@@ -63,7 +63,7 @@ class Site:
 
     def clean(self, text: str) -> str:
         """What people type, as it is stored."""
-        return scrub(text) if self.scrub else text
+        return scrub_typed(text) if self.scrub else text
 
     def labels(self) -> list[Label]:
         """All labels, read anew only when they have changed: dashboards ask every two seconds."""

@@ -6,7 +6,17 @@ from itertools import pairwise
 
 import pytest
 
-from rlhf_jax.privacy.scrub import BLOCK, find, is_card, is_chinese_id, luhn, scrub
+from rlhf_jax.text.personal_data import (
+    BLOCK,
+    TRAINING_TEXT,
+    TYPED,
+    find,
+    is_card,
+    is_chinese_id,
+    luhn,
+    scrub,
+    scrub_typed,
+)
 
 # {KIND:text} marks what is personal; everything else must stay.
 LABELLED = """
@@ -116,7 +126,7 @@ PIECES = (
     *("13812345678", "139-1234-5678", "010-62345678", "415-555-0132", "(212)555-0199"),
     *("+8613812345678", "1-800-555-0199", "4111111111111111", "378282246310005", "219-09-9999"),
     *("11010519491231002X", "8.8.8.8", "2001:db8::1", "http://x.org/a/", "www.example.net"),
-    *("ftp://a.b", "ann@example.org", "a@b.io", "<PHONE>", "<URL>", "a", "1", "12", "中"),
+    *("ftp://a.b", "ann@example.org", "a@b.io", "[PHONE]", "[URL]", "a", "1", "12", "中"),
 )
 GLUE = ("", "", "", " ", *",/.-@:+_();<>，、", "//", "www.", "http://")
 MARK = re.compile(r"\{([A-Z]+):([^}]*)\}")
@@ -137,7 +147,7 @@ def counts(lines):
     right = found_ = wanted_ = 0
     for line in lines:
         text, wanted = parse(line)
-        found = {tuple(each) for each in find(text)}
+        found = {tuple(personal) for personal in find(text)}
         right, found_, wanted_ = (
             right + len(found & wanted),
             found_ + len(found),
@@ -169,18 +179,71 @@ def test_precision_and_recall_on_unseen_sentences():
 @pytest.mark.parametrize("line", LABELLED + JOINED)
 def test_what_is_found_is_replaced_and_nothing_else(line):
     text, wanted = parse(line)
-    assert scrub(text) == MARK.sub(lambda match: f"<{match[1]}>", line)
+    assert scrub(text) == MARK.sub(lambda match: f"[{match[1]}]", line)
     assert scrub(scrub(text)) == scrub(text)
     assert len(find(text)) == len(wanted)
 
 
-def test_scrubbed_text_stays_as_it_is():
+@pytest.mark.parametrize(
+    "text,clean",
+    [
+        ("mail jo.doe+x@mail.example.org now", "mail [EMAIL] now"),
+        ("card 4111 1111 1111 1111.", "card [CARD]."),
+        ("order 4111 1111 1111 1112.", "order 4111 1111 1111 1112."),  # wrong check digit
+        ("IBAN DE89 3704 0044 0532 0130 00", "IBAN [IBAN]"),
+        ("IBAN DE88 3704 0044 0532 0130 00", "IBAN DE88 3704 0044 0532 0130 00"),
+        ("身份证11010519491231002X，", "身份证[ID]，"),
+        ("身份证110105194912310021，", "身份证110105194912310021，"),
+        ("请打13812345678或+86 138-1234-5678", "请打[PHONE]或[PHONE]"),
+        ("call +44 20 7946 0958 or (212) 555-0187", "call [PHONE] or [PHONE]"),
+        ("ssn 078-05-1120", "ssn [ID]"),
+        ("host 192.168.0.12, 2001:db8::8a2e:370:7334", "host [IP], [IP]"),
+        ("version 1.2.3.4000 at 12:30:45", "version 1.2.3.4000 at 12:30:45"),
+        ("https://me:secret@host/x", "[URL]"),
+        ("compare https://example.org/a with www.example.net", None),  # what a prompt is about
+        # What may be part of something longer: a store does not keep it, training text does.
+        ("QQ13812345678", "QQ[PHONE]"),
+        ("/415-555-0132", "/[PHONE]"),
+        ("no4111111111111111", "no[CARD]"),
+        ("172.16.0.3:8080", "[IP]:8080"),
+        ("王@例子.cn", "[EMAIL]"),
+        ("我的邮箱是wang.wei@example.cn。", "我的邮箱是[EMAIL]。"),
+        ("all of x[::]", None),
+        ("mail <EMAIL> or [EMAIL]", None),  # cleaned before, with either bracket
+        ("In 1984, 3.14159 and 2024-05-06 are fine", "In 1984, 3.14159 and 2024-05-06 are fine"),
+    ],
+)
+def test_what_people_type(text, clean):
+    assert scrub_typed(text) == (clean or text)
+
+
+@pytest.mark.parametrize("line", LABELLED)
+def test_what_people_type_is_scrubbed_wherever_training_text_is(line):
+    """But for URLs without a password, and by no other kind."""
+    text, wanted = parse(line)
+    wanted = {personal for personal in wanted if personal[0] != "URL"}
+    assert wanted <= {tuple(personal) for personal in find(text, TYPED)}
+
+
+@pytest.mark.parametrize("text", ["QQ13812345678", "path/415-555-0132", "no4111111111111111"])
+def test_training_text_keeps_what_may_be_part_of_something_longer(text):
+    assert scrub(text) == text
+
+
+def test_bank_accounts_in_training_text():
+    assert scrub("to DE89 3704 0044 0532 0130 00, not DE88370400440532013000") == (
+        "to [IBAN], not DE88370400440532013000"
+    )
+
+
+@pytest.mark.parametrize("rules", [TRAINING_TEXT, TYPED], ids=["training", "typed"])
+def test_scrubbed_text_stays_as_it_is(rules):
     """Whatever touches whatever: nothing is left to find, and a second pass changes nothing."""
     draw = random.Random(0)
     for _ in range(2000):
         text = "".join(draw.choice(PIECES) + draw.choice(GLUE) for _ in range(draw.randint(2, 6)))
-        once = scrub(text)
-        assert find(once) == [] and scrub(once) == once, text
+        once = scrub(text, rules)
+        assert find(once, rules) == [] and scrub(once, rules) == once, text
 
 
 def test_check_digits():
@@ -204,11 +267,18 @@ def test_random_text_terminates_quickly():
     assert len(find("+8613812345678" * 600)) == len(find("13812345678/" * 600)) == 600
 
 
-@pytest.mark.parametrize("found, kind", [("ann@example.org", "EMAIL"), ("415-555-0132", "PHONE")])
+@pytest.mark.parametrize(
+    "found, kind",
+    [
+        ("ann@example.org", "EMAIL"),
+        ("415-555-0132", "PHONE"),
+        ("MT84 MALT 0110 0001 2345 MTLC AST0 01S", "IBAN"),
+    ],
+)
 def test_a_long_text_is_cut_between_forms(found, kind):
     """Wherever the cut between two pieces would fall, and in the pieces behind it."""
     for length in range(BLOCK - len(found) - 3, BLOCK + 3):
         before = ("seven letters " * BLOCK)[: length - 1] + "\n"
         text = f"{before}{found} or {found}, then {before}{found}"
-        marked = f"{before}<{kind}> or <{kind}>, then {before}<{kind}>"
+        marked = f"{before}[{kind}] or [{kind}], then {before}[{kind}]"
         assert scrub(text) == marked, length
