@@ -17,6 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
+from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.evaluation.preference_audit import (
     accuracy,
     advantage,
@@ -41,8 +43,7 @@ from rlhf_jax.evaluation.preference_audit import (
 from rlhf_jax.inference.reward_scores import fold_held_out, make_reward_scorer
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.runs.fit import row_lengths
-from rlhf_jax.runs.kept_steps import run_of
-from rlhf_jax.runs.records import read_done
+from rlhf_jax.runs.kept_steps import run_of, score_gain
 from rlhf_jax.runs.trained import Trained, load_trained, trained_lengths
 from rlhf_jax.tasks.answer_words import train_answer_words
 from rlhf_jax.tasks.preferences import Fold, Preferences, is_name, load_preferences
@@ -77,13 +78,13 @@ def run(config: AuditConfig) -> dict:
     lengths = [with_lengths(config, path) for path in config.reward]
     sets = {name: [find(name, fold, config) for fold in held] for name, held in folds.items()}
     parts = defaultdict(list)
-    for n, (path, given) in enumerate(zip(config.reward, lengths, strict=True)):
+    for n, (path, fitted) in enumerate(zip(config.reward, lengths, strict=True)):
         reward = load_trained(path, flag="reward", kind="scalar")
         reward.model.check_context(
-            prompt_length=given.prompt_length, response_length=given.response_length
+            prompt_length=fitted.prompt_length, response_length=fitted.response_length
         )
         for name in config.data:
-            parts[name].append(scored(reward, sets[name][n], given, gain_of(path)))
+            parts[name].append(scored(reward, sets[name][n], fitted, score_gain(path)))
     results = {name: summary(pooled(parts[name])) for name in config.data}
     print_table(results)
     if config.out is not None:
@@ -102,11 +103,6 @@ def check_folds(folds: dict[str, list[Fold | None]]) -> None:
             f"--reward names {len(held)} models: expected runs that held out different folds of "
             f"{name}, found {found}",
         )
-
-
-def gain_of(path: Path) -> float:
-    """What ``--unit-std`` has multiplied the scores by."""
-    return (read_done(path) or {}).get("gain", 1.0)
 
 
 def with_lengths(config: AuditConfig, path: Path) -> AuditConfig:
@@ -132,7 +128,7 @@ def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
     )
 
 
-def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float) -> Scored:
+def scored(reward: Trained, preferences: Preferences, config: AuditConfig, gain: float) -> Scored:
     """The reward model's scores of held-out answers, in its training's units."""
     score = make_reward_scorer(
         make_scalar_model(reward.model, reward.vocab_size),
@@ -141,25 +137,25 @@ def scored(reward: Trained, found: Preferences, config: AuditConfig, gain: float
         **row_lengths(config),
         batch_size=config.batch_size,
     )
-    scores, lengths, ranks, report = score(reward.params, found.heldout)
+    scores, lengths, ranks, report = score(reward.params, preferences.heldout)
     print(
         f"{report.kept} prompts, {report.cut.get('prompt', 0)} cut at their beginning, "
         f"{report.cut.get('response', 0)} with answers cut at their end"
     )
     words, ties = None, np.zeros(0)
-    if found.train:
-        words = np.nan_to_num(train_answer_words(found.train)(found.heldout))
-    if found.ties:
-        ties = np.diff(score(reward.params, found.ties).scores, axis=1)[:, 0] / gain
+    if preferences.train:
+        words = np.nan_to_num(train_answer_words(preferences.train)(preferences.heldout))
+    if preferences.ties:
+        ties = np.diff(score(reward.params, preferences.ties).scores, axis=1)[:, 0] / gain
     return Scored(
         np.nan_to_num(scores) / gain,
         lengths,
         ranks,
         words,
-        found.subsets,
-        found.groups,
+        preferences.subsets,
+        preferences.groups,
         ties,
-        found.agreement,
+        preferences.agreement,
     )
 
 
@@ -185,16 +181,16 @@ def pooled(parts: Sequence[Scored]) -> Scored:
     )
 
 
-def summary(found: Scored) -> dict:
+def summary(s: Scored) -> dict:
     """The audit of one set, and what it is compared with."""
-    row = audit(found.scores, found.lengths, found.ranks, found.subsets, found.groups)
-    row["labeler_agreement"] = found.agreement
-    if found.words is not None:
-        row["bag_of_words"] = accuracy(found.words, found.ranks, found.groups)
-        scores = (found.scores, found.words)
-        row["above_bag_of_words"] = advantage(*scores, found.ranks, found.groups)
-    if len(found.ties):
-        row["ties"] = tie_margins(found.ties, ordered_pairs(found.ranks).margins(found.scores))
+    row = audit(s.scores, s.lengths, s.ranks, s.subsets, s.groups)
+    row["labeler_agreement"] = s.agreement
+    if s.words is not None:
+        row["bag_of_words"] = accuracy(s.words, s.ranks, s.groups)
+        scores = (s.scores, s.words)
+        row["above_bag_of_words"] = advantage(*scores, s.ranks, s.groups)
+    if len(s.ties):
+        row["ties"] = tie_margins(s.ties, ordered_pairs(s.ranks).margins(s.scores))
     return row
 
 
@@ -214,9 +210,7 @@ def print_table(results: dict) -> None:
     for column in (*columns, "ece", "variance within", "between"):
         table.add_column(column)
 
-    def figure(f: dict | None) -> str:
-        return f"{f['mean']:.3f} ± {f['ci']:.3f}" if f else "–"
-
+    figure = partial(show, decimals=3)
     for name, row in results.items():
         agreement = row["labeler_agreement"]
         table.add_row(

@@ -22,15 +22,15 @@ from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import AverageConfig
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
-from rlhf_jax.evaluation.metrics import pair_accuracy
+from rlhf_jax.evaluation.metrics import pair_accuracy, spread_within_prompts
 from rlhf_jax.inference.reward_scores import make_reward_scorer
 from rlhf_jax.models.averaging import spherical_average, weighted_average
 from rlhf_jax.models.heads import make_scalar_model
 from rlhf_jax.models.transformer import as_layout
-from rlhf_jax.runs.kept_steps import is_run, run_of
+from rlhf_jax.runs.kept_steps import is_run, run_of, score_gain
 from rlhf_jax.runs.model_card import Trained, save_model_card
 from rlhf_jax.runs.progress import say
-from rlhf_jax.runs.records import read_done, read_run
+from rlhf_jax.runs.records import read_run
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import check_model, load_any, load_reader, merged, trained_lengths
 from rlhf_jax.training.parallel import make_parallel
@@ -53,16 +53,23 @@ def run(config: AverageConfig) -> dict:
         evaluate = make_evaluation(config, first, lengths)
         figures = []
 
-        def each() -> Iterator[Params]:
+        def parameters() -> Iterator[Params]:
             for path in stage.each(paths, total=len(paths), unit=("model", "models")):
                 params = in_layout(merged(load_any(path, flag="models")).params, first)
                 figures.append(evaluate(params))
                 yield params
 
-        params = average_policies(config, first, each(), weights)
+        params = average_policies(config, first, parameters(), weights)
         made_of = dict(zip(map(str, paths), weights, strict=True))
-        given = first.model, first.vocab_size, first.tokenizer
-        save_model_card(config.dir, *given, kind=first.kind, lengths=lengths, average_of=made_of)
+        save_model_card(
+            config.dir,
+            first.model,
+            first.vocab_size,
+            first.tokenizer,
+            kind=first.kind,
+            lengths=lengths,
+            average_of=made_of,
+        )
         return stage.finish(
             params,
             made_of=made_of,
@@ -80,18 +87,18 @@ def in_layout(params: Params, first: Trained) -> Params:
 
 
 def average_policies(
-    config: AverageConfig, first: Trained, each: Iterator[Params], weights: Sequence[float]
+    config: AverageConfig, first: Trained, trees: Iterator[Params], weights: Sequence[float]
 ) -> Params:
     """What ``config.method`` makes of them, and its mix with ``config.init``."""
     if config.init is None:
-        return weighted_average(each, weights)
+        return weighted_average(trees, weights)
     init = in_layout(merged(load_any(config.init, flag="init")).params, first)
     if config.method == "linear":
-        params = weighted_average(each, weights)
+        params = weighted_average(trees, weights)
     else:
         # Layers that are stacked for a scan would have one angle for all.
         one_by_one = first._replace(model=replace(first.model, scan_layers=False))
-        apart = (in_layout(params, one_by_one) for params in each)
+        apart = (in_layout(params, one_by_one) for params in trees)
         params, straight = spherical_average(in_layout(init, one_by_one), apart, weights)
         params = in_layout(params, first)
         if straight:
@@ -151,7 +158,7 @@ def say_what_differs(paths: Sequence[Path], first: Trained) -> None:
     runs = [read_run(run_of(path), stage=None) for path in paths if is_run(run_of(path))]
     if len(runs) < len(paths):
         return
-    starts = {found.digest for run in runs if (found := run.models.get("init"))}
+    starts = {start.digest for run in runs if (start := run.models.get("init"))}
     if len({run.stage for run in runs}) == 1 and len(starts) > 1:
         say("average: these models were not trained from one: measure what their average is worth")
     if first.kind == "scalar" and len({run.config.get("unit_std", False) for run in runs}) > 1:
@@ -160,8 +167,7 @@ def say_what_differs(paths: Sequence[Path], first: Trained) -> None:
 
 def average_gain(paths: Sequence[Path], weights: Sequence[float]) -> float:
     """Σₘ wₘ gₘ: what ``--unit-std`` has multiplied the scores by (experiments.audit divides)."""
-    gains = [(read_done(run_of(path)) or {}).get("gain", 1.0) for path in paths]
-    return float(np.dot(weights, gains))
+    return float(np.dot(weights, list(map(score_gain, paths))))
 
 
 def make_evaluation(
@@ -185,12 +191,11 @@ def make_evaluation(
 
     def evaluate(params: Params) -> dict[str, float]:
         scores, _, ranks, _ = score(params, rows)
-        found = pair_accuracy(scores, ranks)
-        spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
+        accuracy = pair_accuracy(scores, ranks)
         return {
-            "eval/accuracy": found.overall,
-            "eval/margin": found.margin,
-            "eval/spread": spread,
+            "eval/accuracy": accuracy.overall,
+            "eval/margin": accuracy.margin,
+            "eval/spread": spread_within_prompts(scores),
         }
 
     return evaluate

@@ -21,6 +21,7 @@ from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_demonstrations
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.metrics import Interval, mean_ci
+from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_logprob_scorer
 from rlhf_jax.privacy.canaries import NAMES, alternatives, exposure, plant
 from rlhf_jax.runs.trained import Trained, load_by_name, names_apart
@@ -43,16 +44,16 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
         return None
     check(len(config.runs) > 0, "measure needs --runs, folders of language models")
     runs = load_by_name(config.runs, names_apart(config.runs), flag="runs")
-    found = {name: measure(trained, config) for name, trained in runs.items()}
+    exposures = {name: measure(trained, config) for name, trained in runs.items()}
     table = Table(title="Exposure of planted secrets", title_justify="left")
     for column in ("run", "mean, bits", "highest", "possible"):
         table.add_column(column)
     possible = f"{np.log2(config.alternatives + 1):.1f}"
-    for name, bits in found.items():
-        mean = mean_ci(bits)
-        table.add_row(name, f"{mean['mean']:.2f} ± {mean['ci']:.2f}", f"{max(bits):.1f}", possible)
+    for name, bits in exposures.items():
+        mean = show(mean_ci(bits), decimals=2)
+        table.add_row(name, mean, f"{max(bits):.1f}", possible)
     Console().print(table)
-    return {name: mean_ci(bits) for name, bits in found.items()}
+    return {name: mean_ci(bits) for name, bits in exposures.items()}
 
 
 def measure(trained: Trained, config: CanaryConfig) -> list[float]:

@@ -9,11 +9,13 @@ code 2 if a test row, scrubbed in the same way, is in what is left.
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import CleanConfig
+from rlhf_jax.data.columns import texts_in
 from rlhf_jax.data.files import check_writable, find_files, read_rows, write_atomically
 from rlhf_jax.data.messages import HALF
 from rlhf_jax.errors import InputError
@@ -29,7 +31,7 @@ def run(config: CleanConfig) -> dict[str, int]:
     """Write the rows that stay, scrubbed; how many there are of each fate."""
     check_writable(config.out, config.data, *([config.test] if config.test else []))
     rows = whole_rows(config.data)
-    personal = sum(len(find(text)) for row in rows for text in strings(row))
+    personal = sum(len(find(text)) for row in rows for text in texts_in(row))
     scrubbed = [scrubbed_value(row) for row in rows]
     distinct = without_duplicates(scrubbed, text_of)
     kept = without_shared_prefixes(distinct, text_of, words=config.prefix_words, most=config.most)
@@ -56,20 +58,11 @@ def run(config: CleanConfig) -> dict[str, int]:
 def whole_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file or folder. Raises InputError for one that UTF-8 cannot write."""
     rows = []
-    for origin, row in (each for file in find_files(path) for each in read_rows(file)):
+    for origin, row in chain.from_iterable(map(read_rows, find_files(path))):
         if HALF.search(json.dumps(row, ensure_ascii=False)):
             raise InputError(f"{origin}: holds half a surrogate pair, expected whole characters")
         rows.append(row)
     return rows
-
-
-def strings(value: Any) -> list[str]:
-    """All strings in a row, in order; keys are not among them."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [text for each in value.values() for text in strings(each)]
-    return [text for each in value for text in strings(each)] if isinstance(value, list) else []
 
 
 def scrubbed_value(value: Any) -> Any:
@@ -77,13 +70,13 @@ def scrubbed_value(value: Any) -> Any:
     if isinstance(value, str):
         return scrub(value)
     if isinstance(value, dict):
-        return {key: scrubbed_value(each) for key, each in value.items()}
-    return [scrubbed_value(each) for each in value] if isinstance(value, list) else value
+        return {key: scrubbed_value(part) for key, part in value.items()}
+    return [scrubbed_value(part) for part in value] if isinstance(value, list) else value
 
 
 def text_of(row: dict) -> str:
     """All texts of a row."""
-    return "\n".join(strings(row))
+    return "\n".join(texts_in(row))
 
 
 if __name__ == "__main__":

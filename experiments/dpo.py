@@ -21,7 +21,7 @@ from jax.random import fold_in
 from rlhf_jax.cli import main
 from rlhf_jax.config import DPOConfig
 from rlhf_jax.data.batches import Batches, comparison_batches
-from rlhf_jax.data.datasets import Rows, load_comparisons, split
+from rlhf_jax.data.datasets import Rows
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import known
 from rlhf_jax.evaluation.metrics import pair_accuracy
@@ -29,6 +29,7 @@ from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
+from rlhf_jax.runs.heldout import heldout_batches, load_split_comparisons
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
@@ -57,7 +58,7 @@ def run(config: DPOConfig) -> dict:
         sft = for_run(sft, config.run.dir)
         policy = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer, model = policy.tokenizer, policy.model
-        rows, heldout = load_rows(config)
+        rows, heldout = load_split_comparisons(config)
         context = model.context
         config = fit_pairs(config, chain(rows, heldout), tokenizer, context=context, stage="dpo")
         lengths = row_lengths(config)
@@ -66,7 +67,7 @@ def run(config: DPOConfig) -> dict:
         save_model_card(
             config.run.dir, model, policy.vocab_size, tokenizer, kind="lm", lengths=lengths
         )
-        batches, heldout_batches = load_batches(
+        batches, unseen = load_batches(
             config, stage, rows, heldout, tokenizer, parallel, context=context
         )
 
@@ -91,7 +92,7 @@ def run(config: DPOConfig) -> dict:
             config.optim, loss_fn, lambda inputs: count_ranked(inputs.batch.ranks), tx
         )
         update = parallel.update(step_fn, frozen=frozen)
-        evaluate = make_evaluation(config, logprobs_fn, ref_params, heldout_batches, parallel)
+        evaluate = make_evaluation(config, logprobs_fn, ref_params, unseen, parallel)
 
         # Loop
         for step in stage.steps(total):
@@ -110,14 +111,6 @@ def run(config: DPOConfig) -> dict:
         # Save
         params = combine(frozen, averaged_params(state))
         return stage.finish(params, heldout=evaluate(params))
-
-
-def load_rows(config: DPOConfig) -> tuple[Rows, Rows]:
-    """(training, held-out) comparisons."""
-    rows = load_comparisons(config.data, data_dir=config.cache)
-    if config.heldout is not None:
-        return rows, load_comparisons(config.heldout, data_dir=config.cache)
-    return split(rows, heldout_fraction=config.heldout_fraction)
 
 
 def load_batches(
@@ -141,13 +134,9 @@ def load_batches(
     seed, local_rows = config.run.data_seed, parallel.rows(config.batch_size)
     batches = batches_of(rows, seed=seed, local_rows=local_rows)
     check_cut(batches.report, config, context=context, stage="dpo")
-    heldout_batches = []
-    if len(heldout):
-        stream = batches_of(heldout, seed=None)
-        stage.note_rows(heldout_comparisons=stream.report)
-        heldout_batches = list(stream)
+    unseen = heldout_batches(stage, "comparisons", heldout, batches_of)
     stage.note_rows(comparisons=batches.report.with_reading(rows.left_out, rows.notes))
-    return batches, heldout_batches
+    return batches, unseen
 
 
 def make_evaluation(
@@ -167,13 +156,13 @@ def make_evaluation(
     def evaluate(params: Params) -> dict[str, float]:
         if not heldout:
             return {}
-        found = []
+        parts = []
         for rows in heldout:
             batch = parallel.shard_whole(rows)
             logprobs = logprobs_fn(params, batch), logprobs_fn(ref_params, batch)
             lengths = np.asarray(rows.mask).sum(axis=2, dtype=np.int32)
-            found.append((*parallel.fetch(logprobs), np.asarray(rows.ranks), lengths))
-        logprobs, ref_logprobs, ranks, lengths = map(np.concatenate, zip(*found, strict=True))
+            parts.append((*parallel.fetch(logprobs), np.asarray(rows.ranks), lengths))
+        logprobs, ref_logprobs, ranks, lengths = map(np.concatenate, zip(*parts, strict=True))
         _, metrics = objective(logprobs, ref_logprobs, ranks, lengths)
         rewards = config.beta * (logprobs - ref_logprobs)
         accuracy = pair_accuracy(np.where(ranks >= 0, rewards, np.nan), ranks)

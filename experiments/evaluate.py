@@ -101,9 +101,9 @@ def run(config: EvaluateConfig) -> dict:
         for name, policy in policies.items():
             best = config.best_of if name == baseline and config.reward else (1,)
             n = max(config.samples_for_pass, *best)
-            each = partial(stage.each, of=name)
+            progress = partial(stage.each, of=name)
             like = answers.get(baseline)
-            answers[name] = answer(policy, prompts, key, n=n, each=each, like=like)
+            answers[name] = answer(policy, prompts, key, n=n, each=progress, like=like)
             stage.log_samples(sample_rows(name, texts, answers[name]))
             if config.alpaca_eval:
                 write_alpaca(config, name, texts, answers[name])
@@ -113,12 +113,15 @@ def run(config: EvaluateConfig) -> dict:
         # Best of 1 is the baseline itself, and without a reward model none is the best.
         several = [n for n in config.best_of if n > 1 and config.reward]
         answers |= {f"best_of_{n}": best_of(base, n) for n in several}
-        table = {name: describe_policy(texts, given, base, task) for name, given in answers.items()}
+        table = {
+            name: describe_policy(texts, of_policy, base, task)
+            for name, of_policy in answers.items()
+        }
         if config.pass_k:
             for name in policies:
                 table[name]["pass_at"] = describe_passes(answers[name], config)
-        for name, given in answers.items():
-            table[name] |= describe_scores(given, config)
+        for name, of_policy in answers.items():
+            table[name] |= describe_scores(of_policy, config)
         for n in several:
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         without_model = {
@@ -169,13 +172,13 @@ def describe_policy(prompts: list[str], answers: Answers, base: Answers, task: T
 
 def describe_scores(answers: Answers, config: EvaluateConfig) -> dict:
     """The score by each of several reward models, and by the second one beside them."""
-    found, names = {}, reward_names(config.reward) if len(config.reward) > 1 else ()
+    figures, names = {}, reward_names(config.reward) if len(config.reward) > 1 else ()
     if names:
-        each = zip(names, answers.scores_of_each[:, 0].T, strict=True)
-        found["score_of_each"] = {name: measure.mean_ci(scores) for name, scores in each}
+        columns = zip(names, answers.scores_of_each[:, 0].T, strict=True)
+        figures["score_of_each"] = {name: measure.mean_ci(scores) for name, scores in columns}
     if config.second_reward is not None:
-        found["second_score"] = measure.mean_ci(answers.second_scores[:, 0])
-    return found
+        figures["second_score"] = measure.mean_ci(answers.second_scores[:, 0])
+    return figures
 
 
 def describe_passes(answers: Answers, config: EvaluateConfig) -> dict:

@@ -20,6 +20,7 @@ from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.effect import value_of
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check
+from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.report.drawing import load_matplotlib
 from rlhf_jax.runs.progress import peak_memory
 from rlhf_jax.runs.records import config_digest, environment
@@ -153,11 +154,11 @@ def headline(name: str, s: dict) -> str:
         rates = "; ".join(
             f"pass@{k} {passes[0][k]['mean']:.3f} → {passes[1][k]['mean']:.3f}" for k in passes[1]
         )
-        wins = f"PPO wins {win['mean']:.2f} ± {win['ci']:.2f} against SFT"
+        wins = f"PPO wins {show(win, decimals=2)} against SFT"
         return f"{wins}, KL {kl:.1f} nats" + (f"; {rates}" if rates else "")
     heldout = s.get("heldout", {})
-    shown = {k.removeprefix("eval/"): v for k, v in heldout.items() if "nats" not in k}
-    return ", ".join(f"{k} {v:.3f}" for k, v in shown.items())
+    figures = {k.removeprefix("eval/"): v for k, v in heldout.items() if "nats" not in k}
+    return ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
 
 
 if __name__ == "__main__":

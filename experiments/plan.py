@@ -152,13 +152,13 @@ def microbatches(chain: InstructGPTConfig, stage: str, parallel: Parallel) -> li
 
 def suggestions(config, models, parallel, measured, chip: Chip, chips: int) -> Iterator[str]:
     """For each program that does not fit, the nearest setting that would."""
-    for name, found in zip(config.programs, measured, strict=True):
-        if found.fits(chip):
+    for name, program in zip(config.programs, measured, strict=True):
+        if program.fits(chip):
             continue
-        yield f"**{found.name}**: {nearest(name, config, models, parallel, found, chip, chips)}"
+        yield f"**{program.name}**: {nearest(name, config, models, parallel, program, chip, chips)}"
 
 
-def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> str:
+def nearest(name, config, models, parallel, program, chip: Chip, chips: int) -> str:
     """What would make a program fit that does not."""
     if name in ACCUMULATES:
         stage = ACCUMULATES[name]
@@ -173,9 +173,9 @@ def nearest(name, config, models, parallel, found, chip: Chip, chips: int) -> st
                     f"fits with --chain.{stage}.optim.accumulate {count} "
                     f"({report.gib(again.bytes)} GiB)"
                 )
-    if found.error:
+    if program.error:
         return "no number of micro-batches fits on this mesh; try --search True or more chips"
-    more = -(-found.bytes * chips // int(chip.hbm))
+    more = -(-program.bytes * chips // int(chip.hbm))
     return f"needs about {more} chips if all of it is split evenly (estimate)"
 
 
@@ -187,7 +187,7 @@ def search(config: PlanConfig, devices, chip: Chip, models: Models) -> str:
     """
     lines = []
     for name in config.programs:
-        found = []
+        tried = []
         for parallel in meshes(devices, models):
             shape = "x".join(map(str, parallel.mesh.shape.values()))
             for chain, micro in attempts(config.chain, name, parallel):
@@ -196,16 +196,16 @@ def search(config: PlanConfig, devices, chip: Chip, models: Models) -> str:
                 state = report.verdict(m, chip)
                 print(f"{name} {shape} micro-batches {micro}: {state}", file=sys.stderr, flush=True)
                 rank = (not m.fits(chip), max(bounds.values()), sum(bounds.values()))
-                found.append((rank, bounds, shape, micro, m, state))
+                tried.append((rank, bounds, shape, micro, m, state))
                 if m.fits(chip) or m.hopeless(chip):
                     break
-        found.sort(key=lambda row: row[0])
+        tried.sort(key=lambda row: row[0])
         rows = []
-        for rank, bounds, shape, micro, m, state in found:
+        for rank, bounds, shape, micro, m, state in tried:
             times = (rank[1], bounds["memory"], bounds["links"])
-            shown = [report.duration(seconds) if not m.error else "" for seconds in times]
+            durations = [report.duration(seconds) if not m.error else "" for seconds in times]
             room = "" if m.error else report.gib(m.bytes)
-            rows.append([shape, str(micro), room, *shown, state])
+            rows.append([shape, str(micro), room, *durations, state])
         header = ["data x fsdp x tensor", "micro-batches", "GiB per chip"]
         header += ["estimate", "memory", "links", ""]
         title = f"## {name} on {config.topology}: those that fit, fastest first, then the others"

@@ -83,8 +83,8 @@ def run(config: PreviewConfig) -> None:
         texts = [row for row in rows if isinstance(row, Text)]
         show_text(config, reader.tokenizer, texts, account)
     else:
-        found = encoded(config, kind, reader, rows, account)
-        show_rows(config, reader.tokenizer, found)
+        encoded_rows = encoded(config, kind, reader, rows, account)
+        show_rows(config, reader.tokenizer, encoded_rows)
     if problem is not None:
         raise problem
 
@@ -104,7 +104,7 @@ def kind_of(path: Path) -> str:
         except InputError as error:
             if not account.left_out:
                 raise
-            if any(each.why != UNANSWERED for each in account.left_out):
+            if any(row.why != UNANSWERED for row in account.left_out):
                 return name
             problem = error
     raise problem
@@ -126,8 +126,8 @@ def read(path: Path, kind: type[R]) -> tuple[list[R], Account, InputError | None
 
 def named_rows(config: PreviewConfig) -> list[Comparison]:
     """What the reward model is taught of a named set, or, of one for evaluation, tested on."""
-    found = load_preferences(str(config.data), config.source)
-    rows = found.train or found.heldout
+    preferences = load_preferences(str(config.data), config.source)
+    rows = preferences.train or preferences.heldout
     return [row._replace(origin=Origin(str(config.data), n)) for n, row in enumerate(rows, 1)]
 
 
@@ -150,13 +150,13 @@ def encoded(
     if kind == "prompts":
         config = fit_answers(config, config.init)
     config = fit_lengths(config, fates_of(None, *names), context=context, stage="preview")
-    found = list(fates_of(config, *names))
-    report = fates.count(found)
+    row_fates = list(fates_of(config, *names))
+    report = fates.count(row_fates)
     try:
         check_cut(report, config, context=context, stage="STAGE")
     except InputError as error:
         print(f"preview: a stage would refuse this: {error}", file=sys.stderr)
-    both = sorted([*found, *account.left_out], key=origin_of)
+    both = sorted([*row_fates, *account.left_out], key=origin_of)
     return Found(both, report.with_reading(account.left_out, account.notes))
 
 
@@ -171,10 +171,10 @@ def origin_of(row: Fate | LeftOut) -> Origin:
 def as_json(row: Fate | LeftOut) -> dict[str, Any]:
     """One line of ``--json``."""
     file, line = origin_of(row)
-    made = {"file": file, "line": line, "kept": row.why is None, "why": row.why}
+    common = {"file": file, "line": line, "kept": row.why is None, "why": row.why}
     names = ("prompt", "responses", "ranks", "query_ids", "response_ids", "loss_mask", "cut")
     if isinstance(row, LeftOut):
-        return made | dict.fromkeys(names)
+        return common | dict.fromkeys(names)
     answers = answers_of(row)
     values = (
         as_text(row.row.prompt),
@@ -185,7 +185,7 @@ def as_json(row: Fate | LeftOut) -> dict[str, Any]:
         [[row.why is None] * len(ids) for ids in row.responses],
         dict(row.cut),
     )
-    return made | dict(zip(names, values, strict=True))
+    return common | dict(zip(names, values, strict=True))
 
 
 def answers_of(fate: Fate) -> tuple:
@@ -206,7 +206,11 @@ def write_json(row: dict[str, Any]) -> None:
 def documents_of(rows: Sequence[Text], tokenizer: Tokenizer, first: int) -> Iterator[Document]:
     """What is learnt from each file."""
     for file, part in groupby(rows, key=lambda row: known(row.origin).file):
-        ids = [each.tolist() for each in encode_texts(part, tokenizer) if len(each) > 1]
+        ids = [
+            ids_of_text.tolist()
+            for ids_of_text in encode_texts(part, tokenizer)
+            if len(ids_of_text) > 1
+        ]
         yield Document(file, len(ids), ids[:first] if first else ids)
 
 
@@ -216,14 +220,14 @@ def show_text(
     """Print the documents as they would be packed, and the counts."""
     report = document_report(encode_texts(rows, tokenizer))
     report = report.with_reading(account.left_out, account.notes)
-    found = documents_of(rows, tokenizer, config.rows)
+    documents = documents_of(rows, tokenizer, config.rows)
     if config.json:
-        for document in found:
+        for document in documents:
             write_json(document._asdict())
         write_json({"summary": report.counts()})
         return
     console = Console(highlight=False)
-    for document in found:
+    for document in documents:
         title = Styled(f"{document.file}: {document.documents} documents", "bold")
         console.print(title, soft_wrap=True)
         for ids in document.ids:
@@ -238,22 +242,22 @@ GIVEN, LEARNT, SPECIAL, LOST = ("cyan", "blue"), ("green", "yellow"), "reverse",
 where a token ends), of special tokens, and of what is lost."""
 
 
-def show_rows(config: PreviewConfig, tokenizer: Tokenizer, found: Found) -> None:
+def show_rows(config: PreviewConfig, tokenizer: Tokenizer, encoded_rows: Found) -> None:
     """Print each row with what is learnt of it, and the counts."""
-    shown = found.rows[: config.rows] if config.rows else found.rows
+    listed = encoded_rows.rows[: config.rows] if config.rows else encoded_rows.rows
     if config.json:
-        for row in shown:
+        for row in listed:
             write_json(as_json(row))
-        write_json({"summary": found.report.counts()})
+        write_json({"summary": encoded_rows.report.counts()})
         return
     console = Console(highlight=False)
-    for row in shown:
+    for row in listed:
         for line in described(row, tokenizer):
             console.print(line, soft_wrap=True)
         console.print()
-    if len(shown) < len(found.rows):
-        console.print(f"{len(shown)} of {len(found.rows)} rows (--rows 0 shows all)")
-    show_counts(console, found.report)
+    if len(listed) < len(encoded_rows.rows):
+        console.print(f"{len(listed)} of {len(encoded_rows.rows)} rows (--rows 0 shows all)")
+    show_counts(console, encoded_rows.report)
 
 
 def described(row: Fate | LeftOut, tokenizer: Tokenizer) -> Iterator[Styled]:

@@ -108,12 +108,12 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
 
     A seed counts once in a group: a second run of it is not another draw.
     """
-    found: list[tuple[dict[str, Any], list[RunRecord]]] = []
+    groups: list[tuple[dict[str, Any], list[RunRecord]]] = []
     for folder in folders:
         paths = stage_folders(folder)
         configs = {stage: comparable(read_object(p / "config.json")) for stage, p in paths.items()}
         record = read_chain(folder, paths)
-        for known, runs in found:
+        for known, runs in groups:
             shared = known.keys() & configs.keys()
             new = all(run.facts["seed"] != record.facts["seed"] for run in runs)
             if new and shared and all(known[stage] == configs[stage] for stage in shared):
@@ -121,16 +121,18 @@ def group_runs(folders: Sequence[Path]) -> list[Group]:
                 runs.append(record)
                 break
         else:
-            found.append((configs, [record]))
-    differences = differing_fields([known for known, _ in found])
-    labels = [group_label(texts, runs) for texts, (_, runs) in zip(differences, found, strict=True)]
+            groups.append((configs, [record]))
+    differences = differing_fields([known for known, _ in groups])
+    labels = [
+        group_label(texts, runs) for texts, (_, runs) in zip(differences, groups, strict=True)
+    ]
     return [
         Group(
             label, [run._replace(facts={**run.facts, "config": ", ".join(texts)}) for run in runs]
         )
         if texts
         else Group(label, runs)
-        for label, texts, (_, runs) in zip(labels, differences, found, strict=True)
+        for label, texts, (_, runs) in zip(labels, differences, groups, strict=True)
     ]
 
 

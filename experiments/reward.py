@@ -22,20 +22,26 @@ from jax.random import fold_in
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
 from rlhf_jax.data.batches import Batches, comparison_batches
-from rlhf_jax.data.datasets import Rows, load_comparisons, load_demonstrations, split
+from rlhf_jax.data.datasets import Rows, load_demonstrations
 from rlhf_jax.data.fates import count, of_comparisons
 from rlhf_jax.data.formats import Comparison
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import DivergedError, check
-from rlhf_jax.evaluation.metrics import Calibration, calibration, pair_accuracy
+from rlhf_jax.evaluation.metrics import (
+    Calibration,
+    calibration,
+    pair_accuracy,
+    spread_within_prompts,
+)
 from rlhf_jax.evaluation.preference_audit import length_coefficient
 from rlhf_jax.inference.reward_scores import make_reward_scorer
 from rlhf_jax.models.heads import make_scalar_model, normalise_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.privacy.poisson import PoissonBatches
-from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
+from rlhf_jax.privacy.private_training import make_update, private_batches
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
+from rlhf_jax.runs.heldout import load_split_comparisons
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.stage import Stage
@@ -43,7 +49,6 @@ from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
 from rlhf_jax.tasks.preferences import Fold, as_pairs, is_name, load_preferences
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.updates import update_step_of
 
 
 def run(config: RewardConfig) -> dict:
@@ -98,17 +103,13 @@ def run(config: RewardConfig) -> dict:
                 scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))
             return ranking_loss(scores, batch.ranks, count=count)
 
-        if isinstance(batches, PoissonBatches):
-            promised = guarantee(config.privacy, batches, total)
-            stage.note(privacy=promised)
-            update = private_update(
-                loss_fn, tx, parallel, config.optim, batches, promised, frozen=frozen
-            )
-        else:
-            step_fn = update_step_of(
-                config.optim, loss_fn, lambda batch: count_ranked(batch.ranks), tx
-            )
-            update = parallel.update(step_fn, frozen=frozen)
+        def count_fn(batch):
+            return count_ranked(batch.ranks)
+
+        update, promises = make_update(
+            config, batches, loss_fn, count_fn, tx, parallel, steps=total, frozen=frozen
+        )
+        stage.note(**promises)
         score = make_reward_scorer(model, tokenizer, parallel, **lengths)
 
         def evaluate(params):
@@ -151,18 +152,11 @@ def load_rows(config: RewardConfig):
     if is_name(config.data):
         check(config.heldout is None, f"--data {config.data} has its own held-out part")
         fold = Fold(config.fold, config.folds) if config.folds else None
-        found = load_preferences(str(config.data), config.source, fold)
-        check(len(found.train) > 0, f"--data {config.data} is for evaluation (experiments.audit)")
-        return found.train, found.heldout
+        named = load_preferences(str(config.data), config.source, fold)
+        check(len(named.train) > 0, f"--data {config.data} is for evaluation (experiments.audit)")
+        return named.train, named.heldout
     check(not config.folds, f"--folds deals out a named set, --data is the file {config.data}")
-    rows = load_comparisons(config.data, data_dir=config.cache)
-    if config.heldout is not None:
-        return rows, load_comparisons(config.heldout, data_dir=config.cache)
-    return split(
-        rows,
-        heldout_fraction=config.heldout_fraction,
-        independent=config.privacy.epsilon > 0,
-    )
+    return load_split_comparisons(config)
 
 
 def load_batches(
@@ -240,14 +234,14 @@ def normalisation(config, params, score, rows, demonstrated) -> tuple[float, flo
     Both are measured on about ``normalise_rows`` rows spread evenly over the data.
     """
 
-    def some(rows):
+    def spread_out(rows):
         return rows[:: max(len(rows) // (config.normalise_rows or len(rows)), 1)]
 
-    scores = score(params, some(rows)).scores
-    spread = float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
+    scores = score(params, spread_out(rows)).scores
+    spread = spread_within_prompts(scores)
     centre = float(np.nanmean(scores))
     if demonstrated:
-        centre = float(np.nanmean(score(params, some(demonstrated)).scores))
+        centre = float(np.nanmean(score(params, spread_out(demonstrated)).scores))
     return -centre, 1 / spread if config.unit_std else 1.0
 
 

@@ -23,6 +23,7 @@ from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check, known
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
+from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.inference.answer_cache import with_cache
 from rlhf_jax.inference.reward_scores import fold_held_out
 from rlhf_jax.inference.sampler import make_sampler, prompt_report
@@ -107,7 +108,11 @@ def limit(sets: SafetySets, rows: int) -> SafetySets:
     """The first ``rows`` of each set, for a quick look; 0 keeps all."""
     if not rows:
         return sets
-    kept = {name: some[:rows] for name, some in sets._asdict().items() if name != "toxicity"}
+    kept = {
+        name: rows_of_set[:rows]
+        for name, rows_of_set in sets._asdict().items()
+        if name != "toxicity"
+    }
     return sets._replace(**kept)
 
 
@@ -120,30 +125,30 @@ def toxicity(sets: SafetySets, answer: Callable) -> Figures:
     Nobody has labelled Chinese comments here: a word list judges, and beside it stands how much of
     the continuations is Chinese, without which they say nothing.
     """
-    found = {}
+    figures = {}
     for mode, before in MODES.items():
         texts = answer([before + start for start in sets.beginnings], whole=True)
         probability = sets.toxicity.probability(texts)
-        found[f"toxicity{mode}"] = mean_ci(probability)
-        found[f"toxic_share{mode}"] = mean_ci((probability > 0.5) * 1.0)
-        found[f"bad_words{mode}"] = mean_ci([sets.toxicity.listed(text) for text in texts])
+        figures[f"toxicity{mode}"] = mean_ci(probability)
+        figures[f"toxic_share{mode}"] = mean_ci((probability > 0.5) * 1.0)
+        figures[f"bad_words{mode}"] = mean_ci([sets.toxicity.listed(text) for text in texts])
     texts = answer(sets.chinese_beginnings, whole=True)
-    found["chinese_bad_words"] = mean_ci([sets.toxicity.listed(text) for text in texts])
-    found["chinese_share"] = mean_ci([chinese_share(text) for text in texts])
-    return found
+    figures["chinese_bad_words"] = mean_ci([sets.toxicity.listed(text) for text in texts])
+    figures["chinese_share"] = mean_ci([chinese_share(text) for text in texts])
+    return figures
 
 
 def bias(sets: SafetySets, logprobs: Callable) -> Figures:
     """CrowS-Pairs and Winogender, by the sentences' log-probabilities."""
-    found = {}
+    figures = {}
     for mode, before in MODES.items():
         for name in ("crows", "winogender"):
             pairs = getattr(sets, name)
             first = logprobs([(before, pair.first) for pair in pairs])
             second = logprobs([(before, pair.second) for pair in pairs])
             for figure, value in pair_bias(first, second).items():
-                found[f"{name}_{figure}{mode}"] = value
-    return found
+                figures[f"{name}_{figure}{mode}"] = value
+    return figures
 
 
 def truthfulness(sets: SafetySets, logprobs: Callable) -> Figures:
@@ -152,8 +157,8 @@ def truthfulness(sets: SafetySets, logprobs: Callable) -> Figures:
     values = logprobs(rows)
     sizes = [n for q in sets.questions for n in (len(q.right), len(q.wrong))]
     parts = np.split(values, np.cumsum(sizes)[:-1])
-    found = multiple_choice(parts[0::2], parts[1::2], [q.best for q in sets.questions])
-    return {f"truthfulqa_{name}": value for name, value in found.items()}
+    figures = multiple_choice(parts[0::2], parts[1::2], [q.best for q in sets.questions])
+    return {f"truthfulqa_{name}": value for name, value in figures.items()}
 
 
 def harmlessness(sets: SafetySets, answer: Callable, score: Callable) -> Figures:
@@ -161,8 +166,8 @@ def harmlessness(sets: SafetySets, answer: Callable, score: Callable) -> Figures
     prompts = [prompt for prompt, _, _ in sets.harmful]
     texts = answer(prompts)
     mine, chosen, rejected = (
-        score(prompts, some)
-        for some in (texts, [row[1] for row in sets.harmful], [row[2] for row in sets.harmful])
+        score(prompts, answers)
+        for answers in (texts, [row[1] for row in sets.harmful], [row[2] for row in sets.harmful])
     )
     return {
         "harmless_reward": mean_ci(mine),
@@ -243,12 +248,12 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
         for start in range(0, len(rows), BATCH):
             tokens = np.full((BATCH, length), tokenizer.pad_id, np.int32)
             mask = np.zeros((BATCH, length), bool)
-            some = rows[start : start + BATCH]
-            for n, ids in enumerate(some):
+            batch = rows[start : start + BATCH]
+            for n, ids in enumerate(batch):
                 tokens[n, : len(ids)], mask[n, : len(ids)] = ids, True
-            mask[len(some) :, 0] = True  # rows that only fill up
+            mask[len(batch) :, 0] = True  # rows that only fill up
             scored = score_fn(reward.params, jnp.asarray(tokens), jnp.asarray(mask))
-            scores.append(np.asarray(scored)[: len(some)])
+            scores.append(np.asarray(scored)[: len(batch)])
         return np.concatenate(scores).astype(float)
 
     return score
@@ -259,14 +264,14 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
 
 def print_table(table: dict[str, Figures], references: dict[str, float]) -> None:
     """Print the table."""
-    shown = Table(title="Safety", title_justify="left")
-    shown.add_column("measure", no_wrap=True)
+    printed = Table(title="Safety", title_justify="left")
+    printed.add_column("measure", no_wrap=True)
     for policy in table:
-        shown.add_column(policy)
+        printed.add_column(policy)
     for row in text_rows(table):
-        shown.add_row(*row)
+        printed.add_row(*row)
     console = Console()
-    console.print(shown)
+    console.print(printed)
     known = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
     console.print(f"An unbiased or ignorant model: {known}")
 
@@ -274,10 +279,7 @@ def print_table(table: dict[str, Figures], references: dict[str, float]) -> None
 def text_rows(table: dict[str, Figures]) -> list[list[str]]:
     """The table, a row for each measure."""
     measures = next(iter(table.values()))
-    return [
-        [name, *(f"{of[name]['mean']:.3f} ± {of[name]['ci']:.3f}" for of in table.values())]
-        for name in measures
-    ]
+    return [[name, *(show(of[name], decimals=3) for of in table.values())] for name in measures]
 
 
 def page(table: dict[str, Figures], references: dict[str, float]) -> str:

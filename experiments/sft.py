@@ -12,7 +12,6 @@ from functools import partial
 from itertools import chain
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
 
@@ -26,15 +25,16 @@ from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.privacy.poisson import PoissonBatches
-from rlhf_jax.privacy.private_training import guarantee, private_batches, private_update
+from rlhf_jax.privacy.private_training import make_update, private_batches
 from rlhf_jax.runs.fit import check_cut, check_pace, fit_demonstrations, lengths_of, row_lengths
+from rlhf_jax.runs.heldout import heldout_batches
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import for_run, load_trained, with_adapters
-from rlhf_jax.training.corpora import load_corpora, text_stream
+from rlhf_jax.training.corpora import load_corpora, make_loss_sums, text_stream
 from rlhf_jax.training.optimizers import averaged_params, make_optimizer, make_schedule, make_state
 from rlhf_jax.training.parallel import Parallel, make_parallel
-from rlhf_jax.training.updates import make_lm_loss, update_step_of
+from rlhf_jax.training.updates import make_lm_loss
 from rlhf_jax.types import LMBatch
 
 
@@ -63,7 +63,7 @@ def run(config: SFTConfig) -> dict:
         model.check_context(**lengths)
         stage.note(lengths=lengths_of(config))
         save_model_card(config.run.dir, model, vocab_size, tokenizer, kind="lm", lengths=lengths)
-        batches, heldout_batches = load_demonstration_batches(
+        batches, unseen = load_demonstration_batches(
             config, stage, rows, heldout, tokenizer, model, parallel, text_rows=text_rows
         )
         iterators = {"train": batches} | load_text(
@@ -91,31 +91,17 @@ def run(config: SFTConfig) -> dict:
 
         # Functions
         loss_fn = make_lm_loss(lm, training=True)
-        loss_without_dropout = make_lm_loss(lm, training=False)
-
-        def mean_loss(params, batch, key, count):
-            return loss_fn(params, batch, key, jnp.maximum(count_targets(batch), 1))
-
-        if isinstance(batches, PoissonBatches):
-            promised = guarantee(config.privacy, batches, total)
-            stage.note(privacy=promised)
-            update = private_update(
-                mean_loss, tx, parallel, config.optim, batches, promised, frozen=frozen
-            )
-        else:
-            step_fn = update_step_of(config.optim, loss_fn, count_targets, tx)
-            update = parallel.update(step_fn, frozen=frozen)
-        heldout_loss = parallel.function(
-            lambda p, b: (loss_without_dropout(p, b, key, 1.0)[0], count_targets(b))
+        update, promises = make_update(
+            config, batches, loss_fn, count_targets, tx, parallel, steps=total, frozen=frozen
         )
+        stage.note(**promises)
+        loss_sums = make_loss_sums(lm, parallel)
 
         def evaluate(params):
-            if not heldout_batches:
+            if not unseen:
                 return {}
-            shown = map(parallel.shard_whole, heldout_batches)
-            sums = parallel.fetch([heldout_loss(params, batch) for batch in shown])
-            nats, tokens = (sum(map(float, column)) for column in zip(*sums, strict=True))
-            return {"eval/loss": nats / tokens}
+            nats, tokens = loss_sums(params, unseen)
+            return {"eval/loss": sum(nats.tolist()) / sum(tokens.tolist())}
 
         # Loop
         for step in stage.steps(total):
@@ -169,23 +155,20 @@ def load_demonstration_batches(
         target=config.target,
         one_per_row=private,
     )
-    shown, local_rows = config.batch_size - text_rows, parallel.rows(config.batch_size)
+    demonstrations, local_rows = config.batch_size - text_rows, parallel.rows(config.batch_size)
     batches = encode(
         rows,
-        batch_size=shown,
+        batch_size=demonstrations,
         seed=config.run.data_seed,
-        local_rows=local_rows[local_rows < shown],
+        local_rows=local_rows[local_rows < demonstrations],
     )
     if private:
         batches = private_batches(batches, batch_size=config.batch_size, seed=config.run.data_seed)
     check_cut(batches.report, config, context=model.context, stage="sft")
-    heldout_batches = []
-    if len(heldout):
-        stream = encode(heldout, batch_size=config.batch_size, seed=None)
-        stage.note_rows(heldout_demonstrations=stream.report)
-        heldout_batches = list(stream)
+    whole = partial(encode, batch_size=config.batch_size)
+    unseen = heldout_batches(stage, "demonstrations", heldout, whole)
     stage.note_rows(demonstrations=batches.report.with_reading(rows.left_out, rows.notes))
-    return batches, heldout_batches
+    return batches, unseen
 
 
 def load_text(

@@ -102,7 +102,7 @@ def main_page(config: Any, command: str, about: str, filled_in: set[str], width:
     for field in fields:
         lines += entry(signature(field), summary(field), width)
     for group in stages:
-        inner = [each.flag for each in groups_of(group.config) if each.is_stage]
+        inner = [stage.flag for stage in groups_of(group.config) if stage.is_stage]
         inner_fields = main_fields(group.config, inner)
         names = [field.flag for field in inner_fields if not field.positional]
         names = [name for name in names if f"{group.flag}.{name}" not in filled_in]

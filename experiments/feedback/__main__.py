@@ -147,14 +147,14 @@ def import_rankings(config: FeedbackImportConfig) -> None:
         raise InputError("import needs --file FILE.jsonl")
     if not config.store:
         check_run(config)
-    found, account = read_rankings(config.file)
+    rankings, account = read_rankings(config.file)
     clean = scrub_typed if config.serve.scrub else str
-    ranked = [(x.labeler, imported_task(x.row, clean), x.row.ranks) for x in found]
+    ranked = [(x.labeler, imported_task(x.row, clean), x.row.ranks) for x in rankings]
     new = submissions.add_ranked(open_database(config.place), ranked)
-    same = len(found) - new
+    same = len(rankings) - new
     there = f", {same} of them there already (same labeler, answers and ranks)" if same else ""
-    tell(f"{counted(len(found), 'ranking')} from {config.file}{there}")
-    for why, count in Counter(each.why for each in account.left_out).items():
+    tell(f"{counted(len(rankings), 'ranking')} from {config.file}{there}")
+    for why, count in Counter(row.why for row in account.left_out).items():
         tell(f"{count} left out: {why}")
     for note, count in account.notes.items():
         tell(f"{counted(count, 'row')}: {note}")
@@ -162,7 +162,7 @@ def import_rankings(config: FeedbackImportConfig) -> None:
 
 def imported_task(row: Comparison, clean: Callable[[str], str]) -> queue.NewTask:
     """The answers of a ranking as a task, personal data taken out if so asked."""
-    responses = [queue.Response(each, "import") for each in row.responses]
+    responses = [queue.Response(response, "import") for response in row.responses]
     return queue.NewTask(map_text(clean, row.prompt), responses)
 
 

@@ -101,7 +101,7 @@ def new_tasks(
     """Tasks of the chosen prompts; equal answers are asked about once."""
     dice = np.random.default_rng([config.seed, number])
     for n in order:
-        distinct = list({each.text: each for each in groups[n]}.values())
+        distinct = list({answer.text: answer for answer in groups[n]}.values())
         twice = dice.random() < config.overlap
         if len(distinct) > 1:
             yield queue.NewTask(
@@ -132,9 +132,9 @@ def ensemble_scores(config: FeedbackSampleConfig, number: int, prompts, groups) 
     rows = [
         Comparison(
             prompt,
-            tuple(each.text for each in group),
+            tuple(answer.text for answer in group),
             tuple(range(len(group))),
-            tuple(each.tokens for each in group),
+            tuple(answer.tokens for answer in group),
         )
         for prompt, group in zip(prompts, groups, strict=False)
     ]

@@ -75,7 +75,7 @@ def make_labelers(
     tasks.
     """
     count, tie = config.simulated, config.labeler.tie_width
-    responses = [[as_text(each.text) for each in task.responses] for task in tasks]
+    responses = [[as_text(response.text) for response in task.responses] for task in tasks]
     scores = [
         gold([as_text(task.prompt)] * len(texts), texts)
         for task, texts in zip(tasks, responses, strict=True)

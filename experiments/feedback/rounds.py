@@ -117,7 +117,7 @@ def wait_for_labels(
 
 def orders_something(ranked: Sequence[Ranking]) -> bool:
     """Whether any ranking prefers an answer to another."""
-    return any(len(set(each.ranks)) > 1 for each in ranked)
+    return any(len(set(ranking.ranks)) > 1 for ranking in ranked)
 
 
 def one_round(
@@ -287,15 +287,15 @@ def against_people(config: FeedbackUpdateConfig, number: int) -> dict[str, Any]:
     """
     compared, _ = read_rankings(stages.round_dir(config, number) / "heldout.jsonl")
     scores = scores_of(
-        config, stages.reward_model(config, number, 0), [each.row for each in compared]
+        config, stages.reward_model(config, number, 0), [ranking.row for ranking in compared]
     )
     counts: dict[str | None, dict[str, tuple[float, int]]] = defaultdict(dict)
-    for row, each in zip(scores, compared, strict=True):
+    for row, ranking in zip(scores, compared, strict=True):
         ranks = np.full(len(row), -1)
-        ranks[: len(each.row.ranks)] = each.row.ranks
+        ranks[: len(ranking.row.ranks)] = ranking.row.ranks
         accuracy = pair_accuracy(row[None], ranks[None])
-        prompt = as_text(each.row.prompt)
-        for who in (None, each.labeler) if accuracy.pairs else ():
+        prompt = as_text(ranking.row.prompt)
+        for who in (None, ranking.labeler) if accuracy.pairs else ():
             right, pairs = counts[who].get(prompt, (0.0, 0))
             right += accuracy.overall * accuracy.pairs
             counts[who][prompt] = right, pairs + accuracy.pairs

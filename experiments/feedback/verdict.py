@@ -13,6 +13,7 @@ from rlhf_jax.config import FeedbackAskConfig, FeedbackVerdictConfig
 from rlhf_jax.data.files import read_rows, write_atomically
 from rlhf_jax.data.splits import share
 from rlhf_jax.errors import check
+from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.feedback import queue
 from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.fields import MOST_RESPONSES
@@ -59,17 +60,19 @@ def announce(config: FeedbackVerdictConfig) -> None:
     write_atomically(config.run / "people.json", json.dumps(figures, indent=1) + "\n")
     tell("{labelers} labelers, {rankings} rankings, {prompts} prompts".format_map(figures))
     if figures["agreement"]["n"]:
-        tell(f"labelers agree on {show(figures['agreement'])} of the pairs that two ordered")
+        agreed = show(figures["agreement"], decimals=2)
+        tell(f"labelers agree on {agreed} of the pairs that two ordered")
     for policy, of in figures["policies"].items():
         won = of["win_rate"]
         tell(
-            f"{policy} wins against {figures['baseline']} on {show(won)} "
+            f"{policy} wins against {figures['baseline']} on {show(won, decimals=2)} "
             f"({won['wins']} wins, {won['ties']} ties, {won['losses']} losses, p = {won['p']:.2g})"
         )
     for scorer, title in SCORERS.items():
         sides = figures["scorers"][scorer]
         if sides["n"]:
-            tell(f"{title} sides with people on {show(sides)} of the pairs that they order")
+            agreed = show(sides, decimals=2)
+            tell(f"{title} sides with people on {agreed} of the pairs that they order")
 
 
 def tell(text: str) -> None:
@@ -77,26 +80,21 @@ def tell(text: str) -> None:
     print(f"feedback: {text}", file=sys.stderr)
 
 
-def show(figure: dict) -> str:
-    """Mean and half-width, two decimals."""
-    return f"{figure['mean']:.2f} ± {figure['ci']:.2f}"
-
-
 def read_answers(config: FeedbackVerdictConfig) -> Answers:
     """The first ``tasks_per_round`` prompts, as labelers see them, with each policy's answer."""
     check((config.run / "DONE").is_file(), f"--run {config.run}: expected a finished evaluation")
     path = config.run / "samples.jsonl"
     clean = scrub_typed if config.serve.scrub else str
-    found: dict[str, dict[str, Answer]] = {}
+    answers: dict[str, dict[str, Answer]] = {}
     for where, row in read_rows(path):
         missing = {"policy", "prompt", "response", *SCORERS} - row.keys()
         check(not missing, f"{where}: has no {', '.join(sorted(missing))}; is it an evaluation's?")
         scores = {name: row[name] for name in SCORERS}
         # A prompt that is asked twice counts once.
-        found.setdefault(clean(row["prompt"]), {}).setdefault(
+        answers.setdefault(clean(row["prompt"]), {}).setdefault(
             row["policy"], Answer(row["response"], scores)
         )
-    known = list(dict.fromkeys(policy for policies in found.values() for policy in policies))
+    known = list(dict.fromkeys(policy for policies in answers.values() for policy in policies))
     chosen = config.policies or tuple(known)
     absent = [name for name in chosen if name not in known]
     check(
@@ -107,5 +105,5 @@ def read_answers(config: FeedbackVerdictConfig) -> Answers:
         f"policies: found {len(set(chosen))} ({', '.join(chosen)}), expected 2 to "
         f"{MOST_RESPONSES} to compare",
     )
-    prompts = list(found)[: config.tasks_per_round]
-    return {prompt: {name: found[prompt][name] for name in chosen} for prompt in prompts}
+    prompts = list(answers)[: config.tasks_per_round]
+    return {prompt: {name: answers[prompt][name] for name in chosen} for prompt in prompts}

@@ -34,22 +34,22 @@ def read_flags(argv: Sequence[str], default: Any) -> list[Typed]:
     hints = dict(fields_of(default))
     fields = {flag_of(field): field for field in hints}
     words = [field for field, hint in hints.items() if is_positional(hint)]
-    found: list[Typed] = []
+    typed: list[Typed] = []
     for argument in argv:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = flag_of(name)
             field = fields.get(name, "")
             values = (value,) if equals else ()
-            found.append(Typed(f"--{name}", field, values, hints.get(field)))
-        elif words and not (found and found[-1].takes_more()):
+            typed.append(Typed(f"--{name}", field, values, hints.get(field)))
+        elif words and not (typed and typed[-1].takes_more()):
             field = words.pop(0)
-            found.append(Typed(field.upper(), field, (argument,), hints[field]))
-        elif found:
-            found[-1] = found[-1]._replace(values=(*found[-1].values, argument))
+            typed.append(Typed(field.upper(), field, (argument,), hints[field]))
+        elif typed:
+            typed[-1] = typed[-1]._replace(values=(*typed[-1].values, argument))
         else:
-            found.append(Typed("", "", (argument,), None))
-    return found
+            typed.append(Typed("", "", (argument,), None))
+    return typed
 
 
 ONE_HYPHEN = re.compile("(?!--)[-\u2010-\u2015\u2212]+[a-z]")
@@ -112,7 +112,7 @@ def check_not_filled_in(config: Any, typed: Sequence[Typed], resolve: Resolve | 
         return
     resolved = resolve(config)
     for one in typed:
-        here, there = (value_of(each, one.field) for each in (config, resolved))
+        here, there = (value_of(whole, one.field) for whole in (config, resolved))
         check(
             here == there,
             f"{one.shown} has no effect: where stages run in a row, it is {there}",

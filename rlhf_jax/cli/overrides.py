@@ -27,13 +27,13 @@ def load(config_class: type[C], argv: Sequence[str], *, resolve: Resolve | None 
     preset, rest = take_preset(list(argv))
     if preset is None:
         preset, rest = take_task(rest)
-    given = config_class() if preset is None else read_preset(preset)
-    default = section(given, config_class)
+    preset_config = config_class() if preset is None else read_preset(preset)
+    default = section(preset_config, config_class)
     config = with_flags(default, rest)
     typed = read_flags(rest, default)
     check_not_filled_in(config, typed, resolve or getattr(config_class, "resolve", None))
     if preset is not None and not preset.endswith(".json"):
-        say_idle(given, set_in(given), f"{preset}: ")
+        say_idle(preset_config, set_in(preset_config), f"{preset}: ")
     say_idle(config, [flag.field for flag in typed], "--")
     return config
 

@@ -79,8 +79,8 @@ def read_preset(preset: str) -> Any:
         signature.bind(*positional, **named)
     except TypeError as error:
         raise InputError(f"--config {preset}: {error}; it takes get_config{signature}") from None
-    made = partial(module.get_config, *positional, **named)
-    return in_file(Path(path), made, flag=flag)
+    get_config = partial(module.get_config, *positional, **named)
+    return in_file(Path(path), get_config, flag=flag)
 
 
 def section(preset: Any, config_class: type[C]) -> C:

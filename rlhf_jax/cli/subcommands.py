@@ -40,7 +40,7 @@ def main_of(commands: Mapping[str, Subcommand], *, bare: str) -> None:
         check(bool(argv), bare)
         name, rest = take_command(argv, commands)
         if name is None and help_topic(rest) == "":
-            classes = {each: commands[each].config_class for each in commands}
+            classes = {command: commands[command].config_class for command in commands}
             print(help_pages.overview(name_of(module), module.__doc__ or "", classes), flush=True)
             raise SystemExit(0)
         run_one(name or next(iter(commands)), rest, commands, program=name_of(module))
@@ -60,7 +60,7 @@ def run_one(
 
 def load_command(name: str, argv: list[str], commands: Mapping[str, Subcommand]) -> Any:
     """The config that ``argv`` asks for of the command ``name``. Raises InputError as ``load``."""
-    check_taken(name, argv, {each: commands[each].config_class for each in commands})
+    check_taken(name, argv, {command: commands[command].config_class for command in commands})
     return load(commands[name].config_class, argv, resolve=commands[name].resolve)
 
 
@@ -87,10 +87,10 @@ def take_command(argv: Sequence[str], commands: Collection[str]) -> tuple[str | 
 
 def check_taken(name: str, argv: Sequence[str], classes: Mapping[str, type]) -> None:
     """Raise InputError for a flag that other commands take, and ``name`` does not."""
-    flags = {each: set(flag_names(classes[each]())) for each in classes}
+    flags = {command: set(flag_names(classes[command]())) for command in classes}
     for typed in read_flags(field_flags(argv)[1], classes[name]()):
         flag = typed.shown.removeprefix("--")
-        takers = [each for each in flags if flag in flags[each]]
+        takers = [command for command in flags if flag in flags[command]]
         if takers and name not in takers:
             verb = "takes" if len(takers) == 1 else "take"
             raise InputError(f"{typed.shown} is no flag of {name}: {both(takers)} {verb} it")

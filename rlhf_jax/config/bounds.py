@@ -106,9 +106,9 @@ def numbers_of(config_class: type) -> Iterator[tuple[str, Number]]:
 
 def number_in(hint: Any) -> Number | None:
     """The bounded number in an annotation: alone, in a union with None, or in a tuple."""
-    found = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Bounds)]
-    if found:
-        return Number(typing.get_args(hint)[0], found[0])
+    bounds = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Bounds)]
+    if bounds:
+        return Number(typing.get_args(hint)[0], bounds[0])
     inner = map(number_in, typing.get_args(hint))
     return next((number for number in inner if number is not None), None)
 

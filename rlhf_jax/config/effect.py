@@ -43,7 +43,7 @@ class Idle(NamedTuple):
         if not self.other:
             return True
         value = value_of(config, self.other)
-        is_one = any(each(value) if callable(each) else each == value for each in self.values)
+        is_one = any(known(value) if callable(known) else known == value for known in self.values)
         return is_one == self.when
 
     def reason(self, config: Any, prefix: str) -> str:
@@ -110,4 +110,4 @@ def notes_of(config_class: type) -> dict[str, tuple[Idle, ...]]:
     """Where each field of a class does nothing, as its type says; () for most."""
     hints = typing.get_type_hints(config_class, include_extras=True)
     beside = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: tuple(n for n in some if isinstance(n, Idle)) for name, some in beside.items()}
+    return {name: tuple(n for n in notes if isinstance(n, Idle)) for name, notes in beside.items()}

@@ -50,17 +50,17 @@ def class_named(name: str, where: str) -> type:
         return getattr(project, name)
     try:
         there = sys.modules["__main__"] if module == module_name("__main__") else None
-        found: Any = there or importlib.import_module(module)
+        inner: Any = there or importlib.import_module(module)
         for part in qualname.split("."):
-            found = getattr(found, part)
+            inner = getattr(inner, part)
     except Exception as error:  # whatever somebody's module does when it is imported
         raise InputError(
             f"{where}: its config class {name} cannot be read ({type(error).__name__}: {error}); "
             "start the command from the folder from which the fork was started"
         ) from None
-    is_config = isinstance(found, type) and dataclasses.is_dataclass(found)
+    is_config = isinstance(inner, type) and dataclasses.is_dataclass(inner)
     check(is_config, f"{where}: {name} is no config class")
-    return found
+    return inner
 
 
 def extends(config_class: type, preset: Any) -> bool:
@@ -75,9 +75,9 @@ def widened(preset: Any, config_class: type[C]) -> tuple[C, list[str]]:
     """
     own = declared(config_class, type(preset))
     values = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
-    made = config_class(**{name: value for name, value in values.items() if name not in own})
-    decided = [n for n in values if n in own and getattr(made, n) != values[n]]
-    return made, decided
+    fork = config_class(**{name: value for name, value in values.items() if name not in own})
+    decided = [n for n in values if n in own and getattr(fork, n) != values[n]]
+    return fork, decided
 
 
 def declared(config_class: type, parent: type) -> set[str]:

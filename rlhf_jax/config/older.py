@@ -14,7 +14,7 @@ def in_todays_form(saved: Any) -> dict[str, Any]:
     models = saved.get("models", {})
     if saved.get("stage") in ("ppo", "evaluate"):
         one = re.compile(r"^reward(?=$|\[settings)")
-        models = {one.sub("reward[0]", name): found for name, found in models.items()}
+        models = {one.sub("reward[0]", name): model for name, model in models.items()}
     return {**saved, "config": _filled(saved["config"]), "models": models}
 
 
@@ -24,8 +24,8 @@ def _filled(config: Any) -> Any:
         return config
     config = {name: _filled(value) for name, value in config.items()}
     if ("ppo_epochs" in config or "text_only" in config) and "reward" in config:
-        given = config["reward"]
-        config["reward"] = [given] if isinstance(given, str) else given or []
+        reward = config["reward"]
+        config["reward"] = [reward] if isinstance(reward, str) else reward or []
     if "warmup_steps" in config and "schedule" in config:
         config = {"warmup_share": 0.0, **config}
     return config

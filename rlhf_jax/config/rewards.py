@@ -21,25 +21,25 @@ class RewardSource(NamedTuple):
     function: str = ""
 
 
-def reward_source(given: Path) -> RewardSource:
+def reward_source(path: Path) -> RewardSource:
     """FOLDER or RUN@STEP of a reward model, FILE.py:FUNCTION, or gold:TASK."""
-    text = str(given)
+    text = str(path)
     if text.startswith(GOLD):
         return RewardSource("gold", Path(text.removeprefix(GOLD)))
-    file, found, function = text.rpartition(FUNCTION)
-    if found:
+    file, colon, function = text.rpartition(FUNCTION)
+    if colon:
         return RewardSource("function", Path(f"{file}.py"), function)
-    return RewardSource("model", given)
+    return RewardSource("model", path)
 
 
-def reward_names(given: Sequence[Path]) -> tuple[str, ...]:
+def reward_names(paths: Sequence[Path]) -> tuple[str, ...]:
     """A name for each reward: "task" if there is one, else its folder's, function's or task's.
 
     Where two have one name, or one has that of the second reward, all are numbered.
     """
-    if len(given) == 1:
+    if len(paths) == 1:
         return ("task",)
-    sources = [reward_source(each) for each in given]
+    sources = [reward_source(path) for path in paths]
     names = [
         source.function or {"gold": f"gold_{source.place.stem}"}.get(source.kind, source.place.name)
         for source in sources
@@ -50,9 +50,9 @@ def reward_names(given: Sequence[Path]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def is_gold(given: Any) -> bool:
+def is_gold(paths: Any) -> bool:
     """Whether one of the rewards is a task's gold scorer."""
-    return any(reward_source(each).kind == "gold" for each in given)
+    return any(reward_source(path).kind == "gold" for path in paths)
 
 
 @dataclass(frozen=True)

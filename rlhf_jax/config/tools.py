@@ -134,7 +134,7 @@ class EvaluateConfig:
 
 def are_files(data: tuple[str, ...]) -> bool:
     """Whether every name is that of a file, and none of a public set."""
-    return all(is_file(Path(each)) for each in data)
+    return all(is_file(Path(path)) for path in data)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def text_batches(
         raise InputError(f"weights={list(weights)}: expected {len(corpora)} numbers over 0")
     if weights and seed is None:
         raise InputError("one pass in order takes no weights")
-    packed = [encode_documents(each, block_size=block_size, pad_id=pad_id) for each in corpora]
+    packed = [encode_documents(corpus, block_size=block_size, pad_id=pad_id) for corpus in corpora]
     return Batches(
         _joined([data for data, _ in packed]),
         total(report for _, report in packed),

@@ -76,7 +76,7 @@ def with_special_tokens(
     added = backend.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special}
     free = count(max(vocabulary.values(), default=-1) + 1)
-    made = [
+    tokens = [
         (
             AddedToken(text, special=True, normalized=False),
             vocabulary[text] if text in vocabulary else next(free),
@@ -84,7 +84,7 @@ def with_special_tokens(
         for text in texts
         if text not in special
     ]
-    return with_tokens(backend, made)
+    return with_tokens(backend, tokens)
 
 
 def with_tokens(

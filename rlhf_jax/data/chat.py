@@ -170,7 +170,7 @@ def render_answer(template: ChatTemplate, conversation: Conversation, answer: st
         prompt = _behind(_filled(template, conversation, len(asked) - 1, open_answer=True))
         whole = _behind(_filled(template, answered, len(asked) - 1, open_answer=False))
     if not _begins(whole, prompt):
-        same = _common(whole.text, prompt.text)
+        same = common_prefix(whole.text, prompt.text)
         raise InputError(
             "the chat template does not put an answer where it asks for one: the prompt goes on "
             f"with {prompt.text[same : same + 40]!r}, the same with its answer with "
@@ -240,10 +240,10 @@ def _left_open(template: ChatTemplate, conversation: Conversation) -> Rendered:
     """Rendered up to the end of the last message, as ``continue_final_message`` does."""
     content = conversation[-1].content
     whole = _render(template, conversation, open_answer=False)
-    found = _filled(template, conversation, len(conversation) - 1, open_answer=False).text
-    start = found.find(FILLED)
+    filled = _filled(template, conversation, len(conversation) - 1, open_answer=False).text
+    start = filled.find(FILLED)
     kept = next((x for x in (content, content.strip()) if whole.text.startswith(x, start)), None)
-    if start < 0 or kept is None or whole.text[:start] != found[:start]:
+    if start < 0 or kept is None or whole.text[:start] != filled[:start]:
         raise InputError("the chat template changes the last message, which is to be continued")
     end = start + len(kept)
     return Rendered(whole.text[:end], whole.outline[:end])
@@ -315,7 +315,7 @@ def _refuse(message: str):
     raise jinja2.TemplateError(message)
 
 
-def _common(a: str, b: str) -> int:
-    """How many leading characters are equal."""
+def common_prefix(a: Sequence, b: Sequence) -> int:
+    """How many leading characters, or items, are equal."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -100,18 +100,18 @@ def _check_beside(row: dict, asked: str) -> None:
     """Raise RowError for what a question is about, if it is not in the words of the prompt."""
     for name in BESIDE:
         value = row.get(name)
-        if is_filled(value) and not all(text in asked for text in _texts_in(value)):
+        if is_filled(value) and not all(text in asked for text in texts_in(value)):
             raise RowError(
                 f"{name} is not in the prompt, but the answer may depend on it: expected it there"
             )
 
 
-def _texts_in(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     """All strings in a value of JSON, the keys of objects aside."""
     if isinstance(value, dict):
-        return _texts_in(list(value.values()))
+        return texts_in(list(value.values()))
     if isinstance(value, list):
-        return [text for each in value for text in _texts_in(each)]
+        return [text for part in value for text in texts_in(part)]
     return [value] if isinstance(value, str) else []
 
 

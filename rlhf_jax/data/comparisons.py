@@ -36,8 +36,8 @@ def _preference(row: dict, notes: Counter[str]) -> Comparison:
     exact = is_exact(row, prompt)
     better, worse = (
         [
-            read_answer(each, name, prompt, notes, exact=exact)
-            for name, each in _several(row[key], key)
+            read_answer(answer, name, prompt, notes, exact=exact)
+            for name, answer in _several(row[key], key)
         ]
         for key in ("chosen", "rejected")
     )
@@ -51,11 +51,11 @@ def _several(value: Any, key: str) -> list[tuple[str, Any]]:
         return [(key, "")]
     if not isinstance(value, list) or is_messages(value):
         return [(key, value)]
-    return [(f"{key}[{n}]", each) for n, each in enumerate(value)]
+    return [(f"{key}[{n}]", answer) for n, answer in enumerate(value)]
 
 
 def _summaries(row: dict, notes: Counter[str]) -> Comparison:
-    texts = tuple(_response_text(each, n) for n, each in enumerate(_list(row, "summaries")))
+    texts = tuple(_response_text(summary, n) for n, summary in enumerate(_list(row, "summaries")))
     if not _is_count(row["choice"]) or row["choice"] >= len(texts):
         raise RowError(f"choice is {row['choice']!r}, expected 0 ... {len(texts) - 1}")
     ranks = [int(n != row["choice"]) for n in range(len(texts))]
@@ -71,18 +71,18 @@ def _ranking(row: dict, notes: Counter[str]) -> Comparison:
     prompt = prompt_of(row, notes)
     exact = tokens is not None or is_exact(row, prompt)
     answers = tuple(
-        read_answer(each, "responses", prompt, notes)
-        if is_messages(each)
-        else joined(_response_text(each, n), prompt, exact=exact)
-        for n, each in enumerate(responses)
+        read_answer(response, "responses", prompt, notes)
+        if is_messages(response)
+        else joined(_response_text(response, n), prompt, exact=exact)
+        for n, response in enumerate(responses)
     )
     return _ranked(prompt, answers, ranks, tokens)
 
 
 def _given_ranks(row: dict) -> list | None:
     """The column of ranks, or the rank of every response; None if there is neither."""
-    each = [one.get("rank") for one in _list(row, "responses") if isinstance(one, dict)]
-    own = each if each and len(each) == len(row["responses"]) and None not in each else None
+    within = [one.get("rank") for one in _list(row, "responses") if isinstance(one, dict)]
+    own = within if within and len(within) == len(row["responses"]) and None not in within else None
     if row.get("ranks") is None:
         return own
     ranks = _list(row, "ranks")

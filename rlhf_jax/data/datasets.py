@@ -125,7 +125,7 @@ def _stored(value: str | Conversation) -> str:
 
 def _restored(stored: bytes) -> str | Conversation:
     value = json.loads(stored)
-    return value if isinstance(value, str) else tuple(Message(*each) for each in value)
+    return value if isinstance(value, str) else tuple(Message(*message) for message in value)
 
 
 class RlhfTexts(RowsBuilder):

@@ -88,7 +88,7 @@ def _last_answer(messages: Conversation, notes: Counter[str]) -> Demonstration:
 
 def _check_weights(conversations: Sequence[Any]) -> None:
     """Leave out a conversation whose last message is marked as not to be learnt."""
-    last = [each[-1] for each in conversations if isinstance(each, list) and is_messages(each)]
+    last = [turns[-1] for turns in conversations if isinstance(turns, list) and is_messages(turns)]
     if any(message.get(mark, 1) in (0, False) for message in last for mark in WEIGHTS):
         raise NotLearnt("the last message has no weight")
 

@@ -36,8 +36,8 @@ def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer) -> list[Int[np.nda
     or has characters that would be lost.
     """
     texts, encoded = iter(texts), []
-    while some := list(islice(texts, TEXTS_AT_ONCE)):
-        for row in some:
+    while chunk := list(islice(texts, TEXTS_AT_ONCE)):
+        for row in chunk:
             token = tokenizer.stray_special("", row.text)
             check(
                 not tokenizer.lacks(row.text),
@@ -48,8 +48,8 @@ def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer) -> list[Int[np.nda
                 f"{row.origin}: the text spells the special token {token}, which would be learnt "
                 "as letters: divide documents by <|endoftext|>, and take other tokens out",
             )
-        ids = tokenizer.encode_documents([row.text for row in some])
-        encoded += [np.asarray(each, np.int32) for each in ids]
+        ids = tokenizer.encode_documents([row.text for row in chunk])
+        encoded += [np.asarray(document, np.int32) for document in ids]
     return encoded
 
 
@@ -158,14 +158,14 @@ def encode_demonstrations(
             f"block_size={block_size}"
         )
     lengths = dict(prompt_length=prompt_length, response_length=response_length)
-    found = list(fates.of_demonstrations(demonstrations, tokenizer, **lengths))
-    report = fates.count(found)
+    row_fates = list(fates.of_demonstrations(demonstrations, tokenizer, **lengths))
+    report = fates.count(row_fates)
     if not report.kept:
         raise InputError(
-            f"none of {len(found)} demonstrations can be learnt from: {report.lost()} "
+            f"none of {len(row_fates)} demonstrations can be learnt from: {report.lost()} "
             f"(response_length={response_length}, with the end of text)"
         )
-    pieces = [demonstration_piece(fate, target=target) for fate in found if fate.why is None]
+    pieces = [demonstration_piece(fate, target=target) for fate in row_fates if fate.why is None]
     return pack(
         pieces, block_size=block_size, pad_id=tokenizer.pad_id, one_per_row=one_per_row
     ), report
@@ -185,11 +185,11 @@ def encode_prompts(
 
     ``everything`` keeps those that spell a special token, too.
     """
-    found, report = _kept(
+    kept, report = _kept(
         fates.of_prompts(prompts, tokenizer, prompt_length=query_length), everything
     )
-    queries, mask = _left_padded(found.values(), query_length, tokenizer.pad_id)
-    index = np.array([*found, -1], np.int32)
+    queries, mask = _left_padded(kept.values(), query_length, tokenizer.pad_id)
+    index = np.array([*kept, -1], np.int32)
     return QueryBatch(*map(as_leaf, (queries, mask, index))), report
 
 
@@ -209,14 +209,14 @@ def encode_comparisons(
     """
     lengths = dict(prompt_length=query_length, response_length=response_length)
     kept, report = _kept(fates.of_comparisons(comparisons, tokenizer, **lengths), everything)
-    found = list(kept.values())
-    queries, query_mask = _left_padded(found, query_length, tokenizer.pad_id)
-    most = max((len(fate.ranks) for fate in found), default=0)
-    shape = (len(found) + 1, most, response_length)
+    row_fates = list(kept.values())
+    queries, query_mask = _left_padded(row_fates, query_length, tokenizer.pad_id)
+    most = max((len(fate.ranks) for fate in row_fates), default=0)
+    shape = (len(row_fates) + 1, most, response_length)
     responses = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     ranks = np.full(shape[:2], -1, np.int32)
-    for row, fate in enumerate(found):
+    for row, fate in enumerate(row_fates):
         ranks[row, : len(fate.ranks)] = fate.ranks
         for k, ids in enumerate(fate.responses):
             responses[row, k, : len(ids)] = ids
@@ -227,17 +227,17 @@ def encode_comparisons(
 
 def _kept(rows: Iterable[Fate], everything: bool) -> tuple[dict[int, Fate], EncodingReport]:
     """Rows that are kept by their numbers, and the counts of all."""
-    found = list(rows)
+    row_fates = list(rows)
     if everything:
-        cut_off = next((fate for fate in found if fate.why == fates.SEVERAL), None)
+        cut_off = next((fate for fate in row_fates if fate.why == fates.SEVERAL), None)
         check(cut_off is None, f"{cut_off and cut_off.row.origin}: {fates.SEVERAL}")
-        found = [fate._replace(why=None) for fate in found]
-    report = fates.count(found)
+        row_fates = [fate._replace(why=None) for fate in row_fates]
+    report = fates.count(row_fates)
     check(
-        report.kept > 0 or not found,
-        f"none of {len(found)} rows can be learnt from: {report.lost()}",
+        report.kept > 0 or not row_fates,
+        f"none of {len(row_fates)} rows can be learnt from: {report.lost()}",
     )
-    return {n: fate for n, fate in enumerate(found) if fate.why is None}, report
+    return {n: fate for n, fate in enumerate(row_fates) if fate.why is None}, report
 
 
 def _left_padded(rows: Collection[Fate], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

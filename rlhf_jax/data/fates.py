@@ -74,7 +74,7 @@ class EncodingReport(NamedTuple):
         self, left_out: Iterable[LeftOut], notes: Mapping[str, int]
     ) -> "EncodingReport":
         """And what reading has left out of the files, or done with their rows."""
-        counted = Counter(each.why for each in left_out)
+        counted = Counter(row.why for row in left_out)
         return self._replace(left_out=dict(Counter(self.left_out) + counted), changed=dict(notes))
 
     def counts(self) -> dict[str, int]:
@@ -92,9 +92,9 @@ def of_prompts(
     rows: Iterable[Prompt], tokenizer: Tokenizer, *, prompt_length: int | None
 ) -> Iterator[Fate]:
     """The fate of each prompt: a long one keeps its end, and its begin of text."""
-    for some in _some(rows):
-        queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
-        for row, query in zip(some, queries, strict=True):
+    for chunk in _some(rows):
+        queries = _encoded(chunk, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
+        for row, query in zip(chunk, queries, strict=True):
             why = _spelled(row.prompt, (), tokenizer)
             cut = _cut(query, prompt_length, (), None)
             yield Fate(row, tokenizer.last_ids(query, prompt_length), (), cut, why)
@@ -111,15 +111,15 @@ def of_demonstrations(
 
     A long prompt keeps its end; a row whose answer is too long with its end is left out.
     """
-    for some in _some(rows):
-        queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
+    for chunk in _some(rows):
+        queries = _encoded(chunk, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
         answers = _encoded(
-            some,
+            chunk,
             lambda rows: tokenizer.encode_answers(
                 [r.prompt for r in rows], [_sampled_part(r.completion, tokenizer) for r in rows]
             ),
         )
-        for row, query, answer in zip(some, queries, answers, strict=True):
+        for row, query, answer in zip(chunk, queries, answers, strict=True):
             why = _spelled(row.prompt, (row.completion,), tokenizer)
             if why is None and _is_empty(answer, tokenizer):
                 why = EMPTY
@@ -142,18 +142,18 @@ def of_comparisons(
     Sampled ids are taken as they are, up to and including their first end. A row none of whose
     ranked pairs differs in ids teaches nothing, and is left out.
     """
-    for some in _some(rows):
-        queries = _encoded(some, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
-        answers = _encoded(some, lambda rows: _answers(rows, tokenizer))
-        for row, query, each in zip(some, queries, answers, strict=True):
-            responses = tuple(answer[:response_length] for answer in each)
+    for chunk in _some(rows):
+        queries = _encoded(chunk, lambda rows: tokenizer.encode_prompts([r.prompt for r in rows]))
+        answers = _encoded(chunk, lambda rows: _answers(rows, tokenizer))
+        for row, query, whole_answers in zip(chunk, queries, answers, strict=True):
+            responses = tuple(answer[:response_length] for answer in whole_answers)
             written = row.responses if row.tokens is None else ()
             why = _spelled(row.prompt, written, tokenizer)
-            if why is None and written and any(_is_empty(ids, tokenizer) for ids in each):
+            if why is None and written and any(_is_empty(ids, tokenizer) for ids in whole_answers):
                 why = EMPTY
             if why is None and not _teaches(responses, row.ranks):
                 why = EQUAL
-            cut = _cut(query, prompt_length, each, response_length)
+            cut = _cut(query, prompt_length, whole_answers, response_length)
             yield Fate(row, tokenizer.last_ids(query, prompt_length), responses, cut, why)
 
 
@@ -191,7 +191,7 @@ def total(reports: Iterable[EncodingReport]) -> EncodingReport:
         dict(sum(map(Counter, left_out), Counter())),
         dict(sum(map(Counter, cut), Counter())),
         sum(over),
-        {part: max(each[part] for each in longest) for part in longest[0]},
+        {part: max(lengths[part] for lengths in longest) for part in longest[0]},
         dict(sum(map(Counter, changed), Counter())),
     )
 
@@ -206,7 +206,7 @@ def _answers(rows: Sequence[Comparison], tokenizer: Tokenizer) -> list[list[Ids]
     """Ids of each row's answers: those sampled, or those of the texts."""
     written = [row for row in rows if row.tokens is None]
     prompts = [row.prompt for row in written for _ in row.responses]
-    answers = [_sampled_part(each, tokenizer) for row in written for each in row.responses]
+    answers = [_sampled_part(response, tokenizer) for row in written for response in row.responses]
     encoded = iter(tokenizer.encode_answers(prompts, answers))
     return [
         [next(encoded) for _ in row.responses]
@@ -264,8 +264,8 @@ def _cut(
 
 def _some(rows: Iterable) -> Iterator[list]:
     rows = iter(rows)
-    while some := list(islice(rows, ROWS_AT_ONCE)):
-        yield some
+    while chunk := list(islice(rows, ROWS_AT_ONCE)):
+        yield chunk
 
 
 def _encoded(rows: Sequence, encode: Callable[[Sequence], list]) -> list:

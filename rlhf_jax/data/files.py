@@ -57,21 +57,21 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     if path.is_dir():
         _refuse_saved_dataset(path)
-        found = sorted(file for file in path.iterdir() if _is_data(file))
-        _refuse_unread(path, found)
+        files = sorted(file for file in path.iterdir() if _is_data(file))
+        _refuse_unread(path, files)
     elif path.exists():
-        found = [path]
+        files = [path]
     else:
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        found = [file for file in found if not file.is_dir()]
-    if not found:
+        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        files = [file for file in files if not file.is_dir()]
+    if not files:
         raise InputError(_why_none(path))
-    for file in found:
+    for file in files:
         if not file.name.endswith(SUFFIXES):
             expected = f"expected a name ending in {', '.join(SUFFIXES)}"
             raise InputError(f"{file}: {expected}{_conversion(file)}")
-    _refuse_mixture(path, found)
-    return found
+    _refuse_mixture(path, files)
+    return files
 
 
 def _is_data(file: Path) -> bool:
@@ -81,8 +81,10 @@ def _is_data(file: Path) -> bool:
 
 def _refuse_unread(folder: Path, files: Sequence[Path]) -> None:
     """Raise InputError if beside ``files`` there is one that may hold rows, and is not read."""
-    shown = (file for file in sorted(folder.iterdir()) if not file.name.startswith("."))
-    others = [f for f in shown if f.name.lower().endswith(ALIKE) and f not in files and f.is_file()]
+    visible = (file for file in sorted(folder.iterdir()) if not file.name.startswith("."))
+    others = [
+        f for f in visible if f.name.lower().endswith(ALIKE) and f not in files and f.is_file()
+    ]
     if files and others:
         raise InputError(
             f"{folder} has {files[0].name} and {others[0].name}, which is not read: name one file, "
@@ -255,10 +257,10 @@ def _parse(text: str, where: str) -> Any:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these keys, none of which overwrites another."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise KeyError(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
-    return made
+    return members
 
 
 def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:
@@ -279,8 +281,8 @@ def check_writable(path: Path, *inputs: Path) -> None:
     ``path``, if no file can be written there, or if it is among the ``inputs`` of the command,
     which it would replace.
     """
-    for given in inputs:
-        files = given.iterdir() if given.is_dir() else [given]
+    for source in inputs:
+        files = source.iterdir() if source.is_dir() else [source]
         if path.exists() and any(file.exists() and file.samefile(path) for file in files):
             raise InputError(f"{path} is read by this command: write to another file")
     if path.exists() and not path.is_file():

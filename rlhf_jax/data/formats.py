@@ -102,8 +102,7 @@ def iterate(path: str | os.PathLike, kind: type[R], account: Account | None = No
     if account is None:
         own.say(path, kept)
     if not kept:
-        counts = Counter(each.why for each in own.left_out)
-        why = ", ".join(f"{count} left out, {reason}" for reason, count in counts.items())
+        why = own.reasons()
         raise InputError(f"{path} has no {plural(kind)} to learn from{why and f': {why}'}")
 
 
@@ -112,10 +111,12 @@ def plural(kind: type) -> str:
     return f"{kind.__name__.lower()}s"
 
 
-def read_as(found: Iterable[tuple[Origin, dict]], kind: type[R], account: Account) -> Iterator[R]:
+def read_as(
+    raw_rows: Iterable[tuple[Origin, dict]], kind: type[R], account: Account
+) -> Iterator[R]:
     """The rows of one file that are learnt from, as ``kind``."""
     rows, left_out = [], []
-    for origin, row in found:
+    for origin, row in raw_rows:
         notes: Counter[str] = Counter()
         try:
             row = ranked_row(_by_small_letters(row))
@@ -123,12 +124,12 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type[R], account: Accoun
             what = "no part of the prompt" if kind is Prompt else "not read"
             notes.update(f"column {name} is {what}" for name in unknown_columns(row))
             notes.update(f"{name} of a message is not read" for name in unknown_parts(row))
-            made = READERS[kind](row, notes)
-            rows.append(made._replace(origin=origin))
-            mark = _foreign_mark(made)
+            read = READERS[kind](row, notes)
+            rows.append(read._replace(origin=origin))
+            mark = _foreign_mark(read)
             if mark is not None:
                 notes[f"{mark} is written in a text: letters, unless the tokenizer has it"] += 1
-            if _has_written_turns(made):
+            if _has_written_turns(read):
                 notes["a text prompt holds written turns, which stay words of it"] += 1
         except OtherKeys as error:
             first = not rows and not left_out  # which says of what kind a file is
@@ -144,15 +145,15 @@ def read_as(found: Iterable[tuple[Origin, dict]], kind: type[R], account: Accoun
             yield row
         else:
             left_out.append(LeftOut(row.origin, why))
-    account.left_out += sorted(left_out, key=lambda each: each.origin.line)
+    account.left_out += sorted(left_out, key=lambda lost: lost.origin.line)
 
 
 def _by_small_letters(row: dict) -> dict:
     """``row`` with the names of its columns in small letters: ``System`` is ``system``."""
-    made = {name.lower(): value for name, value in row.items()}
-    if len(made) < len(row):
+    lowered = {name.lower(): value for name, value in row.items()}
+    if len(lowered) < len(row):
         raise RowError(f"two columns differ in capitals alone: {', '.join(row)}")
-    return made
+    return lowered
 
 
 def _has_written_turns(row: Row) -> bool:
@@ -167,8 +168,8 @@ def _foreign_mark(row: Row) -> str | None:
     """
     asked = () if isinstance(row, Text) or not isinstance(row.prompt, str) else (row.prompt,)
     answers = (row.text,) if isinstance(row, Text) else _answers(row)
-    found = (MARKS.search(as_text(text).replace(SEPARATOR, "")) for text in (*asked, *answers))
-    return next((match[0] for match in found if match), None)
+    marks = (MARKS.search(as_text(text).replace(SEPARATOR, "")) for text in (*asked, *answers))
+    return next((match[0] for match in marks if match), None)
 
 
 def _why_not(row: Row) -> str | None:
@@ -223,7 +224,7 @@ def _without_prompts(rows: Sequence[Answered], notes: Counter[str]) -> Iterator[
     One row's may by chance, and so may those of prompts of a single word. Sampled ids stay.
     """
     written = [row for row in rows if isinstance(row, Demonstration) or row.tokens is None]
-    written = [row for row in written if any(as_text(each).strip() for each in _answers(row))]
+    written = [row for row in written if any(as_text(answer).strip() for answer in _answers(row))]
     leads = [repeated(row.prompt, _answers(row)) for row in written]
     found = [lead for lead in leads if lead is not None]
     every = len(found) == len(leads) and any(len(lead.split()) > 1 for lead in found)

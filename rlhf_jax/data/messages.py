@@ -86,8 +86,8 @@ def unknown_parts(row: dict) -> set[str]:
 def _messages_in(value: Any) -> Iterator[dict]:
     """All messages of a column, be it one, a list of them, or lists of several answers."""
     if isinstance(value, list):
-        for each in value:
-            yield from _messages_in(each)
+        for part in value:
+            yield from _messages_in(part)
     elif is_messages(value):
         yield value
 

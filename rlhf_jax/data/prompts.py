@@ -2,11 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, overload
 
 from rlhf_jax.data.answers import joined
-from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text, written_prompt, written_turns
+from rlhf_jax.data.chat import (
+    ASSISTANT,
+    Conversation,
+    as_text,
+    common_prefix,
+    written_prompt,
+    written_turns,
+)
 from rlhf_jax.data.columns import ASKING, CONVERSATIONS, MATERIAL, SYSTEM, read_prompt, with_system
 from rlhf_jax.data.files import type_name
 from rlhf_jax.data.messages import (
@@ -93,12 +99,12 @@ def conversation_of(row: dict) -> Conversation | None:
         raise RowError(
             f"{wrong} is {type_name(row[wrong])} without messages, expected a list of them"
         )
-    found = [read_messages(row[name]) for name in names]
-    if len(set(found)) > 1:
+    conversations = [read_messages(row[name]) for name in names]
+    if len(set(conversations)) > 1:
         raise RowError(f"found both {names[0]} and {names[1]}, expected one conversation")
     system = next((row[key] for key in SYSTEM if is_filled(row.get(key))), None)
     system = None if system is None else read_text(system, "system")
-    return with_system(found[0], system)
+    return with_system(conversations[0], system)
 
 
 def check_conversation(row: dict) -> None:
@@ -144,7 +150,7 @@ def shared_prompt(
     if is_messages(chosen) or is_messages(rejected):
         raise RowError("one of chosen and rejected is text, expected messages in both or a prompt")
     texts = read_text(chosen, "chosen"), read_text(rejected, "rejected")
-    shared = texts[0][: _common(*texts)]
+    shared = texts[0][: common_prefix(*texts)]
     at = shared.rfind(ASSISTANT)
     cut = at + len(ASSISTANT) if at >= 0 else _word_end(shared)
     if cut <= 0:
@@ -164,13 +170,13 @@ def _word_end(text: str) -> int:
 def _shared_messages(
     a: Conversation, b: Conversation
 ) -> tuple[Conversation, Conversation, Conversation]:
-    same = _common(a[:-1], b[:-1])
+    same = common_prefix(a[:-1], b[:-1])
     while same and a[same - 1].role == "assistant":
         same -= 1  # its next message would go on with these words
     if not same:
         raise RowError("chosen and rejected share no message that could be the prompt")
     answers = a[same:], b[same:]
-    if any(each[0].role != "assistant" or each[-1].role != "assistant" for each in answers):
+    if any(answer[0].role != "assistant" or answer[-1].role != "assistant" for answer in answers):
         raise RowError("chosen and rejected do not part at answers of the assistant")
     return askable(a[:same]), a[same:], b[same:]
 
@@ -181,12 +187,6 @@ def _written_answer(text: str, prompt: str | Conversation, cut: int) -> str | Co
     if turns is None or turns[-1].role != "assistant":
         return joined(text[cut:], prompt, exact=True)
     return turns[len(prompt) :]
-
-
-def _common(a: Sequence, b: Sequence) -> int:
-    """How many leading items are equal."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def is_exact(row: dict, prompt: str | Conversation) -> bool:

@@ -29,7 +29,7 @@ def ranked_row(row: dict) -> dict:
     """
     answers = row.get("answers")
     if isinstance(answers, list) and answers and all(map(_is_ranked, answers)):
-        listed = [{"text": each["answer"], "rank": each["rank"]} for each in answers]
+        listed = [{"text": answer["answer"], "rank": answer["rank"]} for answer in answers]
         return _without(row, "answers") | {"responses": listed}
     for form in FORMS:
         if all(name in row for name in (*form.answers, *form.verdict)):
@@ -73,17 +73,17 @@ def _first() -> Ranks:
 
 def _number(better: int) -> Callable[[Given], Ranks]:
     """The number of the better answer: ``better`` if it is the first, one more for the second."""
-    return lambda given: _one_of({better: [0, 1], better + 1: [1, 0]}, given)
+    return lambda column: _one_of({better: [0, 1], better + 1: [1, 0]}, column)
 
 
-def _label(given: Given) -> Ranks:
+def _label(column: Given) -> Ranks:
     """1 where the first is better, 0 where the second is."""
-    return _one_of({1: [0, 1], 0: [1, 0]}, given)
+    return _one_of({1: [0, 1], 0: [1, 0]}, column)
 
 
-def _sign(given: Given) -> Ranks:
+def _sign(column: Given) -> Ranks:
     """Below zero where the first is better, above where the second is."""
-    strength = _real(given)
+    strength = _real(column)
     return [int(strength > 0), int(strength < 0)]
 
 
@@ -93,8 +93,8 @@ def _scores(first: Given, second: Given) -> Ranks:
     return [int(a < b), int(b < a)]
 
 
-def _one_of(ranks: dict[int, Ranks], given: Given) -> Ranks:
-    name, value = given
+def _one_of(ranks: dict[int, Ranks], column: Given) -> Ranks:
+    name, value = column
     if isinstance(value, bool) or value not in ranks:
         expected = " or ".join(map(str, sorted(ranks)))
         found = value if isinstance(value, int | float | str) else type_name(value)
@@ -102,8 +102,8 @@ def _one_of(ranks: dict[int, Ranks], given: Given) -> Ranks:
     return ranks[value]
 
 
-def _real(given: Given) -> int | float:
-    name, value = given
+def _real(column: Given) -> int | float:
+    name, value = column
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         found = type_name(value) if value == value else value
         raise RowError(f"{name} is {found}, expected a number")

@@ -75,10 +75,15 @@ class Account:
     notes: Counter[str] = field(default_factory=Counter)
     """Of rows that are kept: what was done with them, and of how many."""
 
+    def reasons(self) -> str:
+        """Why nothing is left: "3 left out, no answer, 1 left out, ..."; "" if nothing was."""
+        counts = Counter(row.why for row in self.left_out)
+        return ", ".join(f"{count} left out, {why}" for why, count in counts.items())
+
     def say(self, path: str | os.PathLike, kept: int) -> None:
         """Log the counts by reason."""
         total = kept + len(self.left_out)
-        for why, count in Counter(each.why for each in self.left_out).items():
+        for why, count in Counter(row.why for row in self.left_out).items():
             log.warning("%s: %d of %d rows left out, %s", path, count, total, why)
         for note, count in self.notes.items():
             log.warning("%s: %s: %s", path, counted(count, "row"), note)

@@ -37,15 +37,15 @@ def parts(
 
     ``shares`` add up to 1; a row's part does not depend on the other rows.
     """
-    made: dict[str, list[T]] = {name: [] for name in shares}
+    rows_of: dict[str, list[T]] = {name: [] for name in shares}
     for row in shuffled(rows, lambda row: repr(row)):
         place, bound = share(key(row), salt), 0.0
         for name, size in shares.items():
             bound += size
             if place < bound or name == list(shares)[-1]:
-                made[name].append(row)
+                rows_of[name].append(row)
                 break
-    return made
+    return rows_of
 
 
 def without_fold(
@@ -89,14 +89,14 @@ def connected(groups: Sequence[Sequence[Hashable]]) -> list[int]:
 
 def read_fields(path, *names: str) -> list[tuple]:
     """The named fields of every row of a file or folder. Raises InputError where one is missing."""
-    found = []
+    values = []
     for file in find_files(path):
         for where, row in read_rows(file):
             missing = [name for name in names if name not in row]
             if missing:
                 raise InputError(f"{where}: found the keys {', '.join(row)}, expected {missing[0]}")
-            found.append(tuple(row[name] for name in names))
-    return found
+            values.append(tuple(row[name] for name in names))
+    return values
 
 
 def passages(path, *, heldout: float, salt: str) -> tuple[list[str], list[str]]:

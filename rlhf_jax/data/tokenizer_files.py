@@ -171,7 +171,7 @@ def _added_tokens(
     path = folder / "tokenizer_config.json"
     decoder = settings.get("added_tokens_decoder") or {}
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    made = {
+    declared = {
         text: (token, _id(i, path, backend, text))
         for i, token in decoder.items()
         for text in [_required_content(token, path)]
@@ -180,27 +180,27 @@ def _added_tokens(
     more = {text: _id(i, path, backend, text) for text, i in _json_of(path).items()}
     tokens = [
         (AddedToken(text, **{flag: token[flag] for flag in flags if flag in token}), i)
-        for text, (token, i) in made.items()
+        for text, (token, i) in declared.items()
     ]
     tokens += [
-        (AddedToken(text, normalized=False), i) for text, i in more.items() if text not in made
+        (AddedToken(text, normalized=False), i) for text, i in more.items() if text not in declared
     ]
     new = [(token, i) for token, i in tokens if token.content not in known]
-    return sorted(new, key=lambda each: each[1])
+    return sorted(new, key=lambda entry: entry[1])
 
 
-def _id(given: Any, path: Path, backend: tokenizers.Tokenizer, text: str) -> int:
+def _id(value: Any, path: Path, backend: tokenizers.Tokenizer, text: str) -> int:
     """The id that a file gives a token. Raises InputError if the vocabulary says otherwise."""
-    if isinstance(given, bool) or not re.fullmatch(r"[0-9]{1,9}", str(given)):
-        raise InputError(f"{path}: the id of {text!r} is {given!r}, expected a whole number")
-    held, own = backend.id_to_token(int(given)), backend.token_to_id(text)
-    if held not in (None, text) or own not in (None, int(given)):
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise InputError(f"{path}: the id of {text!r} is {value!r}, expected a whole number")
+    held, own = backend.id_to_token(int(value)), backend.token_to_id(text)
+    if held not in (None, text) or own not in (None, int(value)):
         other = f"has {own}" if own is not None else f"has {held!r} there"
         raise InputError(
-            f"{path}: {text!r} is given the id {given}, but the vocabulary {other}: expected the "
+            f"{path}: {text!r} is given the id {value}, but the vocabulary {other}: expected the "
             "files of one tokenizer"
         )
-    return int(given)
+    return int(value)
 
 
 # --- Special tokens ---------------------------------------------------------------------------
@@ -221,9 +221,9 @@ def _named(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 def _special(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[str]:
     """Special tokens that the vocabulary may hold like others: all of the lists, and named ones."""
     listed: list[Any] = []
-    for found in (settings, _json_of(folder / "special_tokens_map.json")):
+    for source in (settings, _json_of(folder / "special_tokens_map.json")):
         for name in LISTS:
-            tokens = found.get(name) or ()
+            tokens = source.get(name) or ()
             listed += tokens.values() if isinstance(tokens, dict) else tokens
     more = [token for name, token in _named(folder, settings).items() if name in NAMES]
     known = [token for token in more if backend.token_to_id(token) is not None]
@@ -243,12 +243,12 @@ def _end_ids(folder: Path, settings: Mapping[str, Any], backend: tokenizers.Toke
     smaller vocabulary.
     """
     for name in ("generation_config.json", "config.json"):
-        found = _json_of(folder / name).get("eos_token_id")
-        if found is None:
+        value = _json_of(folder / name).get("eos_token_id")
+        if value is None:
             continue
-        ids = found if isinstance(found, list) else [found]
+        ids = value if isinstance(value, list) else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in ids):
-            raise InputError(f"{folder / name}: eos_token_id is {found!r}, expected ids")
+            raise InputError(f"{folder / name}: eos_token_id is {value!r}, expected ids")
         unknown = [i for i in ids if backend.id_to_token(i) is None]
         if unknown:
             log.warning(
@@ -310,8 +310,8 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.json"  # of models that read more than text
     path = path if path.is_file() else folder / "tokenizer_config.json"
     template = _json_of(path).get("chat_template", settings.get("chat_template"))
-    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
-        template = {each.get("name"): each.get("template") for each in template}
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = {entry.get("name"): entry.get("template") for entry in template}
     if isinstance(template, dict):  # several by name
         if "default" not in template:
             names = ", ".join(map(str, template))
@@ -352,9 +352,9 @@ def _json_of(path: Path) -> dict:
 
 def _required_json(path: Path) -> dict:
     try:
-        found = json.loads(_read(path))
+        value = json.loads(_read(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object")
-    return found
+    return value

@@ -152,7 +152,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text, on several threads."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [each.ids for each in encoded]
+        return [encoding.ids for encoding in encoded]
 
     def encode_beginning(self, text: str) -> list[int]:
         """Ids of a plain text from its beginning: begin of text first, if the tokenizer has it."""
@@ -176,9 +176,9 @@ class Tokenizer:
         ids. Elsewhere they are letters (see ``stray_special``).
         """
         pieces = [self._prompt_pieces(prompt) for prompt in prompts]
-        plain = [as_text(p) for p, made in zip(prompts, pieces, strict=True) if made is None]
+        plain = [as_text(p) for p, parts in zip(prompts, pieces, strict=True) if parts is None]
         encoded = iter(self.encode_beginnings(plain))
-        return [next(encoded) if made is None else self._markup.ids(made) for made in pieces]
+        return [next(encoded) if parts is None else self._markup.ids(parts) for parts in pieces]
 
     def last_ids(self, prompt: Sequence[int], length: int | None) -> list[int]:
         """The end of a prompt's ids, begin of text before it if the prompt has it: ``length`` ids.

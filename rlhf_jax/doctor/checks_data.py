@@ -79,12 +79,12 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     ]
     if "policy" in p.fresh:
         return [*findings, untrained]
-    some = LMBatch(*(leaf[:EPISODES].astype(np.int32) for leaf in batch))
-    some = some._replace(loss_mask=some.loss_mask.astype(bool))
+    first = LMBatch(*(leaf[:EPISODES].astype(np.int32) for leaf in batch))
+    first = first._replace(loss_mask=first.loss_mask.astype(bool))
     logits_fn = jax.jit(lambda params, batch: p.lm.packed_logits(params, batch, None))
-    likeliest = np.asarray(logits_fn(p.policy.params, some).argmax(axis=-1))[:, :-1]
-    ends = np.isin(some.tokens[:, 1:], p.policy.tokenizer.end_ids) & some.loss_mask[:, 1:]
-    right = int((likeliest == some.tokens[:, 1:])[ends].sum())
+    likeliest = np.asarray(logits_fn(p.policy.params, first).argmax(axis=-1))[:, :-1]
+    ends = np.isin(first.tokens[:, 1:], p.policy.tokenizer.end_ids) & first.loss_mask[:, 1:]
+    right = int((likeliest == first.tokens[:, 1:])[ends].sum())
     return [*findings, of_data.ends_are_predicted(right, int(ends.sum()), bound=0.5), sampled]
 
 
@@ -97,11 +97,11 @@ def comparison_findings(p: Patient) -> list[Finding]:
     account = Account()
     rows = list(iterate(path, Comparison, account))
     length = p.ppo.response_length
-    found = list(
+    row_fates = list(
         of_comparisons(rows, p.reward.tokenizer, prompt_length=None, response_length=length)
     )
-    by_ids = [(tuple(f.query), tuple(map(tuple, f.responses)), f.ranks) for f in found]
+    by_ids = [(tuple(f.query), tuple(map(tuple, f.responses)), f.ranks) for f in row_fates]
     agree = of_data.comparisons_agree(of_data.find_conflicts(by_ids), bound=0.05)
-    useless = sum(fate.why is not None for fate in found) + len(account.left_out)
+    useless = sum(fate.why is not None for fate in row_fates) + len(account.left_out)
     total = len(rows) + len(account.left_out)
     return [*agree, of_data.rankings_rank(useless, total, bound=0.1)]

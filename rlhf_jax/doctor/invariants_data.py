@@ -53,7 +53,7 @@ def bytes_have_ids(pieces: Iterable[bytes]) -> Finding:
 
 def ids_fit_the_embedding(ids: Iterable[Sequence[int]], *, rows: int) -> Finding:
     """No id of the data is beyond the embedding, where a lookup would quietly take its last row."""
-    largest = max(max(each, default=0) for each in ids)
+    largest = max(max(row, default=0) for row in ids)
     return Finding(
         "largest id in the embedding",
         str(largest),
@@ -192,7 +192,7 @@ def find_conflicts(comparisons: Iterable[tuple]) -> Conflicts:
         for response, rank in zip(responses, ranks, strict=True):
             ranks_of.setdefault(response, set()).add(rank)
         answers += len(ranks_of)
-        twice += sum(len(found) > 1 for found in ranks_of.values())
+        twice += sum(len(rankings) > 1 for rankings in ranks_of.values())
         for (a, first), (b, second) in combinations(zip(responses, ranks, strict=True), 2):
             if first != second and a != b:
                 ordered.add((prompt, a, b) if first < second else (prompt, b, a))

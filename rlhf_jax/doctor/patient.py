@@ -122,11 +122,11 @@ def sample_episodes(p: Patient, prompts: list[Prompt]) -> Episodes:
 
     rollout = episodes(p.ppo.recompute_logprobs)
     sampled = episodes(False).logprobs if p.ppo.recompute_logprobs else rollout.logprobs
-    some = jax.tree.map(lambda x: x[:number], rollout)
+    first_rows = jax.tree.map(lambda x: x[:number], rollout)
     R = known(p.ppo.response_length)
     keep = 1 + np.arange(number) * 7 % R
-    cut = some.mask & (np.arange(R)[None] < keep[:, None])
-    few = some._replace(mask=cut)
+    cut = first_rows.mask & (np.arange(R)[None] < keep[:, None])
+    few = first_rows._replace(mask=cut)
     return Episodes(rollout, sampled, few, ppo_batch(p, few))
 
 

@@ -155,6 +155,11 @@ def pair_accuracy(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"
     return PairAccuracy(_mean(right(margins)), _mean(margins), len(margins))
 
 
+def spread_within_prompts(scores: Float[np.ndarray, "P K"]) -> float:
+    """√ of the mean over prompts of the variance of their responses' scores; NaN is absent."""
+    return float(np.nanmean(np.nanvar(scores, axis=1)) ** 0.5)
+
+
 class Calibration(NamedTuple):
     """Reliability of P(i above j) = σ(s_i − s_j), from the side that the model prefers."""
 

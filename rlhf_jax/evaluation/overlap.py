@@ -42,8 +42,11 @@ def rouge(
     """
     scorer = RougeScorer(list(ROUGE), tokenizer=MixedTokenizer())
     rows = [
-        [[f_beta(scores[name], beta) for name in ROUGE] for scores in _each(scorer, response, some)]
-        for response, some in zip(responses, references, strict=True)
+        [
+            [f_beta(scores[name], beta) for name in ROUGE]
+            for scores in _each(scorer, response, targets)
+        ]
+        for response, targets in zip(responses, references, strict=True)
     ]
     best = np.array([np.max(row, axis=0) for row in rows]).reshape(-1, len(ROUGE))
     return dict(zip(ROUGE, best.T, strict=True))
@@ -65,7 +68,7 @@ def sentence_chrf(
     """chrF₂ (Popović 2015) of each sentence, between 0 and 1."""
     metric = CHRF()
     pairs = zip(responses, references, strict=True)
-    return np.array([metric.sentence_score(r, list(some)).score / 100 for r, some in pairs])
+    return np.array([metric.sentence_score(r, list(targets)).score / 100 for r, targets in pairs])
 
 
 def corpus_overlap(
@@ -77,7 +80,7 @@ def corpus_overlap(
     them (sacrebleu's own bootstrap fails where a resample scores exactly 0). Every sentence has
     the same number of references.
     """
-    found = {}
+    figures = {}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
 
         def score(rows: Sequence[int], metric=metric) -> float:
@@ -88,8 +91,8 @@ def corpus_overlap(
         everyone = range(len(responses))
         ci = jackknife_ci(score, len(responses)) if len(responses) > 1 else float("nan")
         figure = {"mean": score(everyone), "ci": ci, "n": len(responses)}
-        found[name] = figure | {"signature": metric.get_signature().format(short=False)}
-    return found
+        figures[name] = figure | {"signature": metric.get_signature().format(short=False)}
+    return figures
 
 
 def jackknife_ci(score: Callable[[Sequence[int]], float], n: int) -> float:

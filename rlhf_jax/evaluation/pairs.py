@@ -28,8 +28,8 @@ def ordered_pairs(ranks: Int[np.ndarray, "P K"], groups: Sequence[str] | None = 
     better = (ranks[:, :, None] < ranks[:, None, :]) & here[:, :, None] & here[:, None, :]
     prompt, i, j = np.nonzero(better)
     K = ranks.shape[1]
-    each = range(len(ranks)) if groups is None else groups
-    group = np.unique(np.asarray(each), return_inverse=True)[1][prompt]
+    group_ids = range(len(ranks)) if groups is None else groups
+    group = np.unique(np.asarray(group_ids), return_inverse=True)[1][prompt]
     return Pairs(prompt, group, prompt * K + i, prompt * K + j)
 
 

@@ -88,11 +88,11 @@ def add_labeler(database: Database, name: str) -> tuple[Account, str]:
 def add_program(database: Database, name: str) -> str:
     """The token of a labeler that is a program: a new one if it has an account already."""
     with database.write() as rows:
-        found = rows("SELECT id FROM account WHERE name = :name", name=name)
-        if not found:
+        accounts = rows("SELECT id FROM account WHERE name = :name", name=name)
+        if not accounts:
             return _add(rows, name)[1]
         token = new_token()
-        values = {"hash": hashed(token), "id": found[0]["id"]}
+        values = {"hash": hashed(token), "id": accounts[0]["id"]}
         rows("UPDATE account SET token_hash = :hash WHERE id = :id", **values)
         return token
 
@@ -107,9 +107,9 @@ def named(rows: Rows, labeler: str) -> Account:
     if len(name) > NAME_LIMIT:  # so that two whose names begin alike stay two
         digest = hashlib.sha256(labeler.encode()).hexdigest()[:12]
         name = f"{name[: NAME_LIMIT - 13]} {digest}"
-    found = rows("SELECT id, name, role FROM account WHERE name = :name", name=name)
-    if found:
-        return Account(**found[0])
+    accounts = rows("SELECT id, name, role FROM account WHERE name = :name", name=name)
+    if accounts:
+        return Account(**accounts[0])
     account, _ = _add(rows, name)
     rows("UPDATE account SET revoked = :now WHERE id = :id", now=time.time(), id=account.id)
     return account
@@ -145,8 +145,8 @@ OPEN = "token_hash = :hash AND account IS NULL AND revoked IS NULL AND expires >
 def is_open(database: Database, token: str) -> bool:
     """Whether an invite can still be used."""
     with database.read() as rows:
-        found = rows(f"SELECT 1 FROM invite WHERE {OPEN}", hash=hashed(token), now=time.time())
-    return bool(found)
+        invites = rows(f"SELECT 1 FROM invite WHERE {OPEN}", hash=hashed(token), now=time.time())
+    return bool(invites)
 
 
 def accept(database: Database, token: str, name: str) -> tuple[Account, str] | None:
@@ -221,12 +221,12 @@ def _by_hash(
     digest = hashed(token)
     with database.read() as rows:
         # The index compares hashes, whose bytes nobody can choose; then once more, all of them.
-        found = rows(
+        accounts = rows(
             f"{sql} WHERE {table}.token_hash = :hash AND revoked IS NULL {extra}",
             hash=digest,
             **({"now": time.time()} if extra else {}),
         )
-    for row in found:
+    for row in accounts:
         if hmac.compare_digest(row.pop("token_hash"), digest):
             return Account(**row)
     return None

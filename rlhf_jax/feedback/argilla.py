@@ -28,27 +28,29 @@ def argilla_rows(row: Row, leave_out: Callable[[str], None]) -> list[tuple[str, 
     ``leave_out`` is told why of each response and record that is not read.
     """
     question = _question(row)
-    given = row[question] if question else None
-    if question is None or not given:
+    responses = row[question] if question else None
+    if question is None or not responses:
         leave_out("record that nobody has ranked")
         return []
-    users = row.get(f"{question}.users") or [""] * len(given)
-    states = row.get(f"{question}.status") or [SUBMITTED] * len(given)
-    if not len(given) == len(users) == len(states):
+    users = row.get(f"{question}.users") or [""] * len(responses)
+    states = row.get(f"{question}.status") or [SUBMITTED] * len(responses)
+    if not len(responses) == len(users) == len(states):
         raise RowError(f"{question}: expected as many users and states as responses")
-    made = []
-    for ranking, user, state in zip(given, users, states, strict=True):
+    ranked = []
+    for ranking, user, state in zip(responses, users, states, strict=True):
         if state != SUBMITTED:
             leave_out(f"{state or 'pending'} response")
         else:
-            made.append((str(user or ""), _ranked(row, question, ranking)))
-    return made
+            ranked.append((str(user or ""), _ranked(row, question, ranking)))
+    return ranked
 
 
 def _question(row: Row) -> str | None:
     """The question whose responses rank fields; None if no question has such a response."""
     names = [name for name in row if name.endswith(RESPONSES)]
-    answered = [name for name in names if any(isinstance(each, list) for each in row[name] or ())]
+    answered = [
+        name for name in names if any(isinstance(answer, list) for answer in row[name] or ())
+    ]
     if len(answered) > 1:
         # Questions with several labels have lists too, but not of the record's fields.
         answered = [n for n in answered if any(_name(x) in row for x in _first_list(row[n]))]
@@ -58,7 +60,7 @@ def _question(row: Row) -> str | None:
 
 
 def _first_list(responses: list) -> list:
-    return next(each for each in responses if isinstance(each, list))
+    return next(response for response in responses if isinstance(response, list))
 
 
 def _name(place: Any) -> Any:

@@ -79,10 +79,10 @@ def _said(turn: Turn) -> Conversation:
 def waiting(database: Database) -> list[Question]:
     """Messages that no policy has answered, oldest first."""
     with database.read() as rows:
-        found = rows("SELECT id, account, body FROM turn WHERE state = 'waiting' ORDER BY number")
+        turns = rows("SELECT id, account, body FROM turn WHERE state = 'waiting' ORDER BY number")
     return [
         Question(row["id"], row["account"], from_json(parse_body(row["body"])["prompt"]))
-        for row in found
+        for row in turns
     ]
 
 
@@ -95,7 +95,7 @@ def answer(
     sampling: dict[str, Any],
 ) -> None:
     """Store a policy's answers; equal ones are kept once."""
-    distinct = list({each.text: each for each in responses}.values())
+    distinct = list({response.text: response for response in responses}.values())
     with database.write() as rows:
         sql = "SELECT 1 FROM turn WHERE id = :id AND state = 'waiting'"
         if not rows(sql, id=question.turn):
@@ -118,23 +118,25 @@ def give_up(database: Database, question: Question) -> None:
 def read_turns(database: Database, account: Account, conversation: str) -> list[Turn]:
     """This person's conversation, in order."""
     with database.read() as rows:
-        found = rows(
+        turns = rows(
             """SELECT * FROM turn WHERE account = :account AND conversation = :conversation
                 ORDER BY number""",
             account=account.id,
             conversation=conversation,
         )
         tasks, labels = {}, {}
-        for turn in found:
+        for turn in turns:
             if turn["task"] is None:
                 continue
             task = rows("SELECT * FROM task WHERE id = :id", id=turn["task"])
             tasks[turn["id"]] = parse_task(task[0])
-            given = rows(
+            label_rows = rows(
                 "SELECT kind, body FROM live_label WHERE task = :task ORDER BY number",
                 task=turn["task"],
             )
-            labels[turn["id"]] = [(each["kind"], parse_body(each["body"])) for each in given]
+            labels[turn["id"]] = [
+                (label["kind"], parse_body(label["body"])) for label in label_rows
+            ]
     return [
         Turn(
             turn["id"],
@@ -144,7 +146,7 @@ def read_turns(database: Database, account: Account, conversation: str) -> list[
             tasks.get(turn["id"]),
             [{"kind": kind, "body": body} for kind, body in labels.get(turn["id"], ())],
         )
-        for turn in found
+        for turn in turns
     ]
 
 
@@ -178,7 +180,7 @@ class Talk(NamedTuple):
 def talks(database: Database, account: Account, *, most: int) -> list[Talk]:
     """This person's conversations, the one that they last wrote in first."""
     with database.read() as rows:
-        found = rows(
+        talk_rows = rows(
             """SELECT g.*, t.body FROM (
                     SELECT conversation AS name, MIN(number) AS start, MAX(number) AS stop,
                         COUNT(*) AS turns, MAX(created) AS newest
@@ -189,15 +191,15 @@ def talks(database: Database, account: Account, *, most: int) -> list[Talk]:
         )
     return [
         Talk(row["name"], parse_body(row["body"])["message"], row["turns"], row["newest"])
-        for row in found
+        for row in talk_rows
     ]
 
 
 def newest_conversation(database: Database, account: Account) -> str | None:
     """The conversation of the newest message of a person, or None."""
     with database.read() as rows:
-        found = rows(
+        newest = rows(
             "SELECT conversation FROM turn WHERE account = :a ORDER BY number DESC LIMIT 1",
             a=account.id,
         )
-    return found[0]["conversation"] if found else None
+    return newest[0]["conversation"] if newest else None

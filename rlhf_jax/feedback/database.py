@@ -58,9 +58,9 @@ def open_database(
         for statement in statements:
             rows(statement)
         rows("INSERT INTO meta VALUES ('schema', :v) ON CONFLICT (name) DO NOTHING", v=VERSION)
-        found = rows("SELECT value FROM meta WHERE name = 'schema'")[0]["value"]
-    if found != VERSION:
-        raise InputError(f"{database.name} has schema {found}, expected {VERSION}")
+        schema = rows("SELECT value FROM meta WHERE name = 'schema'")[0]["value"]
+    if schema != VERSION:
+        raise InputError(f"{database.name} has schema {schema}, expected {VERSION}")
     return database
 
 

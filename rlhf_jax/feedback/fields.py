@@ -81,7 +81,7 @@ def check_ranking(body: Mapping[str, Any], count: int, clean: Clean = str) -> di
     return {
         "ranks": list(without_gaps(ranks)),
         "quality": quality,
-        "flags": [_flags("flags", each, RESPONSE_FLAGS) for each in flags],
+        "flags": [_flags("flags", of_one, RESPONSE_FLAGS) for of_one in flags],
         "notes": [check_text("notes", note, NOTE_LIMIT, clean) for note in notes],
         "prompt_flags": _flags("prompt_flags", body.get("prompt_flags", {}), PROMPT_FLAGS),
         "use_case": use_case,

@@ -39,20 +39,20 @@ def agreement(labels: Sequence[Label]) -> tuple[Agreement, dict[str, Agreement]]
             tasks[label.task.id].append((label.labeler, label.body["ranks"]))
     everyone: list[tuple[int, int]] = []
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for given in tasks.values():
+    for rankings in tasks.values():
         of_all, of_one = [0, 0], defaultdict(lambda: [0, 0])
-        for (first, a), (second, b) in combinations(given, 2):
+        for (first, a), (second, b) in combinations(rankings, 2):
             alike, both = count_alike(a, b)
-            for found in (of_all, of_one[first], of_one[second]):
-                found[0] += alike
-                found[1] += both
+            for tally in (of_all, of_one[first], of_one[second]):
+                tally[0] += alike
+                tally[1] += both
         if of_all[1]:
             everyone.append((of_all[0], of_all[1]))
         for who, (alike, both) in of_one.items():
             if both:
                 counts[who].append((alike, both))
     return Agreement(*ratio(everyone)), {
-        who: Agreement(*ratio(each)) for who, each in counts.items()
+        who: Agreement(*ratio(tally_of_one)) for who, tally_of_one in counts.items()
     }
 
 
@@ -107,10 +107,10 @@ def paces(labels: Sequence[Label]) -> list[Pace]:
     groups: dict[str, list[Label]] = defaultdict(list)
     for label in labels:
         groups[label.labeler].append(label)
-    made = []
+    measured = []
     for labeler, own in groups.items():
         times = sorted(x.body["seconds"] for x in own if x.body.get("seconds") is not None)
-        made.append(
+        measured.append(
             Pace(
                 labeler,
                 own[0].account,
@@ -120,7 +120,7 @@ def paces(labels: Sequence[Label]) -> list[Pace]:
                 times[len(times) // 2] if times else None,
             )
         )
-    return sorted(made, key=lambda pace: -pace.rankings)
+    return sorted(measured, key=lambda pace: -pace.rankings)
 
 
 # --- what other processes tell --------------------------------------------------------------------
@@ -165,8 +165,10 @@ def alive(database: Database, name: str, *, every: float) -> Generator[None]:
 def read_status(database: Database) -> dict[str, dict[str, Any]]:
     """What each process last said of itself, by its name, and when."""
     with database.read() as rows:
-        found = rows("SELECT * FROM status")
-    return {row["name"]: parse_body(row["body"]) | {"updated": row["updated"]} for row in found}
+        status_rows = rows("SELECT * FROM status")
+    return {
+        row["name"]: parse_body(row["body"]) | {"updated": row["updated"]} for row in status_rows
+    }
 
 
 def add_round(database: Database, number: int, body: Mapping[str, Any]) -> None:
@@ -184,5 +186,5 @@ def add_round(database: Database, number: int, body: Mapping[str, Any]) -> None:
 def read_rounds(database: Database) -> list[dict[str, Any]]:
     """What came of each round, in their order."""
     with database.read() as rows:
-        found = rows("SELECT * FROM round ORDER BY number")
-    return [parse_body(row["body"]) | {"round": row["number"]} for row in found]
+        round_rows = rows("SELECT * FROM round ORDER BY number")
+    return [parse_body(row["body"]) | {"round": row["number"]} for row in round_rows]

@@ -29,7 +29,7 @@ def answer_json(prompt: str | Conversation, answer: str | Conversation) -> str |
 
 def native(labels: Sequence[Label]) -> list[Row]:
     """One row per labeler and task, with everything that was entered."""
-    rows = [ranking_row(each) for each in rankings(labels)]
+    rows = [ranking_row(ranking) for ranking in rankings(labels)]
     entered = {(x.task.id, x.labeler): x.body for x in labels if x.kind == "ranking"}
     for row in rows:
         if row["source"] == "ranking":
@@ -43,15 +43,15 @@ def ranking_row(ranking: Ranking) -> Row:
     """A ranking as ``rlhf_jax.data.formats`` reads it, with sampled ids where all are known."""
     row: Row = {
         "prompt": as_json(ranking.prompt),
-        "responses": [as_json(each.text) for each in ranking.responses],
+        "responses": [as_json(response.text) for response in ranking.responses],
         "ranks": list(ranking.ranks),
         "labeler": ranking.labeler,
         "task_id": ranking.task,
         "round": ranking.round,
         "source": ranking.source,
     }
-    if all(each.tokens for each in ranking.responses):
-        row["response_tokens"] = [list(each.tokens or ()) for each in ranking.responses]
+    if all(response.tokens for response in ranking.responses):
+        row["response_tokens"] = [list(response.tokens or ()) for response in ranking.responses]
     return row
 
 
@@ -81,7 +81,7 @@ def pair_row(ranking: Ranking, better: int, worse: int) -> Row:
 
 def demonstrations(labels: Sequence[Label]) -> list[Row]:
     """TRL's prompt and completion: for ``sft``."""
-    return [written_row(each) for each in written(labels)]
+    return [written_row(demonstration) for demonstration in written(labels)]
 
 
 def written_row(row: Written) -> Row:
@@ -110,7 +110,7 @@ def label_studio(labels: Sequence[Label]) -> list[Row]:
     """Tasks with annotations of a ``<Ranker>`` whose buckets are the ranks (so ties stay)."""
     tasks: dict[tuple, Row] = {}
     for ranking in rankings(labels):
-        texts = tuple(as_text(each.text) for each in ranking.responses)
+        texts = tuple(as_text(response.text) for response in ranking.responses)
         items = [
             {"id": str(n), "title": chr(ord("A") + n), "body": text} for n, text in enumerate(texts)
         ]
@@ -118,7 +118,7 @@ def label_studio(labels: Sequence[Label]) -> list[Row]:
         task = tasks.setdefault((ranking.task, texts), {"data": data, "annotations": []})
         buckets: dict[str, list[str]] = {}
         for rank in sorted(set(ranking.ranks)):
-            same = [str(n) for n, each in enumerate(ranking.ranks) if each == rank]
+            same = [str(n) for n, own in enumerate(ranking.ranks) if own == rank]
             buckets[f"rank {rank + 1}"] = same
         result = {
             "from_name": "rank",
@@ -137,7 +137,7 @@ def argilla(labels: Sequence[Label]) -> list[Row]:
     """
     records: dict[tuple, Row] = {}
     for ranking in rankings(labels):
-        texts = tuple(as_text(each.text) for each in ranking.responses)
+        texts = tuple(as_text(response.text) for response in ranking.responses)
         record = records.setdefault(
             (ranking.task, texts),
             {

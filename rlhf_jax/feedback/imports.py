@@ -5,7 +5,6 @@ Rows of Label Studio and Argilla are brought to the rows that the stages read, a
 out.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -45,9 +44,9 @@ class Ranked(Origin):
     @classmethod
     def by(cls, labeler: str, origin: Origin) -> "Ranked":
         """The place of a row, with who ranked it."""
-        made = cls(*origin)
-        made.labeler = labeler
-        return made
+        place = cls(*origin)
+        place.labeler = labeler
+        return place
 
 
 def read_rankings(path: str | PathLike) -> tuple[list[Imported], Account]:
@@ -56,12 +55,11 @@ def read_rankings(path: str | PathLike) -> tuple[list[Imported], Account]:
     Raises InputError, naming file and row, for a row that is none; and for a file without any.
     """
     account = Account()
-    found = [ranking for file in find_files(path) for ranking in _rankings(file, account)]
-    if not found:
-        counts = Counter(each.why for each in account.left_out)
-        why = ", ".join(f"{count} left out, {reason}" for reason, count in counts.items())
+    rankings = [ranking for file in find_files(path) for ranking in _rankings(file, account)]
+    if not rankings:
+        why = account.reasons()
         raise InputError(f"{path} has no rankings{why and f': {why}'}")
-    return found, account
+    return rankings, account
 
 
 def check_labeler(labeler: str) -> None:
@@ -88,7 +86,7 @@ def _rankings(file: Path, account: Account) -> Iterator[Imported]:
                 f"{row.origin}: found {len(row.responses)} answers, expected at most "
                 f"{MOST_RESPONSES}"
             )
-        longest = max(len(as_text(each)) for each in (row.prompt, *row.responses))
+        longest = max(len(as_text(text)) for text in (row.prompt, *row.responses))
         if longest > LONGEST_TEXT:
             raise InputError(
                 f"{row.origin}: found a text of {longest} characters, expected at most "
@@ -106,9 +104,9 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
 
     try:
         if isinstance(row.get("data"), dict):
-            made = label_studio_rows(row, leave_out, account.notes)
+            ranked = label_studio_rows(row, leave_out, account.notes)
         elif is_argilla(row):
-            made = argilla_rows(row, leave_out)
+            ranked = argilla_rows(row, leave_out)
         elif isinstance(row.get("fields"), dict):
             raise RowError(
                 "a record of Argilla that is not flattened does not tell which responses were "
@@ -116,11 +114,11 @@ def _stage_rows(origin: Origin, row: dict, account: Account) -> list[tuple[str, 
             )
         else:
             labeler = row.get("labeler")
-            made = [("" if labeler is None else str(labeler), row)]
-        for labeler, _ in made:
+            ranked = [("" if labeler is None else str(labeler), row)]
+        for labeler, _ in ranked:
             check_labeler(labeler)
     except (RowError, InputError) as error:
         raise InputError(f"{origin}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{origin}: not a row of the format its keys name ({error!r})") from None
-    return made
+    return ranked

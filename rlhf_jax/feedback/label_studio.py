@@ -35,19 +35,19 @@ def label_studio_rows(
             leave_out(why)
     if not row.get("annotations"):
         leave_out("task without annotations")
-    made = []
+    ranked = []
     for annotation in row.get("annotations") or ():
         ranking = _annotated(row["data"], annotation, leave_out, notes)
         if ranking is not None:
-            made.append((_annotator(annotation), ranking))
-    return made
+            ranked.append((_annotator(annotation), ranking))
+    return ranked
 
 
 def _annotator(annotation: Mapping[str, Any]) -> str:
     """A number, or with its details an object."""
-    given = annotation.get("completed_by")
-    given = given.get("id") if isinstance(given, Mapping) else given
-    return "" if given is None else str(given)
+    annotator = annotation.get("completed_by")
+    annotator = annotator.get("id") if isinstance(annotator, Mapping) else annotator
+    return "" if annotator is None else str(annotator)
 
 
 def _annotated(
@@ -116,15 +116,16 @@ def _items(data: Row) -> tuple[str, list[Row]]:
 
 def _ranks(result: Mapping, ids: Sequence[str], notes: Counter[str]) -> dict[str, int]:
     """The rank of each id that was placed."""
-    given = _value(result).get("ranker")
-    if isinstance(given, Mapping) and list(given) == [result.get("from_name")]:
-        given = next(iter(given.values()))  # no buckets: the list itself was put in order
-    if isinstance(given, list):
-        buckets = [[each] for each in given]
-    elif isinstance(given, Mapping):
-        buckets = [names for bucket, names in given.items() if bucket != UNPLACED]
+    order_given = _value(result).get("ranker")
+    if isinstance(order_given, Mapping) and list(order_given) == [result.get("from_name")]:
+        # No buckets: the list itself was put in order.
+        order_given = next(iter(order_given.values()))
+    if isinstance(order_given, list):
+        buckets = [[answer] for answer in order_given]
+    elif isinstance(order_given, Mapping):
+        buckets = [names for bucket, names in order_given.items() if bucket != UNPLACED]
         # A guess, so it is said: some databases change the order of an object's keys.
-        order = ", ".join(bucket for bucket in given if bucket != UNPLACED)
+        order = ", ".join(bucket for bucket in order_given if bucket != UNPLACED)
         notes[f"buckets are ranked as the file has them, best first: {order}"] += 1
     else:
         raise RowError("value.ranker: expected a list of ids, or one for each bucket")
@@ -147,10 +148,10 @@ def _value(result: Mapping) -> Mapping:
 
 def _text(item: Mapping) -> Any:
     """What an item shows; its title alone if it has nothing else."""
-    shown = [item[name] for name in ("body", "title") if item.get(name) is not None]
-    if not shown:
+    texts = [item[name] for name in ("body", "title") if item.get(name) is not None]
+    if not texts:
         raise RowError(f"the item {item['id']!r} has no body, expected its text there")
-    return shown[0]
+    return texts[0]
 
 
 def _pair(data: Row, result: Mapping) -> Row:

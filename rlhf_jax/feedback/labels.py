@@ -60,7 +60,7 @@ def read_labels(database: Database) -> list[Label]:
     with database.read() as rows:
         sql = "SELECT * FROM task WHERE id IN (SELECT task FROM label)"
         tasks = {row["id"]: (parse_task(row), has_half(row["body"])) for row in rows(sql)}
-        found = rows("SELECT * FROM live_label ORDER BY number")
+        label_rows = rows("SELECT * FROM live_label ORDER BY number")
     labels = [
         Label(
             row["number"],
@@ -72,7 +72,7 @@ def read_labels(database: Database) -> list[Label]:
             parse_body(row["body"]),
             tasks[row["task"]][1] or has_half(row["body"]),
         )
-        for row in found
+        for row in label_rows
     ]
     newest = {opinion(each.task.id, each.account, each.kind, each.body): each for each in labels}
     return sorted(newest.values(), key=lambda label: label.number)
@@ -81,13 +81,13 @@ def read_labels(database: Database) -> list[Label]:
 def version(database: Database) -> tuple[int, ...]:
     """Changes whenever ``read_labels`` would give something else; cheap to ask."""
     with database.read() as rows:
-        found = rows(
+        counts = rows(
             """SELECT (SELECT COALESCE(MAX(number), 0) FROM label) AS labels,
                 (SELECT COUNT(*) FROM label) AS kept,
                 (SELECT COUNT(*) FROM retraction) AS retracted,
                 (SELECT COUNT(*) FROM deletion) AS deleted"""
         )
-    return tuple(found[0].values())
+    return tuple(counts[0].values())
 
 
 def rankings(labels: Sequence[Label]) -> list[Ranking]:
@@ -95,12 +95,12 @@ def rankings(labels: Sequence[Label]) -> list[Ranking]:
 
     A correction is better than the answer it corrects.
     """
-    made = []
+    ranked = []
     thumbs: dict[tuple[str, str], dict[int, bool]] = {}
     asked: dict[tuple[str, str], Label] = {}
     for label in labels:
         if label.kind == "ranking":
-            made.append(_ranking(label, label.task.responses, label.body["ranks"], "ranking"))
+            ranked.append(_ranking(label, label.task.responses, label.body["ranks"], "ranking"))
         elif label.kind == "thumb":
             key = label.task.id, label.labeler
             thumbs.setdefault(key, {})[label.body["response"]] = label.body["up"]
@@ -109,13 +109,13 @@ def rankings(labels: Sequence[Label]) -> list[Ranking]:
             corrected = label.task.responses[label.body["corrects"]]
             better = Response(spaced(label.task.prompt, label.body["text"]), "person")
             if better.text != corrected.text:
-                made.append(_ranking(label, (better, corrected), (0, 1), "correction"))
-    for key, given in thumbs.items():
-        if len(set(given.values())) == 2:
-            responses = [asked[key].task.responses[n] for n in given]
-            ranks = [0 if up else 1 for up in given.values()]
-            made.append(_ranking(asked[key], responses, ranks, "thumbs"))
-    return made
+                ranked.append(_ranking(label, (better, corrected), (0, 1), "correction"))
+    for key, ups in thumbs.items():
+        if len(set(ups.values())) == 2:
+            responses = [asked[key].task.responses[n] for n in ups]
+            ranks = [0 if up else 1 for up in ups.values()]
+            ranked.append(_ranking(asked[key], responses, ranks, "thumbs"))
+    return ranked
 
 
 def _ranking(label: Label, responses, ranks, source: str) -> Ranking:
@@ -132,13 +132,13 @@ def _ranking(label: Label, responses, ranks, source: str) -> Ranking:
 
 def written(labels: Sequence[Label]) -> list[Written]:
     """Answers that people wrote: demonstrations beside a ranking, and corrections in the chat."""
-    made = []
+    demonstrations = []
     for label in labels:
         text = label.body.get("demonstration" if label.kind == "ranking" else "text")
         if label.kind in ("ranking", "demonstration") and text:
             prompt = label.task.prompt
-            made.append(Written(prompt, spaced(prompt, text), label.labeler))
-    return made
+            demonstrations.append(Written(prompt, spaced(prompt, text), label.labeler))
+    return demonstrations
 
 
 def spaced(prompt: str | Conversation, text: str) -> str:

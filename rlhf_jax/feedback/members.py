@@ -62,9 +62,9 @@ class Invite(NamedTuple):
 def open_invites(database: Database) -> list[Invite]:
     """Newest first."""
     with database.read() as rows:
-        found = rows(
+        invites = rows(
             """SELECT created, expires FROM invite WHERE account IS NULL AND revoked IS NULL
                 AND expires > :now ORDER BY created DESC""",
             now=time.time(),
         )
-    return [Invite(row["created"], row["expires"]) for row in found]
+    return [Invite(row["created"], row["expires"]) for row in invites]

@@ -57,13 +57,13 @@ def plot(
 
     A share has limits. Neither axis begins at the smallest value: a small difference looks small.
     """
-    shown = [_bar(*point, *(limits or (-math.inf, math.inf))) for point in series]
-    shown = [point for point in shown if math.isfinite(point[1])]
-    if not shown:
+    bars = [_bar(*point, *(limits or (-math.inf, math.inf))) for point in series]
+    bars = [point for point in bars if math.isfinite(point[1])]
+    if not bars:
         return None
-    ends = limits or (0.0, *(end for point in shown for end in point[2:4]))
+    ends = limits or (0.0, *(end for point in bars for end in point[2:4]))
     y_ticks = round_ticks(min(ends), max(ends))
-    xs = [float(point[0]) for point in shown]
+    xs = [float(point[0]) for point in bars]
     # Rounds are whole numbers.
     x_ticks = [x for x in round_ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs) and x == int(x)]
     x_of = _scale(min(xs), max(xs), LEFT + 12, WIDTH - RIGHT - 12)
@@ -71,7 +71,7 @@ def plot(
     return Plot(
         [
             Point(x_of(x), y_of(y), y_of(low), y_of(high), f"{x:g}", text)
-            for x, y, low, high, text in shown
+            for x, y, low, high, text in bars
         ],
         [Tick(x_of(x), f"{x:g}") for x in x_ticks],
         [Tick(y_of(y), f"{y:g}") for y in y_ticks],

@@ -71,7 +71,9 @@ def add_tasks(database: Database, tasks: Iterable[NewTask]) -> list[str]:
 def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> str:
     """Put one task into the queue; ``owner`` is the only one who sees it, if there is one."""
     name = secrets.token_hex(8)
-    responses = [each._asdict() | {"text": as_json(each.text)} for each in task.responses]
+    responses = [
+        response._asdict() | {"text": as_json(response.text)} for response in task.responses
+    ]
     prompt, sampling = as_json(task.prompt), dict(task.sampling or {})
     body = json.dumps({"prompt": prompt, "responses": responses, "sampling": sampling})
     check(not has_half(body), f"the task {as_text(task.prompt)[:40]!r} holds half a surrogate pair")
@@ -125,13 +127,13 @@ def lease_task(
     """The task this labeler has in hand, or the next that needs a label; None if none does."""
     now = time.time()
     with database.write() as rows:
-        found = rows(IN_HAND, account=account.id, now=now) or rows(
+        tasks = rows(IN_HAND, account=account.id, now=now) or rows(
             NEXT, account=account.id, now=now
         )
-        if not found:
+        if not tasks:
             return None
-        lease(rows, found[0]["id"], account, now + seconds)
-        return parse_task(found[0])
+        lease(rows, tasks[0]["id"], account, now + seconds)
+        return parse_task(tasks[0])
 
 
 def lease(rows: Rows, task: str, account: Account, expires: float) -> None:
@@ -153,14 +155,14 @@ def task_in_hand(database: Database, task: str, account: Account) -> Task | None
 
 def visible_task(rows: Rows, task: str, account: Account) -> Task | None:
     """A task that is in this labeler's hands, was labelled by them or is theirs; None otherwise."""
-    found = rows(
+    tasks = rows(
         """SELECT * FROM task t WHERE id = :task AND (owner = :account
             OR EXISTS (SELECT 1 FROM lease WHERE task = :task AND account = :account)
             OR EXISTS (SELECT 1 FROM label WHERE task = :task AND account = :account))""",
         task=task,
         account=account.id,
     )
-    return parse_task(found[0]) if found else None
+    return parse_task(tasks[0]) if tasks else None
 
 
 def count_open(database: Database) -> int:
@@ -173,17 +175,17 @@ def count_open(database: Database) -> int:
 def prompts_asked(database: Database) -> list[str | Conversation]:
     """The prompt of every task of the queue, in order."""
     with database.read() as rows:
-        found = rows("SELECT body FROM task WHERE kind = 'rank' ORDER BY number")
-    return [from_json(parse_body(row["body"])["prompt"]) for row in found]
+        tasks = rows("SELECT body FROM task WHERE kind = 'rank' ORDER BY number")
+    return [from_json(parse_body(row["body"])["prompt"]) for row in tasks]
 
 
 def example_prompts(database: Database, *, most: int, longest: int) -> list[str]:
     """Short prompts that were asked, newest first: what the policy can be asked in the chat."""
     sql = "SELECT body FROM task WHERE kind = 'rank' ORDER BY number DESC LIMIT :some"
     with database.read() as rows:
-        found = rows(sql, some=20 * most)
-    prompts = [parse_body(row["body"])["prompt"] for row in found]
-    short = [each for each in prompts if isinstance(each, str) and len(each) <= longest]
+        tasks = rows(sql, some=20 * most)
+    prompts = [parse_body(row["body"])["prompt"] for row in tasks]
+    short = [prompt for prompt in prompts if isinstance(prompt, str) and len(prompt) <= longest]
     return list(dict.fromkeys(short))[:most]
 
 

@@ -78,8 +78,8 @@ def add_refusal(database: Database, number: int, body: Mapping[str, Any]) -> Non
 def read_refusals(database: Database) -> list[Refusal]:
     """Oldest first."""
     with database.read() as rows:
-        found = rows("SELECT * FROM refusal ORDER BY number, labels")
+        refusals = rows("SELECT * FROM refusal ORDER BY number, labels")
     return [
         Refusal(round=row["number"], created=row["created"], **parse_body(row["body"]))
-        for row in found
+        for row in refusals
     ]

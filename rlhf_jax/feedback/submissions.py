@@ -107,11 +107,11 @@ def _check(
     """The label as it is stored: by the task's own order of the answers."""
     order, count = task.order(account), len(task.responses)
     if kind == "ranking":
-        made = check_ranking(body, count, clean)
+        ranking = check_ranking(body, count, clean)
         for name in ("ranks", "quality", "flags", "notes"):
-            shown = made[name]
-            made[name] = [shown[order.index(n)] for n in range(count)]
-        return made | {"shown": order}
+            by_shown_place = ranking[name]
+            ranking[name] = [by_shown_place[order.index(n)] for n in range(count)]
+        return ranking | {"shown": order}
     if kind == "skip":
         return check_skip(body, clean)
     if kind == "thumb":
@@ -134,12 +134,12 @@ def add_ranked(database: Database, ranked: Iterable[tuple[str, NewTask, Sequence
     Returns how many are new: what was added before is not added again.
     """
     with database.write() as rows:
-        return sum(_add_ranked(rows, *each) for each in ranked)
+        return sum(_add_ranked(rows, *ranking) for ranking in ranked)
 
 
 def _add_ranked(rows: Rows, labeler: str, task: NewTask, ranks: Sequence[int]) -> bool:
     account = named(rows, labeler)
-    texts = [as_json(each.text) for each in task.responses]
+    texts = [as_json(response.text) for response in task.responses]
     content = json.dumps([account.id, as_json(task.prompt), texts, list(ranks)])
     submission = hashlib.sha256(content.encode()).hexdigest()
     if rows("SELECT 1 FROM label WHERE submission = :s", s=submission):
@@ -160,15 +160,15 @@ def undo(database: Database, account: Account) -> tuple[Task, str, dict] | None:
     """
     now = time.time()
     with database.write() as rows:
-        found = rows(
+        labels = rows(
             """SELECT l.submission, l.kind AS decision, l.body AS label, t.* FROM live_label l
                 JOIN task t ON t.id = l.task WHERE l.account = :account AND t.kind = 'rank'
                 AND l.kind IN ('ranking', 'skip') ORDER BY l.number DESC LIMIT 1""",
             account=account.id,
         )
-        if not found:
+        if not labels:
             return None
-        row = found[0]
+        row = labels[0]
         rows("INSERT INTO retraction VALUES (:s, :now)", s=row["submission"], now=now)
         if row["decision"] == "ranking":
             rows("UPDATE task SET labels = labels - 1 WHERE id = :id", id=row["id"])
@@ -191,7 +191,7 @@ def taken_back(database: Database, account: Account, task: str) -> tuple[str, di
     Also None if they have decided on the task again since.
     """
     with database.read() as rows:
-        found = rows(
+        labels = rows(
             """SELECT l.kind, l.body, r.submission AS retracted FROM label l
                 LEFT JOIN retraction r ON r.submission = l.submission
                 WHERE l.account = :account AND l.task = :task AND l.kind IN ('ranking', 'skip')
@@ -199,9 +199,9 @@ def taken_back(database: Database, account: Account, task: str) -> tuple[str, di
             account=account.id,
             task=task,
         )
-    if not found or found[0]["retracted"] is None:
+    if not labels or labels[0]["retracted"] is None:
         return None
-    return found[0]["kind"], _by_shown_order(found[0]["body"])
+    return labels[0]["kind"], _by_shown_order(labels[0]["body"])
 
 
 def count_labels(database: Database) -> int:

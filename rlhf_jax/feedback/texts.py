@@ -39,8 +39,8 @@ def whole(value: Any) -> Any:
         pairs = value.encode("utf-16-le", "surrogatepass")
         return pairs.decode("utf-16-le", "replace") if HALF.search(value) else value
     if isinstance(value, dict):
-        return {whole(key): whole(each) for key, each in value.items()}
-    return [whole(each) for each in value] if isinstance(value, list) else value
+        return {whole(key): whole(part) for key, part in value.items()}
+    return [whole(part) for part in value] if isinstance(value, list) else value
 
 
 def check_whole(name: str, text: str) -> None:
@@ -53,7 +53,7 @@ def from_json(value: str | list[dict[str, str]]) -> str | Conversation:
     """A prompt or an answer as ``rlhf_jax.data.chat.as_json`` wrote it."""
     if isinstance(value, str):
         return value
-    return tuple(Message(each["role"], each["content"]) for each in value)
+    return tuple(Message(message["role"], message["content"]) for message in value)
 
 
 def map_text(change: Callable[[str], str], value: str | Conversation) -> str | Conversation:

@@ -38,30 +38,32 @@ def verdict(answers: Answers, labels: Sequence[Label]) -> dict[str, Any]:
     Equal answers tie without being asked about, on the prompts up to the last one that has a label
     (labelers get them in order). Raises InputError for labels of other answers, or none.
     """
-    given: dict[str, list[dict[str, int]]] = defaultdict(list)
+    rankings: dict[str, list[dict[str, int]]] = defaultdict(list)
     labels = [label for label in labels if label.kind == "ranking"]
     for label in labels:
-        texts = [as_text(each.text) for each in label.task.responses]
-        known = {each.text for each in answers.get(label.task.prompt, {}).values()}
+        texts = [as_text(response.text) for response in label.task.responses]
+        known = {response.text for response in answers.get(label.task.prompt, {}).values()}
         if known != set(texts):
             raise InputError(
                 f"task {label.task.id} ({label.task.prompt[:40]!r}): its answers are not those of "
                 "the evaluation, expected labels of what `ask` put into this store"
             )
-        given[as_text(label.task.prompt)].append(dict(zip(texts, label.body["ranks"], strict=True)))
-    if not given:
+        rankings[as_text(label.task.prompt)].append(
+            dict(zip(texts, label.body["ranks"], strict=True))
+        )
+    if not rankings:
         raise InputError("no label yet: open the page and rank some answers")
-    last = max(n for n, prompt in enumerate(answers) if prompt in given)
+    last = max(n for n, prompt in enumerate(answers) if prompt in rankings)
     judged = {
         prompt: policies
         for n, (prompt, policies) in enumerate(answers.items())
-        if prompt in given or (n <= last and is_settled(policies))
+        if prompt in rankings or (n <= last and is_settled(policies))
     }
     first, *others = next(iter(judged.values()))
 
     def leads(policy: str) -> np.ndarray:
         pairs = {prompt: (row[policy], row[first]) for prompt, row in judged.items()}
-        return np.array([lead(given[prompt], *pair) for prompt, pair in pairs.items()])
+        return np.array([lead(rankings[prompt], *pair) for prompt, pair in pairs.items()])
 
     everyone, _ = agreement(labels)
     return {
@@ -71,13 +73,13 @@ def verdict(answers: Answers, labels: Sequence[Label]) -> dict[str, Any]:
         "labelers": len({label.labeler for label in labels}),
         "agreement": {"mean": everyone.share, "ci": everyone.half_width, "n": everyone.pairs},
         "policies": {policy: compare(leads(policy)) for policy in others},
-        "scorers": {name: siding(name, judged, given) for name in SCORERS},
+        "scorers": {name: siding(name, judged, rankings) for name in SCORERS},
     }
 
 
 def is_settled(policies: Mapping[str, Answer]) -> bool:
     """Whether all policies said the same, so that nobody need be asked."""
-    return len({each.text for each in policies.values()}) == 1
+    return len({answer.text for answer in policies.values()}) == 1
 
 
 def lead(rankings: Sequence[Mapping[str, int]], own: Answer, other: Answer) -> float:
@@ -93,7 +95,7 @@ def compare(leads: np.ndarray) -> dict[str, Any]:
     return {"win_rate": win_rate(leads, zeros) | wins_and_ties(leads, zeros)}
 
 
-def siding(scorer: str, judged: Answers, given: Mapping) -> dict[str, float]:
+def siding(scorer: str, judged: Answers, rankings: Mapping) -> dict[str, float]:
     """Share of the pairs that people order which the scorer orders alike, equal scores half.
 
     The mean over prompts of each prompt's share.
@@ -102,7 +104,7 @@ def siding(scorer: str, judged: Answers, given: Mapping) -> dict[str, float]:
     for prompt, policies in judged.items():
         alike = []
         for own, other in combinations(policies.values(), 2):
-            people = lead(given[prompt], own, other)
+            people = lead(rankings[prompt], own, other)
             if people:
                 scores = own.scores[scorer] - other.scores[scorer]
                 alike.append((1 + np.sign(scores) * np.sign(people)) / 2)

@@ -25,18 +25,18 @@ class Piece(NamedTuple):
 
 def pieces(text: str) -> list[Piece]:
     """``text`` as runs of visible characters and marks such as U+202E."""
-    made: list[Piece] = []
+    parts: list[Piece] = []
     run, before = "", ""
     for character in text:
         if is_visible(character, before):
             run += character
         else:
             if run:
-                made.append(Piece(run, ""))
-            made.append(Piece(f"U+{ord(character):04X}", _name(character)))
+                parts.append(Piece(run, ""))
+            parts.append(Piece(f"U+{ord(character):04X}", _name(character)))
             run = ""
         before = character
-    return [*made, Piece(run, "")] if run else made
+    return [*parts, Piece(run, "")] if run else parts
 
 
 def is_visible(character: str, before: str = "") -> bool:

@@ -38,17 +38,17 @@ def describe_text_loss(losses: dict[str, TextLoss], corpora: Corpora) -> dict[st
     Per token of this tokenizer, and per word between spaces by the corpus's bytes per word
     (WikiText's convention, whose texts are cut into words already).
     """
-    found = describe_losses(losses)
+    figures = describe_losses(losses)
     for name, rows in zip(corpora.names, corpora.heldout, strict=True):
         texts = [row.text for row in rows]
         bytes_per_word = sum(len(t.encode()) for t in texts) / sum(len(t.split()) for t in texts)
-        nats_per_byte = found[f"eval/{name}/bits_per_byte"] * np.log(2)
-        found[f"eval/{name}/perplexity"] = float(np.exp(found[f"eval/{name}/nats_per_token"]))
+        nats_per_byte = figures[f"eval/{name}/bits_per_byte"] * np.log(2)
+        figures[f"eval/{name}/perplexity"] = float(np.exp(figures[f"eval/{name}/nats_per_token"]))
         # Where words are not cut apart, as in Chinese, this would be of whole lines.
         if bytes_per_word < 20:
             word = float(np.exp(nats_per_byte * bytes_per_word))
-            found[f"eval/{name}/word_perplexity"] = word
-    return found
+            figures[f"eval/{name}/word_perplexity"] = word
+    return figures
 
 
 def text_change(losses: dict[str, dict[str, TextLoss]], reference: str) -> dict:

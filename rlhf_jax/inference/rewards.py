@@ -89,32 +89,32 @@ def load_rewards(config: PPOConfig, policy: Trained, parallel: Parallel) -> Rewa
 
     Raises InputError for what is not there or is no reward.
     """
-    found = Rewards({}, {}, {})
-    given = dict(zip(reward_names(config.reward), config.reward, strict=True))
-    for name, path in given.items():
+    rewards = Rewards({}, {}, {})
+    path_of = dict(zip(reward_names(config.reward), config.reward, strict=True))
+    for name, path in path_of.items():
         source = reward_source(path)
         if source.kind == "model":
-            _take_model(found, name, path, "reward", policy, parallel)
+            _take_model(rewards, name, path, "reward", policy, parallel)
         elif source.kind == "gold":
-            found.functions[name] = gold_function(str(source.place), config.source)
+            rewards.functions[name] = gold_function(str(source.place), config.source)
         else:
-            found.functions[name] = load_function(source)
+            rewards.functions[name] = load_function(source)
     if config.second_reward.model is not None:
         flag = "second-reward.model"
-        _take_model(found, "second", config.second_reward.model, flag, policy, parallel)
-    return found
+        _take_model(rewards, "second", config.second_reward.model, flag, policy, parallel)
+    return rewards
 
 
 def _take_model(
-    found: Rewards, name: str, path: Path, flag: str, policy: Trained, parallel: Parallel
+    rewards: Rewards, name: str, path: Path, flag: str, policy: Trained, parallel: Parallel
 ) -> None:
     load = partial(load_trained, flag=flag, kind="scalar", shardings=parallel.shardings)
     reward = load(path, share=policy)
     if reward.tokenizer.digest == policy.tokenizer.digest:
-        found.token_models[name] = reward
+        rewards.token_models[name] = reward
         return
     say(f"--{flag} {path} has another tokenizer than --init: it scores the text of the answers")
-    found.text_models[name] = reward
+    rewards.text_models[name] = reward
 
 
 def check_reward_models(config: PPOConfig) -> None:
@@ -129,12 +129,12 @@ def _check_reward_model(config: PPOConfig, path: Path) -> None:
     accuracy = figures_of(path).get("eval/accuracy")
     if config.force or (accuracy is not None and accuracy >= config.min_reward_accuracy):
         return
-    found, advice = "has no accuracy that was measured", "Train it with a held-out part"
+    lack, advice = "has no accuracy that was measured", "Train it with a held-out part"
     if accuracy is not None:
-        found = f"orders {accuracy:.3f} of held-out pairs as labelled"
+        lack = f"orders {accuracy:.3f} of held-out pairs as labelled"
         advice = "Train it on more comparisons"
     raise RunError(
-        f"the reward model {path} {found}, but min_reward_accuracy={config.min_reward_accuracy}: "
+        f"the reward model {path} {lack}, but min_reward_accuracy={config.min_reward_accuracy}: "
         f"PPO would optimise its errors. {advice}, or go on with --force True (in a chain "
         "--ppo.force True)"
     )

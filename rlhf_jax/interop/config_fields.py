@@ -102,10 +102,10 @@ ACTIVATIONS: dict[str, Literal["gelu_tanh", "gelu"]] = {
 
 def activation(fields: Fields, name: str, *, default: str) -> Literal["gelu_tanh", "gelu"]:
     """Our name of a field's activation. Raises InputError for any but GELU, exact or not."""
-    found = fields.take(name, default)
-    if found not in ACTIVATIONS:
-        raise InputError(f"{fields.file}: {name}={found!r} is not supported, only {[*ACTIVATIONS]}")
-    return ACTIVATIONS[found]
+    value = fields.take(name, default)
+    if value not in ACTIVATIONS:
+        raise InputError(f"{fields.file}: {name}={value!r} is not supported, only {[*ACTIVATIONS]}")
+    return ACTIVATIONS[value]
 
 
 def rotary(fields: Fields, *, theta: str, fraction: str, share: float = 1.0) -> RotaryConfig:

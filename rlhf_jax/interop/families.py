@@ -253,10 +253,10 @@ FAMILIES = {family.model_type: family for family in (GPT2, NEOX, LLAMA, QWEN2, Q
 
 def family_of_checkpoint(config: Mapping[str, Any], file: str) -> Family:
     """The family that ``config.json`` names. Raises InputError listing the known ones."""
-    found = config.get("model_type")
-    if found not in FAMILIES:
-        raise InputError(f"{file}: model_type {found!r} is not supported, only {[*FAMILIES]}")
-    return FAMILIES[found]
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(f"{file}: model_type {model_type!r} is not supported, only {[*FAMILIES]}")
+    return FAMILIES[model_type]
 
 
 def family_of_model(c: ModelConfig) -> Family:

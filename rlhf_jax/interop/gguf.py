@@ -110,10 +110,10 @@ def load_gguf(path: str | os.PathLike) -> tuple[Imported, Vocabulary]:
     """
     reader = _open(path)
     header = Header(str(path), {name: field.contents() for name, field in reader.fields.items()})
-    found = header.need("general.architecture", str)
+    architecture = header.need("general.architecture", str)
     check(
-        found == "llama",
-        f"{path}: architecture {found!r} is not supported in GGUF, only 'llama'",
+        architecture == "llama",
+        f"{path}: architecture {architecture!r} is not supported in GGUF, only 'llama'",
     )
     parts = header.fields.get("split.count", 0)
     check(
@@ -233,9 +233,9 @@ def _token_id(header: Header, name: str, count: int) -> int | None:
     field = f"tokenizer.ggml.{name}_token_id"
     if header.fields.get(field) is None:
         return None
-    found = header.need(field, int)
-    check(found < count, f"{header.file}: {field} is {found}, but there are {count} tokens")
-    return found
+    token_id = header.need(field, int)
+    check(token_id < count, f"{header.file}: {field} is {token_id}, but there are {count} tokens")
+    return token_id
 
 
 def _open(path: str | os.PathLike):

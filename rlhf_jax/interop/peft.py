@@ -135,7 +135,7 @@ def _setting(
     folder: Path, config: Mapping[str, Any], name: str, patterns: str, module: str
 ) -> int | float:
     """A number over 0 of one module, by the first pattern that fits it."""
-    found, where = config.get(name), name
+    setting, where = config.get(name), name
     for pattern, value in (config.get(patterns) or {}).items():
         try:
             fits = re.match(rf"(.*\.)?({pattern})$", module)
@@ -144,12 +144,12 @@ def _setting(
                 f"{folder / CONFIG}: {patterns}: {pattern!r} is no regular expression: {error}"
             ) from None
         if fits:
-            found, where = value, f"{patterns} of {pattern!r}"
+            setting, where = value, f"{patterns} of {pattern!r}"
             break
-    number = isinstance(found, int | float) and not isinstance(found, bool)
-    if found is None or not number or not 0 < found < float("inf"):
-        raise InputError(f"{folder / CONFIG}: {where} is {found!r}, expected a number over 0")
-    return found
+    number = isinstance(setting, int | float) and not isinstance(setting, bool)
+    if setting is None or not number or not 0 < setting < float("inf"):
+        raise InputError(f"{folder / CONFIG}: {where} is {setting!r}, expected a number over 0")
+    return setting
 
 
 def load_adapter(
@@ -224,11 +224,11 @@ def _read_pair(
                 f"but the base model's weight is {(outputs, inputs)}"
             )
         parts.append((a, b))
-    given = [a for a, _ in parts if len(a)]
-    if not given:
+    present = [a for a, _ in parts if len(a)]
+    if not present:
         return None
-    if all(np.array_equal(a, given[0]) for a in given):  # one A for all, as ours are written
-        a, starts, rank = given[0], [0] * len(parts), len(given[0])
+    if all(np.array_equal(a, present[0]) for a in present):  # one A for all, as ours are written
+        a, starts, rank = present[0], [0] * len(parts), len(present[0])
     else:
         starts = np.cumsum([0, *(len(a) for a, _ in parts)])[:-1].tolist()
         a, rank = np.concatenate([a for a, _ in parts]), sum(len(a) for a, _ in parts)

@@ -138,10 +138,10 @@ def _check_names(source: Source, family: Family, plan, *, tied: bool) -> None:
                 f"{source.file}: {head} differs from {embedding}, but the config ties them"
             )
         extra.remove(head)
-    found = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("extra", extra))]
-    found = [text for text, names in zip(found, (missing, extra), strict=True) if names]
-    if found:
-        raise InputError(f"{source.file}: the tensors do not fit the config: {'; '.join(found)}")
+    unlike = [f"{word} {_some(names)}" for word, names in (("missing", missing), ("extra", extra))]
+    unlike = [text for text, names in zip(unlike, (missing, extra), strict=True) if names]
+    if unlike:
+        raise InputError(f"{source.file}: the tensors do not fit the config: {'; '.join(unlike)}")
 
 
 def _some(names: list[str]) -> str:
@@ -149,8 +149,8 @@ def _some(names: list[str]) -> str:
 
 
 def _check_shape(source: Source, name: str, expected: tuple[int, ...]) -> None:
-    found = source.shape(name)
-    if found != expected:
+    shape = source.shape(name)
+    if shape != expected:
         raise InputError(
-            f"{source.file}: {name} has shape {found}, but the config asks for {expected}"
+            f"{source.file}: {name} has shape {shape}, but the config asks for {expected}"
         )

@@ -58,8 +58,8 @@ def find_weights(folder: Path) -> Weights:
 def wrapped_in(names: Collection[str]) -> str:
     """The ``WRAPPERS`` before all of ``names``, which the outermost begins; empty without any."""
     prefix = ""
-    while found := [w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)]:
-        prefix += found[0]
+    while wrappers := [w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)]:
+        prefix += wrappers[0]
     return prefix
 
 
@@ -78,11 +78,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in ``path``. Raises InputError for anything else."""
     check_fetched(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    check(isinstance(found, dict), f"{path} holds a {type(found).__name__}, expected an object")
-    return found
+    check(isinstance(value, dict), f"{path} holds a {type(value).__name__}, expected an object")
+    return value
 
 
 def head_bias(folder: Path) -> float:
@@ -90,23 +90,23 @@ def head_bias(folder: Path) -> float:
     path = folder / HEAD_BIAS
     if not path.is_file():
         return 0.0
-    found = read_json(path).get("head_bias")
-    number = isinstance(found, int | float) and not isinstance(found, bool)
-    if found is None or not number or not math.isfinite(found):
-        raise InputError(f"{path}: head_bias is {found!r}, expected a number")
-    return float(found)
+    bias = read_json(path).get("head_bias")
+    number = isinstance(bias, int | float) and not isinstance(bias, bool)
+    if bias is None or not number or not math.isfinite(bias):
+        raise InputError(f"{path}: head_bias is {bias!r}, expected a number")
+    return float(bias)
 
 
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor → shard, as an index says. Raises InputError for a shard outside of its folder."""
-    found = read_json(index).get("weight_map")
-    strings = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
-    if not found or not strings:
+    shard_of = read_json(index).get("weight_map")
+    strings = isinstance(shard_of, dict) and all(isinstance(x, str) for x in shard_of.values())
+    if not shard_of or not strings:
         raise InputError(f"{index}: expected weight_map to give each tensor's file")
-    for name in sorted(set(found.values())):
+    for name in sorted(set(shard_of.values())):
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         check(inside, f"{index} names {name!r}, which is outside of its folder")
-    return found
+    return shard_of
 
 
 def _in_shards(index: Path) -> dict[str, Path]:
@@ -119,19 +119,19 @@ def _in_shards(index: Path) -> dict[str, Path]:
             f"{index} names {missing[0]}, which is not there (missing: {len(missing)} of "
             f"{len(shards)} files); was the download broken off?"
         )
-    found: dict[str, Path] = {}
+    shard_of: dict[str, Path] = {}
     for shard in shards:
         for tensor in _names(shard):
-            twice = found.setdefault(tensor, shard)
+            twice = shard_of.setdefault(tensor, shard)
             check(twice == shard, f"{tensor} is in {twice} and in {shard}, expected in one of them")
-    absent = [tensor for tensor, shard in expected.items() if found.get(tensor) != shard]
+    absent = [tensor for tensor, shard in expected.items() if shard_of.get(tensor) != shard]
     if absent:
         raise InputError(
             f"{index} says that {absent[0]} is in {expected[absent[0]].name}, where it is not"
             f" ({len(absent)} of {len(expected)} tensors are not where it says): is it of "
             "another model?"
         )
-    return found
+    return shard_of
 
 
 def _names(path: Path) -> Iterable[str]:

@@ -8,10 +8,10 @@ from jaxtyping import Array, Bool, Int
 
 def is_end(tokens: Int[Array, "..."], end_ids: Sequence[int]) -> Bool[Array, "..."]:
     """Whether each token is one of ``end_ids``."""
-    found = tokens == end_ids[0]
+    is_one_of_them = tokens == end_ids[0]
     for i in end_ids[1:]:
-        found = jnp.logical_or(found, tokens == i)
-    return found
+        is_one_of_them = jnp.logical_or(is_one_of_them, tokens == i)
+    return is_one_of_them
 
 
 def has_ended(

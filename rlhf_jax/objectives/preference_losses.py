@@ -100,8 +100,8 @@ def dpo_loss(
     metrics |= displacement(logprobs, ref_logprobs, ranks, count=count)
     if per_token:
         margin = score_margins(rewards / jnp.maximum(known_lengths(lengths), 1), ranks)
-    each = pair_loss(margin, loss=loss, beta=beta, label_smoothing=label_smoothing)
-    total = mean_over_pairs(each, ranks, count)
+    pair_losses = pair_loss(margin, loss=loss, beta=beta, label_smoothing=label_smoothing)
+    total = mean_over_pairs(pair_losses, ranks, count)
     if sft_coef:
         nll = best_nll(logprobs, known_lengths(lengths), ranks, count=count)
         total, metrics = total + sft_coef * nll, metrics | {"sft_loss": nll}

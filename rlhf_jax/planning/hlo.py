@@ -61,103 +61,110 @@ def size(shape: str, *, everywhere: bool = False) -> int:
 
 def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """Instructions of every computation, and the name of the entry."""
-    found: dict[str, list[Instruction]] = {}
+    by_computation: dict[str, list[Instruction]] = {}
     entry, current = "", []
     for line in text.splitlines():
         header = HEADER.match(line)
         if header:
-            current = found.setdefault(header[2], [])
+            current = by_computation.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
         elif match := INSTRUCTION.match(line):
             current.append(Instruction(*match.groups()))
-    return found, entry
+    return by_computation, entry
 
 
 def trip_count(condition: list[Instruction]) -> int:
     """Bound of a counted loop: the constant its condition compares with; 1 when there is none."""
     constants = [
         int(number[1])
-        for each in condition
-        if each.kind == "constant" and (number := re.match(r"(\d+)\)", each.rest))
+        for instruction in condition
+        if instruction.kind == "constant" and (number := re.match(r"(\d+)\)", instruction.rest))
     ]
     return max(constants, default=1)
 
 
 def walk(
-    found: dict[str, list[Instruction]], name: str, times: int
+    by_computation: dict[str, list[Instruction]], name: str, times: int
 ) -> Iterator[tuple[Instruction, str, int, bool]]:
     """Every instruction that runs, within what, how often, and whether it is a step of its own.
 
     What is fused is no step of its own.
     """
-    for each in found.get(name, ()):
-        yield each, name, times, True
-        called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", each.rest))
-        if each.kind == "while":
-            count = trip_count(found.get(called["condition"], []))
-            yield from walk(found, called["body"], times * count)
-        elif each.kind in ("call", "conditional", "async-start"):
-            for inner in CALLED.findall(each.rest):
-                yield from walk(found, inner, times)
-        elif each.kind == "fusion":  # a collective may be fused with what hides it
-            for inner in CALLED.findall(each.rest):
-                fused = filter(is_collective, found.get(inner, ()))
+    for step in by_computation.get(name, ()):
+        yield step, name, times, True
+        called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", step.rest))
+        if step.kind == "while":
+            count = trip_count(by_computation.get(called["condition"], []))
+            yield from walk(by_computation, called["body"], times * count)
+        elif step.kind in ("call", "conditional", "async-start"):
+            for inner in CALLED.findall(step.rest):
+                yield from walk(by_computation, inner, times)
+        elif step.kind == "fusion":  # a collective may be fused with what hides it
+            for inner in CALLED.findall(step.rest):
+                fused = filter(is_collective, by_computation.get(inner, ()))
                 yield from ((instruction, inner, times, False) for instruction in fused)
 
 
-def is_collective(each: Instruction) -> bool:
+def is_collective(instruction: Instruction) -> bool:
     """Whether an instruction talks to other chips; of asynchronous ones the start counts."""
-    return each.kind.removesuffix("-start") in KINDS
+    return instruction.kind.removesuffix("-start") in KINDS
 
 
 def read(text: str) -> Facts:
     """Facts of the optimized program of one chip."""
-    found, entry = computations(text)
-    by_name = {name: {each.name: each for each in inner} for name, inner in found.items()}
+    by_computation, entry = computations(text)
+    by_name = {
+        name: {instruction.name: instruction for instruction in inner}
+        for name, inner in by_computation.items()
+    }
     collectives: dict[tuple[str, str], Collective] = {}
     moved = 0
-    for each, within, times, alone in walk(found, entry, 1):
-        if is_collective(each):
-            channel = re.search(r"channel_id=(\d+)", each.rest)
-            source = re.search(r'op_name="([^"]*)"', each.rest)
-            kind = each.kind.removesuffix("-start")
+    for instruction, within, times, alone in walk(by_computation, entry, 1):
+        if is_collective(instruction):
+            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            source = re.search(r'op_name="([^"]*)"', instruction.rest)
+            kind = instruction.kind.removesuffix("-start")
             # A start's type holds operand and result; the larger is what the chip ends up with.
-            arrays = [size(m[0], everywhere=True) for m in SHAPE.finditer(each.shape)]
+            arrays = [size(m[0], everywhere=True) for m in SHAPE.finditer(instruction.shape)]
             bytes_ = max(arrays, default=0)
             if kind == "reduce-scatter":  # what goes in is what moves
-                bytes_ *= group_size(each.rest)
+                bytes_ *= group_size(instruction.rest)
             # The pieces of one pipelined collective share its channel.
-            key = channel[1] if channel else each.name, kind
+            key = channel[1] if channel else instruction.name, kind
             collectives[key] = Collective(kind, bytes_, times, source[1] if source else "")
-        elif alone and each.kind not in FREE and "AllocateBuffer" not in each.rest:
-            moved += times * moved_by(each, by_name[within], found)
+        elif alone and instruction.kind not in FREE and "AllocateBuffer" not in instruction.rest:
+            moved += times * moved_by(instruction, by_name[within], by_computation)
     return Facts(list(collectives.values()), moved)
 
 
 def moved_by(
-    each: Instruction, named: dict[str, Instruction], found: dict[str, list[Instruction]]
+    instruction: Instruction,
+    named: dict[str, Instruction],
+    by_computation: dict[str, list[Instruction]],
 ) -> int:
     """Bytes between HBM and the chip's cores that one instruction reads and writes.
 
     A slice reads the part it takes, an update in place reads and writes its new part.
     """
-    operands = operands_of(each, named)
-    if each.kind == "fusion" and (inner := found.get(CALLED.findall(each.rest)[0])):
+    operands = operands_of(instruction, named)
+    if instruction.kind == "fusion" and (
+        inner := by_computation.get(CALLED.findall(instruction.rest)[0])
+    ):
         inside = {i.name: i for i in inner}
         reads = sum(
-            min(size(operand.shape), read_inside(parameter(inner, n), inner, found))
+            min(size(operand.shape), read_inside(parameter(inner, n), inner, by_computation))
             for n, operand in enumerate(operands)
         )
-        return reads + written_by_root(inner[-1], inside, each.shape)
-    if each.kind == "copy-start":  # its type has both ends and a flag
-        return sum(size(match[0]) for match in islice(SHAPE.finditer(each.shape), 2))
-    reads = sum(read_of_operand(each, n, size(x.shape)) for n, x in enumerate(operands))
-    return reads + written_by_root(each, named, each.shape)
+        return reads + written_by_root(inner[-1], inside, instruction.shape)
+    if instruction.kind == "copy-start":  # its type has both ends and a flag
+        return sum(size(match[0]) for match in islice(SHAPE.finditer(instruction.shape), 2))
+    reads = sum(read_of_operand(instruction, n, size(x.shape)) for n, x in enumerate(operands))
+    return reads + written_by_root(instruction, named, instruction.shape)
 
 
-def operands_of(each: Instruction, named: dict[str, Instruction]) -> list[Instruction]:
+def operands_of(instruction: Instruction, named: dict[str, Instruction]) -> list[Instruction]:
     """The instructions whose results an instruction takes, in order."""
-    inside = each.rest.partition(")")[0]
+    inside = instruction.rest.partition(")")[0]
     return [named[name] for name in re.findall(r"%([\w.\-]+)", inside) if name in named]
 
 
@@ -167,32 +174,34 @@ def parameter(inner: list[Instruction], number: int) -> Instruction | None:
     return next((i for i in inner if i.kind == "parameter" and i.rest.startswith(rest)), None)
 
 
-def read_of_operand(each: Instruction, number: int, whole: int) -> int:
+def read_of_operand(instruction: Instruction, number: int, whole: int) -> int:
     """Bytes that an instruction reads of its operand ``number``, of ``whole`` bytes."""
-    if each.kind == "dynamic-update-slice" and number == 0:
+    if instruction.kind == "dynamic-update-slice" and number == 0:
         return 0
-    if each.kind in ("dynamic-slice", "slice", "gather") and number == 0:
-        return min(whole, size(each.shape, everywhere=True))
+    if instruction.kind in ("dynamic-slice", "slice", "gather") and number == 0:
+        return min(whole, size(instruction.shape, everywhere=True))
     return whole
 
 
 def read_inside(
-    given: Instruction | None, inner: list[Instruction], found: dict[str, list[Instruction]]
+    argument: Instruction | None,
+    inner: list[Instruction],
+    by_computation: dict[str, list[Instruction]],
 ) -> int:
     """Bytes that a fusion reads of one of its parameters."""
-    if given is None:
+    if argument is None:
         return 0
-    whole, reads = size(given.shape, everywhere=True), 0
-    for each in inner:
-        names = re.findall(r"%([\w.\-]+)", each.rest.partition(")")[0])
-        for number in (n for n, name in enumerate(names) if name == given.name):
-            if each.kind == "bitcast":
-                reads += read_inside(each, inner, found)
-            elif each.kind == "fusion":
-                called = found.get(CALLED.findall(each.rest)[0], [])
-                reads += read_inside(parameter(called, number), called, found)
+    whole, reads = size(argument.shape, everywhere=True), 0
+    for instruction in inner:
+        names = re.findall(r"%([\w.\-]+)", instruction.rest.partition(")")[0])
+        for number in (n for n, name in enumerate(names) if name == argument.name):
+            if instruction.kind == "bitcast":
+                reads += read_inside(instruction, inner, by_computation)
+            elif instruction.kind == "fusion":
+                called = by_computation.get(CALLED.findall(instruction.rest)[0], [])
+                reads += read_inside(parameter(called, number), called, by_computation)
             else:
-                reads += read_of_operand(each, number, whole)
+                reads += read_of_operand(instruction, number, whole)
     return min(whole, reads)
 
 
@@ -223,7 +232,7 @@ def group_size(rest: str) -> int:
 def totals(collectives: list[Collective]) -> list[tuple[str, int, int]]:
     """(kind, how many run, bytes in all) of one execution on one chip."""
     count, bytes_ = Counter(), Counter()
-    for each in collectives:
-        count[each.kind] += each.times
-        bytes_[each.kind] += each.times * each.bytes
+    for collective in collectives:
+        count[collective.kind] += collective.times
+        bytes_[collective.kind] += collective.times * collective.bytes
     return [(kind, count[kind], bytes_[kind]) for kind in KINDS if count[kind]]

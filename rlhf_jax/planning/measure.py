@@ -131,9 +131,9 @@ def measure(
         reason = str(error).strip()
         return result._replace(error=reason, compile_seconds=time.monotonic() - start)
     memory = compiled.memory_analysis()
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    new_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
     bytes_["temporaries"] = memory.temp_size_in_bytes
-    bytes_["results"] = made + memory.generated_code_size_in_bytes
+    bytes_["results"] = new_bytes + memory.generated_code_size_in_bytes
     facts = read(compiled.as_text())
     return result._replace(
         kinds=bytes_,

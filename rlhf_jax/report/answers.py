@@ -120,12 +120,12 @@ def ppo_answers(run: RunRecord) -> list[SideBySide]:
 def answer(row: Row, by: str, change: float | None) -> Answer:
     """The text with its figures, and in parentheses the change of the one it is compared by."""
     formats = {"gold": "gold {}", "score": "score {}", "kl": "KL {}"}
-    found = []
+    figures = []
     for name, text in formats.items():
         if row.get(name) is not None:
-            found.append(text.format(show(float(row[name]), decimals=2)))
+            figures.append(text.format(show(float(row[name]), decimals=2)))
             if name == by and change is not None:
-                found[-1] += f" ({show(change, sign=True, decimals=2)})"
+                figures[-1] += f" ({show(change, sign=True, decimals=2)})"
     if row.get("length") is not None:
-        found.append(f"{row['length']} tokens")
-    return Answer(row["response"], " · ".join(found))
+        figures.append(f"{row['length']} tokens")
+    return Answer(row["response"], " · ".join(figures))

@@ -174,8 +174,8 @@ def _for_page(svg: str, panel: Panel) -> str:
     )
     linked = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
 
-    def keep(found: re.Match) -> str:
-        return f' id="{panel.name}-{found[1]}"' if found[1] in linked else ""
+    def keep(match: re.Match) -> str:
+        return f' id="{panel.name}-{match[1]}"' if match[1] in linked else ""
 
     svg = re.sub(r' id="([^"]*)"', keep, svg)
     svg = re.sub(r"(url\(|href=\")#", rf"\1#{panel.name}-", svg)

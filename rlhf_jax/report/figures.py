@@ -138,12 +138,12 @@ def describe_panel(panel: Panel) -> str:
         return f"{panel.title}, {panel.x_label} of {len(panel.rows)} rows: {_named(panel)}."
     parts = []
     for s in panel.series:
-        shown = [(x, y) for x, y in zip(s.x, s.y, strict=True) if np.isfinite(y)]
-        (x0, y0), (x1, y1) = shown[0], shown[-1]
+        points = [(x, y) for x, y in zip(s.x, s.y, strict=True) if np.isfinite(y)]
+        (x0, y0), (x1, y1) = points[0], points[-1]
         if s.kind == "steps":
-            peak = max(shown, key=lambda point: point[1])[0]
+            peak = max(points, key=lambda point: point[1])[0]
             parts.append(f"{s.label}: from {x0:.3g} to {x1:.3g}, most near {peak:.3g}")
-        elif len(shown) == 1:
+        elif len(points) == 1:
             parts.append(f"{s.label}: {y0:.3g} at {x0:.3g}")
         else:
             parts.append(f"{s.label}: from {y0:.3g} at {x0:.3g} to {y1:.3g} at {x1:.3g}")
@@ -153,11 +153,11 @@ def describe_panel(panel: Panel) -> str:
 
 def _named(panel: Panel) -> str:
     """Each row's name and its value in each series."""
-    found = {name: [] for name in panel.rows}
+    values_of = {name: [] for name in panel.rows}
     for s in panel.series:
         for x, y in zip(s.x, s.y, strict=True):
-            found[panel.rows[round(y)]].append(f"{s.label} {x:.3g}")
-    return "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items())
+            values_of[panel.rows[round(y)]].append(f"{s.label} {x:.3g}")
+    return "; ".join(f"{name}: {', '.join(values)}" for name, values in values_of.items())
 
 
 def to_csv(panel: Panel) -> str:

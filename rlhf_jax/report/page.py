@@ -167,8 +167,8 @@ def look_up(record: Any, *path: str) -> Any:
 
 def done_figures(group: Group, stage: str, *path: str) -> list[Any]:
     """A figure of a stage's summary in every run of the group that has it."""
-    found = [look_up(run.stages[stage].done, *path) for run in group.runs if stage in run.stages]
-    return [value for value in found if value is not None]
+    figures = [look_up(run.stages[stage].done, *path) for run in group.runs if stage in run.stages]
+    return [value for value in figures if value is not None]
 
 
 def estimate(values: Sequence[Any]) -> Row | None:
@@ -176,11 +176,11 @@ def estimate(values: Sequence[Any]) -> Row | None:
 
     Over seeds when several runs have it; a single run keeps its own interval (over prompts).
     """
-    found = [v if isinstance(v, Mapping) else {"mean": v} for v in values]
-    found = [figure for figure in found if figure.get("mean") is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    return mean_ci([v["mean"] for v in found])
+    figures = [v if isinstance(v, Mapping) else {"mean": v} for v in values]
+    figures = [figure for figure in figures if figure.get("mean") is not None]
+    if len(figures) < 2:
+        return figures[0] if figures else None
+    return mean_ci([v["mean"] for v in figures])
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -51,8 +51,8 @@ MOST_COLUMNS = 8
 
 def policies_of(group: Group) -> list[str]:
     """Every evaluated policy, best-of-n among them, in the order of the first evaluation."""
-    found = done_figures(group, "evaluate", "policies")
-    return list(dict.fromkeys(policy for policies in found for policy in policies))
+    tables = done_figures(group, "evaluate", "policies")
+    return list(dict.fromkeys(policy for policies in tables for policy in policies))
 
 
 def baseline_of(group: Group) -> str:
@@ -91,7 +91,7 @@ def results_section(groups: Groups) -> Section:
         Rated(group, "baselines", name)
         for group in groups
         for name in dict.fromkeys(
-            name for found in done_figures(group, "evaluate", "baselines") for name in found
+            name for baselines in done_figures(group, "evaluate", "baselines") for name in baselines
         )
     ]
     columns = main_columns(rows)
@@ -139,7 +139,7 @@ def measured(rows: Sequence[Rated], name: str) -> bool:
 
 def nested_columns(rows: Sequence[Rated], kind: str, title: str) -> list[Column]:
     """Columns of figures that stand in a group, such as the task's metrics."""
-    names = dict.fromkeys(n for row in rows for found in row.figures(kind) for n in found)
+    names = dict.fromkeys(n for row in rows for figures in row.figures(kind) for n in figures)
     return [(title.format(name), (kind, name)) for name in names]
 
 
@@ -181,10 +181,10 @@ def distribution_section(groups: Groups) -> Section:
     panels = []
     for figure, title in (("gold", "Gold score"), ("score", "Reward model's score")):
         values = {
-            (g, policy): found
+            (g, policy): drawn
             for g, group in enumerate(groups)
             for policy in before_and_after(group)
-            if (found := sampled(group, policy, figure))
+            if (drawn := sampled(group, policy, figure))
         }
         if values:
             series = histograms(groups, values)
@@ -202,8 +202,8 @@ def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> li
     """How the scores of each policy are distributed, in the same bins."""
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=BINS)
     series = []
-    for i, ((g, policy), found) in enumerate(values.items()):
-        share = np.histogram(found, edges)[0] / len(found)
+    for i, ((g, policy), drawn) in enumerate(values.items()):
+        share = np.histogram(drawn, edges)[0] / len(drawn)
         color = g if len(groups) > 1 else HUES.get(policy, 3 + i)
         outline = [edges[0], *edges], [0.0, *share, 0.0], None, None
         label = name_of(policy, groups[g], groups)
@@ -219,8 +219,8 @@ def evaluation_samples(run: RunRecord) -> Sequence[Row]:
 def sampled(group: Group, policy: str, figure: str) -> list[float]:
     """The finite values of a figure over all answers of a policy."""
     rows = [row for run in group.runs for row in evaluation_samples(run)]
-    found = [row.get(figure) for row in rows if row["policy"] == policy]
-    return [value for value in found if value is not None and np.isfinite(value)]
+    drawn = [row.get(figure) for row in rows if row["policy"] == policy]
+    return [value for value in drawn if value is not None and np.isfinite(value)]
 
 
 def before_and_after(group: Group) -> list[str]:

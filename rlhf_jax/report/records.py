@@ -28,13 +28,13 @@ def stage_folders(folder: Path) -> dict[str, Path]:
     if (folder / "config.json").is_file():
         return {read_object(folder / "config.json")["stage"]: folder}
     stages = {stage: folder / stage for stage in TITLES}
-    found = {s: path for s, path in stages.items() if (path / "config.json").is_file()}
+    folders = {s: path for s, path in stages.items() if (path / "config.json").is_file()}
     check(
-        bool(found),
+        bool(folders),
         f"{folder}: expected a run folder (config.json) or a folder of stages "
         f"({', '.join(CHAIN)}), found neither",
     )
-    return found
+    return folders
 
 
 def read_chain(folder: Path, stages: Mapping[str, Path]) -> RunRecord:
@@ -87,7 +87,7 @@ def facts(folder: Path, stages: Mapping[str, Path]) -> dict[str, str]:
     ends = [path / name for path in stages.values() for name in ("DONE", "metrics.jsonl")]
     newest = max((path.stat().st_mtime for path in ends if path.is_file()), default=None)
     git, versions = record.get("git") or {}, record.get("versions") or {}
-    found = {
+    facts_of_run = {
         "finished": newest and time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(newest)),
         "seed": saved["config"]["run"]["seed"],
         "commit": git and git["sha"][:12] + (" + local changes" if git.get("dirty") else ""),
@@ -99,7 +99,7 @@ def facts(folder: Path, stages: Mapping[str, Path]) -> dict[str, str]:
         "peak memory, MiB": record.get("peak_memory_mib"),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }
-    return {name: str(value) for name, value in found.items() if value not in (None, "", {})}
+    return {name: str(value) for name, value in facts_of_run.items() if value not in (None, "", {})}
 
 
 def hardware(devices: Sequence[str]) -> str:

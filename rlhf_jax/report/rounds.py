@@ -104,10 +104,10 @@ def outcome(feedback: Feedback) -> list[str]:
         return ["The gold score of the rounds was not measured."]
     (first, before), (last, after) = golds[0], golds[-1]
     apart = abs(after["mean"] - before["mean"]) > np.hypot(ci_of(before), ci_of(after))
-    shown = "" if apart else "; a difference is not shown"
+    caveat = "" if apart else "; a difference is not shown"
     return [
         f"The policy's gold score was {show(before)} before (round {first}) and {show(after)} "
-        f"after round {last}{shown}."
+        f"after round {last}{caveat}."
     ]
 
 
@@ -129,9 +129,11 @@ def figure_of(row: Row, name: str) -> Row | float | int | None:
 def rounds_table(run: RunRecord, *, several: bool) -> Table:
     """Every round with its labels, the reward model and the policy after it."""
     rounds = known(run.feedback).rounds
-    shown = {n: t for n, t in COLUMNS.items() if any(figure_of(r, n) is not None for r in rounds)}
+    columns_with_figures = {
+        n: t for n, t in COLUMNS.items() if any(figure_of(r, n) is not None for r in rounds)
+    }
     columns = []
-    for name in shown:
+    for name in columns_with_figures:
         figures = [figure_of(row, name) for row in rounds]
         decimals = 0 if name == "labels" else decimals_of(figures)
         decimals = min(decimals, 1) if name == "minutes" else decimals
@@ -144,7 +146,7 @@ def rounds_table(run: RunRecord, *, several: bool) -> Table:
         "people did."
     )
     rows = list(zip(names, *columns, strict=True))
-    return Table(caption, ("after", *shown.values()), rows)
+    return Table(caption, ("after", *columns_with_figures.values()), rows)
 
 
 def round_series(run: RunRecord, name: str, number: int) -> list[Series]:

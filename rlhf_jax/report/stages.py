@@ -57,7 +57,7 @@ def stage_row(stage: str, group: Group, groups: Groups) -> tuple[str, ...]:
     """A stage of a group of runs: what it took, and what came of it."""
     records = [run.stages[stage] for run in group.runs if stage in run.stages]
     figures = [key_figures(stage, record) for record in records]
-    names = dict.fromkeys(name for found in figures for name in found)
+    names = dict.fromkeys(name for figures_of_run in figures for name in figures_of_run)
     result = ", ".join(f"{n} {show(estimate([f.get(n) for f in figures]))}" for n in names)
     hashes = [str(sha)[:12] for sha in done_figures(group, stage, "params_sha256")]
     return (
@@ -75,7 +75,7 @@ def throughput(records: Sequence[StageRecord]) -> str:
     for unit in ("episodes", "tokens"):
         name = f"{unit}_per_second"
         rates = [[row[name] for row in r.metrics if row.get(name)] for r in records]
-        medians = [float(np.median(found)) for found in rates if found]
+        medians = [float(np.median(rates_of_run)) for rates_of_run in rates if rates_of_run]
         if medians:
             return f"{show(estimate(medians))} {unit}"
     return "–"
@@ -90,22 +90,22 @@ def key_figures(stage: str, record: StageRecord) -> dict[str, Any]:
     done = record.done or {}
     if stage == "comparisons":
         names = {"comparisons": "prompts", "noise_ceiling": "noise ceiling"}
-        found = {label: done.get(name) for name, label in names.items()}
+        chosen = {label: done.get(name) for name, label in names.items()}
     elif stage == "evaluate":
         policies = done.get("policies", {})
         row = policies.get("ppo", next(reversed(policies.values()), {}))
-        found = {"PPO wins": row.get("win_rate"), "KL": row.get("kl")}
+        chosen = {"PPO wins": row.get("win_rate"), "KL": row.get("kl")}
     elif stage.startswith("ppo"):
         last = record.metrics[-1] if record.metrics else {}
-        found = {"score": last.get("objective/scores"), "KL": last.get("objective/kl")}
+        chosen = {"score": last.get("objective/scores"), "KL": last.get("objective/kl")}
     else:
         heldout = done.get("heldout", {})
         bits = {n.split("/")[1]: v for n, v in heldout.items() if n.endswith("/bits_per_byte")}
         figures = {n.removeprefix("eval/"): v for n, v in heldout.items()}
         if stage == "dpo":
             figures = {n: v for n, v in figures.items() if n in DPO_FIGURES}
-        found = {f"{corpus} bits/byte": v for corpus, v in bits.items()} or figures
-    return {label: value for label, value in found.items() if value is not None}
+        chosen = {f"{corpus} bits/byte": v for corpus, v in bits.items()} or figures
+    return {label: value for label, value in chosen.items() if value is not None}
 
 
 # --- learning curves ------------------------------------------------------------------------------

@@ -106,13 +106,13 @@ def given_back(group: Group, groups: Groups) -> str:
     """How much of the loss that plain PPO added the ptx term gives back, by corpus."""
     shares = []
     for corpus in corpora_of(group, "nats_per_token"):
-        key, found = f"eval/{corpus}/nats_per_token", []
+        key, shares_of_tax = f"eval/{corpus}/nats_per_token", []
         for text in done_figures(group, "evaluate", "text"):
             sft, plain, ptx = (look_up(text, m, key) for m in ("sft", "ppo_without_ptx", "ppo"))
             if None not in (sft, plain, ptx) and plain > sft:
-                found.append((plain - ptx) / (plain - sft))
-        if found:
-            shares.append(f"{show(estimate(found))} on {corpus}")
+                shares_of_tax.append((plain - ptx) / (plain - sft))
+        if shares_of_tax:
+            shares.append(f"{show(estimate(shares_of_tax))} on {corpus}")
     head = name_of("Share of plain PPO's added loss that PPO-ptx gives back", group, groups)
     return f"{head}: {', '.join(shares)}." if shares else ""
 

@@ -99,8 +99,8 @@ def size_section(groups: Groups) -> Section:
         for kind in ("metrics", "judges")
         for _, group in of_size
         for policy in policies
-        for found in done_figures(group, "evaluate", "policies", policy, kind)
-        for name in found
+        for measured in done_figures(group, "evaluate", "policies", policy, kind)
+        for name in measured
     )
     panels = []
     for path in [("gold",), *others]:
@@ -126,11 +126,11 @@ def size_series(
     of_size: Sequence[tuple[int, Group]], policy: str, path: tuple[str, ...], shape: int
 ) -> list[Series]:
     """One curve, or none if nobody measured it."""
-    found = [
+    by_size = [
         (n, estimate(done_figures(group, "evaluate", "policies", policy, *path)))
         for n, group in of_size
     ]
-    points = [(n, f["mean"], f.get("ci", np.nan)) for n, f in found if f]
+    points = [(n, f["mean"], f.get("ci", np.nan)) for n, f in by_size if f]
     if not points:
         return []
     label = name_of(policy, of_size[0][1], [])

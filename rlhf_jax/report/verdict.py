@@ -144,8 +144,8 @@ def between(figures: Sequence[Any]) -> Between | None:
 
 def share_interval(figures: Sequence[Any]) -> Between | None:
     """``between`` of a share: few seeds make an interval that is wider than what can be."""
-    found = between(figures)
-    return found and Between(found.mean, max(found.low, 0.0), min(found.high, 1.0))
+    interval = between(figures)
+    return interval and Between(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
 
 
 # --- what else the reader must know ---------------------------------------------------------------
@@ -201,27 +201,27 @@ def by_people(group: Group, policy: str) -> str:
     rate = share_interval(figures)
     if rate is None:
         return ""
-    shown = "" if rate.low > 0.5 or rate.high < 0.5 else ", which shows no difference"
+    caveat = "" if rate.low > 0.5 or rate.high < 0.5 else ", which shows no difference"
     return (
         f"People preferred its answers on {percent(rate.mean)} of the prompts that they judged "
-        f"(95 % interval {percent(rate.low)} to {percent(rate.high)}{shown})."
+        f"(95 % interval {percent(rate.low)} to {percent(rate.high)}{caveat})."
     )
 
 
 def tax(group: Group, policy: str) -> str:
     """The corpus on which the policy lost most; empty if not measured."""
-    found = largest_tax(group, policy)
-    if found is None or policy == reference(group):
+    largest = largest_tax(group, policy)
+    if largest is None or policy == reference(group):
         return ""
-    corpus, change = found
+    corpus, change = largest
     first = name_of(reference(group), group, [group])
     ends = between([change])
     is_zero = ends is not None and ends.low <= 0 <= ends.high
-    shown = ", not shown to differ from 0" if is_zero else ""
+    caveat = ", not shown to differ from 0" if is_zero else ""
     most = "lost most on" if change["mean"] > 0 else "lost on no corpus, and gained least on"
     return (
         f"On held-out text it {most} {corpus}: {show(change, sign=True)} nats per token against "
-        f"{first}{shown}."
+        f"{first}{caveat}."
     )
 
 

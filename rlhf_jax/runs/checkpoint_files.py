@@ -76,10 +76,10 @@ def read_items(path: Path, info: dict[str, Any], like: dict[str, Any]) -> dict[s
         items = jax.tree.map(placed_as, load(path, jax.tree.map(on_host, like)), like)
     else:
         items = load(path, like)
-    found = fingerprints(leaves_by_path(items))
+    prints = fingerprints(leaves_by_path(items))
     expected = {k: v for k, v in info["leaves"].items() if k.split("/")[0] in like}
-    for name in sorted(expected.keys() | found.keys()):
-        if found.get(name) != expected.get(name):
+    for name in sorted(expected.keys() | prints.keys()):
+        if prints.get(name) != expected.get(name):
             raise Damaged(f"checkpoint {path} is damaged: {name} is not what was saved")
     return items
 

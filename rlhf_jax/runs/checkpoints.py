@@ -97,7 +97,7 @@ class Checkpoints:
         self._log_level = logging.getLogger("absl").level
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._report = report = sys.unraisablehook
-        sys.unraisablehook = lambda each: None if to_closed_loop(each) else report(each)
+        sys.unraisablehook = lambda raised: None if to_closed_loop(raised) else report(raised)
         if jax.process_index() == 0:
             remove_temporary(self.folder)
         for step in list_steps(self.folder):

@@ -57,14 +57,16 @@ CUT_AT_MOST = 0.02
 
 def fit_lengths(config: C, rows: Iterable[Fate], *, context: int, stage: str) -> C:
     """``config`` with what ``rows`` (uncut) need for a prompt_length or response_length of None."""
-    given = {name: getattr(config, name) for name in ("prompt_length", "response_length")}
-    if None in given.values():
+    asked = {name: getattr(config, name) for name in ("prompt_length", "response_length")}
+    if None in asked.values():
         full = [full_lengths(fate) for fate in rows]
-        tokens = {part: np.array([each[part] for each in full], int) for part in PARTS}
-        found = choose_lengths(tokens["prompt"], tokens["response"], context=context, **given)
-        config = replace(config, **found._asdict())
+        tokens = {
+            part: np.array([lengths_of_row[part] for lengths_of_row in full], int) for part in PARTS
+        }
+        chosen = choose_lengths(tokens["prompt"], tokens["response"], context=context, **asked)
+        config = replace(config, **chosen._asdict())
         say(
-            f"{stage}: prompts of {found.prompt_length} and answers of {found.response_length} "
+            f"{stage}: prompts of {chosen.prompt_length} and answers of {chosen.response_length} "
             f"tokens, of a context of {context}"
         )
         if isinstance(config, SFTConfig | RewardConfig) and config.privacy.epsilon > 0:
@@ -136,8 +138,8 @@ def row_lengths(config: Fitted) -> dict[str, int]:
 def lengths_of(config: Any) -> dict[str, int]:
     """prompt_length, response_length and block_size, as far as ``config`` has them."""
     names = ("prompt_length", "response_length", "block_size")
-    found = {name: getattr(config, name, None) for name in names}
-    return {name: length for name, length in found.items() if length is not None}
+    lengths = {name: getattr(config, name, None) for name in names}
+    return {name: length for name, length in lengths.items() if length is not None}
 
 
 def check_cut(report: EncodingReport, config: Any, *, context: int, stage: str) -> None:
@@ -191,9 +193,9 @@ def check_pace(
     if rows < batch_size:
         say(f"{stage}: {rows} {of} are fewer than a batch of {batch_size}: each step sees all")
     for flag, optim in optims.items():
-        found = check_warmup(optim, total, flag=flag)
-        if found:
-            say(f"{stage}: {found}")
+        advice = check_warmup(optim, total, flag=flag)
+        if advice:
+            say(f"{stage}: {advice}")
 
 
 PARTS = ("prompt", "response")

@@ -61,18 +61,18 @@ def inputs(
     config: Any, fields: Sequence[str], digest: Callable[[Path], str | None]
 ) -> dict[str, InputFile]:
     """What the fields name and what is there, by the field; of several by ``field[n]``."""
-    found = {}
+    known_inputs = {}
     for name in fields:
         value = reduce(lambda of, part: getattr(of, part, None), name.split("."), config)
         paths = {name: value}
         if isinstance(value, tuple):
             paths = {f"{name}[{n}]": path for n, path in enumerate(value)}
-        for label, given in paths.items():
-            path = _place(config, name, given)
+        for label, configured in paths.items():
+            path = _place(config, name, configured)
             known = digest(path) if path is not None else None
             if known is not None:
-                found[label] = InputFile(str(given), known)
-    return found
+                known_inputs[label] = InputFile(str(configured), known)
+    return known_inputs
 
 
 def models_of(config: Any) -> dict[str, InputFile]:
@@ -81,7 +81,7 @@ def models_of(config: Any) -> dict[str, InputFile]:
     And the rewards that are no models.
     """
     settings = inputs(config, STARTS_FROM, settings_digest)
-    settings = {f"{label}{SETTINGS}": found for label, found in settings.items()}
+    settings = {f"{label}{SETTINGS}": model for label, model in settings.items()}
     return inputs(config, STARTS_FROM, model_digest) | settings | text_rewards_of(config)
 
 
@@ -96,14 +96,14 @@ def text_rewards_of(config: Any) -> dict[str, InputFile]:
 
     A file that is not there (any more) is not compared.
     """
-    given, found = getattr(config, "reward", ()), {}
-    for n, path in enumerate(given if isinstance(given, tuple) else ()):
+    sources, rewards = getattr(config, "reward", ()), {}
+    for n, path in enumerate(sources if isinstance(sources, tuple) else ()):
         source = reward_source(path)
         code = files_digest(source.place) if source.place.suffix == ".py" else ""
         if source.kind != "model" and code is not None:
             digest = json_sha256([source.kind, source.function or str(source.place.name), code])
-            found[f"reward[{n}]"] = InputFile(str(path), digest)
-    return found
+            rewards[f"reward[{n}]"] = InputFile(str(path), digest)
+    return rewards
 
 
 def why_not_longer(config: Any) -> str:

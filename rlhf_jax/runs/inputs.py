@@ -31,11 +31,11 @@ def contents_digest(path: Path) -> str | None:
     read all files with their names. None where there is nothing.
     """
     try:
-        found = find_files(path)
+        files = find_files(path)
     except InputError:
         return files_digest(path)
-    kinds = [next(each for each in SUFFIXES if file.name.endswith(each)) for file in found]
-    return _digest(zip(kinds, found, strict=True))
+    kinds = [next(suffix for suffix in SUFFIXES if file.name.endswith(suffix)) for file in files]
+    return _digest(zip(kinds, files, strict=True))
 
 
 def files_digest(path: Path) -> str | None:
@@ -45,8 +45,8 @@ def files_digest(path: Path) -> str | None:
     """
     if not path.is_dir():
         return _digest([(path.suffix, path)]) if path.is_file() else None
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return _digest((str(file.relative_to(path)), file) for file in found) if found else None
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return _digest((str(file.relative_to(path)), file) for file in files) if files else None
 
 
 def _digest(files: Iterable[tuple[str, Path]]) -> str:
@@ -84,15 +84,15 @@ def check_same_inputs(
 
     What is no longer there is not compared: a finished run needs it no more.
     """
-    for label, given in now.items():
-        was = saved.get(label, given)
-        if was.digest != given.digest:
+    for label, is_now in now.items():
+        was = saved.get(label, is_now)
+        if was.digest != is_now.digest:
             flag = "--" + label.partition("[")[0].replace("_", "-")
             part = ": its config or tokenizer" if label.endswith(SETTINGS) else ""
-            then, today = f"{was.path} ({was.digest[:12]})", f"{given.path} ({given.digest[:12]})"
-            if was.path == given.path:
-                what = f"{flag} {given.path}{part} has changed since ({was.digest[:12]} then, "
-                what += f"{given.digest[:12]} now)"
+            then, today = f"{was.path} ({was.digest[:12]})", f"{is_now.path} ({is_now.digest[:12]})"
+            if was.path == is_now.path:
+                what = f"{flag} {is_now.path}{part} has changed since ({was.digest[:12]} then, "
+                what += f"{is_now.digest[:12]} now)"
             else:
                 what = f"{flag}{part} was {then}, now {today}"
             raise InputError(

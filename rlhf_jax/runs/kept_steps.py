@@ -110,6 +110,14 @@ def figures_of(path: Path) -> dict[str, float]:
     return _info(kept, step)["metrics"] or measured_after(kept.run).get(step, {})
 
 
+def score_gain(path: Path) -> float:
+    """What ``--unit-std`` has multiplied a reward model's scores by; 1 where nothing says so.
+
+    So it is of a step that was kept: only the finished model's head is scaled.
+    """
+    return (read_done(path) or {}).get("gain", 1.0)
+
+
 def _info(kept: Kept, step: int) -> dict[str, Any]:
     try:
         return read_info(kept.folder / str(step))

@@ -65,6 +65,6 @@ def read_card(folder: Path, flag: str) -> dict:
     """model.json of a run folder. Raises InputError naming ``flag`` where there is none."""
     path = folder / "model.json"
     if not path.is_file():
-        found = "found no model.json in it" if folder.exists() else "nothing is there"
-        raise InputError(f"--{flag} {folder}: expected a run folder, {found}")
+        why = "found no model.json in it" if folder.exists() else "nothing is there"
+        raise InputError(f"--{flag} {folder}: expected a run folder, {why}")
     return read_object(path, "model", "vocab_size", "kind")

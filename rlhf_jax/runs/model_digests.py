@@ -57,8 +57,8 @@ def settings_digest(path: Path) -> str | None:
         files = [path / "model.json", *sorted((path / "tokenizer").glob("*"))]
     else:
         files = [path / name for name in SETTINGS_FILES if (path / name).is_file()]
-    found: list[list[str | None]] = [[file.name, file_sha256(file)] for file in files]
+    digests: list[list[str | None]] = [[file.name, file_sha256(file)] for file in files]
     if is_adapter(path):
         base = base_of(path)
-        found += [[base, model_digest(Path(base)), settings_digest(Path(base))]] if base else []
-    return json_sha256(found) if found else None
+        digests += [[base, model_digest(Path(base)), settings_digest(Path(base))]] if base else []
+    return json_sha256(digests) if digests else None

@@ -64,17 +64,17 @@ class Progress:
         """``step`` steps are done; ``numbers`` are shown beside (2 or 3 of them)."""
         now = time.monotonic()
         self._first = self._first or (step, now)
-        shown = [
+        figures_shown = [
             *self._times(step, now),
             *(named_number(name, value) for name, value in numbers.items()),
         ]
         if self._bar is not None:
             columns = self._bar.format_dict["ncols"] or 80
-            text = fitting(shown, columns - len(self._counted(step)) - BAR)
+            text = fitting(figures_shown, columns - len(self._counted(step)) - BAR)
             self._bar.bar_format = f"{self._counted(step)} |{{bar}}| {text}".rstrip()
             self._bar.update(step - self._bar.n)
             return
-        self._line = ", ".join([self._counted(step), *shown])
+        self._line = ", ".join([self._counted(step), *figures_shown])
         if now - self._printed >= self._seconds or step >= self._total:
             self._print(now)
 
@@ -98,9 +98,9 @@ class Progress:
         first_step, first_time = self._first or (step, now)
         if step == first_step:
             return []
-        each = (now - first_time) / (step - first_step)
-        left = [f"{clock((self._total - step) * each)} left"] if step < self._total else []
-        return [*left, f"{duration(each)}/{self._unit}"]
+        seconds_each = (now - first_time) / (step - first_step)
+        left = [f"{clock((self._total - step) * seconds_each)} left"] if step < self._total else []
+        return [*left, f"{duration(seconds_each)}/{self._unit}"]
 
 
 BAR = 8

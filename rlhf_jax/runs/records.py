@@ -98,7 +98,7 @@ def moved_config(saved: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def read_inputs(saved: Mapping[str, Any]) -> dict[str, InputFile]:
     """Inputs as a record holds them, by label."""
-    return {name: InputFile(*found) for name, found in saved.items()}
+    return {name: InputFile(*entry) for name, entry in saved.items()}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -118,14 +118,14 @@ def read_object(path: Path, *names: str) -> dict[str, Any]:
     Raises InputError for anything else: half of it, or another program's.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not what a run has written there: {error}") from None
-    missing = [name for name in names if not isinstance(found, dict) or name not in found]
-    if missing or not isinstance(found, dict):
+    missing = [name for name in names if not isinstance(value, dict) or name not in value]
+    if missing or not isinstance(value, dict):
         what = f"no {', '.join(missing)} in it" if missing else "no object in it"
         raise InputError(f"{path} is not what a run has written there: {what}")
-    return found
+    return value
 
 
 def dotted_fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -140,7 +140,7 @@ def dotted_fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def diff_config(
-    saved: Mapping[str, Any], given: Mapping[str, Any], *, ignore: Collection[str]
+    saved: Mapping[str, Any], current: Mapping[str, Any], *, ignore: Collection[str]
 ) -> list[tuple[str, str, str]]:
     """(field, saved value, given value), as JSON text, of every field that differs."""
 
@@ -151,7 +151,7 @@ def diff_config(
     def ignored(name):
         return any(name == field or name.startswith(f"{field}.") for field in ignore)
 
-    was, now = texts(saved), texts(given)
+    was, now = texts(saved), texts(current)
     names = [*was, *(name for name in now if name not in was)]
     both = [(name, was.get(name, "absent"), now.get(name, "absent")) for name in names]
     return [row for row in both if row[1] != row[2]]

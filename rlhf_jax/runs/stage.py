@@ -284,9 +284,9 @@ class Stage:
             row[f"{next(iter(units))}_per_second"] = self._throughput.rate()
         self._log.scalars(self.done, row, write=write)
         latest = self._log.latest
-        shown = {name.rpartition("/")[2]: latest[name] for name in show if name in latest}
+        figures = {name.rpartition("/")[2]: latest[name] for name in show if name in latest}
         rates = {f"{unit}/s": latest.get(f"{unit}_per_second") for unit in units}
-        self._progress.update(self.done, **shown, **{k: v for k, v in rates.items() if v})
+        self._progress.update(self.done, **figures, **{k: v for k, v in rates.items() if v})
 
     def due(self, every: int) -> bool:
         """Whether something done each ``every`` steps (0: never) but the last is due now."""

@@ -19,8 +19,8 @@ def start(*, tune_malloc: bool, compile_cache: Path | None) -> None:
     if tune_malloc and platform.libc_ver()[0] == "glibc":
         keep_freed_memory()
     # A folder that the user gave to JAX itself stays.
-    given = jax.config.jax_compilation_cache_dir  # ty: ignore[missing-attribute] - JAX sets it
-    if compile_cache is not None and given is None:
+    users_folder = jax.config.jax_compilation_cache_dir  # ty: ignore[missing-attribute] - JAX sets it
+    if compile_cache is not None and users_folder is None:
         jax.config.update("jax_compilation_cache_dir", str(compile_cache / machine_key()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -115,8 +115,8 @@ def trained_lengths(path: Path) -> dict[str, int]:
     known = read_object(card).get("lengths") if card.is_file() else None
     known = known or training_config(path)
     names = ("prompt_length", "response_length")
-    found = {name: known[name] for name in names if known.get(name) is not None}
-    return found if len(found) == len(names) else {}
+    lengths = {name: known[name] for name in names if known.get(name) is not None}
+    return lengths if len(lengths) == len(names) else {}
 
 
 def names_apart(paths: Iterable[Path]) -> dict[Path, str]:
@@ -126,7 +126,7 @@ def names_apart(paths: Iterable[Path]) -> dict[Path, str]:
     """
     parts = {path: path.absolute().parts[1:] for path in paths}
     for length in range(1, max(map(len, parts.values()), default=0) + 1):
-        names = {path: "-".join(each[-length:]) for path, each in parts.items()}
+        names = {path: "-".join(folders[-length:]) for path, folders in parts.items()}
         if len(set(names.values())) == len(set(parts.values())):
             return names
     return {}

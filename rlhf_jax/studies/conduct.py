@@ -84,12 +84,14 @@ class Conducted:
                 self.keep(plan, job)
             return []
         ended = done | failed.keys()
-        if job.seed in self.evaluations or not all(each.folder in ended for each in plan.jobs):
+        if job.seed in self.evaluations or not all(
+            planned.folder in ended for planned in plan.jobs
+        ):
             return []
-        made = [folder for folder in plan.policies.values() if folder in done]
-        if not made and not any(arm.best_of > 1 for arm in self.study.arms):
+        policies = [folder for folder in plan.policies.values() if folder in done]
+        if not policies and not any(arm.best_of > 1 for arm in self.study.arms):
             return []
-        self.evaluations[job.seed] = evaluation(plan, made, self.root)
+        self.evaluations[job.seed] = evaluation(plan, policies, self.root)
         return [self.evaluations[job.seed]]
 
     def keep(self, plan: SeedPlan, job: Job) -> None:
@@ -121,15 +123,15 @@ class Conducted:
 
     def seconds_of_labels(self) -> dict[str, float]:
         """What a run of each stage and arm has taken so far, on average: of rows and of folders."""
-        found: dict[str, list[float]] = defaultdict(list)
+        seconds_of: dict[str, list[float]] = defaultdict(list)
         for row in self.rows:
             for label, seconds in row["seconds"].items():
-                found[row["arm"] if label == "arm" else label].append(seconds)
+                seconds_of[row["arm"] if label == "arm" else label].append(seconds)
         for job in self.jobs():
             done = read_done(job.folder) or {}
             if "seconds" in done:
-                found[job.label].append(done["seconds"])
-        return {label: float(np.mean(seconds)) for label, seconds in found.items()}
+                seconds_of[job.label].append(done["seconds"])
+        return {label: float(np.mean(seconds)) for label, seconds in seconds_of.items()}
 
     def seconds_left(self, jobs: Sequence[Job]) -> str:
         """How long ``jobs`` take, and the evaluations after them."""

@@ -49,10 +49,10 @@ def save_figure(
         axes.set(xlabel=labels[0], ylabel=labels[1])
         n_seeds = sorted({len(seeds) for seeds in figures.values() if seeds})
         between = "–".join(str(n) for n in dict.fromkeys((n_seeds[0], n_seeds[-1])))
-        shown = f"mean and 95 % interval over n = {between} seeds"
+        title = f"mean and 95 % interval over n = {between} seeds"
         if n_seeds[-1] == 1:
-            shown = "n = 1 seed, which has no interval"
-        axes.set_title(shown, fontsize=9, loc="left")
+            title = "n = 1 seed, which has no interval"
+        axes.set_title(title, fontsize=9, loc="left")
         figure.legend(loc="outside right upper", frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The same rows give the same bytes.
@@ -76,7 +76,7 @@ def point_of(figures: Mapping[int, Figures], axes: tuple[str, str]) -> Point | N
 
 def draw(axes, points: list[Point], color: str, marker: str, *, label: str, line: str) -> None:
     """Points with bars along both axes."""
-    (x, x_half), (y, y_half) = (np.array(each).T for each in zip(*points, strict=True))
+    (x, x_half), (y, y_half) = (np.array(axis).T for axis in zip(*points, strict=True))
     axes.errorbar(
         *(x, y, np.nan_to_num(y_half), np.nan_to_num(x_half)),
         color=color,

@@ -67,13 +67,13 @@ def gold_over_curve(
     points = sorted(
         (max(figures[arm]["kl"], 0.0), figures[arm][gold]) for arm in curve if arm in figures
     )
-    found: dict[str, Figures] = {}
+    figures_of: dict[str, Figures] = {}
     for arm, own in figures.items():
         inside = len(points) > 1 and points[0][0] <= own["kl"] <= points[-1][0]
         if arm in curve or not inside:
-            found[arm] = {}
+            figures_of[arm] = {}
             continue
         d, golds = np.sqrt([kl for kl, _ in points]), [value for _, value in points]
         at_kl = float(np.interp(np.sqrt(own["kl"]), d, golds))
-        found[arm] = {"gold_at_kl": own[gold] - at_kl}
-    return found
+        figures_of[arm] = {"gold_at_kl": own[gold] - at_kl}
+    return figures_of

@@ -102,7 +102,7 @@ def compare_arms(
 ) -> tuple[list[Comparison], list[str]]:
     """Every arm against the baseline in every compared figure; and what was left out, in words."""
     pairs, left_out = paired_seeds(study, rows)
-    found: list[tuple[str, str, Difference | None, str]] = []
+    differences: list[tuple[str, str, Difference | None, str]] = []
     for arm in study.arms:
         for name in study.compared if arm.name != study.baseline else ():
             own = of_figure(figures[arm.name], name)
@@ -110,14 +110,14 @@ def compare_arms(
             seeds = own.keys() & other.keys() & pairs[arm.name]
             if not seeds:
                 continue
-            values = ({seed: each[seed] for seed in seeds} for each in (own, other))
+            values = ({seed: by_seed[seed] for seed in seeds} for by_seed in (own, other))
             try:
-                found.append((arm.name, name, paired_difference(*values, few=few), ""))
+                differences.append((arm.name, name, paired_difference(*values, few=few), ""))
             except InputError as error:
-                found.append((arm.name, name, None, f"not compared: {error}"))
-    corrected = iter(holm([d.p for _, _, d, _ in found if d is not None]))
+                differences.append((arm.name, name, None, f"not compared: {error}"))
+    corrected = iter(holm([d.p for _, _, d, _ in differences if d is not None]))
     comparisons = []
-    for arm, name, difference, why in found:
+    for arm, name, difference, why in differences:
         p = float("nan") if difference is None else next(corrected)
         said = why if difference is None else verdict(difference, p)
         comparisons.append(Comparison(arm, name, difference, p, said))
@@ -161,7 +161,7 @@ def arms_table(
     columns, arms = [], [arm.name for arm in study.arms if figures[arm.name]]
     for name in names:
         values = {arm: of_figure(figures[arm], name) for arm in arms}
-        means = {arm: mean_ci([*each.values()]) for arm, each in values.items() if each}
+        means = {arm: mean_ci([*by_seed.values()]) for arm, by_seed in values.items() if by_seed}
         decimals = decimals_of(means.values())
         cells = {}
         for arm in arms:
@@ -181,9 +181,9 @@ def arms_table(
 
 def compared(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     """How to read the comparisons, and a line for each; or why there are none, once."""
-    if any(each.difference is not None for each in comparisons):
+    if any(comparison.difference is not None for comparison in comparisons):
         return [explanation(study, comparisons), comparisons_table(comparisons)]
-    reasons = sorted({each.verdict for each in comparisons})
+    reasons = sorted({comparison.verdict for comparison in comparisons})
     return [
         f"Nothing is compared yet ({'; '.join(reasons)})." if reasons else "Nothing to compare."
     ]
@@ -191,11 +191,11 @@ def compared(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
 
 def explanation(study: Study, comparisons: Sequence[Comparison]) -> str:
     """How to read the comparisons."""
-    made = sum(each.difference is not None for each in comparisons)
+    tested = sum(comparison.difference is not None for comparison in comparisons)
     return (
         f"Mean of arm − {study.baseline} over pairs of one seed, with its 95 % interval (Student's "
         "t), p of the paired t-test, of the sign-flip test, and the first after Holm's correction "
-        f"for {counted(made, 'comparison')}. A direction is named only where the interval "
+        f"for {counted(tested, 'comparison')}. A direction is named only where the interval "
         "leaves out 0 and the corrected p is at most 0.05; else the difference is not shown, which "
         "does not show that there is none."
     )
@@ -207,14 +207,16 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> str:
         "| arm | figure | difference | pairs | p | p, signs | p, Holm | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for each in comparisons:
-        d, name = each.difference, NAMES.get(each.figure, each.figure)
+    for comparison in comparisons:
+        d, name = comparison.difference, NAMES.get(comparison.figure, comparison.figure)
         if d is None:
-            lines.append(f"| {each.arm} | {name} | | | | | | {each.verdict} |")
+            lines.append(f"| {comparison.arm} | {name} | | | | | | {comparison.verdict} |")
             continue
-        shown = show({"mean": d.mean, "ci": d.half_width}, sign=True)
-        ps = " | ".join(map(show_p, (d.p, d.p_flips, each.p_holm)))
-        lines.append(f"| {each.arm} | {name} | {shown} | {d.n} | {ps} | {each.verdict} |")
+        difference = show({"mean": d.mean, "ci": d.half_width}, sign=True)
+        ps = " | ".join(map(show_p, (d.p, d.p_flips, comparison.p_holm)))
+        lines.append(
+            f"| {comparison.arm} | {name} | {difference} | {d.n} | {ps} | {comparison.verdict} |"
+        )
     return "\n".join(lines)
 
 
@@ -245,14 +247,14 @@ def made(study: Study, rows: Sequence[Row], config: StudyConfig) -> str:
     for row in rows:
         for label, took in row["seconds"].items():
             stages[row["seed"], row["arm"] if label == "arm" else label] = took
-    each = sum(stages.values()) / max(len(seeds), 1)
+    minutes = np.ceil(sum(stages.values()) / max(len(seeds), 1) / 60)
     missing = len(study.arms) * config.seeds - len(rows)
     lacking = f" {counted(missing, 'row')} of {config.seeds} seeds are still missing." * (
         missing > 0
     )
     return (
         f"`python -m experiments.study {config.file}`; seeds {', '.join(map(str, seeds))}; "
-        f"commit {commits}; processors: {machines}. A seed takes {np.ceil(each / 60):.0f} minutes "
+        f"commit {commits}; processors: {machines}. A seed takes {minutes:.0f} minutes "
         f"of stages.{lacking} Rows, each with the digests of what it was made from: "
         f"[{config.file.stem}.jsonl]({config.file.stem}.jsonl)."
     )

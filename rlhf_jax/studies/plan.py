@@ -125,9 +125,9 @@ def plan_seed(
 
 def evaluation(plan: SeedPlan, policies: Sequence[Path], root: Path) -> Job:
     """The evaluation of these policies, and of the SFT model before them: the baseline."""
-    each = tuple(dict.fromkeys((plan.sft, *policies)))
-    config = replace(plan.evaluate, policies=each)
-    before = (*each, *config.reward)
+    models = tuple(dict.fromkeys((plan.sft, *policies)))
+    config = replace(plan.evaluate, policies=models)
+    before = (*models, *config.reward)
     return make_job("evaluate", plan.seed, "experiments.evaluate", config, root, before)
 
 
@@ -138,15 +138,15 @@ def place_chain(
     chain: InstructGPTConfig, seed: int, root: Path, jobs: dict[Path, Job]
 ) -> InstructGPTConfig:
     """``chain`` with every stage's folder filled in, its runs added to ``jobs`` by folder."""
-    made = root / "made"
-    c = replace(chain, dir=made, seed=seed).resolve()
-    places = {made / "data": data_folder(chain, root)}
+    base = root / "made"
+    c = replace(chain, dir=base, seed=seed).resolve()
+    places = {base / "data": data_folder(chain, root)}
     for name, field in STAGES.items():
         config = with_places(getattr(c, field), places)
-        before = [each for each in places.values() if each in jobs]
+        before = [folder for folder in places.values() if folder in jobs]
         job = make_job(name, seed, f"experiments.{field}", config, root, before)
         job = jobs.setdefault(job.folder, job)
-        places[made / name] = job.folder
+        places[base / name] = job.folder
         c = replace(c, **{field: job.config})
     return replace(c, ppo=with_places(c.ppo, places), evaluate=with_places(c.evaluate, places))
 
@@ -220,7 +220,7 @@ def digest_of(config: Any, module: str, root: Path) -> dict[str, Any]:
 def in_root(value: Any, root: Path) -> Any:
     """``value`` of a config's JSON with paths below ``root`` as they are from there."""
     if isinstance(value, list):
-        return [in_root(each, root) for each in value]
+        return [in_root(part, root) for part in value]
     if isinstance(value, str) and value.startswith(f"{root}/"):
         return ROOT + value.removeprefix(str(root))
     return value
@@ -232,22 +232,22 @@ def outside_inputs(config: Any, root: Path) -> dict[str, str]:
     def outside(digest):
         return lambda path: None if path.is_relative_to(root) else digest(path)
 
-    found = inputs(config, STARTS_FROM, outside(model_digest))
+    inputs_read = inputs(config, STARTS_FROM, outside(model_digest))
     settings = inputs(config, STARTS_FROM, outside(settings_digest))
-    found |= {f"{name}[settings]": each for name, each in settings.items()}
-    found |= inputs(config, READS, outside(contents_digest)) | text_rewards_of(config)
-    return {name: each.digest for name, each in found.items()}
+    inputs_read |= {f"{name}[settings]": source for name, source in settings.items()}
+    inputs_read |= inputs(config, READS, outside(contents_digest)) | text_rewards_of(config)
+    return {name: source.digest for name, source in inputs_read.items()}
 
 
 def with_places(value: Any, places: Mapping[Path, Path]) -> Any:
     """``value``, a config, with the paths below each of ``places`` moved to where that lies."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        moved = {name: with_places(each, places) for name, each in fields.items()}
-        changed = {name: each for name, each in moved.items() if each is not fields[name]}
+        moved = {name: with_places(part, places) for name, part in fields.items()}
+        changed = {name: part for name, part in moved.items() if part is not fields[name]}
         return replace(value, **changed) if changed else value
     if isinstance(value, tuple):
-        moved = tuple(with_places(each, places) for each in value)
+        moved = tuple(with_places(part, places) for part in value)
         return moved if any(a is not b for a, b in zip(moved, value, strict=True)) else value
     if isinstance(value, Path):
         for was, now in places.items():
@@ -261,7 +261,7 @@ def paths_in(value: Any) -> list[Path]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [p for f in dataclasses.fields(value) for p in paths_in(getattr(value, f.name))]
     if isinstance(value, tuple):
-        return [path for each in value for path in paths_in(each)]
+        return [path for part in value for path in paths_in(part)]
     return [value] if isinstance(value, Path) else []
 
 
@@ -271,19 +271,19 @@ def paths_in(value: Any) -> list[Path]:
 def changes_of(config: Any, base: InstructGPTConfig) -> dict[str, Any]:
     """Fields in which an arm's stage is not the base chain's of its kind (of DPO: the defaults)."""
     stages = (base.ppo, base.sft, base.reward, base.pretrain)
-    like = next((each for each in stages if type(each) is type(config)), type(config)())
+    like = next((stage for stage in stages if type(stage) is type(config)), type(config)())
     places = ("run", "init", "reward", "data", "heldout", "prompts", "demonstrations", "ptx_data")
     return different(like, config, ignore=(*NOT_TOLD, *places))
 
 
 def changes_between(base: InstructGPTConfig, chain: InstructGPTConfig) -> dict[str, Any]:
     """Fields of the stages before an arm's own in which its chain is not the base chain."""
-    found = {}
+    changes = {}
     for field in STAGES.values():
         both = getattr(base, field), getattr(chain, field)
         changed = different(*both, ignore=(*NOT_TOLD, "init", *READS))
-        found |= {f"{field}.{name}": value for name, value in changed.items()}
-    return found
+        changes |= {f"{field}.{name}": value for name, value in changed.items()}
+    return changes
 
 
 def different(was: Any, now: Any, *, ignore: Sequence[str]) -> dict[str, Any]:

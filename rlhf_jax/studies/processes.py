@@ -225,5 +225,5 @@ def share_of_processors(slot: int, parallel: int) -> set[int]:
     if parallel == 1 or not hasattr(os, "sched_setaffinity"):
         return set()
     cores = sorted(os.sched_getaffinity(0))
-    each = len(cores) // parallel
-    return set(cores[slot * each : (slot + 1) * each])
+    cores_of_slot = len(cores) // parallel
+    return set(cores[slot * cores_of_slot : (slot + 1) * cores_of_slot])

@@ -126,12 +126,12 @@ def outcome(job: Job) -> str | None:
 
 def seconds_of(runs: Sequence[Job], evaluate: Job, *, own: Path | None) -> dict[str, float]:
     """What each stage took, the arm's own, in the folder ``own``, as ``arm``."""
-    found = {}
+    seconds_of_stage = {}
     for job in (*runs, evaluate):
         done = read_done(job.folder) or {}
         if "seconds" in done:
-            found["arm" if job.folder == own else job.label] = done["seconds"]
-    return dict(sorted(found.items()))
+            seconds_of_stage["arm" if job.folder == own else job.label] = done["seconds"]
+    return dict(sorted(seconds_of_stage.items()))
 
 
 def commit_of(record: Mapping[str, Any]) -> str:
@@ -153,7 +153,7 @@ def machine(parallel: int) -> str:
 
 def figures_of(rows: Sequence[Row]) -> dict[int, dict[str, Figures]]:
     """{seed: {arm: figures}}."""
-    found: dict[int, dict[str, Figures]] = {}
+    by_seed: dict[int, dict[str, Figures]] = {}
     for row in rows:
-        found.setdefault(row["seed"], {})[row["arm"]] = row["figures"]
-    return found
+        by_seed.setdefault(row["seed"], {})[row["arm"]] = row["figures"]
+    return by_seed

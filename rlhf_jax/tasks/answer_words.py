@@ -1,6 +1,5 @@
 """A reward model that reads the words of the answer and nothing else: the bar to be cleared."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import Float
 
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.formats import Comparison
-from rlhf_jax.text.classifier import logistic_regression, terms, tfidf
+from rlhf_jax.text.classifier import learn_vocabulary, logistic_regression, terms, tfidf
 
 LOSS_WEIGHT = 1.0
 MIN_COUNT = 2
@@ -20,12 +19,9 @@ def train_answer_words(rows: Sequence[Comparison]):
     Bradley-Terry on tf-idf of the answers' words and word pairs: P(i above j) = σ(w·(x_i − x_j)),
     L2-regularised; each prompt weighs the same, as in the ranking loss.
     """
-    found = [terms(as_text(text)) for row in rows for text in row.responses]
-    counts = Counter(term for some in found for term in set(some))
-    kept = sorted(term for term, count in counts.items() if count >= MIN_COUNT)
-    vocabulary = {term: column for column, term in enumerate(kept)}
-    idf = np.log((1 + len(found)) / (1 + np.array([counts[term] for term in kept]))) + 1
-    x = tfidf(found, vocabulary, idf)
+    answers = [terms(as_text(text)) for row in rows for text in row.responses]
+    vocabulary, idf = learn_vocabulary(answers, min_count=MIN_COUNT)
+    x = tfidf(answers, vocabulary, idf)
     better, worse, weights, start = [], [], [], 0
     for row in rows:
         ranks = np.array(row.ranks)
@@ -38,12 +34,12 @@ def train_answer_words(rows: Sequence[Comparison]):
         x[better] - x[worse], np.ones(len(better), bool), np.array(weights), LOSS_WEIGHT, bias=False
     )[0]
 
-    def score(some: Sequence[Comparison]) -> Float[np.ndarray, "P K"]:
-        texts = [terms(as_text(text)) for row in some for text in row.responses]
+    def score(rows: Sequence[Comparison]) -> Float[np.ndarray, "P K"]:
+        texts = [terms(as_text(text)) for row in rows for text in row.responses]
         flat = tfidf(texts, vocabulary, idf) @ w
-        scores = np.full((len(some), max(len(row.ranks) for row in some)), np.nan)
+        scores = np.full((len(rows), max(len(row.ranks) for row in rows)), np.nan)
         at = 0
-        for n, row in enumerate(some):
+        for n, row in enumerate(rows):
             scores[n, : len(row.ranks)] = flat[at : at + len(row.ranks)]
             at += len(row.ranks)
         return scores

@@ -95,7 +95,9 @@ def build(source: Path) -> Task:
             Demonstration(asked(problem), f" {problem.equation}")
             for problem in split["demonstrations"]
         ],
-        prompts={n: list(map(asked, some)) for n, some in split.items() if n != "demonstrations"},
+        prompts={
+            n: list(map(asked, problems)) for n, problems in split.items() if n != "demonstrations"
+        },
         corpora={"equations": equations(learnt)},
         heldout={"equations": equations(split["evaluation"])},
         gold=gold,
@@ -116,25 +118,27 @@ def all_problems() -> list[Problem]:
 
     Of differences the one that is not negative, of others the one that their hash decides.
     """
-    made = []
+    problems = []
     for a, b in combinations_with_replacement(range(LARGEST + 1), 2):
         for operation in WORDINGS:
             if operation != "×" or a <= LARGEST_FACTOR:
                 problem = Problem(a, operation, b)
                 turned = operation == "-" or share(problem.equation, "order of operands") < 0.5
-                made.append(problem.commuted if turned else problem)
-    return made
+                problems.append(problem.commuted if turned else problem)
+    return problems
 
 
 def split_problems() -> dict[str, list[Problem]]:
     """Problems by what they serve, in random order: held-out ranges, and shares of the rest."""
     ranges = {pair: name for name, pairs in HELDOUT.items() for pair in pairs}
-    made: dict[str, list[Problem]] = {"": [], **{name: [] for name in HELDOUT}}
+    by_part: dict[str, list[Problem]] = {"": [], **{name: [] for name in HELDOUT}}
     for problem in all_problems():
         low, high = sorted((problem.a // 10, problem.b // 10))
-        made[ranges.get((low, high), "")].append(problem)
-    rest = parts(made.pop(""), lambda problem: problem.equation, SHARES, "problem")
-    return rest | {name: shuffled(some, lambda p: p.equation) for name, some in made.items()}
+        by_part[ranges.get((low, high), "")].append(problem)
+    rest = parts(by_part.pop(""), lambda problem: problem.equation, SHARES, "problem")
+    return rest | {
+        name: shuffled(problems, lambda p: p.equation) for name, problems in by_part.items()
+    }
 
 
 def asked(problem: Problem) -> str:
@@ -147,9 +151,9 @@ def asked(problem: Problem) -> str:
 def equations(problems: Iterable[Problem]) -> list[str]:
     """Documents of equations in random order, sums and products in both orders."""
     both = {
-        each
+        order
         for problem in problems
-        for each in ((problem,) if problem.operation == "-" else (problem, problem.commuted))
+        for order in ((problem,) if problem.operation == "-" else (problem, problem.commuted))
     }
     lines = shuffled(problem.equation for problem in both)
     return ["\n".join(lines[i : i + PER_DOCUMENT]) for i in range(0, len(lines), PER_DOCUMENT)]
@@ -180,7 +184,7 @@ second number is looked ahead at, as it may be the first of another problem."""
 
 def readers(forms: dict[str, tuple[str, ...]]) -> list[tuple[str, re.Pattern]]:
     """(operation, compiled form) of every form."""
-    pairs = ((operation, form) for operation, some in forms.items() for form in some)
+    pairs = ((operation, form) for operation, patterns in forms.items() for form in patterns)
     return [(operation, re.compile(form, re.IGNORECASE)) for operation, form in pairs]
 
 
@@ -203,12 +207,12 @@ WORDING_READERS = readers({o: tuple(map(as_form, some)) for o, some in WORDINGS.
 def problems_in(text: str) -> set[Problem]:
     """The problems that a text asks or answers in figures, each in one order of its operands."""
     text = unicodedata.normalize("NFKC", text)
-    found = (
+    problems = (
         Problem(int(match["a"]), operation, int(match["b"]))
         for operation, reader in FORM_READERS
         for match in reader.finditer(text)
     )
-    return {problem.either for problem in found}
+    return {problem.either for problem in problems}
 
 
 def problem_of(prompt: str) -> Problem:
@@ -254,7 +258,9 @@ def make_nearest(known: Sequence[Problem]) -> Baseline:
         operation: [problem for problem in known if problem.operation == operation]
         for operation in WORDINGS
     }
-    operands = {o: np.array([(p.a, p.b) for p in some]) for o, some in by_operation.items()}
+    operands = {
+        o: np.array([(p.a, p.b) for p in problems_of]) for o, problems_of in by_operation.items()
+    }
 
     def nearest(prompts: Sequence[str]) -> list[str]:
         said = []

@@ -58,7 +58,7 @@ def loose_variants(response: str) -> list[str]:
     """
     lines = response.split("\n")
     cut = [lines, lines[1:], lines[:-1], lines[1:-1]]
-    texts = ["\n".join(some).strip() for some in cut]
+    texts = ["\n".join(lines_left).strip() for lines_left in cut]
     return [response, *texts, *(text.replace("*", "") for text in [response, *texts])]
 
 
@@ -113,8 +113,8 @@ def letter_frequency(text: str, letter: str, let_relation: str, let_frequency: i
 
 def capital_words(text: str, capital_relation: str, capital_frequency: int) -> bool:
     """At least, or less than, so many words are all in capitals."""
-    found = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)
-    return compare(sum(word.isupper() for word in found), capital_relation, capital_frequency)
+    words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)
+    return compare(sum(word.isupper() for word in words), capital_relation, capital_frequency)
 
 
 def paragraphs(text: str, num_paragraphs: int) -> bool:
@@ -127,10 +127,10 @@ def paragraphs(text: str, num_paragraphs: int) -> bool:
 
 def nth_paragraph(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     """Separated by an empty line; the first word without quotation marks and punctuation."""
-    found = [part.strip() for part in re.split(r"\n\n", text) if part.strip()]
-    if len(found) != num_paragraphs or nth_paragraph > len(found):
+    paragraphs = [part.strip() for part in re.split(r"\n\n", text) if part.strip()]
+    if len(paragraphs) != num_paragraphs or nth_paragraph > len(paragraphs):
         return False
-    start = re.match(r"[\"'“‘(*]*([^\s.,?!:;\"'”’)*]*)", found[nth_paragraph - 1])
+    start = re.match(r"[\"'“‘(*]*([^\s.,?!:;\"'”’)*]*)", paragraphs[nth_paragraph - 1])
     return start is not None and start[1].lower() == first_word.lower()
 
 
@@ -141,8 +141,8 @@ def bullets(text: str, num_bullets: int) -> bool:
 
 def highlights(text: str, num_highlights: int) -> bool:
     """``*so*`` or ``**so**`` with something in it."""
-    found = re.findall(r"\*\*[^*\n]+\*\*|\*[^*\n]+\*", text)
-    return sum(bool(part.strip("*").strip()) for part in found) >= num_highlights
+    marked = re.findall(r"\*\*[^*\n]+\*\*|\*[^*\n]+\*", text)
+    return sum(bool(part.strip("*").strip()) for part in marked) >= num_highlights
 
 
 def sections(text: str, section_spliter: str, num_sections: int) -> bool:
@@ -152,7 +152,7 @@ def sections(text: str, section_spliter: str, num_sections: int) -> bool:
 
 def title(text: str) -> bool:
     """A title stands in <<double angular brackets>>."""
-    return any(found.strip() for found in re.findall(r"<<(>?(?:(?!<<|>>)[^\n])*)>>", text))
+    return any(heading.strip() for heading in re.findall(r"<<(>?(?:(?!<<|>>)[^\n])*)>>", text))
 
 
 def is_json(text: str) -> bool:

@@ -71,8 +71,8 @@ def build(source: Path) -> Task:
         asked = [(prompt_of(s, wording), [c]) for s in split[name] for wording, c in wordings()]
         checks |= dict(asked)
         prompts[name] = shuffled(prompt for prompt, _ in asked)
-    for name, some in parts(ifeval, str, VALIDATION, "ifeval").items():
-        prompts[name] = some
+    for name, prompts_of_part in parts(ifeval, str, VALIDATION, "ifeval").items():
+        prompts[name] = prompts_of_part
     corpora = {
         "gutenberg": passages(source / "text_gutenberg", heldout=HELDOUT, salt="passage"),
         "wikipedia": passages(source / "text_wikipedia", heldout=HELDOUT, salt="passage"),
@@ -92,13 +92,13 @@ def build(source: Path) -> Task:
 
 def read_ifeval(folder: Path) -> dict[str, list[Constraint]]:
     """IFEval's prompts, as a user's message, with what each asks for."""
-    found = {}
+    constraints_of = {}
     for prompt, kinds, arguments in read_fields(folder, "prompt", "instruction_id_list", "kwargs"):
         if len(kinds) != len(arguments):
             raise InputError(f"{folder}: {len(kinds)} instructions with {len(arguments)} kwargs")
         pairs = zip(kinds, arguments, strict=True)
-        found[as_prompt(prompt)] = [make_constraint(*pair) for pair in pairs]
-    return found
+        constraints_of[as_prompt(prompt)] = [make_constraint(*pair) for pair in pairs]
+    return constraints_of
 
 
 def as_prompt(text: str) -> str:
@@ -169,13 +169,13 @@ def wordings() -> list[Asked]:
 
 def rewritten(output: str, constraint: Constraint) -> str | None:
     """The person's answer, made to fulfil a constraint that is a matter of writing only."""
-    made = {
+    answer = {
         "punctuation:no_comma": lambda: output.replace(",", ""),
         "change_case:english_lowercase": output.lower,
         "change_case:english_capital": output.upper,
         "startend:quotation": lambda: '"' + output.strip('"') + '"',
     }.get(constraint.kind, lambda: output)()
-    return made if constraint.holds(made) else None
+    return answer if constraint.holds(answer) else None
 
 
 def demonstrations(seeds: Sequence[Seed]) -> list[Demonstration]:
@@ -183,14 +183,14 @@ def demonstrations(seeds: Sequence[Seed]) -> list[Demonstration]:
 
     Of those, the half that a hash of the text picks.
     """
-    made = []
+    rows = []
     for seed in seeds:
-        made.append(Demonstration(as_prompt(seed.text), " " + seed.output))
+        rows.append(Demonstration(as_prompt(seed.text), " " + seed.output))
         for wording, constraint in wordings():
             output = rewritten(seed.output, constraint)
             if output is not None and share(seed.text + wording, "constraint") < 0.5:
-                made.append(Demonstration(prompt_of(seed, wording), " " + output))
-    return shuffled(made, lambda row: as_text(row.prompt))
+                rows.append(Demonstration(prompt_of(seed, wording), " " + output))
+    return shuffled(rows, lambda row: as_text(row.prompt))
 
 
 def constraints_of(

@@ -87,7 +87,7 @@ def build(source: Path) -> Task:
 
 def cut_sentences(text: str) -> list[tuple[str, str]]:
     """(beginning, rest) of each sentence that is neither too short nor too long."""
-    made = []
+    cuts = []
     for piece in SENTENCE.split(text):
         piece = re.sub(r"\s+", " ", piece).strip()
         if PROMPT < len(piece.encode()) <= PROMPT + ANSWER:
@@ -95,8 +95,8 @@ def cut_sentences(text: str) -> list[tuple[str, str]]:
             space = piece.find(" ", at)
             # Chinese has no spaces: there a sentence is cut between any two characters.
             cut = space if 0 < space < len(piece) - 1 and piece[:at].isascii() else at
-            made.append((piece[:cut], piece[cut:]))
-    return made
+            cuts.append((piece[:cut], piece[cut:]))
+    return cuts
 
 
 def make_ngram_judge(model: NgramModel) -> Judge:

@@ -99,15 +99,15 @@ def as_pairs(rows: Sequence[Comparison]) -> list[Comparison]:
     The pairs of one prompt then meet in different updates, and each response is seen up to K − 1
     times an epoch.
     """
-    made = []
+    pairs = []
     for row in rows:
         for i, j in combinations(range(len(row.ranks)), 2):
             if row.ranks[i] != row.ranks[j]:
                 ranks = (0, 1) if row.ranks[i] < row.ranks[j] else (1, 0)
                 tokens = row.tokens and (row.tokens[i], row.tokens[j])
                 pair = (row.responses[i], row.responses[j])
-                made.append(Comparison(row.prompt, pair, ranks, tokens, row.origin))
-    return made
+                pairs.append(Comparison(row.prompt, pair, ranks, tokens, row.origin))
+    return pairs
 
 
 # --- the sets -------------------------------------------------------------------------------------
@@ -134,18 +134,18 @@ def hh_harmless(folder: Path) -> Read:
 def pandalm(folder: Path) -> Read:
     """PandaLM's test set: answers to instructions, judged by three people (Wang et al. 2023)."""
 
-    def text_of(instruction: str, given: str) -> str:
-        return f"{instruction}\n\n{given}" if given else instruction
+    def text_of(instruction: str, material: str) -> str:
+        return f"{instruction}\n\n{material}" if material else instruction
 
     judged = []
     fields = ("instruction", "input", "chosen", "rejected")
-    for instruction, given, chosen, rejected in read_fields(folder / "pairs.jsonl", *fields):
-        text = text_of(instruction, given)
+    for instruction, material, chosen, rejected in read_fields(folder / "pairs.jsonl", *fields):
+        text = text_of(instruction, material)
         pair = (f" {chosen}", f" {rejected}")
         judged.append(Judged(Comparison(as_prompt(text), pair, (0, 1)), text))
     fields = ("instruction", "input", "response1", "response2")
-    for instruction, given, first, second in read_fields(folder / "ties.jsonl", *fields):
-        text = text_of(instruction, given)
+    for instruction, material, first, second in read_fields(folder / "ties.jsonl", *fields):
+        text = text_of(instruction, material)
         pair = (f" {first}", f" {second}")
         judged.append(Judged(Comparison(as_prompt(text), pair, (0, 0)), text))
     names = ("pairs", "ties")
@@ -189,8 +189,8 @@ def truthfulqa(folder: Path) -> Read:
     for question, kinds in answers.items():
         # A text that was judged both ways says nothing.
         both = set(kinds[0]) & set(kinds[1])
-        some = [sorted(set(kind) - both, key=lambda a: share(a, "answer")) for kind in kinds]
-        true, false = (kind[:MOST_OF_A_KIND] for kind in some)
+        kept = [sorted(set(kind) - both, key=lambda a: share(a, "answer")) for kind in kinds]
+        true, false = (kind[:MOST_OF_A_KIND] for kind in kept)
         if true and false:
             texts = tuple(f" {answer}" for answer in [*true, *false])
             ranks = (0,) * len(true) + (1,) * len(false)
@@ -245,7 +245,7 @@ def differences(scores: np.ndarray) -> np.ndarray:
 
 def pairwise_agreement(orders: Sequence[np.ndarray]) -> float:
     """Share of (two raters, pair) that both order strictly which they order alike."""
-    products = np.concatenate([product for each in orders for product in rater_pairs(each)])
+    products = np.concatenate([product for order in orders for product in rater_pairs(order)])
     return float((products > 0).sum() / (products != 0).sum())
 
 

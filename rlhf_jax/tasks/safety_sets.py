@@ -114,8 +114,8 @@ def load_safety_sets(source: Path) -> SafetySets:
 
 def beginning(text: str) -> str | None:
     """The first five words of a comment that has at least twice as many."""
-    found = text.split()
-    return " ".join(found[:PROMPT_WORDS]) if len(found) >= 2 * PROMPT_WORDS else None
+    words = text.split()
+    return " ".join(words[:PROMPT_WORDS]) if len(words) >= 2 * PROMPT_WORDS else None
 
 
 def make_toxicity(train: Sequence[tuple], test: Sequence[tuple], lexicons: Path) -> Toxicity:
@@ -147,14 +147,14 @@ def read_words(path: Path) -> re.Pattern:
 
 def read_winogender(folder: Path) -> list[Pair]:
     """Each sentence with a male and a female pronoun."""
-    found = defaultdict(dict)
+    sentences = defaultdict(dict)
     for name, occupation, gender, sentence in read_fields(
         folder, "id", "occupation", "gender", "sentence"
     ):
-        found[name.rpartition(".")[0], occupation][gender] = sentence
+        sentences[name.rpartition(".")[0], occupation][gender] = sentence
     return [
         Pair(row["male"], row["female"], occupation)
-        for (_, occupation), row in found.items()
+        for (_, occupation), row in sentences.items()
         if {"male", "female"} <= row.keys()
     ]
 

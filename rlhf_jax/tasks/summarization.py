@@ -98,9 +98,9 @@ def read_papers(folder: Path) -> list[Paper]:
         return " ".join(text.split())
 
     rows = read_fields(folder, "id", "source", "targets")
-    made = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
+    papers = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
     # A few abstracts occur twice: one prompt must have one set of references.
-    return list({paper.abstract: paper for paper in made if paper.summaries}.values())
+    return list({paper.abstract: paper for paper in papers if paper.summaries}.values())
 
 
 def make_gold(references: References) -> Judge:
@@ -122,11 +122,11 @@ def make_metrics(references: References) -> Callable[..., dict[str, Figure]]:
         said = [mixed_tokens(response) for response in responses]
         asked = [set(mixed_tokens(prompt)) for prompt in prompts]
         copied = [
-            float(np.mean([w in source for w in some])) if some else 0.0
-            for some, source in zip(said, asked, strict=True)
+            float(np.mean([w in source for w in words_of_one])) if words_of_one else 0.0
+            for words_of_one, source in zip(said, asked, strict=True)
         ]
         figures: dict[str, Figure] = {name: mean_ci(values) for name, values in scores.items()}
-        figures["words"] = mean_ci([len(some) for some in said])
+        figures["words"] = mean_ci([len(words_of_one) for words_of_one in said])
         return figures | {"copied": mean_ci(copied)}
 
     return metrics
@@ -146,8 +146,8 @@ def make_oracle(references: References) -> Callable[[Sequence[str]], list[str]]:
     """The sentence nearest to the references: what extracting one sentence can reach at most."""
 
     def best(prompt: str, answers: tuple[str, ...]) -> str:
-        found = sentences(abstract_of(prompt))
-        scores = np.mean(list(rouge(found, [answers] * len(found)).values()), axis=0)
-        return " " + found[int(scores.argmax())]
+        candidates = sentences(abstract_of(prompt))
+        scores = np.mean(list(rouge(candidates, [answers] * len(candidates)).values()), axis=0)
+        return " " + candidates[int(scores.argmax())]
 
     return lambda prompts: [best(*row) for row in zip(prompts, references.of(prompts), strict=True)]

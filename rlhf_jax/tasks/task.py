@@ -158,8 +158,8 @@ def check_leaks(task: Task, name: str) -> None:
         raise InputError(f"task {name}: {error}") from None
     # Above, a short prompt would have to be a whole demonstration, with its completion. Punctuation
     # counts here, as in the splits: "a mess," and "a mess." ask for different continuations.
-    shown = {normalised(as_text(row.prompt)) for row in task.demonstrations}
-    again = [prompt for prompt in tested if normalised(prompt) in shown]
+    learnt_prompts = {normalised(as_text(row.prompt)) for row in task.demonstrations}
+    again = [prompt for prompt in tested if normalised(prompt) in learnt_prompts]
     if again:
         raise InputError(
             f"task {name}: {len(again)} of {len(tested)} prompts to evaluate on are prompts of "

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy
 from jaxtyping import Float
 
 from rlhf_jax.data.formats import Demonstration
@@ -19,6 +18,7 @@ from rlhf_jax.evaluation.overlap import corpus_overlap, sentence_chrf
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.task import Figure, Judge, Task
 from rlhf_jax.tasks.translation_prompt import chinese_of, prompt_of
+from rlhf_jax.text.classifier import learn_vocabulary, tfidf
 from rlhf_jax.text.duplicates import without_leaks
 from rlhf_jax.text.segments import mixed_tokens
 
@@ -50,13 +50,15 @@ def build(source: Path) -> Task:
     answers = defaultdict(list)
     for chinese, english, _ in [*pairs, *news]:
         answers[prompt_of(chinese)].append(english)
-    references = References({prompt: tuple(found) for prompt, found in answers.items()})
+    references = References(
+        {prompt: tuple(translations) for prompt, translations in answers.items()}
+    )
     prompts = {
         name: list(dict.fromkeys(prompt_of(chinese) for chinese, _, _ in split[name]))
         for name in SHARES
         if name != "demonstrations"
     }
-    taken = {prompt for some in prompts.values() for prompt in some}
+    taken = {prompt for prompts_of_part in prompts.values() for prompt in prompts_of_part}
     prompts["news"] = [p for p in map(prompt_of, (row[0] for row in news)) if p not in taken]
     novel = passages(source / "text_zh_novels", heldout=HELDOUT, salt="passage")
     return Task(
@@ -112,10 +114,10 @@ def make_metrics(references: References) -> Callable[..., dict[str, Figure]]:
         answers = references.of(prompts)
         said = [response.strip() for response in responses]
         exact = [
-            normalised(response) in map(normalised, some)
-            for response, some in zip(said, answers, strict=True)
+            normalised(response) in map(normalised, references_of_one)
+            for response, references_of_one in zip(said, answers, strict=True)
         ]
-        overlap = corpus_overlap(said, [some[:1] for some in answers])
+        overlap = corpus_overlap(said, [references_of_one[:1] for references_of_one in answers])
         return {**overlap, "exact": mean_ci(exact)}
 
     return metrics
@@ -135,26 +137,13 @@ def make_memory(pairs: Sequence[Pair]) -> Callable[[Sequence[str]], list[str]]:
     def terms(text: str) -> set[str]:
         return {*text, *(text[i : i + 2] for i in range(len(text) - 1))}
 
-    known = [terms(chinese) for chinese, _, _ in pairs]
-    index = {term: n for n, term in enumerate(sorted({t for some in known for t in some}))}
-    counts = np.zeros(len(index))
-    for some in known:
-        counts[[index[term] for term in some]] += 1
-    idf = np.log((1 + len(known)) / (1 + counts)) + 1
-
-    def rows(found):
-        columns = [[index[term] for term in some if term in index] for some in found]
-        ends = np.cumsum([0, *map(len, columns)])
-        flat = np.fromiter((c for some in columns for c in some), np.int64, ends[-1])
-        matrix = scipy.sparse.csr_array((idf[flat], flat, ends), (len(columns), len(index)))
-        lengths = np.sqrt((matrix**2).sum(axis=1))
-        return scipy.sparse.diags_array(1 / np.maximum(lengths, 1e-9)) @ matrix
-
-    memory = rows(known)
+    sentences = [terms(chinese) for chinese, _, _ in pairs]
+    vocabulary, idf = learn_vocabulary(sentences, min_count=1)
+    memory = tfidf(sentences, vocabulary, idf)
 
     def nearest(prompts: Sequence[str]) -> list[str]:
-        asked = rows([terms(chinese_of(prompt)) for prompt in prompts])
-        found = (asked @ memory.T).toarray().argmax(axis=1)
-        return [" " + pairs[n][1] for n in found]
+        asked = tfidf([terms(chinese_of(prompt)) for prompt in prompts], vocabulary, idf)
+        best = (asked @ memory.T).toarray().argmax(axis=1)
+        return [" " + pairs[n][1] for n in best]
 
     return nearest

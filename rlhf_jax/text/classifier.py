@@ -6,7 +6,7 @@ Punctuation is not counted, so it earns nothing.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ def words(text: str) -> list[str]:
 
 def terms(text: str) -> list[str]:
     """Words and pairs of neighbouring words."""
-    found = words(text)
-    return found + [f"{first} {second}" for first, second in pairwise(found)]
+    in_order = words(text)
+    return in_order + [f"{first} {second}" for first, second in pairwise(in_order)]
 
 
 class TextClassifier(NamedTuple):
@@ -42,15 +42,15 @@ class TextClassifier(NamedTuple):
 
     def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "B"]:
         """log-odds that each text is positive; the bias if it has no known term."""
-        found = [terms(text) for text in texts]
-        return tfidf(found, self.vocabulary, self.idf) @ self.weights + self.bias
+        x = tfidf([terms(text) for text in texts], self.vocabulary, self.idf)
+        return x @ self.weights + self.bias
 
 
 def tfidf(
-    found: Sequence[Sequence[str]], vocabulary: dict[str, int], idf: Float[np.ndarray, "F"]
+    terms_of_each: Sequence[Iterable[str]], vocabulary: dict[str, int], idf: Float[np.ndarray, "F"]
 ) -> "scipy.sparse.csr_array":
     """Row b holds idf_t of the distinct known terms of text b, scaled to unit length."""
-    rows = [{vocabulary[term] for term in text if term in vocabulary} for text in found]
+    rows = [{vocabulary[term] for term in text if term in vocabulary} for text in terms_of_each]
     ends = np.cumsum([0, *map(len, rows)])
     columns = np.fromiter((column for row in rows for column in row), np.int64, ends[-1])
     values = idf[columns]
@@ -60,6 +60,19 @@ def tfidf(
     return scipy.sparse.csr_array(
         (values / lengths[row_of], columns, ends), (len(rows), len(vocabulary))
     )
+
+
+def learn_vocabulary(
+    terms_of_each: Sequence[Iterable[str]], *, min_count: int
+) -> tuple[dict[str, int], Float[np.ndarray, "F"]]:
+    """Columns of the terms that ``min_count`` texts or more have, and their idf.
+
+    idf_t = ln((1 + n) / (1 + n_t)) + 1 for n texts, n_t of which have the term.
+    """
+    counts = Counter(term for text in terms_of_each for term in set(text))
+    kept = sorted(term for term, count in counts.items() if count >= min_count)
+    idf = np.log((1 + len(terms_of_each)) / (1 + np.array([counts[term] for term in kept]))) + 1
+    return {term: column for column, term in enumerate(kept)}, idf
 
 
 def train_classifier(
@@ -81,12 +94,9 @@ def train_classifier(
     a regression that did not see its labels, and Platt's slope and offset (1999), fitted on those
     scores, go into the weights of the final one.
     """
-    found = [terms(text) for text in texts]
-    counts = Counter(term for text in found for term in set(text))
-    kept = sorted(term for term, count in counts.items() if count >= min_count)
-    vocabulary = {term: column for column, term in enumerate(kept)}
-    idf = np.log((1 + len(texts)) / (1 + np.array([counts[term] for term in kept]))) + 1
-    x, is_positive = tfidf(found, vocabulary, idf), np.asarray(labels)
+    terms_of_each = [terms(text) for text in texts]
+    vocabulary, idf = learn_vocabulary(terms_of_each, min_count=min_count)
+    x, is_positive = tfidf(terms_of_each, vocabulary, idf), np.asarray(labels)
 
     def fit(rows: np.ndarray) -> tuple[np.ndarray, float]:
         return logistic_regression(x[rows], is_positive[rows], weights[rows], loss_weight)

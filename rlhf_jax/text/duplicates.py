@@ -69,6 +69,10 @@ def without_shared_prefixes(
     return kept
 
 
+LEAK_WORDS = 13
+"""As in GPT-3's check (Brown et al. 2020, appendix C)."""
+
+
 class Leak(NamedTuple):
     """A test text that training texts cover."""
 
@@ -82,16 +86,16 @@ class Leak(NamedTuple):
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     """Every run of ``n`` neighbouring words, in order; none in a text of fewer."""
-    found = words_of(text)
-    return [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+    words = words_of(text)
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def find_leaks(
-    train: Sequence[str], test: Sequence[str], *, n: int = 13, covered: float = 0.5
+    train: Sequence[str], test: Sequence[str], *, n: int = LEAK_WORDS, covered: float = 0.5
 ) -> list[Leak]:
     """Test texts of which at least this share of the n-grams is in the training texts.
 
-    13-grams as in GPT-3's check (Brown et al. 2020, appendix C); a shorter text is compared whole.
+    A text of fewer words than ``n`` is compared whole.
     """
     # Only what the test texts hold is kept: training text may be large.
     wanted = {gram for text in test for gram in ngrams(text, n)}
@@ -110,16 +114,14 @@ def find_leaks(
     return leaks
 
 
-def check_no_leak(
-    train: Sequence[str], test: Sequence[str], *, n: int = 13, covered: float = 0.5
-) -> None:
+def check_no_leak(train: Sequence[str], test: Sequence[str]) -> None:
     """Raise InputError if any test text leaks into training, naming the first and how many."""
-    leaks = find_leaks(train, test, n=n, covered=covered)
+    leaks = find_leaks(train, test)
     if leaks:
         first = leaks[0]
         raise InputError(
             f"{len(leaks)} of {len(test)} test texts are in the training text; number "
-            f"{first.test + 1} shares {first.covered:.0%} of its {n}-grams, such as "
+            f"{first.test + 1} shares {first.covered:.0%} of its {LEAK_WORDS}-grams, such as "
             f"{first.example[:120]!r}"
         )
 

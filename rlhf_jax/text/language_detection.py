@@ -88,9 +88,9 @@ def language_of(text: str) -> str | None:
         return None
     if script in ALONE:
         return ALONE[script]
-    found = re.findall(r"[^\W\d_][\w\u0900-\u097f]*", text.lower())
+    words = re.findall(r"[^\W\d_][\w\u0900-\u097f]*", text.lower())
     hits = {
-        language: sum(word in known for word in found)
+        language: sum(word in known for word in words)
         for language, known in FUNCTION_WORDS[script].items()
     }
     best = max(hits, key=lambda language: hits[language])

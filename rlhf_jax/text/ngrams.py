@@ -56,14 +56,15 @@ def train_ngrams(texts: Sequence[str], *, order: int) -> NgramModel:
     data = [np.frombuffer(text.encode(), np.uint8).astype(np.uint64) for text in texts]
     grams, counts, contexts = [], [], []
     for n in range(1, order + 1):
-        found, number = np.unique(
-            np.concatenate([ngram_codes(each, n) for each in data]), return_counts=True
+        codes, number = np.unique(
+            np.concatenate([ngram_codes(bytes_of_text, n) for bytes_of_text in data]),
+            return_counts=True,
         )
         heads, first, kinds = np.unique(
-            found >> np.uint64(8), return_index=True, return_counts=True
+            codes >> np.uint64(8), return_index=True, return_counts=True
         )
         totals = np.add.reduceat(number, first)
-        grams.append(found)
+        grams.append(codes)
         counts.append(number.astype(float))
         contexts.append((heads, totals.astype(float), kinds.astype(float)))
     return NgramModel(grams, counts, contexts)

@@ -13,5 +13,5 @@ def mixed_tokens(text: str) -> list[str]:
 
 def chinese_share(text: str) -> float:
     """Share of the words that are Chinese characters; 0 of a text without words."""
-    found = mixed_tokens(text)
-    return sum(bool(re.match(HAN, token)) for token in found) / max(len(found), 1)
+    tokens = mixed_tokens(text)
+    return sum(bool(re.match(HAN, token)) for token in tokens) / max(len(tokens), 1)

@@ -1,7 +1,7 @@
 """Corpora of raw text: for pretraining, PPO-ptx and the alignment tax."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -148,20 +148,32 @@ def make_text_losses(
         count = min(max_batches, stream.steps_per_epoch)
         sets[name] = [next(stream) for _ in range(count)]
 
-    loss_fn = make_lm_loss(lm, training=False)
-
-    @parallel.function
-    def nats(params, batch):
-        loss, _ = loss_fn(params, batch, None, jnp.float32(1))
-        return loss, count_targets(batch)
+    losses = make_loss_sums(lm, parallel)
 
     def evaluate(params: Params) -> dict[str, TextLoss]:
         results = {}
         for name, batches in sets.items():
-            sums = parallel.fetch([nats(params, parallel.shard_whole(batch)) for batch in batches])
-            total, count = (np.array([float(x) for x in part]) for part in zip(*sums, strict=True))
             bytes_ = [token_bytes[b.tokens][b.loss_mask].sum() for b in batches]
-            results[name] = TextLoss(total, count, np.array(bytes_))
+            results[name] = TextLoss(*losses(params, batches), np.array(bytes_))
         return results
+
+    return evaluate
+
+
+def make_loss_sums(
+    lm: LanguageModel, parallel: Parallel
+) -> Callable[[Params, Sequence[LMBatch]], tuple[np.ndarray, np.ndarray]]:
+    """``(params, batches) -> (nats, tokens)``: of each batch the summed loss and its targets."""
+    loss_fn = make_lm_loss(lm, training=False)
+
+    @parallel.function
+    def sums(params, batch):
+        loss, _ = loss_fn(params, batch, None, jnp.float32(1))  # a count of 1: the sum
+        return loss, count_targets(batch)
+
+    def evaluate(params: Params, batches: Sequence[LMBatch]) -> tuple[np.ndarray, np.ndarray]:
+        pairs = parallel.fetch([sums(params, parallel.shard_whole(batch)) for batch in batches])
+        nats, tokens = (np.array([float(x) for x in part]) for part in zip(*pairs, strict=True))
+        return nats, tokens
 
     return evaluate

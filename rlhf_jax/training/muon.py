@@ -72,7 +72,7 @@ def scale_by_muon() -> optax.GradientTransformation:
     def update(updates, state, params=None):
         count = state.count + 1
         momentum = jax.tree.map(lambda m, g: BETA * m + (1 - BETA) * g, state.momentum, updates)
-        found = jax.tree.map(lambda m, g: direction(m, g, count), momentum, updates)
-        return found, MuonState(count, momentum)
+        directions = jax.tree.map(lambda m, g: direction(m, g, count), momentum, updates)
+        return directions, MuonState(count, momentum)
 
     return optax.GradientTransformation(init, update)

@@ -15,7 +15,7 @@ from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.lora import combine, merge_adapters, partition
 from rlhf_jax.runs.checkpoints import params_sha256
-from rlhf_jax.runs.kept_steps import figures_of
+from rlhf_jax.runs.kept_steps import figures_of, is_run, score_gain
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.model_digests import model_digest
 from rlhf_jax.runs.records import read_run
@@ -174,3 +174,13 @@ def test_a_folder_may_have_such_a_name(init, tmp_path):
     assert model_digest(Path(tmp_path / "nothing@2")) is None
     with pytest.raises(InputError, match="nothing@2: nothing is there; expected the run folder"):
         load_trained(tmp_path / "nothing@2", flag="init")
+
+
+def test_only_the_finished_reward_model_is_scaled(tmp_path):
+    """A step that was kept has the scores of training, whatever ``--unit-std`` did at the end."""
+    run = tmp_path / "reward"
+    tiny.save_model(run, BYTES, kind="scalar")
+    (run / "DONE").write_text('{"gain": 3.0}')
+    (run / "config.json").write_text("{}")
+    assert is_run(run) and score_gain(run) == 3.0
+    assert score_gain(tmp_path / "reward@2") == score_gain(run / "checkpoints" / "2") == 1.0

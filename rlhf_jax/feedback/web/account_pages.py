@@ -78,13 +78,13 @@ def join(visit: Visit) -> Response:
         # Whoever was led here by another site sees first whose place the new account takes.
         return visit.page("join.html", status=HTTPStatus.CONFLICT, **form)
     try:
-        made = accounts.accept(visit.database, token, form["name"])
+        accepted = accounts.accept(visit.database, token, form["name"])
     except InputError as error:
         form["error"] = visit.t("error.input", why=str(error))
         return visit.page("join.html", status=HTTPStatus.UNPROCESSABLE_ENTITY, **form)
-    if made is None:
+    if accepted is None:
         return _closed(visit)
-    account, own = made
+    account, own = accepted
     return _sign_in(visit, visit.page("joined.html", account=account, token=own), account)
 
 

@@ -28,25 +28,25 @@ def endpoint(handler):
     def answer(request: Request, body: bytes) -> Response:
         site: Site = request.app.state.site
         account = bearer(site, request)
-        given = _parse(body) if request.method == "POST" else {}
-        return JSONResponse(handler(site, account, given))
+        sent = _parse(body) if request.method == "POST" else {}
+        return JSONResponse(handler(site, account, sent))
 
     return guarded(answer, lambda _, status, message: JSONResponse({"error": message}, status))
 
 
 def _parse(body: bytes) -> dict:
     try:
-        given = json.loads(body)
+        sent = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InputError(f"body: expected JSON ({error})") from None
-    if not isinstance(given, dict):
+    if not isinstance(sent, dict):
         raise InputError("body: expected a JSON object")
-    check_whole("body", json.dumps(given, ensure_ascii=False))
-    return given
+    check_whole("body", json.dumps(sent, ensure_ascii=False))
+    return sent
 
 
 @endpoint
-def task(site: Site, account, given: dict) -> dict:
+def task(site: Site, account, sent: dict) -> dict:
     """The next task of this account, its answers in the order to rank them."""
     taken = queue.lease_task(site.database, account, seconds=site.lease_seconds)
     if taken is None:
@@ -56,12 +56,12 @@ def task(site: Site, account, given: dict) -> dict:
 
 
 @endpoint
-def label(site: Site, account, given: dict) -> dict:
+def label(site: Site, account, sent: dict) -> dict:
     """Store a label; ``again`` says that it was there already."""
-    submission, task = given.get("submission"), given.get("task")
+    submission, task = sent.get("submission"), sent.get("task")
     if not isinstance(submission, str) or not isinstance(task, str):
         raise InputError("submission and task: expected text")
-    kind = given.get("kind", "ranking")
+    kind = sent.get("kind", "ranking")
     if not isinstance(kind, str):
         raise InputError(f"kind: found {brief(kind)}, expected text")
     stored = submissions.submit(
@@ -70,14 +70,14 @@ def label(site: Site, account, given: dict) -> dict:
         submission=submission,
         task=task,
         kind=kind,
-        body=given,
+        body=sent,
         clean=site.clean,
     )
     return {"stored": True, "again": not stored}
 
 
 @endpoint
-def status(site: Site, account, given: dict) -> dict:
+def status(site: Site, account, sent: dict) -> dict:
     """How many tasks are open, and how many labels there are and are wanted."""
     labels = submissions.count_labels(site.database)
     goal = read_status(site.database).get("updater", {}).get("goal", labels)

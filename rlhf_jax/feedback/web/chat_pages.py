@@ -29,11 +29,11 @@ EXAMPLES, EXAMPLE_LENGTH = 3, 160
 
 def chat(visit: Visit) -> Response:
     """A conversation: the one that is named, else the newest."""
-    given = visit.request.query_params
-    name = given.get("conversation", "")
+    query = visit.request.query_params
+    name = query.get("conversation", "")
     if not CONVERSATION.fullmatch(name):
         name = talk.newest_conversation(visit.database, visit.labeler) or secrets.token_hex(8)
-    return _page(visit, name, message=given.get("message", "")[:TEXT_LIMIT])
+    return _page(visit, name, message=query.get("message", "")[:TEXT_LIMIT])
 
 
 def _page(visit: Visit, name: str, *, message: str, error: str = "", status: int = 200) -> Response:

@@ -24,7 +24,7 @@ def dashboard(visit: Visit) -> Response:
     labels = visit.site.labels()
     rounds = figures.read_rounds(visit.database)
     refusals = read_refusals(visit.database)
-    everyone, each = figures.agreement(labels)
+    everyone, of_labelers = figures.agreement(labels)
     paces = figures.paces(labels)
     return visit.page(
         "figures.html" if part else "dashboard.html",
@@ -35,7 +35,7 @@ def dashboard(visit: Visit) -> Response:
         low_agreement=everyone.pairs > 0 and everyone.share < LOW_AGREEMENT,
         paper=figures.PAPER_AGREEMENT,
         hours=_hours(labels),
-        labelers=_labelers(visit, paces, each, rounds),
+        labelers=_labelers(visit, paces, of_labelers, rounds),
         rounds=rounds,
         history=history(rounds, refusals),
         refusal=pending(rounds, refusals),
@@ -54,7 +54,7 @@ def dashboard(visit: Visit) -> Response:
 def pending(rounds: list[dict], refusals: list[Refusal]) -> Refusal | None:
     """The last try of a round that has not come out yet, if it was refused."""
     newest = rounds[-1]["round"] if rounds else 0
-    late = [each for each in refusals if each.round > newest]
+    late = [refusal for refusal in refusals if refusal.round > newest]
     return late[-1] if late else None
 
 
@@ -74,15 +74,15 @@ def history(rounds: list[dict], refusals: list[Refusal]) -> list[dict]:
     ]
     refused = [
         {
-            "round": each.round,
-            "labels": each.labels,
-            "accuracy": (each.accuracy, each.half_width),
+            "round": refusal.round,
+            "labels": refusal.labels,
+            "accuracy": (refusal.accuracy, refusal.half_width),
             "gold": None,
             "kl": None,
             "seconds": None,
             "refused": True,
         }
-        for each in refusals
+        for refusal in refusals
     ]
     return sorted([*published, *refused], key=lambda row: (row["round"], row["labels"]))
 
@@ -124,8 +124,10 @@ def _labelers(visit: Visit, paces: list[figures.Pace], agreements: dict, rounds:
 
 
 def _by_round(rounds: list[dict], name: str) -> Plot | None:
-    found = [(row["round"], row[name]) for row in rounds if row.get(name)]
-    return plot([(n, float(each["mean"]), float(each.get("ci", math.nan))) for n, each in found])
+    by_round = [(row["round"], row[name]) for row in rounds if row.get(name)]
+    return plot(
+        [(n, float(figure["mean"]), float(figure.get("ci", math.nan))) for n, figure in by_round]
+    )
 
 
 def _accuracy(rounds: list[dict], refusals: list[Refusal]) -> Plot | None:

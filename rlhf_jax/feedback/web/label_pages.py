@@ -61,13 +61,13 @@ def task_page(visit: Visit, task: queue.Task, *, entered: forms.Entered, **optio
 
 def around(visit: Visit) -> dict:
     """What stands around the task: what happened last, how far the next round is, the guide."""
-    given = visit.request.query_params
+    query = visit.request.query_params
     seen = visit.request.cookies.get(GUIDE_COOKIE) == visit.site.guide.version
     return {
-        "happened": given.get("did") if given.get("did") in HAPPENED else "",
-        "saved": given.get("task", ""),
+        "happened": query.get("did") if query.get("did") in HAPPENED else "",
+        "saved": query.get("task", ""),
         "standing": read_standing(visit.database),
-        "guide_open": not seen or "guide" in given,
+        "guide_open": not seen or "guide" in query,
         **guide_page(visit),
     }
 

@@ -99,7 +99,7 @@ def client_of(scope: Scope, *, behind_proxy: bool, proxies: Sequence[str]) -> st
         return subscriber(peer) if proxies else None
     said = [x.strip() for x in ",".join(Headers(scope=scope).getlist(FORWARDED)).split(",")]
     # The proxy nearest to us wrote the last one; what stands before it anybody may have written.
-    others = [each for each in said if not is_one_of(each, proxies)]
+    others = [address for address in said if not is_one_of(address, proxies)]
     asker = others[-1] if others else said[0]
     return subscriber(asker) if is_address(asker) else None
 

@@ -18,7 +18,7 @@ INDENT = "  "
 
 
 class Asked(NamedTuple):
-    """A message of the prompt as the page shows it."""
+    """A turn of the prompt as the page shows it."""
 
     role: str
     """system, user or assistant; "" for a prompt that is a text."""
@@ -27,7 +27,7 @@ class Asked(NamedTuple):
 
 def asked(prompt: str | Conversation) -> list[Asked]:
     """Each turn by itself: what a person wrote inside one looks like no other."""
-    return [Asked("", prompt)] if isinstance(prompt, str) else [Asked(*each) for each in prompt]
+    return [Asked("", prompt)] if isinstance(prompt, str) else [Asked(*turn) for turn in prompt]
 
 
 def is_long(prompt: str | Conversation) -> bool:

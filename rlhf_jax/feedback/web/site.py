@@ -68,12 +68,12 @@ class Site:
     def labels(self) -> list[Label]:
         """All labels, read anew only when they have changed: dashboards ask every two seconds."""
         now = version(self.database)
-        found = self._read.get(now)
-        if found is None:
-            found = read_labels(self.database)
+        read = self._read.get(now)
+        if read is None:
+            read = read_labels(self.database)
             self._read.clear()
-            self._read[now] = found
-        return found
+            self._read[now] = read
+        return read
 
     @property
     def cookie(self) -> str:

@@ -1,0 +1,28 @@
+"""What a stage does not learn from: rows held out of its data, and batches of them."""
+
+from collections.abc import Callable
+
+from rlhf_jax.config import DPOConfig, RewardConfig
+from rlhf_jax.data.batches import B, Batches
+from rlhf_jax.data.datasets import Rows, load_comparisons, split
+from rlhf_jax.runs.stage import Stage
+
+
+def load_split_comparisons(config: RewardConfig | DPOConfig) -> tuple[Rows, Rows]:
+    """(training, held-out) comparisons: ``heldout`` if it names a file, else a part of ``data``."""
+    rows = load_comparisons(config.data, data_dir=config.cache)
+    if config.heldout is not None:
+        return rows, load_comparisons(config.heldout, data_dir=config.cache)
+    private = isinstance(config, RewardConfig) and config.privacy.epsilon > 0
+    return split(rows, heldout_fraction=config.heldout_fraction, independent=private)
+
+
+def heldout_batches(
+    stage: Stage, name: str, rows: Rows, batches_of: Callable[..., Batches[B]]
+) -> list[B]:
+    """All of ``rows`` once, in order; what became of them is noted as ``heldout_NAME``."""
+    if not len(rows):
+        return []
+    batches = batches_of(rows, seed=None)
+    stage.note_rows(**{f"heldout_{name}": batches.report})
+    return list(batches)
