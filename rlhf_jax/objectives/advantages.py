@@ -36,16 +36,20 @@ def gae(
 
     def step(carry, column):
         next_advantage, next_value = carry
+        # The scan goes from the last time step to the first: each δₜ needs what follows it.
         reward, value, real = column
         delta = reward + gamma * next_value - value
         advantage = delta + gamma * lam * next_advantage
+        # A masked position hands on what it was given, so that t + 1 is the next real token.
         carry = (
             jnp.where(real, advantage, next_advantage),
             jnp.where(real, value, next_value),
         )
         return carry, jnp.where(real, advantage, 0.0)
 
+    # Padding may hold NaN, and 0 · NaN is NaN: what is masked is 0 before anything is computed.
     rewards, values = (jnp.where(mask, x, jnp.zeros((), x.dtype)) for x in (rewards, values))
+    # V after the last real token is 0, also where an answer was cut at the longest length.
     end = jnp.zeros_like(rewards[:, 0])
     _, advantages = jax.lax.scan(step, (end, end), (rewards.T, values.T, mask.T), reverse=True)
     return advantages.T, jnp.where(mask, advantages.T + values, 0.0)
@@ -66,6 +70,7 @@ def rloo(
     """
     returns, present = grouped_returns(rewards, mask, group_size)
     centred = returns - masked_mean(returns, present, axis=1)[:, None]
+    # mean R includes Rᵢ itself; K/(K−1) makes of it the mean of the others.
     count = present.sum(axis=1, keepdims=True)
     advantages = centred * count / jnp.maximum(count - 1, 1)
     return on_tokens(jnp.where(differing(returns, present), advantages, 0.0), mask), None
@@ -91,6 +96,7 @@ def grpo(
     advantages = returns - masked_mean(returns, present, axis=1)[:, None]
     if scale == "std":
         squares = masked_sum(advantages**2, present, axis=1)[:, None]
+        # Of a group of one the divisor would be 0; its advantage is 0 by ``differing`` anyway.
         variance = squares / jnp.maximum(present.sum(axis=1, keepdims=True) - 1, 1)
         advantages = advantages / (jnp.sqrt(variance) + GROUP_EPS)
     return on_tokens(jnp.where(differing(returns, present), advantages, 0.0), mask), None
@@ -119,6 +125,7 @@ def update_baseline(
     w′ = d w + 1 − d and b′ = (d w b + (1 − d) R̄) / w′: from w = 0 the first b′ is R̄, and later it
     is the exponential moving average without the bias towards its start.
     """
+    # w is how much of the mean is real so far, as in Adam's bias correction.
     new_weight = decay * weight + (1 - decay)
     return (decay * weight * baseline + (1 - decay) * mean_return) / new_weight, new_weight
 
@@ -147,6 +154,7 @@ def in_groups(
 
 def differing(returns: Float[Array, "G K"], present: Bool[Array, "G K"]) -> Bool[Array, "G 1"]:
     """Groups in which two answers have different returns."""
+    # Compared, not subtracted: equal returns must give exactly False, whatever rounding a mean has.
     highest = jnp.where(present, returns, -jnp.inf).max(axis=1, keepdims=True)
     lowest = jnp.where(present, returns, jnp.inf).min(axis=1, keepdims=True)
     return highest > lowest

@@ -56,5 +56,6 @@ def update_kl_coef(
     ``kl`` and ``target`` are nats per *episode* (summed over tokens), ``batch_size`` the episodes
     of all devices since the last update.
     """
+    # Clipped, so that one unusual batch moves β by no more than any other that is far off.
     error = jnp.clip(kl / target - 1, -0.2, 0.2)
     return kl_coef * (1 + error * batch_size / horizon)

@@ -10,6 +10,7 @@ from rlhf_jax.types import LMBatch, Metrics
 
 def count_targets(batch: LMBatch) -> Float[Array, ""]:
     """Number of tokens that ``lm_loss`` counts."""
+    # The first token of a row has nothing before it to be predicted from.
     return batch.loss_mask[:, 1:].sum().astype(jnp.float32)
 
 
@@ -24,6 +25,7 @@ def lm_loss(
     Logits at t − 1 predict token t, for every t where ``loss_mask`` is True (never on padding or
     on a segment's first token). ``count`` is the number of targets in the whole batch.
     """
+    # Shifted by one: what stands at t − 1 predicts token t, and the last position predicts nothing.
     targets = batch.tokens[:, 1:]
     logprobs = token_logprobs(logits[:, :-1], targets)
     return lm_loss_of_logprobs(logprobs, batch, count=count)

@@ -44,10 +44,12 @@ def token_logprobs_in_parts(
         hidden, tokens = inputs
         return token_logprobs(logits_of(hidden), tokens)
 
+    # ``lax.map`` wants parts of one length; what is added is cut off again at the end.
     (B, T), missing = tokens.shape, -tokens.shape[1] % positions
 
     def parts(x):
         x = jnp.pad(x, [(0, missing) if axis == 1 else (0, 0) for axis in range(x.ndim)])
+        # Parts come first, as the axis that is mapped over; rows keep theirs.
         return jnp.swapaxes(x.reshape(B, -1, positions, *x.shape[2:]), 0, 1)
 
     logprobs = jax.lax.map(part, (parts(hidden), parts(tokens)))
@@ -60,5 +62,6 @@ def entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     probs = jnp.exp(logits - normaliser[..., None])
     # 0 · (−∞) is 0 here: filtered tokens have no mass.
+    # The inner ``where`` is for the gradient, which would pass through −∞ and become NaN.
     weighted = jnp.where(probs > 0, probs * jnp.where(probs > 0, logits, 0.0), 0.0)
     return normaliser - weighted.sum(axis=-1)

@@ -12,6 +12,7 @@ Axis = int | tuple[int, ...] | None
 
 def masked_sum(x: Float[Array, "..."], mask: Bool[Array, "..."], axis: Axis = None) -> Array:
     """Σ x over real entries."""
+    # ``where`` and not a product: 0 · NaN is NaN.
     return jnp.where(mask, x, jnp.zeros((), x.dtype)).sum(axis=axis)
 
 
@@ -28,6 +29,7 @@ def masked_mean(
     result for a part of it is that part's share of the mean, and the shares of all parts add up.
     """
     count = mask.sum(axis=axis) if count is None else count
+    # At least 1, so that a part without a real entry gives 0 and no NaN.
     return masked_sum(x, mask, axis) / jnp.maximum(count, 1)
 
 
@@ -54,5 +56,6 @@ def whiten(
 def last_index(mask: Bool[Array, "*B T"]) -> Int[Array, "*B"]:
     """Index of the last real entry along the last axis; 0 for a row without any (never −1)."""
     T = mask.shape[-1]
+    # argmax finds the first True, so the mask is read from its end.
     last = T - 1 - jnp.argmax(mask[..., ::-1], axis=-1)
     return jnp.where(mask.any(axis=-1), last, 0)

@@ -31,7 +31,9 @@ def token_weights(mask: Bool[Array, "B R"], *, how: Aggregation) -> Float[Array,
 
     B counts the rows with a real token. Yu et al. 2025 (DAPO), Shao et al. 2024 (GRPO).
     """
+    # Weights multiply a mean over tokens, Σ / N: each undoes N and divides as its own mean does.
     lengths = mask.sum(axis=1, keepdims=True).astype(float)
+    # Rows without a real token only fill up the batch.
     tokens, rows = lengths.sum(), jnp.maximum((lengths > 0).sum(), 1)
     weights = {
         "token_mean": jnp.ones_like(lengths),
@@ -58,7 +60,9 @@ def importance_weights(
 
     ``objective/stale_kl`` is the mean over episodes of Σₜ log π_then − log π_now, in nats.
     """
+    # Masked before exp: what padding holds could overflow there.
     log_ratio = jnp.where(mask, logprobs - behaviour_logprobs, 0.0)
+    # A constant: with a gradient the loss would learn to change its own weights.
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
     weights = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
     return weights, {
@@ -81,6 +85,7 @@ def log_ratios(
     gradient reaches all tokens of the answer alike.
     """
     log_ratio = jnp.where(mask, new_logprobs - logprobs, 0.0)
+    # A mean of logs and not their sum: the ratio keeps its size however long the answer is.
     if of == "sequence":
         log_ratio = jnp.where(mask, masked_mean(log_ratio, mask, axis=1)[:, None], 0.0)
     return log_ratio
@@ -117,23 +122,29 @@ def policy_loss(
     def mean(x):
         return masked_mean(x, mask, count=count)
 
+    # π_old and Â are data of the rollout: only the new log-probs may carry a gradient.
     logprobs, advantages = jax.lax.stop_gradient((logprobs, advantages))
     log_ratio = log_ratios(new_logprobs, logprobs, mask, of=ratio)
     rho = jnp.exp(log_ratio)
     highest = 1 + (clip_eps if clip_eps_high is None else clip_eps_high)
+    # ``bounded`` counts tokens whose loss a bound has decided, and which have no gradient then.
     losses, bounded = -advantages * rho, jnp.zeros_like(mask)
     if kind == "clip":
         unclipped, clipped = losses, -advantages * jnp.clip(rho, 1 - clip_eps, highest)
+        # The larger loss is the pessimistic one: a step that went too far is not rewarded for it.
         losses, bounded = jnp.maximum(unclipped, clipped), clipped > unclipped
         if dual_clip is not None:
+            # For Â < 0 the plain clip has no bound above: −Â ρ grows with ρ.
             most = -dual_clip * advantages
             beyond = (advantages < 0) & (losses > most)
             losses, bounded = jnp.where(beyond, most, losses), bounded | beyond
     elif kind == "cispo":
+        # The ratio is a weight here and no path of the gradient, which comes through log π alone.
         weight = jax.lax.stop_gradient(jnp.minimum(rho, highest))
         losses = -weight * advantages * jnp.where(mask, new_logprobs, 0.0)
         bounded = rho > highest
     loss = mean(losses if weights is None else weights * losses)
+    # The KL that is logged is per token, whichever ratio the loss has.
     token_log_ratio = log_ratios(new_logprobs, logprobs, mask, of="token")
     return loss, {
         "loss/policy_avg": loss,
@@ -160,6 +171,7 @@ def kl_loss(
     k3, and 0 for k1 in expectation (rlhf_jax/objectives/kl.py). Not corrected for tokens that come
     from π_old. ``loss/kl_avg`` is without β.
     """
+    # Before the estimator: k3's exp of what padding holds could overflow, and its gradient be NaN.
     new, ref = (jnp.where(mask, x, 0.0) for x in (new_logprobs, ref_logprobs))
     kl = KL_ESTIMATORS[estimator](new, jax.lax.stop_gradient(ref))
     kl = kl if weights is None else weights * kl
@@ -184,9 +196,11 @@ def value_loss(
     def mean(x):
         return masked_mean(x, mask, count=count)
 
+    # Targets are data: a gradient through the returns would move the target to the prediction.
     values, returns = jax.lax.stop_gradient((values, returns))
     new_values, values, returns = (jnp.where(mask, x, 0.0) for x in (new_values, values, returns))
     error = (new_values - returns) ** 2
+    # Clipped as the policy is, so that one minibatch moves no value far from the rollout's.
     near = jnp.clip(new_values, values - value_clip_eps, values + value_clip_eps)
     clipped_error = (near - returns) ** 2
     loss = 0.5 * mean(jnp.maximum(error, clipped_error))

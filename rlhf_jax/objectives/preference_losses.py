@@ -14,6 +14,7 @@ PairLoss = Literal["sigmoid", "ipo", "hinge", "robust"]
 
 def ranked_above(ranks: Int[Array, "B K"]) -> Bool[Array, "B K K"]:
     """[b, i, j] is True where response i is ranked better than j; not for ties or absent ones."""
+    # Strictly less: 0 is the best rank, and a tie is a pair in neither order.
     better = ranks[:, :, None] < ranks[:, None, :]
     return better & (ranks >= 0)[:, :, None] & (ranks >= 0)[:, None, :]
 
@@ -32,6 +33,7 @@ def mean_over_pairs(
     its K. ``count`` is the number of queries with a pair in the whole batch.
     """
     pairs = ranked_above(ranks)
+    # Divided per query first: a query of K = 9 has 36 pairs and would outweigh 36 queries of two.
     number = jnp.maximum(pairs.sum(axis=(1, 2)), 1)
     count = count_ranked(ranks) if count is None else count
     per_query = jnp.where(pairs, x, 0.0).sum(axis=(1, 2)) / number
@@ -40,6 +42,7 @@ def mean_over_pairs(
 
 def score_margins(scores: Float[Array, "B K"], ranks: Int[Array, "B K"]) -> Float[Array, "B K K"]:
     """[b, i, j] is score i less score j; an absent response's may be anything, and counts as 0."""
+    # An absent response has a score too, of no answer: it reaches neither value nor gradient.
     scores = jnp.where(ranks >= 0, scores, 0.0)
     return scores[:, :, None] - scores[:, None, :]
 
@@ -97,6 +100,7 @@ def dpo_loss(
     rewards = beta * (logprobs - ref_logprobs)
     margin = score_margins(rewards, ranks)
     metrics = order_metrics(margin, ranks, count)
+    # Of whole answers, before ``per_token`` divides them: probability mass has no length.
     metrics |= displacement(logprobs, ref_logprobs, ranks, count=count)
     if per_token:
         margin = score_margins(rewards / jnp.maximum(known_lengths(lengths), 1), ranks)
@@ -122,6 +126,7 @@ def pair_loss(
     robust over labels of which ε are flipped is the mean of sigmoid over the true ones.
     """
     if loss == "ipo":
+        # h − 1/(2β) written with m = β h.
         return ((margin - 0.5) / beta) ** 2
     if loss == "hinge":
         return jnp.maximum(0.0, 1.0 - margin)
@@ -143,6 +148,7 @@ def best_nll(
     Where several share the first rank it is their mean.
     """
     present, ranked = ranks >= 0, ranked_above(ranks).any(axis=(1, 2))
+    # An absent response is ranked −1, which must not be the lowest.
     lowest = jnp.where(present, ranks, jnp.iinfo(ranks.dtype).max).min(axis=1, keepdims=True)
     best = present & (ranks == lowest)
     per_token = jnp.where(best, -logprobs / jnp.maximum(lengths, 1), 0.0)
@@ -165,6 +171,7 @@ def displacement(
     policy changed of both; and ``change_either``, log Σₖ π(yₖ|x) − log Σₖ π_ref(yₖ|x) over all K
     ranked responses: below 0 their mass went to texts that nobody ranked.
     """
+    # Only looked at: what DPO trains is the margin, and this says what the margin hides.
     logprobs, ref_logprobs = map(jax.lax.stop_gradient, (logprobs, ref_logprobs))
 
     def of_pairs(x):

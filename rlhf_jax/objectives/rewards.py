@@ -25,9 +25,12 @@ def kl_penalised_rewards(
     Σₜ rₜ = score − β Σₜ k1. A row without a real token gets nothing. Another ``estimator`` of the
     KL takes the place of k1 (TRL's PPO has k3 beside it).
     """
+    # The KL is of the sampled tokens alone: a sum of k1 over them estimates the KL of the whole
+    # answer.
     zero = jnp.zeros((), logprobs.dtype)
     kl = KL_ESTIMATORS[estimator](logprobs, ref_logprobs)
     penalty = jnp.where(mask, -kl_coef * kl, zero)
+    # ``mask &``: last_index is 0 for a row without a real token, whose place 0 is not real.
     is_last = mask & (jnp.arange(mask.shape[1])[None] == last_index(mask)[:, None])
     return penalty + jnp.where(is_last, scores[:, None], zero)
 
@@ -45,6 +48,7 @@ def normalise_scores(scores: Float[Array, "M B"]) -> Float[Array, "M B"]:
 
 def weighted_mean(scores: Float[Array, "M B"], weights: Sequence[float]) -> Float[Array, "B"]:
     """Σₘ wₘ rₘ / Σₘ |wₘ|: M rewards as one, on their scale. A negative weight is a penalty."""
+    # Divided by Σ |w|: with Σ w, a penalty as large as the reward would divide by 0.
     w = jnp.asarray(weights, scores.dtype)
     return w @ scores / jnp.abs(w).sum()
 
@@ -81,6 +85,8 @@ def update_multiplier(
     An exponentiated-gradient step, which keeps λ positive. Dai et al. 2023 (Safe RLHF, eq. 31)
     multiply the exponent by λ besides: there a small multiplier grows slowly.
     """
+    # Multiplied, so that λ cannot cross 0, where the constraint would become a wish for its
+    # opposite.
     return weight * jnp.exp(lr * (floor - second_score))
 
 

@@ -23,6 +23,7 @@ def extremes(
     returns: Float[Array, "G K"], present: Bool[Array, "G K"]
 ) -> tuple[Int[Array, "G"], Int[Array, "G"]]:
     """(the best, the worst) of each group's answers that are there; of equals the first."""
+    # ±∞ keeps an absent answer from being the best, and from being the worst.
     best = jnp.argmax(jnp.where(present, returns, -jnp.inf), axis=1)
     return best, jnp.argmin(jnp.where(present, returns, jnp.inf), axis=1)
 
@@ -36,6 +37,7 @@ def best_rows(
     """
     returns, present = in_groups(returns, mask, group_size)
     best, _ = extremes(returns, present)
+    # From the place in a group to the row of the batch.
     rows = jnp.arange(len(best)) * group_size + best
     return rows, mask[rows] & differing(returns, present)
 
@@ -53,6 +55,7 @@ def compared(
     """
     returns, present = in_groups(returns, mask, group_size)
     if pairs == "all":
+        # An answer's rank is how many are better, so equal answers share one.
         better = (returns[:, None, :] > returns[:, :, None]) & present[:, None, :]
         inside, ranks = jnp.arange(group_size)[None], better.sum(axis=2)
     else:

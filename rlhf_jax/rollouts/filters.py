@@ -19,8 +19,10 @@ def top_p_filter(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
 
     The token that crosses p is kept, so at least the likeliest always is.
     """
+    # Stable, so that of equal logits the lower id comes first on every machine.
     order = jnp.argsort(-logits, axis=-1, stable=True)
     probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    # The mass above a token, without its own: that of the token which crosses p is still below.
     above = jnp.cumsum(probs, axis=-1) - probs
     keep = jnp.put_along_axis(
         jnp.zeros(logits.shape, bool), order, above < p, axis=-1, inplace=False
@@ -50,12 +52,14 @@ def draw(
     and the log-probability comes with it.
     """
     B, V = logits.shape
+    # The largest becomes exp(0) = 1: nothing overflows, and the log-prob is corrected at the end.
     top = logits.max(axis=-1, keepdims=True)
     mass = jnp.pad(jnp.exp(logits - top), [(0, 0), (0, -V % BLOCK)]).reshape(B, -1, BLOCK)
     ends = jnp.cumsum(mass.sum(axis=-1), axis=-1)
     total = ends[:, -1]
     target = jax.vmap(jax.random.uniform)(keys) * total
     block = count_up_to(ends, target)
+    # What lies before the block, so that only its own entries are summed up.
     start = jnp.where(block > 0, take(ends, block - 1), 0.0)
     within = jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0]
     entry = count_up_to(jnp.cumsum(within, axis=-1) + start[:, None], target)

@@ -65,11 +65,13 @@ def generate(
 
     def step(params: Params, state: Decoding) -> Decoding:
         logits, cache = model.decode(params, state.token, state.cache)
+        # Rows that are done take part all the same, and give padding: shapes must not change.
         token, logprob = sample(state.t, logits, state.keys, state.done)
         generation = write(state.generation, state.t, token, logprob, state.done)
         done = state.done | is_end(token, end_ids)
         return Decoding(state.t + 1, token, done, state.keys, cache, generation)
 
+    # A query is read once, whatever the number of its responses: their caches begin alike.
     B = len(keys)
     logits, cache = model.prefill(params, queries, query_mask, length=length)
     if len(queries) < B:  # here the responses to one query begin to differ
@@ -80,6 +82,7 @@ def generate(
 
         logits, cache = repeat(logits, 0), with_rows(cache, repeat)
     # The first token comes from prefill's logits; the loop feeds each token in to get the next.
+    # Nothing has ended before the first token.
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
     empty = Generation(
@@ -117,9 +120,11 @@ def sample_token(
     if temperature == 0:
         token, logprob = greedy(logits)
     else:
+        # A key for each row and place: the draw does not depend on who else is in the batch.
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
         logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
         token, logprob = draw(step_keys, logits)
+    # 0, so that sums over a response need no mask.
     return jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
 
 
@@ -170,11 +175,14 @@ def decode_rest(
         with_rows(state.cache, take),
         jax.tree.map(take, state.generation),
     )
+    # Traced again at the smaller size: each halving costs one more program of the loop's body.
     finished = decode_rest(step, rest, length=length, sizes=sizes[1:])
+    # Rows that were done come back as they were.
     return jax.tree.map(lambda x, y: x.at[rows].set(y), state.generation, finished)
 
 
 def with_rows(cache: Cache, change: Callable[[Array, int], Array]) -> Cache:
     """``cache`` whose rows are repeated or taken by ``change(array, axis of the rows)``."""
+    # The layout is said again: a repeat or a take forgets it.
     layers = jax.tree.map(lambda x: layout.heads(change(x, 0)), cache.layers)
     return Cache(layers, change(cache.mask, 0), change(cache.positions, 0), cache.index)

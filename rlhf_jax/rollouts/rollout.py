@@ -48,6 +48,7 @@ def make_rollout(
         behaviour: Params | None = None,
     ) -> Rollout:
         queries, query_mask = batch.queries, batch.query_mask
+        # The value network takes no part in sampling: it reads the whole episode once, afterwards.
         sampler = policy_value.policy(params) if behaviour is None else behaviour
         keys = row_keys(key, queries.shape[0])
         sampled = sample(sampler, queries, query_mask, keys, end_ids=end_ids, pad_id=pad_id)
@@ -64,6 +65,7 @@ def make_rollout(
             query_mask=query_mask,
             responses=responses,
             mask=mask,
+            # Zero behind the end, so that a difference or sum of these needs no mask.
             logprobs=jnp.where(mask, logprobs, 0.0),
             ref_logprobs=jnp.where(mask, reread(ref_params, batch, sampled), 0.0),
             values=None if values is None else jnp.where(mask, values, 0.0),
@@ -98,6 +100,7 @@ def response_logprobs(
     temperature: float,
 ) -> Float[Array, "B R"]:
     """log π of each response token at the sampling temperature, by one forward pass."""
+    # Logits are made from the query's last token on, which predicts the response's first.
     tokens, mask = episode_inputs(batch.queries, batch.query_mask, sampled.responses, sampled.mask)
     logits = lm.logits(params, tokens, mask, start=batch.queries.shape[1] - 1)
     return token_logprobs(scale_logits(logits, temperature), sampled.responses)

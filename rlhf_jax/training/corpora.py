@@ -134,6 +134,7 @@ def make_text_losses(
     max_batches: int,
 ) -> Callable[[Params], dict[str, TextLoss]]:
     """``params -> loss on each corpus``, of the first ``max_batches`` of its held-out text."""
+    # Bytes and not characters: a token may hold half of one.
     token_bytes = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
     sets = {}
     for name, rows in zip(corpora.names, corpora.heldout, strict=True):
@@ -145,6 +146,8 @@ def make_text_losses(
             seed=None,
             pad_id=tokenizer.pad_id,
         )
+        # Kept as a list: every evaluation of a run, and every model, is measured on the same
+        # batches.
         count = min(max_batches, stream.steps_per_epoch)
         sets[name] = [next(stream) for _ in range(count)]
 

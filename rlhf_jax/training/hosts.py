@@ -31,6 +31,7 @@ HEARTBEAT_SECONDS = 60
 def cluster(environment: Mapping[str, str]) -> str | None:
     """Whose launcher started several processes; None when this is the only one."""
     for variable, name in CLUSTERS.items():
+        # A launcher sets its variable for a single process too.
         if environment.get(variable, "").isdecimal() and int(environment[variable]) > 1:
             return name
     # A TPU pod's hosts, as the TPU runtime lists them; on GKE too.
@@ -48,6 +49,7 @@ def connect(config: ParallelConfig) -> None:
 
     Called before any other use of JAX. Raises InputError if the coordinator is not reached.
     """
+    # A chain's later stages run in processes that have been joined already.
     if jax.distributed.is_initialized():
         return
     where: dict[str, Any] = {}
@@ -62,6 +64,7 @@ def connect(config: ParallelConfig) -> None:
     try:
         jax.distributed.initialize(**where, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except RuntimeError as error:
+        # The rest of the runtime's message is its own stack.
         reason = str(error).strip().partition("\n")[0]
         named = config.coordinator or f"the coordinator of {cluster(os.environ)}"
         raise InputError(f"cannot join the other processes at {named}: {reason}") from error
@@ -77,6 +80,7 @@ def agreed_time(here: datetime.datetime) -> datetime.datetime:
     """``here`` of process 0, to the second: clocks and zones of hosts differ. All call this."""
     if jax.process_count() == 1:
         return here
+    # Two small integers: a broadcast of one float32 timestamp would round to minutes.
     day, seconds = here.toordinal(), 3600 * here.hour + 60 * here.minute + here.second
     day, seconds = multihost_utils.broadcast_one_to_all(np.array([day, seconds], np.int32))
     midnight = datetime.datetime.fromordinal(int(day))
@@ -113,6 +117,7 @@ def leave(error: BaseException) -> None:
         traceback.print_exception(error)
         code, message = 1, f"{mine} failed, and so ends all of them; {AGAIN}"
     print(f"stopped: {message}", file=sys.stderr, flush=True)
+    # At once, without clean-up that would wait for peers.
     os._exit(code)
 
 
@@ -124,6 +129,7 @@ AGAIN = (
 
 def lost_peer(error: BaseException | None) -> str | None:
     """The runtime's reason, when ``error`` came from a collective that a peer did not join."""
+    # The runtime's error may be wrapped by whoever was at work when the peer was lost.
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return str(error).strip().partition("\n")[0][:200]

@@ -33,6 +33,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device]) -> Mesh:
     """A mesh of ``devices``, laid out so that inner axes are neighbours on a TPU's torus."""
     shape = mesh_shape(config, len(devices))
     if devices[0].platform == "tpu":
+        # The order of jax.devices() says nothing of the torus; this knows its links.
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         array = np.array(devices).reshape(shape)

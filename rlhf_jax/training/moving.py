@@ -34,6 +34,7 @@ class Moving(NamedTuple):
             return self
         # By number, not in the dict's order: a restored one has "10" before "2".
         later = {str(n - 1): self.past[str(n)] for n in range(1, len(self.past))}
+        # A copy: the update that follows is given the policy's own buffers.
         return self._replace(past=later | {str(len(later)): copy_of(policy)})
 
     def kept(self, config: PPOConfig) -> dict[str, Params]:
@@ -45,6 +46,7 @@ class Moving(NamedTuple):
 def start_moving(config: PPOConfig, policy: Params, reference: Params) -> Moving:
     """All older policies are the one that the run starts from; ``policy`` is what trains of it."""
     if config.reference_every:
+        # A small α of a difference is lost in bfloat16.
         reference = jax.tree.map(at_least_float32, reference)
     first = copy_of(policy) if config.staleness else None
     return Moving(reference, {str(n): first for n in range(config.staleness)})

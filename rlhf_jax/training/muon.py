@@ -35,9 +35,12 @@ def orthogonalised(x: Float[Array, "*N In Out"]) -> Float[Array, "*N In Out"]:
     if x.ndim > 2:
         return jax.vmap(orthogonalised)(x)
     if x.shape[0] > x.shape[1]:
+        # X Xᵀ on the short side is the smaller product, and the singular vectors are the same.
         return orthogonalised(x.T).T
+    # The iteration needs singular values of at most 1, and the Frobenius norm bounds the largest.
     x = x / (jnp.linalg.norm(x) + 1e-8)
     gram = x @ x.T
+    # Nearly square: a product with X costs little more than one with A.
     if x.shape[1] < 2 * x.shape[0]:
         for _ in range(ITERATIONS - 1):
             x = polynomial(gram) @ x
@@ -65,8 +68,10 @@ def scale_by_muon() -> optax.GradientTransformation:
 
     def direction(momentum, gradient, count):
         ahead = momentum / (1 - BETA ** (count + 1))
+        # Bias-corrected, each by the power of β that its own step has.
         here = gradient / (1 - BETA**count)
         x = orthogonalised(BETA * ahead + (1 - BETA) * here)
+        # Kernels are [in, out]: a wide one gets a larger step, as in Jordan's implementation.
         return x * math.sqrt(max(1.0, x.shape[-1] / x.shape[-2]))
 
     def update(updates, state, params=None):

@@ -57,6 +57,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     }[config.schedule]
 
     def schedule(step):
+        # The last step is total_steps − 1, so that the end of the decay, final_lr, is never used.
         step = jnp.asarray(step, float)  # of an int32 the quotients would be float32 in any run
         progress = jnp.clip((step - warmup) / after, 0.0, 1.0)
         decayed = config.final_lr + (1 - config.final_lr) * shape(progress)
@@ -71,6 +72,7 @@ def decay_mask(params: Params) -> Params:
     """True on the matrices of dense layers: biases, normalisation and embeddings do not decay."""
 
     def is_kernel(path: Any, leaf: Any) -> bool:
+        # By name and not by rank: stacked by a scan over layers, a bias has two dimensions too.
         return path[-1].key in ("kernel", "lora_a", "lora_b")
 
     return jax.tree_util.tree_map_with_path(is_kernel, params)
@@ -87,8 +89,10 @@ def make_optimizer(
     schedule = make_schedule(config, total_steps)
 
     def rate(count: Any) -> Float[Array, ""]:
+        # optax counts updates; a PPO iteration makes several, and all of them have its rate.
         return schedule(count // updates_per_step)
 
+    # First in the chain: Adam's moments see the clipped gradient.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     if config.optimizer == "muon":
         return optax.chain(clip, muon(config, rate))
@@ -104,6 +108,7 @@ def muon(config: OptimConfig, rate: Schedule) -> optax.GradientTransformation:
     """Muon for the trunk's kernels, Adam with Nesterov's look-ahead for everything else."""
 
     def label(path, leaf):
+        # Muon is for matrices between hidden states: embeddings and heads are tables of rows.
         in_trunk = path[-1].key == "kernel" and any(entry.key == "trunk" for entry in path)
         return "muon" if in_trunk else "adam"
 
@@ -152,6 +157,7 @@ def make_policy_value_optimizer(
 def make_state(params: Params, tx: optax.GradientTransformation, *, ema_decay: float) -> TrainState:
     """A fresh state that owns its buffers: steps donate them, the reference keeps the originals."""
     params = jax.tree.map(jnp.copy, params)
+    # In float32: (1 − decay) of a weight is below what bfloat16 can add to it.
     average = jax.tree.map(lambda p: jnp.copy(at_least_float32(p)), params) if ema_decay else None
     return TrainState(jnp.int32(0), params, tx.init(params), average)
 

@@ -50,6 +50,7 @@ class Parallel(NamedTuple):
 
     def check_batch(self, name: str, rows: int) -> None:
         """Raise InputError for a number of rows that the devices cannot share evenly."""
+        # JAX refuses an uneven split too, but its message names neither the flag nor a way out.
         if rows % self.row_shards:
             raise InputError(
                 f"{name}={rows} is not divisible by the {self.row_shards} parts that rows are "
@@ -59,11 +60,13 @@ class Parallel(NamedTuple):
 
     def rows(self, count: int) -> np.ndarray:
         """Numbers of those of ``count`` rows that this process holds."""
+        # Asked of the sharding itself: on a pod, devices of one process need not be neighbours.
         places = self.split(0).addressable_devices_indices_map((count,)).values()
         return np.unique(np.concatenate([np.arange(count)[place] for place in places]))
 
     def shard(self, batch: PyTree, axis: int = 0) -> PyTree:
         """Put a batch on the devices, split along ``axis``; each process gives ``rows`` of it."""
+        # A process holds its own rows only, which JAX joins to a global array without moving them.
         there = self.split(axis)
         if jax.process_count() == 1:
             return jax.tree.map(lambda x: jax.device_put(x, there), batch)
@@ -81,6 +84,7 @@ class Parallel(NamedTuple):
 
     def place(self, params: PyTree) -> PyTree:
         """Put parameters where they lie, part by part; an array that occurs twice is put once."""
+        # By identity: where policy and reference are the same arrays, one copy lies on the devices.
         placed: dict[int, jax.Array] = {}
 
         def put(leaf, sharding):
@@ -92,6 +96,7 @@ class Parallel(NamedTuple):
 
     def init(self, fn: Callable[..., PyTree], *inputs: Any) -> PyTree:
         """``fn(*inputs)``, a tree of parameters or a train state, made in parts where they lie."""
+        # Shapes first: a model that is larger than one device is never whole on one.
         out = self.shardings(jax.eval_shape(fn, *inputs))
         return jax.jit(self.on_mesh(fn), out_shardings=out)(*inputs)
 
@@ -142,6 +147,7 @@ class Parallel(NamedTuple):
 
         return jax.jit(
             self.on_mesh(split_step),
+            # The new state lies where the old one did, so that donation can reuse its buffers.
             out_shardings=(self.shardings(state), self.replicated),
             donate_argnums=0,
         )
@@ -155,6 +161,7 @@ class Parallel(NamedTuple):
         """
         if self.mode == "pmap":
             return pmap_update(step, frozen, list(self.mesh.devices.flat), batch_axis)
+        # Where the state lies is known from its own leaves.
         programs: list[Any] = []  # made when the first state is seen
 
         def update(state, batch, key):
@@ -171,6 +178,7 @@ def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # in parts already
         return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    # From the host of each process only the parts of its own devices are sent.
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -31,6 +31,7 @@ def pmap_update(
 
     def spread(x):
         shape = x.shape
+        # On the host: a reshape of a placed array would move it between devices.
         rows = (len(devices), shape[batch_axis] // len(devices))
         return np.asarray(x).reshape(*shape[:batch_axis], *rows, *shape[batch_axis + 1 :])
 

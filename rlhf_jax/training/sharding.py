@@ -36,6 +36,8 @@ def spec_of(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Part
     """Where the leaf at ``path`` lies on a mesh of ``sizes``: split as far as its shape allows."""
     for pattern, spec in PATTERNS:
         if pattern.fullmatch(path):
+            # Scanned layers are one array with the layer in front, which no axis splits: each step
+            # of the scan takes one layer from all devices.
             stacked = (None,) if "blocks" in path.split("/") else ()
             if len(stacked + spec) == len(shape):
                 return fit(stacked + spec, shape, sizes)

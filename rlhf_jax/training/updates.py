@@ -38,13 +38,16 @@ def accumulated_gradients(
 
     Micro-batch i takes rows i, i + accumulate, ... so that each is spread over all devices.
     """
+    # Gradients are added up, not averaged: with the count of the whole batch each part is a share.
     gradient = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
         return gradient(params, batch, key, count)
+    # Every accumulate-th row, not a block of them: rows of a block would all lie on one device.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total, inputs):
         rows, i = inputs
+        # A key of its own for each part, or dropout would fall on the same places in all of them.
         share = gradient(params, rows, jax.random.fold_in(key, i), count)
         return jax.tree.map(jnp.add, total, share), None
 
@@ -103,13 +106,16 @@ def make_update_step(
         *,
         axis_name: str | None = None,
     ):
+        # Under pmap every device runs this with one key: its number makes their dropout differ.
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        # Counted over all devices before the loss divides by it, so that shares add up exactly.
         count = psum(count_fn(batch), axis_name)
         shares = accumulated_gradients(
             on_trainable(loss_fn, frozen), state.params, batch, key, count, accumulate=accumulate
         )
         grads, metrics = psum(shares, axis_name)
+        # Of the summed gradient, before the optimizer clips it.
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, tx, ema_decay=ema_decay), metrics
 
