@@ -45,6 +45,7 @@ def visible(segments: Segments) -> Bool[Array, "B 1 T S"]:
     """Whether query t sees key s."""
     queries, keys = segments
     T, S = queries.shape[1], keys.shape[1]
+    # Shifted by S − T: the last query sees all keys, whether or not others came before in a cache.
     until_itself = jnp.tril(jnp.ones((1, T, S), bool), S - T)
     return ((queries[:, :, None] == keys[:, None, :]) & until_itself)[:, None]
 
@@ -99,6 +100,8 @@ def cudnn_attention(q, k, v, segments) -> Float[Array, "B H T Dh"]:
         q.dtype == jnp.bfloat16,
         f"model.attention=fused on a GPU needs model.dtype=bfloat16, not {q.dtype}",
     )
+    # An added query sees what the last one sees, and is cut off again; an added key is seen by
+    # none.
     T = q.shape[2]
     q, k, v = (longer(x, axis=2, multiple=2).transpose(0, 2, 1, 3) for x in (q, k, v))
     seen = jnp.pad(visible(segments), [(0, 0), (0, 0), (0, -T % 2), (0, 0)], mode="edge")

@@ -107,6 +107,7 @@ def unembed(
 ) -> Float[Array, "*B V"]:
     """Logits through the transposed embedding or ``lm_head``, summed in ``accumulator``."""
     rows = hidden.reshape(-1, hidden.shape[-1]).astype(config.dtype)
+    # Only in decoding on a CPU, and then instead of the kernel.
     if "transposed" in params.get("lm_head", {}):
         logits = transposed_product(rows, params["lm_head"]["transposed"].astype(config.dtype))
     else:
@@ -159,6 +160,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         if config.tied:
             return params
         kernel = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), (config.d_model, vocab_size))
+        # Drawn from another key than the trunk, which so is the same with a tied head.
         return params | {"lm_head": {"kernel": kernel}}
 
     def logits(params, tokens, mask, *, start):
@@ -209,6 +211,7 @@ def make_decoding(trunk: "Trunk", config: ModelConfig) -> tuple[Callable[..., An
         return next_logits(params, hidden[:, -1], config), cache
 
     def decode(params, tokens, cache: Cache):
+        # The slot of the token that is read now: it sees itself.
         mask = cache.mask.at[:, cache.index].set(True)
         hidden, layers = trunk.apply_unrolled(
             params["trunk"],
@@ -326,12 +329,14 @@ def at_position(x: Float[Array, "B T D"], index: Int[Array, "B"]) -> Float[Array
 
 def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
     """The scalar head: hidden · kernel + bias."""
+    # The head stays in float32: scores that differ by little must not round to ties.
     return (hidden.astype(accumulator(hidden.dtype)) @ head["kernel"])[..., 0] + head["bias"][0]
 
 
 def normalise_head(params: Params, *, bias: float, gain: float) -> Params:
     """Fold ``gain · (output + bias)`` into the head, so that no one has to carry it along."""
     head = params["head"]
+    # gain · (h w + b + bias): the bias is scaled with the rest.
     head = {"kernel": head["kernel"] * gain, "bias": (head["bias"] + bias) * gain}
     return params | {"head": head}
 
@@ -373,6 +378,7 @@ def make_policy_value(
         hidden = hidden[:, start:]
         return unembed(policy, hidden, config), apply_head(policy["head"], hidden)
 
+    # A head on the policy's own trunk stays in its tree: a language model takes no notice of it.
     return PolicyValue(init, lambda params: params["policy"], evaluate)
 
 

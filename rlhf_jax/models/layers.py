@@ -39,6 +39,8 @@ class LayerNorm(nn.Module):
         """(x − mean) / √(var + ε) · scale + bias over the last axis, biased variance."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        # Two passes: the mean of squares less the square of the mean loses its digits for a large
+        # mean.
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
         return centred * jax.lax.rsqrt(variance + self.eps) * scale[None, None] + bias[None, None]
@@ -80,6 +82,7 @@ class Dense(nn.Module):
             return jnp.dot(*cast, preferred_element_type=accumulator(self.dtype))
 
         rows = x.reshape(-1, x.shape[-1])
+        # ``param`` would ask for a kernel, which a transposed tree has not.
         if self.has_variable("params", "transposed"):
             transposed = self.get_variable("params", "transposed").astype(self.dtype)
             y = transposed_product(rows, transposed)
@@ -89,6 +92,7 @@ class Dense(nn.Module):
             y = product(rows, layout.gathered(kernel.astype(self.dtype), x, inner=inner))
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            # (x A) B and not x (A B): two thin products instead of another kernel.
             y = y + self.lora_scale * product(product(rows, a), b)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
@@ -105,6 +109,7 @@ def rotary_frequencies(config: RotaryConfig, head_dim: int) -> Float[Array, "Hal
     frequencies = 1.0 / config.theta ** (jnp.arange(0, dim, 2, dtype=float) / dim)
     if config.factor == 1.0:
         return frequencies
+    # How often a pair goes round within the context that the model was first trained with.
     turns = config.original_context * frequencies / (2 * math.pi)
     low, high = config.low_frequency_factor, config.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -128,6 +133,7 @@ def rotate(x: Float[Array, "B H T Dh"], turn: Rotation) -> Float[Array, "B H T D
     """
     cos, sin = turn
     half = cos.shape[-1]
+    # GPT-NeoX rotates a part of each head only; the rest has no position.
     first, second, rest = jnp.split(x.astype(accumulator(x.dtype)), (half, 2 * half), axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin, rest)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -37,6 +37,7 @@ def add_adapters(
     fewer dimensions than ``config.rank``.
     """
     trunk = params["trunk"]
+    # Numbered in the unrolled layout, so that a scanned model gets the same adapters.
     unroll = partial(as_layout, config=replace(model, scan_layers=False))
     target = re.compile(config.targets)
     known, chosen = set(), {}
@@ -66,6 +67,7 @@ def _adapter(key: Key[Array, ""], kernel: jax.ShapeDtypeStruct, rank: int) -> Pa
     inputs, outputs = kernel.shape
     bound = 1 / math.sqrt(inputs)
     a = jax.random.uniform(key, (inputs, rank), minval=-bound, maxval=bound)
+    # B = 0 makes A B = 0: the model begins as the one it adapts.
     return {"lora_a": a, "lora_b": jnp.zeros((rank, outputs))}
 
 
@@ -101,6 +103,7 @@ def merge_adapters(params: Params, scale: float) -> Params:
         if not isinstance(tree, dict):
             return tree
         if "lora_a" in tree:
+            # On TPUs the default precision of a product would change the merged model.
             update = jnp.matmul(tree["lora_a"], tree["lora_b"], precision="highest")
             kernel = tree["kernel"] + scale * update
             return {k: v for k, v in tree.items() if k not in LEAVES} | {"kernel": kernel}
@@ -126,6 +129,7 @@ def combine(frozen: Params | None, trainable: Params) -> Params:
     """The whole tree again; no array is copied."""
     if not isinstance(frozen, dict):
         return trainable
+    # A dense layer has its kernel on one side and its adapters on the other.
     shared = {k: combine(frozen[k], trainable[k]) for k in frozen.keys() & trainable.keys()}
     return {**frozen, **trainable, **shared}
 

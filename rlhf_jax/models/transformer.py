@@ -137,6 +137,7 @@ class Block(nn.Module):
         attended, keys_values = Attention(c, self.dropout, name="attn")(
             norm_layer(c, "ln_1")(x), segments, turn, cache, index
         )
+        # GPT-NeoX's MLP reads the same x as its attention, all others' what attention has left.
         residual = layout.residual(x + drop(attended))
         x = x if c.parallel_residual else residual
         out = residual + drop(MLP(c, name="mlp")(norm_layer(c, "ln_2")(x)))
@@ -189,6 +190,8 @@ class Transformer(nn.Module):
         if c.scan_layers:
             blocks = nn.scan(
                 block,
+                # Parameters are stacked in front, and each layer has dropout of its own; segments,
+                # rotation and index are the same for all, the cache is one per layer.
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
@@ -209,6 +212,7 @@ class Transformer(nn.Module):
 
 def positions_of(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """Number of real tokens before each token, so that padding shifts nothing."""
+    # Padding on the left would count −1, which as an index is the last row of wpe.
     return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
 
 

@@ -35,9 +35,11 @@ def start_write(path: Path, items: dict[str, Any], info: dict[str, Any]) -> Call
     """
     whole = jax.process_count() == 1 and not any(map(in_parts, jax.tree.leaves(items)))
     if whole:
+        # Copied now: the caller gives the buffers to the next update as soon as this returns.
         items = jax.tree.map(np.asarray, jax.device_get(items))
     info |= {"whole": whole, "leaves": fingerprints(leaves_by_path(items))}
     info = json.loads(json.dumps(info))  # as read back
+    # Of the record itself too: a fingerprint in it that flipped would accuse a good array.
     info["sha256"] = json_sha256(info)
     with orbax_options():
         return ocp.save_checkpointables_async(str(path), items | {"info": info}).result
@@ -86,6 +88,7 @@ def read_items(path: Path, info: dict[str, Any], like: dict[str, Any]) -> dict[s
 
 def on_host(leaf: Any) -> np.ndarray:
     """Asks Orbax for a NumPy array; it holds one element, whatever its shape."""
+    # Orbax reads shape and type from an example; a real array of that shape would cost its memory.
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
@@ -118,6 +121,7 @@ def remove_temporary(folder: Path) -> None:
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """{"params/wte/embedding": leaf, ...}: the same names for dicts, lists and NamedTuples."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # By path and not by place: a NamedTuple with a new field keeps the names of the old ones.
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

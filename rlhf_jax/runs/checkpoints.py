@@ -99,10 +99,13 @@ class Checkpoints:
         self._report = report = sys.unraisablehook
         sys.unraisablehook = lambda raised: None if to_closed_loop(raised) else report(raised)
         if jax.process_index() == 0:
+            # What a killed save has left; nobody else writes here, as the run's lock is held.
             remove_temporary(self.folder)
         for step in list_steps(self.folder):
             try:
                 info = read_info(self.folder / str(step))
+                # A run's last step is saved before it is measured, so that its figures stand in
+                # DONE.
                 info["metrics"] = {**self._measured.get(step, {}), **info["metrics"]}
                 self._scores[step] = score(info)
             except Damaged:  # restore_latest reports it, if it comes to it
@@ -145,6 +148,7 @@ class Checkpoints:
         the next update at once. Waits for the previous save first. A step that is already there is
         left as it is.
         """
+        # One save at a time: two would hold two copies of the state on the host.
         self.wait()
         if step in list_steps(self.folder):
             return
@@ -153,6 +157,7 @@ class Checkpoints:
             "step": step,
             "data": data,
             "extra": extra,
+            # JSON has no NaN, and a step without a finite figure is never best.
             "metrics": {k: float(v) for k, v in metrics.items() if math.isfinite(v)},
             "best": [self._best_metric, self._best_mode],
         }
@@ -175,6 +180,7 @@ class Checkpoints:
         except Exception as error:
             raise self._save_error(step, error) from error
         if jax.process_index() == 0:
+            # Only now, when the new step is whole on disk, may an old one go.
             kept = self._kept_steps()
             for old in set(list_steps(self.folder)) - kept:
                 remove_step(self.folder / str(old))
@@ -191,6 +197,7 @@ class Checkpoints:
         """
         self.wait()
         steps = list_steps(self.folder)
+        # The newest that is intact: a flipped bit must not cost the whole run.
         for step in reversed(steps):
             path = self.folder / str(step)
             try:
@@ -210,6 +217,7 @@ class Checkpoints:
         """Whether a step with these figures is among the best that are kept."""
         best = [self._best_metric, self._best_mode]
         mine = score({"best": best, "metrics": metrics})
+        # An equal figure is no reason to save another step.
         better = sum(other >= mine for other in self._scores.values())
         return math.isfinite(mine) and better < self._keep_best
 
@@ -218,6 +226,7 @@ class Checkpoints:
         scored = [(self._scores.get(step, -math.inf), step) for step in steps]
         ranked = sorted(pair for pair in scored if pair[0] > -math.inf)
         best = ranked[-self._keep_best :] if self._keep_best else []
+        # The newest to go on from, the best to be used as models.
         return {*steps[-self._keep_latest :], *(step for _, step in best)}
 
     def _save_error(self, step: int, error: Exception) -> RunError:
@@ -261,6 +270,7 @@ def load_params(
         item = "ema" if ema else "params"
         if not any(name.startswith(f"{item}/") for name in info["leaves"]):
             raise InputError(f"{path} has no average of the weights (optim.ema_decay was 0)")
+        # The tree is made from the record of leaves, so that no model need be built to read one.
         shapes = saved_shapes(info["leaves"], item)
         if shardings is None:
             like = jax.tree.map(on_host, shapes)
@@ -312,7 +322,9 @@ def restore(path: Path, like: TrainState, trees: Mapping[str, Params] = NO_TREES
     """
     info = read_info(path)
     targets = to_items(like, trees)
+    # Before anything large is read, and leaf by leaf, by name.
     check_leaves(path, info["leaves"], leaves_by_path(targets))
+    # Where the run says nothing, as for a counter, the first device has it.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     there = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), targets
@@ -378,6 +390,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def check_finite(params: Params, step: int) -> None:
     """Raise DivergedError if the update of ``step`` left a parameter of this process not finite."""
+    # Each process looks at its own parts, which is all of them together.
     parts = [part.data for leaf in jax.tree.leaves(params) for part in leaf.addressable_shards]
     if not all(np.isfinite(np.asarray(part)).all() for part in parts):
         raise DivergedError(

@@ -21,6 +21,7 @@ def save_final(run: Path, params: Params, *, step: int, otherwise: str) -> dict[
     folder = run / "final"
     with Checkpoints(
         folder,
+        # The shorter run's model too: until DONE is written it is what the folder is for.
         keep_latest=1 + len(list_steps(folder)),
         keep_best=0,
         best_metric=None,

@@ -64,6 +64,7 @@ class Run:
         try:
             # KeyboardInterrupt and SystemExit stop a run; they do not make it a failed one.
             if isinstance(error, Exception):
+                # A note for people; what a run is worth is decided by its checkpoints.
                 with suppress(OSError):  # a full disk takes no reason either
                     self.fail(f"{kind.__name__}: {error}")
         finally:
@@ -72,6 +73,8 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Mark the run as finished; the last thing a stage does."""
         if self._lock is not None:
+            # DONE before the record: killed between the two, the folder still tells of a finished
+            # run.
             write_atomically(self.folder / "DONE", json.dumps(summary, indent=2) + "\n")
             if self._longer is not None:
                 write_record(self.folder, self._longer)
@@ -120,6 +123,7 @@ def open_run(
     files, or is in use by another process.
     """
     folder = Path(folder)
+    # One process looks and writes; the others would race for the lock of a shared folder.
     if jax.process_index() != 0:
         return join_run(folder, config, lengths or {})
     lock = make_folder(folder)
@@ -132,6 +136,7 @@ def open_run(
             check_fork(saved, fork)
             moved = check_inputs(saved, models, data)
             grows = check_lengths(saved, config, lengths or {})
+            # Late fields are read last: until the run is finished they have had no effect.
             allowed = [*ignore, *moved, *grows, *(() if saved.done else late)]
             allowed += tunable if diverged(folder) else ()
             check_same(saved, config, allowed, defaults or {})
@@ -145,6 +150,7 @@ def open_run(
             longer = record if saved is not None and grows and saved.done else None
             if longer is None:
                 write_record(folder, record)
+        # The reason is of an earlier attempt: if this one fails too, it leaves its own.
         (folder / "FAILED").unlink(missing_ok=True)
         return Run(folder, done=None if longer else read_done(folder), lock=lock, longer=longer)
     except BaseException:
@@ -159,6 +165,7 @@ def take_back(folder: Path, *, was_there: bool) -> None:
     """
     if not (folder / "config.json").exists():
         return
+    # Made by this command, so nothing of anybody's is in it.
     if not was_there:
         shutil.rmtree(folder)
         return
@@ -322,6 +329,7 @@ def take_lock(folder: Path) -> Any:
     """An open file whose lock the kernel releases when the process ends, however it ends."""
     lock = open(folder / ".lock", "a+")  # noqa: SIM115 (held until Run.close)
     try:
+        # A lock and no file with a number: after a crash nobody must remove anything.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
@@ -330,6 +338,7 @@ def take_lock(folder: Path) -> Any:
         raise RunError(
             f"{folder} is in use by another process ({owner}); wait, or choose another folder"
         ) from None
+    # Who holds it, for the message of the next one.
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {platform.node()}\n")
     lock.flush()

@@ -113,6 +113,7 @@ def why_not_longer(config: Any) -> str:
     """
     for name in ("optim", "value_optim"):
         optim = getattr(config, name, None)
+        # An optimizer that nothing uses cannot have taken a step by its length.
         if optim is not None and without_effect(config, name):
             continue
         if optim is not None and optim.schedule != "constant":

@@ -34,6 +34,7 @@ def contents_digest(path: Path) -> str | None:
         files = find_files(path)
     except InputError:
         return files_digest(path)
+    # The suffix decides how a file is read, so the same bytes under another are other data.
     kinds = [next(suffix for suffix in SUFFIXES if file.name.endswith(suffix)) for file in files]
     return _digest(zip(kinds, files, strict=True))
 
@@ -58,7 +59,9 @@ def file_sha256(file: Path) -> str:
     """Digest of a file's bytes, read once per process as long as nobody writes to it."""
     stat = file.stat()
     if time.time() - stat.st_mtime < SETTLED_SECONDS:
+        # A clock ticks too slowly to tell two writes of one second apart: nothing is remembered.
         return _sha256.__wrapped__(file, ())
+    # What is remembered belongs to this state of the file, and not to its name.
     return _sha256(file.absolute(), (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 

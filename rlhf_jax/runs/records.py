@@ -149,6 +149,7 @@ def diff_config(
         return {name: json.dumps(value) for name, value in flat.items() if not ignored(name)}
 
     def ignored(name):
+        # A field stands for the group below it as well.
         return any(name == field or name.startswith(f"{field}.") for field in ignore)
 
     was, now = texts(saved), texts(current)
@@ -180,6 +181,7 @@ def environment() -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
+            # Asked of the installation: importing all of them would take seconds.
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
