@@ -92,9 +92,12 @@ class Batches(Generic[B]):
         self.global_batch_size = batch_size
         self._local_rows = slice(None) if local_rows is None else local_rows
         self._copies = copies
+        # Part of the state: a run must not go on in another order than it began with.
         self._order = {"seed": seed, "weights": list(weights), "sizes": list(sizes)}
+        # Only then, so that the states of runs from before there were copies still fit.
         if copies > 1:
             self._order["copies"] = copies
+        # From here on rows are drawn, each of which fills ``copies`` places.
         batch_size //= copies
         if seed is None:
             stream = grain.MapDataset.range(self.rows).batch(batch_size)
@@ -117,6 +120,8 @@ class Batches(Generic[B]):
         return self
 
     def __next__(self) -> B:
+        # Every process draws the whole batch and takes its own rows: who holds what changes
+        # nothing.
         index = np.full(self.global_batch_size, -1)  # the empty row
         shown = np.repeat(next(self._indices), self._copies)
         index[: len(shown)] = shown
@@ -140,6 +145,7 @@ class Batches(Generic[B]):
 
     @cached_property
     def _identity(self) -> dict:
+        # Of the encoded rows: another tokenizer or another length makes other data of one file.
         checksum = 0
         for leaf in self.data:
             checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
@@ -169,6 +175,7 @@ def text_batches(
     return Batches(
         _joined([data for data, _ in packed]),
         total(report for _, report in packed),
+        # Without each corpus's empty row; of the joined data one is left, the last.
         sizes=[len(data.tokens) - 1 for data, _ in packed],
         weights=weights,
         batch_size=batch_size,
@@ -283,6 +290,7 @@ def _endless(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain
     """Row numbers for ``ENDLESS`` rows: each epoch is a new permutation."""
     bounds = np.cumsum([0, *sizes]).tolist()
     if not weights:
+        # One stream over all corpora, each of which then has as many rows as it has text.
         bounds = [0, bounds[-1]]
     streams = [
         # Repeated for ever, a mix read by single rows would be longer than Python can count.
@@ -294,9 +302,11 @@ def _endless(sizes: Sequence[int], weights: Sequence[float], seed: int) -> grain
 
 def _permuted(start: int, stop: int, seed: int) -> grain.MapDataset:
     """Row numbers of one epoch; repeated, it is permuted anew each time."""
+    # Grain's shuffle is a permutation that is computed by place: it can be entered anywhere.
     return grain.MapDataset.range(start, stop).seed(seed).shuffle()
 
 
 def _rows(leaf: Any, index: np.ndarray) -> Any:
+    # Stored as small as they fit; JAX counts in int32.
     rows = leaf[index]
     return rows if rows.dtype == bool else rows.astype(np.int32, copy=False)

@@ -59,6 +59,7 @@ def split_document(ids: Int[np.ndarray, "_"], *, block_size: int) -> list[Piece]
     A continuation begins with the last token of the piece before it, as context, so every token
     of a document but its first is a target exactly once.
     """
+    # Steps of one less than a block: the last token of a piece is the first of the next.
     starts = range(0, max(1, len(ids) - 1), block_size - 1)
     return [Piece(ids[start : start + block_size], first_target=1) for start in starts]
 
@@ -75,6 +76,7 @@ def pack(
     if one_per_row:
         rows, starts = list(range(len(pieces))), [0] * len(pieces)
     shape = (max(rows, default=-1) + 2, block_size)
+    # The smallest type that holds it halves the memory of a corpus of few ids.
     largest = max((int(piece.ids.max()) for piece in pieces), default=0)
     tokens = np.full(shape, pad_id, np.min_scalar_type(max(largest, pad_id)))
     segments = np.zeros(shape, np.min_scalar_type(block_size))
@@ -83,9 +85,11 @@ def pack(
     segments_of_row = [0] * shape[0]
     for (ids, first_target), row, start in zip(pieces, rows, starts, strict=True):
         end = start + len(ids)
+        # Numbered from 1: segment 0 is padding, which nothing real sees.
         segments_of_row[row] += 1
         tokens[row, start:end] = ids
         segments[row, start:end] = segments_of_row[row]
+        # Each piece counts from 0, as if it stood alone in its row.
         positions[row, start:end] = np.arange(len(ids))
         targets[row, start + first_target : end] = True
     return LMBatch(*map(as_leaf, (tokens, targets, segments, positions)))
@@ -189,6 +193,7 @@ def encode_prompts(
         fates.of_prompts(prompts, tokenizer, prompt_length=query_length), everything
     )
     queries, mask = _left_padded(kept.values(), query_length, tokenizer.pad_id)
+    # Numbers of the prompts as the file has them: columns of a row are looked up by them later.
     index = np.array([*kept, -1], np.int32)
     return QueryBatch(*map(as_leaf, (queries, mask, index))), report
 
@@ -215,6 +220,7 @@ def encode_comparisons(
     shape = (len(row_fates) + 1, most, response_length)
     responses = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
+    # −1 everywhere first: of a row with fewer answers the rest is absent.
     ranks = np.full(shape[:2], -1, np.int32)
     for row, fate in enumerate(row_fates):
         ranks[row, : len(fate.ranks)] = fate.ranks
@@ -245,6 +251,7 @@ def _left_padded(rows: Collection[Fate], length: int, pad_id: int) -> tuple[np.n
     ids = np.full((len(rows) + 1, length), pad_id, np.int32)
     mask = np.zeros(ids.shape, bool)
     for row, fate in enumerate(rows):
+        # On the left, so that all answers begin in one column.
         ids[row, length - len(fate.query) :] = fate.query
         mask[row, length - len(fate.query) :] = True
     return ids, mask

@@ -123,6 +123,7 @@ def of_demonstrations(
             why = _spelled(row.prompt, (row.completion,), tokenizer)
             if why is None and _is_empty(answer, tokenizer):
                 why = EMPTY
+            # A comparison's answer may be cut: its score is still of what stands there.
             if why is None and response_length is not None and len(answer) > response_length:
                 why = TOO_LONG
             cut = _cut(query, prompt_length, (answer,), None)
@@ -198,6 +199,7 @@ def total(reports: Iterable[EncodingReport]) -> EncodingReport:
 
 def _teaches(responses: Sequence[Ids], ranks: Sequence[int]) -> bool:
     """Whether two answers of different rank differ in their ids; a single answer ranks nothing."""
+    # Compared as ids, after the cut: what the model is shown.
     ranked = combinations(zip(responses, ranks, strict=True), 2)
     return any(r != s and a != b for (a, r), (b, s) in ranked)
 
@@ -207,6 +209,7 @@ def _answers(rows: Sequence[Comparison], tokenizer: Tokenizer) -> list[list[Ids]
     written = [row for row in rows if row.tokens is None]
     prompts = [row.prompt for row in written for _ in row.responses]
     answers = [_sampled_part(response, tokenizer) for row in written for response in row.responses]
+    # One call for all written answers, whose ids are then dealt out in the same order.
     encoded = iter(tokenizer.encode_answers(prompts, answers))
     return [
         [next(encoded) for _ in row.responses]
@@ -223,6 +226,7 @@ def _sampled(ids: Sequence[int], row: Comparison, tokenizer: Tokenizer) -> Ids:
             f"response_tokens of the prompt {as_text(row.prompt)[:40]!r} hold id {max(ids)}, "
             f"expected ids under the vocabulary's {tokenizer.vocab_size}"
         )
+    # Behind its end a sampled answer has padding, which is none of it.
     end = next((n for n, i in enumerate(ids, start=1) if i in tokenizer.end_ids), len(ids))
     return list(ids[:end])
 
@@ -273,6 +277,7 @@ def _encoded(rows: Sequence, encode: Callable[[Sequence], list]) -> list:
     try:
         return encode(rows)
     except InputError:
+        # Again, one by one: the tokenizer's error is of the whole chunk and names no line.
         for row in rows:
             _encode_one(row, encode)
         raise

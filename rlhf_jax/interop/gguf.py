@@ -131,6 +131,7 @@ def load_gguf(path: str | os.PathLike) -> tuple[Imported, Vocabulary]:
         return unpair(value, heads[projection]) if projection in heads else value
 
     def shape(name: str) -> tuple[int, ...]:
+        # ggml lists dimensions from the innermost on.
         return tuple(int(n) for n in tensors[name].shape[::-1])
 
     source = Source(str(path), config, tensors.keys(), shape, read, head_bias=0.0)
@@ -139,6 +140,7 @@ def load_gguf(path: str | os.PathLike) -> tuple[Imported, Vocabulary]:
 
 def _dequantised(file: str, tensor: Any) -> np.ndarray:
     """A tensor of a GGUF file in float32. Raises InputError for a type without a rule."""
+    # Here and not above: the package is an extra, and most runs read no GGUF.
     from gguf.quants import dequantize
 
     try:
@@ -153,6 +155,7 @@ def _dequantised(file: str, tensor: Any) -> np.ndarray:
 
 def unpair(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows (x0 y0 x1 y1 ...) of each head to (x0 x1 ... y0 y1 ...)."""
+    # Of each head by itself: the rows of a projection are its heads, one after the other.
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
@@ -168,9 +171,11 @@ def _config(header: Header, names: Collection[str]) -> dict[str, Any]:
     for name, kind in REQUIRED.items():
         header.need(f"llama.{name}", kind)
     config: dict[str, Any] = {"model_type": "llama", "vocab_size": len(_tokens(header))}
+    # Without the field every head has its own keys, as in llama.cpp; it is overwritten where given.
     config["num_key_value_heads"] = own["attention.head_count"]
     config |= {KNOWN[name]: value for name, value in own.items() if name in KNOWN}
     unknown = {name: v for name, v in own.items() if name not in KNOWN and name not in harmless}
+    # llama.cpp counts rotated dimensions, Hugging Face their share of a head.
     width = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
     config["partial_rotary_factor"] = own.get("rope.dimension_count", width) / width
     # What is left under its own name is refused as an unknown field.
@@ -179,6 +184,7 @@ def _config(header: Header, names: Collection[str]) -> dict[str, Any]:
 
 def _rename(name: str) -> str:
     parts = name.split(".")
+    # blk.7.attn_q.weight → model.layers.7.self_attn.q_proj.weight
     layer = f"model.layers.{parts[1]}." if parts[0] == "blk" else ""
     module, kind = parts[-2:]
     return f"{layer}{NAMES.get(module, module)}.{kind}"
@@ -221,6 +227,7 @@ def _vocabulary(header: Header) -> Vocabulary:
         special=of_kind(control),
         added=of_kind(user_defined),
         eos=tokens[eos],
+        # A chat model ends its turn with another token than a text.
         ends=[turn] if turn not in (None, eos) else [],
         bos=None if bos is None else tokens[bos],
         begins=begins,

@@ -121,15 +121,18 @@ def save_pretrained(
         "vocab_size": len(trunk["wte"]),
         **family.write(config),
         "tie_word_embeddings": config.tied,
+        # Under both names: newer versions of transformers read the first, older ones the second.
         "dtype": dtype,
         "torch_dtype": dtype,
         "bos_token_id": bos_id,
+        # config.json has room for one; all ends stand in generation_config.json.
         "eos_token_id": end_ids[0],
         "pad_token_id": pad_id,
         "use_cache": True,
     }
     if kind == "scalar":
         raw |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+    # Looked through before the folder is made: what cannot be written leaves nothing behind.
     plan = list(tensors_of(family, config, params, bare=False))
     for entry in plan:
         parts = entry.write(np.asarray(at(params, entry.path)))
@@ -179,12 +182,14 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
     weight_map = {}
     for number, entries in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # transformers expects this name where there is no index.
         name = "model.safetensors" if len(shards) == 1 else name
         tensors = {}
         for entry in entries:
             parts = entry.write(np.asarray(at(params, entry.path)))
             for tensor, part in zip(entry.names, parts, strict=True):
                 tensors[tensor] = np.ascontiguousarray(part.astype(DTYPES[dtype]))
+        # transformers asks whose layout a file has.
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
     if len(shards) > 1:

@@ -99,6 +99,7 @@ def read_adapter(folder: str | os.PathLike) -> Adapter:
             "base model, which is not supported"
         )
     scale = _one_scale(folder, config, tensors)
+    # Adapters train in float32, whatever the file has.
     tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         check_finite(f"{folder / WEIGHTS}: {name}", tensor)
@@ -118,6 +119,7 @@ def _one_scale(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, An
             said == rank,
             f"{folder / CONFIG}: of {module} the rank is {said}, but its lora_A has {rank} rows",
         )
+    # rsLoRA divides by √r, so that the update's size does not shrink with the rank.
     power = 0.5 if config.get("use_rslora") else 1.0
     scales = {
         _setting(folder, config, "lora_alpha", "alpha_pattern", module) / rank**power
@@ -161,6 +163,7 @@ def load_adapter(
     that does not fit the base model.
     """
     family = family_of_model(model)
+    # Emptied as layers take their pairs: what is left at the end belongs to no layer of this model.
     left = dict(adapter.tensors)
     found: Params = {}
     for entry, shapes in _kernels(family, model, vocab_size):
@@ -199,6 +202,7 @@ def _kernels(
     for entry in tensors_of(family, model, {"trunk": trunk}, bare=False):
         if entry.path[-1] == "kernel":
             theirs = jax.eval_shape(entry.write, at({"trunk": trunk}, entry.path))
+            # GPT-2's Conv1D keeps [in, out], all others PyTorch's [out, in].
             swap = 1 if family.kernels == "out_in" else -1
             yield entry, [tensor.shape[::swap] for tensor in theirs]
 
@@ -235,6 +239,7 @@ def _read_pair(
     blocks = []
     for (_, b), start in zip(parts, starts, strict=True):
         block = np.zeros((len(b), rank), np.float32)
+        # Zero outside: a part of our layer then reads only the A that was its own.
         block[:, start : start + b.shape[1]] = b
         blocks.append(block if family.kernels == "out_in" else block.T)
     return jnp.asarray(a.T), jnp.asarray(np.ascontiguousarray(entry.read(*blocks)))
@@ -266,7 +271,9 @@ def save_adapter(
         tensors[f"{PREFIX}score.weight"] = np.asarray(params["head"]["kernel"]).T
     modules = [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]
     ranks = {m: len(tensors[f"{m}.lora_A.weight"]) for m in modules}
+    # PEFT has one rank and a list of exceptions: the most frequent makes the list short.
     usual = Counter(ranks.values()).most_common(1)[0][0]
+    # PEFT matches the end of a module's name, the same in every layer.
     suffixes = {module: ".".join(module.split(".")[-2:]) for module in modules}
     pattern = {suffixes[module]: rank for module, rank in ranks.items() if rank != usual}
     settings = {
@@ -298,6 +305,7 @@ def _write_pair(entry: Tensors, layer: Params, family: Family) -> dict[str, np.n
     a = np.asarray(layer["lora_a"]).T
     parts = [np.asarray(b) for b in entry.write(np.asarray(layer["lora_b"]))]
     parts = parts if family.kernels == "out_in" else [b.T for b in parts]
+    # A rank whose B is zero in a part says nothing there: so the stacked A is taken apart again.
     reached = [b.any(axis=0) for b in parts]
     if not any(ranks.any() for ranks in reached):  # fresh: B is zero everywhere
         reached = [np.ones(len(a), bool) for _ in parts]
