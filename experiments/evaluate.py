@@ -113,15 +113,12 @@ def run(config: EvaluateConfig) -> dict:
         # Best of 1 is the baseline itself, and without a reward model none is the best.
         several = [n for n in config.best_of if n > 1 and config.reward]
         answers |= {f"best_of_{n}": best_of(base, n) for n in several}
-        table = {
-            name: describe_policy(texts, of_policy, base, task)
-            for name, of_policy in answers.items()
-        }
+        table = {name: describe_policy(texts, own, base, task) for name, own in answers.items()}
         if config.pass_k:
             for name in policies:
                 table[name]["pass_at"] = describe_passes(answers[name], config)
-        for name, of_policy in answers.items():
-            table[name] |= describe_scores(of_policy, config)
+        for name, own in answers.items():
+            table[name] |= describe_scores(own, config)
         for n in several:
             table[f"best_of_{n}"]["kl"] = {"mean": measure.best_of_n_kl(n), "ci": 0.0}
         without_model = {

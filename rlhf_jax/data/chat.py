@@ -78,6 +78,7 @@ def as_json(value: str | Conversation) -> str | list[dict[str, str]]:
 def written_turns(text: str) -> Conversation | None:
     """The conversation that ``write_turns`` writes as ``text``; None if it is not one."""
     before, *turns = TURNS.split(text)
+    # Only what ``write_turns`` itself would write counts: other uses of the words stay text.
     if before or not turns or turns[0] != HUMAN:
         return None
     pairs = zip(turns[0::2], turns[1::2], strict=True)
@@ -185,6 +186,7 @@ def _check_whole(text: str, conversation: Conversation) -> None:
 
     Of the assistant's earlier ones some templates keep the last words only, on purpose.
     """
+    # White space is laid out anew by templates, so it is taken out on both sides, when it must be.
     solid = None
     for role, content in conversation:
         if role == "assistant" or content.strip() in text:
@@ -232,6 +234,7 @@ def pieces_of(rendered: Rendered, specials: Sequence[str]) -> list[Piece]:
 @lru_cache(maxsize=64)
 def special_pattern(specials: tuple[str, ...]) -> re.Pattern:
     """Finds special tokens; of two at one place the longer."""
+    # A regular expression takes the first alternative that fits.
     longest_first = sorted(specials, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -256,6 +259,7 @@ def _render(template: ChatTemplate, conversation: Conversation, *, open_answer: 
     def hide(text: str) -> str:
         return pattern.sub(lambda match: HIDDEN * len(match[0]), text)
 
+    # A user who types <|im_end|> must not end a turn: only what the template wrote is special.
     hidden = tuple(Message(role, hide(content)) for role, content in conversation)
     text = _fill(template, conversation, open_answer)
     outline = text if hidden == conversation else _fill(template, hidden, open_answer)
@@ -281,6 +285,7 @@ def _fill(template: ChatTemplate, conversation: Conversation, open_answer: bool)
 @lru_cache(maxsize=8)
 def _compiled(source: str, now: datetime.datetime) -> jinja2.Template:
     """In the environment that transformers renders templates in."""
+    # Templates come with strangers' models: sandboxed, they reach no attribute or file.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )

@@ -227,6 +227,7 @@ def _lines(file: Path) -> list[str]:
             f"{file}, line {line}: byte {error.start} ({content[error.start]:#04x}) is not UTF-8"
         ) from error
     # Only "\n" ends a line: str.splitlines would also split at U+2028, which JSON strings may hold.
+    # Windows writes the mark at the beginning.
     return text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
 
 
@@ -257,6 +258,7 @@ def _parse(text: str, where: str) -> Any:
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these keys, none of which overwrites another."""
+    # Python keeps the last of two equal keys in silence: half of a row would be lost.
     members = dict(pairs)
     if len(members) < len(pairs):
         raise KeyError(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
@@ -301,12 +303,14 @@ def write_atomically(path: Path, text: str) -> None:
 
     Folders above it are made.
     """
+    # In the same folder, as a rename is whole only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
+            # Else a crash after the rename could leave an empty file under the new name.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:

@@ -46,6 +46,8 @@ def with_cache(
 
     Batches from the cache have no log-probs (they are NaN): an evaluation computes its own.
     """
+    # Whatever changes one sampled token belongs in here; an evaluation must never read others'
+    # answers.
     K = responses_per_prompt
     settings = {
         "model": to_dict(model),
@@ -79,6 +81,7 @@ def with_cache(
             batch = jax.tree.map(lambda x: np.repeat(x, K, axis=0), next(stream))
             yield replay(batch, json.loads(path.read_text()), tokenizer, response_length)
             number += 1
+        # All batches were there: no program needs to be compiled.
         if number == stream.steps_per_epoch:
             return
         for sampled in sampler(params, prompts, key, skip=number):
@@ -99,6 +102,7 @@ def replay(
     for row, ids in enumerate(tokens):
         responses[row, : len(ids)] = ids
         mask[row, : len(ids)] = True
+    # NaN and not 0: whoever used them by mistake would see it.
     logprobs = np.full(shape, np.nan, np.float32)
     generation = Generation(*map(jax.numpy.asarray, (responses, mask, logprobs)))
     return Sampled(batch, generation, [tokenizer.decode(ids) for ids in tokens])

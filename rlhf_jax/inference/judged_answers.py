@@ -66,6 +66,7 @@ def make_answer(
         like: Answers | None = None,
     ) -> Answers:
         lm, judge = functions(policy.model, policy.vocab_size)
+        # The batch has the same number of rows whatever n is, so that memory is the same.
         prompts_per_batch = config.batch_size // n
         shape = dict(
             **row_lengths(config), prompts_per_batch=prompts_per_batch, responses_per_prompt=n
@@ -150,12 +151,14 @@ def as_one(of_each: np.ndarray, like: np.ndarray, combine: CombineConfig) -> np.
         of_each = (of_each - like.mean(axis=(0, 1))) / np.where(spread > 0, spread, 1.0)
     names = list(map(str, range(M)))
     scores = dict(zip(names, jnp.asarray(of_each.reshape(-1, M).T), strict=True))
+    # Done above, by the spread of the baseline: a policy's own would hide how far it has come.
     combine = replace(combine, normalise=False)
     return np.asarray(combine_scores(scores, {}, config=combine, names=names)).reshape(P, n)
 
 
 def best_of(answers: Answers, n: int) -> Answers:
     """The answer that the reward model likes best among each prompt's first n."""
+    # The first n of them: best of 4 and best of 16 share their draws, and differ in n alone.
     best = answers.scores[:, :n].argmax(axis=1)
 
     def pick(x: np.ndarray) -> np.ndarray:

@@ -110,6 +110,7 @@ def _take_model(
 ) -> None:
     load = partial(load_trained, flag=flag, kind="scalar", shardings=parallel.shardings)
     reward = load(path, share=policy)
+    # Equal ids mean equal text, so the sampled tokens can be scored where they lie.
     if reward.tokenizer.digest == policy.tokenizer.digest:
         rewards.token_models[name] = reward
         return
@@ -161,6 +162,7 @@ def load_function(source: RewardSource) -> Callable:
             f"{flag}: {source.place} has no function {source.function!r}, "
             f"only {', '.join(there) or 'none'}"
         )
+    # Looked at now: a wrong signature would else fail after the first rollout.
     names = list(inspect.signature(function).parameters)
     check(
         names[:2] == list(PARAMETERS),
@@ -194,6 +196,7 @@ def make_text_scoring(
         scorers[name] = _text_model_scorer(reward, prompts, parallel, response_length)
 
     def score(rollout: Rollout, index: np.ndarray) -> Rollout:
+        # Nothing is fetched then, so that a run of token models never waits for the host.
         if not scorers:
             return rollout
         rows = zip(*parallel.local((rollout.responses, rollout.mask)), strict=True)
@@ -259,6 +262,7 @@ def call(
     try:
         scores = function(asked, answers.texts, **columns)
     except Exception as error:
+        # Asked again row by row, only after a failure, to name the row.
         at = _first_failing(function, asked, answers.texts, columns)
         row = "" if at is None else f" on {_place_of_answer(answers, at)}"
         raise RunError(f"the reward {name} failed{row}: {type(error).__name__}: {error}") from error
@@ -314,6 +318,8 @@ def _text_model_scorer(
     longest = max(
         full_lengths(fate)["prompt"] for fate in of_prompts(prompts, tokenizer, prompt_length=None)
     )
+    # Another tokenizer may need more tokens for the same text; twice is ample between languages'
+    # BPEs.
     answer = min(2 * response_length, context // 2)
     lengths = dict(query_length=min(longest, context - answer), response_length=answer)
     if longest > lengths["query_length"]:
@@ -338,6 +344,7 @@ def _text_model_scorer(
             said = True
             say(f"answers are cut to {answer} of the reward model's tokens to be scored")
         # The last row is the empty one. An answer that the policy did not end has no end here.
+        # Encoding adds an end to every text, and a reward model has learnt that an end is good.
         queries, query_mask, responses, mask = (x[:-1] for x in batch[:4])
         ends = mask & np.isin(responses, tokenizer.end_ids)
         mask &= ~(ends & ~np.array(answers.ended)[:, None, None])

@@ -36,6 +36,7 @@ def make_logprob_scorer(
     Ids over the context are cut at their beginning.
     """
     lm = make_language_model(trained.model, trained.vocab_size)
+    # The last token is predicted and never read.
     longest = trained.model.context + 1
 
     @jax.jit
@@ -47,6 +48,7 @@ def make_logprob_scorer(
         return logprobs.sum(axis=1), greedy.all(axis=1)
 
     def batch_of(rows: Sequence[Row]) -> list[Scored]:
+        # One more than a multiple: the model reads all but the last column.
         columns = max(len(ids) for ids, _ in rows)
         shape = (batch_size, -(-(columns - 1) // BUCKET) * BUCKET + 1)
         tokens = np.full(shape, trained.tokenizer.pad_id, np.int32)
@@ -54,6 +56,7 @@ def make_logprob_scorer(
         for row, (ids, counted) in enumerate(rows):
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
+            # A row's first token has nothing before it, so it is never counted.
             targets[row, len(ids) - min(counted, len(ids) - 1) : len(ids)] = True
         scored = score(trained.params, *map(jnp.asarray, (tokens, mask, targets)))
         logprobs, greedy = map(np.asarray, scored)
@@ -80,6 +83,7 @@ def continuation_logprobs(
     tokenizer = trained.tokenizer
     rows = []
     for context, continuation in pairs:
+        # Something must stand before the first token; an end of text is what documents begin after.
         before = tokenizer.encode_beginning(context) or [tokenizer.eos_id]
         after = tokenizer.encode(continuation)
         rows.append(([*before, *after], len(after)))

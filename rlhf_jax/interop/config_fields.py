@@ -29,6 +29,7 @@ class Fields:
             return default
         kind = kind if default is None else type(default)
         kinds = (int, float) if kind is float else kind
+        # To Python true is a 1, which no number field means.
         fits = isinstance(value, kinds) and (isinstance(value, bool) == (kind is bool))
         fits &= not isinstance(value, float) or math.isfinite(value)
         if not fits or (default is None and value <= 0):
@@ -49,6 +50,7 @@ class Fields:
         unknown = {
             name: value
             for name, value in self._values.items()
+            # null is how older versions write a field that they do not use.
             if value is not None and name not in harmless and value not in NEUTRAL.get(name, ())
         }
         if unknown:

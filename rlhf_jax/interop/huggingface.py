@@ -121,18 +121,15 @@ def save_pretrained(
         "vocab_size": len(trunk["wte"]),
         **family.write(config),
         "tie_word_embeddings": config.tied,
-        # Under both names: newer versions of transformers read the first, older ones the second.
         "dtype": dtype,
         "torch_dtype": dtype,
         "bos_token_id": bos_id,
-        # config.json has room for one; all ends stand in generation_config.json.
         "eos_token_id": end_ids[0],
         "pad_token_id": pad_id,
         "use_cache": True,
     }
     if kind == "scalar":
         raw |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    # Looked through before the folder is made: what cannot be written leaves nothing behind.
     plan = list(tensors_of(family, config, params, bare=False))
     for entry in plan:
         parts = entry.write(np.asarray(at(params, entry.path)))

@@ -68,6 +68,7 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     """
     family, config, vocab_size = shape_of(source.config, source.file)
     kind = _kind(source, family)
+    # A trunk that was saved alone lacks the name of the part that it is of the whole model.
     bare = not any(name.startswith(f"{family.base}.") for name in source.names)
     shapes = parameter_shapes(config, vocab_size, kind)
     plan = list(tensors_of(family, config, shapes, bare=bare))
@@ -78,8 +79,10 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
         expected = jax.eval_shape(entry.write, at(shapes, entry.path))
         for name, part in zip(entry.names, expected, strict=True):
             _check_shape(source, name, part.shape)
+        # Where one of our kernels is several of theirs, they are joined here.
         value = np.ascontiguousarray(entry.read(*map(source.read, entry.names)))
         check_finite(f"{source.file}: {' + '.join(entry.names)}", value)
+        # Waited for: else copies to the device would pile up in the host's memory.
         put(params, entry.path, place(entry.path, value).block_until_ready())
         del value  # before the next is read
     if kind == "scalar":

@@ -39,6 +39,7 @@ def find_weights(folder: Path) -> Weights:
     """The weights of ``folder``. Raises InputError if they are not there, or not whole."""
     single, index = folder / SINGLE, folder / INDEX
     present = sorted(folder.glob("*.safetensors"))
+    # A single file wins over an index: transformers reads it so too.
     if not single.is_file() and index.is_file():
         files = _in_shards(index)
     elif single.is_file() or len(present) == 1:
@@ -49,6 +50,7 @@ def find_weights(folder: Path) -> Weights:
     check(bool(files), f"{folder}: there is not one tensor in its weights")
     used = set(files.values())
     unread = [path.name for path in present if path not in used]
+    # An index that names other files is of another version of the model, and is worth a word.
     if index.is_file() and single in used and set(weight_map(index).values()) != {single.name}:
         unread.append(index.name)
     prefix = wrapped_in(files)
@@ -104,6 +106,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not shard_of or not strings:
         raise InputError(f"{index}: expected weight_map to give each tensor's file")
     for name in sorted(set(shard_of.values())):
+        # An index comes from strangers: it may name no file outside of its folder.
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts
         check(inside, f"{index} names {name!r}, which is outside of its folder")
     return shard_of

@@ -127,7 +127,6 @@ def policy_loss(
     log_ratio = log_ratios(new_logprobs, logprobs, mask, of=ratio)
     rho = jnp.exp(log_ratio)
     highest = 1 + (clip_eps if clip_eps_high is None else clip_eps_high)
-    # ``bounded`` counts tokens whose loss a bound has decided, and which have no gradient then.
     losses, bounded = -advantages * rho, jnp.zeros_like(mask)
     if kind == "clip":
         unclipped, clipped = losses, -advantages * jnp.clip(rho, 1 - clip_eps, highest)
@@ -144,7 +143,6 @@ def policy_loss(
         losses = -weight * advantages * jnp.where(mask, new_logprobs, 0.0)
         bounded = rho > highest
     loss = mean(losses if weights is None else weights * losses)
-    # The KL that is logged is per token, whichever ratio the loss has.
     token_log_ratio = log_ratios(new_logprobs, logprobs, mask, of="token")
     return loss, {
         "loss/policy_avg": loss,

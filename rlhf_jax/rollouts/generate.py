@@ -65,13 +65,11 @@ def generate(
 
     def step(params: Params, state: Decoding) -> Decoding:
         logits, cache = model.decode(params, state.token, state.cache)
-        # Rows that are done take part all the same, and give padding: shapes must not change.
         token, logprob = sample(state.t, logits, state.keys, state.done)
         generation = write(state.generation, state.t, token, logprob, state.done)
         done = state.done | is_end(token, end_ids)
         return Decoding(state.t + 1, token, done, state.keys, cache, generation)
 
-    # A query is read once, whatever the number of its responses: their caches begin alike.
     B = len(keys)
     logits, cache = model.prefill(params, queries, query_mask, length=length)
     if len(queries) < B:  # here the responses to one query begin to differ
@@ -82,7 +80,6 @@ def generate(
 
         logits, cache = repeat(logits, 0), with_rows(cache, repeat)
     # The first token comes from prefill's logits; the loop feeds each token in to get the next.
-    # Nothing has ended before the first token.
     nobody = jnp.zeros(B, bool)
     token, logprob = sample(jnp.int32(0), logits, keys, nobody)
     empty = Generation(

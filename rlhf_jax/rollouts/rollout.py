@@ -48,7 +48,6 @@ def make_rollout(
         behaviour: Params | None = None,
     ) -> Rollout:
         queries, query_mask = batch.queries, batch.query_mask
-        # The value network takes no part in sampling: it reads the whole episode once, afterwards.
         sampler = policy_value.policy(params) if behaviour is None else behaviour
         keys = row_keys(key, queries.shape[0])
         sampled = sample(sampler, queries, query_mask, keys, end_ids=end_ids, pad_id=pad_id)
@@ -65,7 +64,6 @@ def make_rollout(
             query_mask=query_mask,
             responses=responses,
             mask=mask,
-            # Zero behind the end, so that a difference or sum of these needs no mask.
             logprobs=jnp.where(mask, logprobs, 0.0),
             ref_logprobs=jnp.where(mask, reread(ref_params, batch, sampled), 0.0),
             values=None if values is None else jnp.where(mask, values, 0.0),

@@ -123,7 +123,6 @@ def open_run(
     files, or is in use by another process.
     """
     folder = Path(folder)
-    # One process looks and writes; the others would race for the lock of a shared folder.
     if jax.process_index() != 0:
         return join_run(folder, config, lengths or {})
     lock = make_folder(folder)
@@ -136,7 +135,6 @@ def open_run(
             check_fork(saved, fork)
             moved = check_inputs(saved, models, data)
             grows = check_lengths(saved, config, lengths or {})
-            # Late fields are read last: until the run is finished they have had no effect.
             allowed = [*ignore, *moved, *grows, *(() if saved.done else late)]
             allowed += tunable if diverged(folder) else ()
             check_same(saved, config, allowed, defaults or {})
@@ -150,7 +148,6 @@ def open_run(
             longer = record if saved is not None and grows and saved.done else None
             if longer is None:
                 write_record(folder, record)
-        # The reason is of an earlier attempt: if this one fails too, it leaves its own.
         (folder / "FAILED").unlink(missing_ok=True)
         return Run(folder, done=None if longer else read_done(folder), lock=lock, longer=longer)
     except BaseException:

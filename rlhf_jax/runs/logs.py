@@ -70,6 +70,7 @@ class MetricsLog:
         before = 0.0
         if self._primary:
             rows = rewind(folder / "metrics.jsonl", resume_step)
+            # Time goes on from the last row that is kept: stops do not count.
             before = rows[-1]["time"] if rows else 0.0
             rewind(folder / "samples.jsonl", resume_step)
             self._metrics = open_lines(folder / "metrics.jsonl")
@@ -96,6 +97,7 @@ class MetricsLog:
         Raises DivergedError when a watched metric of the step before is NaN or infinite.
         """
         self.flush()
+        # Held until the next call: fetching them now would wait for the step under way.
         self._held = step, dict(metrics), write
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -115,6 +117,7 @@ class MetricsLog:
         if self._held is None:
             return
         (step, metrics, write), self._held = self._held, None
+        # A fetch is a round trip: of steps that are not written only what must stay finite.
         wanted = metrics if write else {k: v for k, v in metrics.items() if self._watched(k)}
         values = {name: float(value) for name, value in jax.device_get(wanted).items()}
         if write:
@@ -329,6 +332,7 @@ class WeightsAndBiases:
         identity = folder / "wandb-id"
         logged = read_rows(folder / "metrics.jsonl") + read_rows(folder / "samples.jsonl")
         kept = up_to(resume_step, logged)
+        # Rows that a kill took back were sent already, and no step can be sent twice.
         fresh = not identity.exists() or len(kept) < len(logged)
         if fresh:
             write_atomically(identity, secrets.token_hex(8))

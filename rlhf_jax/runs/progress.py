@@ -63,6 +63,7 @@ class Progress:
     def update(self, step: int, **numbers: float | int) -> None:
         """``step`` steps are done; ``numbers`` are shown beside (2 or 3 of them)."""
         now = time.monotonic()
+        # Compilation happens in the first step, so the clock starts after it.
         self._first = self._first or (step, now)
         figures_shown = [
             *self._times(step, now),

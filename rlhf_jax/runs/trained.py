@@ -159,12 +159,14 @@ def with_adapters(
     Adapters that are there already go on if they are of that rank, scale and place. Others are
     merged, which is said of ``what``, and without ``config.rank`` all weights train.
     """
+    # Full training of a model with adapters starts from what it computes now: all of it is weights.
     if config.rank == 0:
         return merged(trained)
     whole, scale = merged(trained), config.alpha / config.rank
     key = jax.random.fold_in(jax.random.key(seed), ADAPTERS)
     add = partial(add_adapters, key, model=trained.model, config=config)
     if has_adapters(trained.params):
+        # Shapes alone tell rank and place; nothing is drawn to compare.
         asked = adapter_shapes(jax.eval_shape(add, whole.params))
         if trained.model.lora_scale == scale and adapter_shapes(trained.params) == asked:
             return trained
@@ -185,6 +187,7 @@ def load_any(
     ``base`` is the model below a PEFT adapter, if it is not the one that the adapter names.
     """
     path = Path(path)
+    # Before a checkpoint: a folder may hold an adapter beside the config of its base model.
     if is_adapter(path):
         below = adapter_base(path, flag, base)
         return with_adapter(path, merged(load_any(below, flag=flag)))
@@ -242,6 +245,7 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
     field, below = "init", config.init
     if network == "value":
         field, below = value_start(config, load_tokenizer(path / "tokenizer"))
+    # By contents: the base may have been moved, but adapters on other weights are another model.
     was = saved.models.get(field)
     if was is not None and model_digest(below) != was.digest:
         raise InputError(
@@ -258,6 +262,7 @@ def frozen_below(path: Path, network: Literal["policy", "value"]) -> Params:
         trained = load_trained(below, flag=flag, kind="scalar")
     trained = with_adapters(trained, config.lora, seed=config.run.seed, what=f"{network} network")
     frozen = partition(trained.params)[1]
+    # A reward model's head trains, so that it is in the checkpoint, not below it.
     return {"trunk": frozen["trunk"]} if saved.stage == "reward" else frozen
 
 
@@ -315,6 +320,7 @@ def for_run(trained: Trained, run_dir: Path) -> Trained:
             "prompts are plain text, though the model has a chat template; convert from-hf "
             "--chat-prompts True makes a model whose prompts are in it"
         )
+    # A resumed run keeps the time of its start, or its prompts would change with the date.
     begun = run_dir / "tokenizer"
     now = load_tokenizer(begun).now if has_tokenizer(begun) else agreed_time(tokenizer.now)
     return trained._replace(tokenizer=tokenizer.at_time(now)) if now != tokenizer.now else trained
