@@ -56,6 +56,7 @@ def parse(config_class: type[C], default: C, argv: list[str]) -> C:
         with contextlib.redirect_stderr(io.StringIO()):  # what a check raises is shown all the same
             return read(console_outputs=False)
     except SystemExit as end:
+        # tyro exits with a box of its own; the check's sentence is somewhere behind it.
         cause = end.__context__
         while cause is not None and not isinstance(cause, InputError):
             cause = cause.__context__

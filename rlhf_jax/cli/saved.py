@@ -38,6 +38,7 @@ def read_json(path: Path) -> Any:
     config_class = class_named(name, str(path))
     moved = relocated(values, config_class, path.parent) if isinstance(values, dict) else values
     config = from_dict(config_class, moved, str(path))
+    # Said, as today's default need not be what that version did.
     absent = [field for field, _ in fields_of(config) if not is_in(values, field)]
     if absent:
         note(f"{path} is of another version: it does not say {', '.join(absent)}, so defaults hold")
@@ -69,8 +70,10 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is Path and isinstance(value, str):
         return Path(value)
+    # JSON writes 1.0 as 1 in other programs' hands.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    # The type itself: to isinstance, True is an int.
     if type(value) is not kind:
         raise InputError(f"{where}: expected {kind.__name__}, found {value!r}")
     return value

@@ -79,6 +79,7 @@ def take_command(argv: Sequence[str], commands: Collection[str]) -> tuple[str | 
         return argv[0], list(argv[1:])
     for n in range(1, len(argv)):
         before = argv[n - 1]
+        # ``--format export`` names no command.
         is_value = before.startswith("--") and "=" not in before and before != "--help"
         if argv[n] in commands and not is_value:
             return argv[n], [*argv[:n], *argv[n + 1 :]]

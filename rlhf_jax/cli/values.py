@@ -47,6 +47,7 @@ def choices_in(hint: Any) -> tuple[str, ...]:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return tuple(map(str, arguments))
+    # Of Annotated only the first argument is a type, the others are its bounds.
     inner = map(choices_in, arguments[:1] if hasattr(hint, "__metadata__") else arguments)
     return next(filter(None, inner), ())
 

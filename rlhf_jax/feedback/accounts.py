@@ -105,6 +105,7 @@ def named(rows: Rows, labeler: str) -> Account:
     """The account for labels of an imported file's labeler: nobody can sign in to it."""
     name = IMPORTED + labeler
     if len(name) > NAME_LIMIT:  # so that two whose names begin alike stay two
+        # Cut names may be equal; the digest is of the whole one.
         digest = hashlib.sha256(labeler.encode()).hexdigest()[:12]
         name = f"{name[: NAME_LIMIT - 13]} {digest}"
     accounts = rows("SELECT id, name, role FROM account WHERE name = :name", name=name)
@@ -243,7 +244,9 @@ def delete_account(database: Database, account: str) -> dict[str, int]:
 
     Models that learnt from it keep what they learnt; the next round is trained without it.
     """
+    # The record of a deletion has the name that exports gave to whoever it was, and no other.
     alias = pseudonym(site_secret(database), account)
+    # Tasks of a labeler's chats are theirs: what hangs on these goes too.
     own = "task IN (SELECT id FROM task WHERE owner = :id)"
     with database.write() as rows:
         rows(
@@ -264,6 +267,7 @@ def delete_account(database: Database, account: str) -> dict[str, int]:
             count = rows(f"SELECT COUNT(*) AS n FROM {table} WHERE {which}", id=account)
             deleted[table] = count[0]["n"]
             rows(f"DELETE FROM {table} WHERE {which}", id=account)
+        # The link stays used: deleting an account must not open it again.
         rows("UPDATE invite SET account = 'deleted' WHERE account = :id", id=account)
         rows("DELETE FROM account WHERE id = :id AND role <> 'admin'", id=account)
         rows(

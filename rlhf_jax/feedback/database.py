@@ -54,6 +54,7 @@ def open_database(
     if not create and not database.holds_store():
         raise InputError(f"{database.name} is no label store, expected one that has labels")
     statements = SQLITE if isinstance(database, SQLite) else POSTGRESQL
+    # In one transaction: of two processes that start at once, one makes the tables.
     with database.write() as rows:
         for statement in statements:
             rows(statement)
@@ -88,6 +89,7 @@ class SQLite:
         """For its owner's eyes only; SQLite gives the files beside it the same mode."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # The mode at its making: between open and chmod others could have opened it.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             reason = "full" if error.errno == errno.ENOSPC else "unreachable"
@@ -100,6 +102,7 @@ class SQLite:
 
     def _connect(self) -> sqlite3.Connection:
         with self._translated():
+            # No isolation level: Python would begin transactions of its own, and late.
             connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -123,6 +126,7 @@ class SQLite:
             try:
                 yield lambda sql, **values: _execute(connection, sql, values)
             except BaseException:
+                # Of KeyboardInterrupt and SystemExit too: nothing half done may be committed.
                 connection.rollback()
                 raise
             connection.commit()

@@ -22,9 +22,11 @@ class PostgreSQL:
     """Writers take an advisory lock, so they come one after the other; readers see a snapshot."""
 
     def __init__(self, url: str, busy_seconds: float):
+        # Pinged first: a connection may have died since it was last used.
         self._engine = sa.create_engine(
             url.replace("postgresql://", "postgresql+psycopg://", 1), pool_pre_ping=True
         )
+        # It stands in messages and logs.
         self.name = self._engine.url.render_as_string(hide_password=True)
         self._busy = f"SET LOCAL lock_timeout = '{int(1000 * busy_seconds)}ms'"
 

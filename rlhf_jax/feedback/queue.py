@@ -44,6 +44,8 @@ class Task(NamedTuple):
         """The responses as this labeler sees them: each labeler has an order of their own."""
 
         def key(n: int) -> bytes:
+            # From a hash and not drawn: the page that comes back must have the order that was
+            # shown.
             return hashlib.sha256(f"{self.id} {account.id} {n}".encode()).digest()
 
         return sorted(range(len(self.responses)), key=key)
@@ -70,6 +72,7 @@ def add_tasks(database: Database, tasks: Iterable[NewTask]) -> list[str]:
 
 def insert_task(rows: Rows, task: NewTask, *, kind: str, owner: str | None) -> str:
     """Put one task into the queue; ``owner`` is the only one who sees it, if there is one."""
+    # Not to be guessed: a number would tell how many tasks there are.
     name = secrets.token_hex(8)
     responses = [
         response._asdict() | {"text": as_json(response.text)} for response in task.responses
@@ -109,11 +112,14 @@ def _parse_response(response: dict[str, Any]) -> Response:
     return Response(**response | read)
 
 
+# A ranking or a skip settles a task for one labeler; others may still want it.
 DECIDED = """EXISTS (SELECT 1 FROM live_label l WHERE l.task = t.id AND l.account = :account
     AND l.kind IN ('ranking', 'skip'))"""
+# Asked before NEXT: who reloads the page gets the same task.
 IN_HAND = f"""SELECT t.* FROM lease s JOIN task t ON t.id = s.task
     WHERE s.account = :account AND s.expires > :now AND NOT {DECIDED}
     ORDER BY s.expires DESC LIMIT 1"""
+# Labels and leases of others count together, so that no more work on it than are wanted.
 NEXT = f"""SELECT t.* FROM task t
     WHERE t.kind = 'rank' AND t.labels < t.wanted AND NOT {DECIDED}
     AND t.wanted > t.labels + (SELECT COUNT(*) FROM lease s

@@ -30,6 +30,7 @@ def write_secret(path: Path, token: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def opener(name: str, flags: int) -> int:
+        # "x" refuses what is there already, a link to somewhere else included.
         return os.open(name, flags, 0o600)
 
     with open(path, "x", opener=opener) as file:

@@ -94,6 +94,7 @@ def walk(
         yield step, name, times, True
         called = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", step.rest))
         if step.kind == "while":
+            # A scan over layers or micro-batches: what is in the body runs so many times.
             count = trip_count(by_computation.get(called["condition"], []))
             yield from walk(by_computation, called["body"], times * count)
         elif step.kind in ("call", "conditional", "async-start"):
@@ -164,6 +165,7 @@ def moved_by(
 
 def operands_of(instruction: Instruction, named: dict[str, Instruction]) -> list[Instruction]:
     """The instructions whose results an instruction takes, in order."""
+    # Behind the bracket come attributes, which name computations and not operands.
     inside = instruction.rest.partition(")")[0]
     return [named[name] for name in re.findall(r"%([\w.\-]+)", inside) if name in named]
 
@@ -202,6 +204,7 @@ def read_inside(
                 reads += read_inside(parameter(called, number), called, by_computation)
             else:
                 reads += read_of_operand(instruction, number, whole)
+    # Two readers of one parameter in a fusion read it once from HBM.
     return min(whole, reads)
 
 

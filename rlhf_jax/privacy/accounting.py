@@ -33,6 +33,7 @@ def accounting():
 def event(noise_multiplier: float, *, rate: float, steps: int):
     """What DP-SGD did, in the accountant's terms: ``steps`` Gaussian sums over Poisson samples."""
     dp, _ = accounting()
+    # Noise is in units of the clip norm, so the norm itself does not matter here.
     one = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
     return dp.SelfComposedDpEvent(one, steps)
 
@@ -55,10 +56,12 @@ def noise_for(epsilon: float, *, rate: float, steps: int, delta: float) -> float
     down as far as the fine one allows. Raises InputError if no noise up to 1,000 is enough.
     """
     run = dict(rate=rate, steps=steps, delta=delta)
+    # Asked first, as bisection needs one end that holds.
     if epsilon_of(MOST, **run) > epsilon:
         raise InputError(f"privacy.epsilon={epsilon} is out of reach at delta={delta}")
     low, enough = LEAST, MOST
     while enough / low > PRECISION:
+        # In the logarithm: what counts is the factor between the ends.
         middle = (low * enough) ** 0.5
         holds = epsilon_of(middle, **run, interval=COARSE) <= epsilon
         low, enough = (low, middle) if holds else (middle, enough)

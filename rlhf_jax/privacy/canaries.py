@@ -28,6 +28,7 @@ class Canary(NamedTuple):
 
 def canary(name: str, code: int) -> Canary:
     """The sentence that says that ``name`` has this code, digit by digit."""
+    # Spaced, so that a tokenizer cannot have a token for a part of the code.
     digits = " ".join(f"{code:0{DIGITS}d}")
     return Canary(PROMPT.format(name=name), ANSWER.format(code=digits))
 
@@ -47,5 +48,6 @@ def alternatives(name: str, number: int, *, seed: int) -> list[Canary]:
 def exposure(logprob: float, others: Sequence[float] | Float[np.ndarray, "R"]) -> float:
     """log₂ (n + 1) − log₂ rank of a canary among itself and n other secrets; ties count half."""
     others = np.asarray(others, float)
+    # A model that gives all secrets one likelihood has learnt nothing: it comes out in the middle.
     rank = 1 + (others > logprob).sum() + (others == logprob).sum() / 2
     return float(np.log2(len(others) + 1) - np.log2(rank))

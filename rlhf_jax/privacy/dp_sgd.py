@@ -30,10 +30,13 @@ def clipped_gradients(
         gradient = jax.grad(loss_fn, has_aux=True)
         grads, metrics = gradient(params, alone, jax.random.fold_in(key, number), 1.0)
         norm = optax.tree.norm(grads)
+        # Of the whole gradient, all parameters together: what one example can move is bounded as a
+        # whole.
         scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
         clipped = jax.tree.map(lambda g: g * scale, grads)
         return clipped, metrics | {"clipped_share": (norm > clip_norm).astype(jnp.float32)}
 
+    # vmapped: each example's gradient exists by itself, at the memory's cost.
     rows = jax.tree.leaves(batch)[0].shape[0]
     grads, metrics = jax.vmap(one)(batch, jnp.arange(rows))
     return jax.tree.map(lambda x: x.sum(axis=0), (grads, metrics))
@@ -42,6 +45,7 @@ def clipped_gradients(
 def add_noise(grads: Params, key: Key[Array, ""], *, stddev: float | Float[Array, ""]) -> Params:
     """Each number plus an independent draw of N(0, stddev²)."""
     leaves, tree = jax.tree.flatten(grads)
+    # A key for each leaf: one key would give equal noise to leaves of equal shape.
     keys = jax.random.split(key, len(leaves))
     noisy = [
         leaf + stddev * jax.random.normal(k, leaf.shape, leaf.dtype)
@@ -74,9 +78,11 @@ def make_private_update_step(
         axis_name: str | None = None,
     ):
         k_loss, k_noise = jax.random.split(key)
+        # Only what trains is clipped and noised; frozen weights have seen none of these data.
         loss = on_trainable(loss_fn, frozen)
         summed, metrics = clipped_gradients(loss, state.params, batch, k_loss, clip_norm=clip_norm)
         noisy = add_noise(summed, k_noise, stddev=noise_multiplier * clip_norm)
+        # Divided last: noise is added to a sum whose sensitivity is the clip norm.
         grads = jax.tree.map(lambda g: g / expected_rows, noisy)
         metrics = jax.tree.map(lambda x: x / expected_rows, metrics)
         metrics |= {"grad_norm": optax.tree.norm(grads)}

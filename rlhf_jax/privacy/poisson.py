@@ -31,6 +31,7 @@ class PoissonBatches:
         if expected_rows > self.rows:
             raise InputError(f"batch_size={expected_rows} is over the {self.rows} examples")
         self.rate = expected_rows / self.rows
+        # Of the number of rows that a step draws.
         spread = scipy.stats.binom(self.rows, self.rate).std()
         self.apart = ROWS * max(1, round(2 * spread / ROWS))
         self.step = 0
@@ -44,10 +45,12 @@ class PoissonBatches:
         return self
 
     def __next__(self) -> Any:
+        # From seed and step alone: a resumed run draws what it would have drawn.
         rng = np.random.default_rng((self.seed, self.step))
         self.step += 1
         chosen = np.flatnonzero(rng.random(self.rows) < self.rate)
         size = self.apart * max(1, -(-len(chosen) // self.apart))
+        # The row behind the last is the empty one, whose gradient is 0.
         index = np.append(chosen, np.full(size - len(chosen), self.rows))
         rows = (leaf[index] for leaf in self.data)
         return type(self.data)(*(x if x.dtype == bool else x.astype(np.int32) for x in rows))

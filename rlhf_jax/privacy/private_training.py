@@ -24,6 +24,7 @@ def private_batches(batches: Batches, *, batch_size: int, seed: int) -> PoissonB
 def guarantee(config: PrivacyConfig, batches: PoissonBatches, steps: int) -> dict[str, Any]:
     """The noise that the budget asks for, and what it gives."""
     check(
+        # With δ = 1/n, publishing one example of n in full would pass as private.
         config.delta < 1 / batches.rows,
         f"privacy.delta={config.delta} must be below 1 / {batches.rows} examples",
     )

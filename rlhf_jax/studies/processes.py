@@ -52,6 +52,7 @@ def is_done(job: Job) -> bool:
 def is_held(folder: Path) -> bool:
     """Whether a process is at work in a run folder, which outlived a study that was killed, say."""
     try:
+        # Asked of the lock and not of a process id: ids are given out again.
         with open(folder / ".lock", "rb+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
@@ -88,6 +89,7 @@ class Processes:
 
     def run(self) -> None:
         """Until nothing is left. Raises Stopped after SIGTERM or Ctrl-C, when all have saved."""
+        # Noted and passed on: the jobs have to save before this process ends.
         previous = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.waiting or self.running:
@@ -107,6 +109,7 @@ class Processes:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
+        # A second signal: whoever asks twice does not want to wait for a save.
         self._at_once = self._stop != 0
         self._stop = 130 if number == signal.SIGINT else 143
         os.write(2, b"\nstopping: what is at work saves first (again: at once)\n")

@@ -106,6 +106,7 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str, parallel:
                 "arm": arm.name,
                 "seed": plan.seed,
                 "changes": plan.changes[arm.name],
+                # JSON has no NaN; a figure that is missing in a row is missing in the table.
                 "figures": {k: v for k, v in study.measure(measured).items() if isfinite(v)},
                 "seconds": seconds_of(runs, job, own=folder if arm.policy else None),
                 "digest": plan.digests[arm.name],
@@ -143,6 +144,7 @@ def commit_of(record: Mapping[str, Any]) -> str:
 def machine(parallel: int) -> str:
     """Kind of processor, and how many of them a run had. No name of a machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # platform.processor() is empty or vague on Linux, so /proc is asked where there is one.
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -65,6 +65,7 @@ def paired_difference(
         f"{counted(len(first), 'pair')} of seeds: expected at least {fewest}"
         + ("" if few else " (--few True compares fewer)"),
     )
+    # Paired by seed: what two arms share (data, SFT, reward model) drops out of the difference.
     d = np.array([first[seed] - second[seed] for seed in sorted(first)], float)
     check(bool(np.isfinite(d).all()), f"differences {d.tolist()}: expected finite numbers")
     mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d)))
@@ -88,6 +89,7 @@ def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
     # Sums in another order may differ by rounding, which is no other sum.
     limit = seen - 1e-9 * np.abs(differences).sum()
     if n <= EXACT_PAIRS:
+        # Row k has the bits of k: every combination of signs once.
         bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
         return float((np.abs((1 - 2 * bits) @ differences) >= limit).mean())
     rng = np.random.default_rng(SEED)
@@ -95,6 +97,7 @@ def sign_flip_p(differences: Float[np.ndarray, "n"]) -> float:
     for _ in range(FLIPS // BATCH):
         signs = rng.choice((-1.0, 1.0), size=(BATCH, n))
         reached += int((np.abs(signs @ differences) >= limit).sum())
+    # The data's own signs count as one of the draws.
     return (reached + 1) / (FLIPS + 1)
 
 
@@ -108,6 +111,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p, kind="stable")
     steps = np.minimum(1.0, (len(p) - np.arange(len(p))) * p[order])
     corrected = np.empty_like(p)
+    # Never smaller than that of a smaller p, or the order of the tests would turn round.
     corrected[order] = np.maximum.accumulate(steps)
     return corrected.tolist()
 

@@ -40,6 +40,8 @@ class Buckets:
         """Take one token of this name's bucket; False where there is none."""
         now = time.monotonic() if now is None else now
         level = self._level(name, now)
+        # Taken out and put back: a dict keeps the order, so the first is the one that asked longest
+        # ago.
         self._buckets.pop(name, None)
         self._buckets[name] = (max(level - 1, 0.0), now)  # last: newest
         while len(self._buckets) > MOST_BUCKETS:
@@ -51,6 +53,7 @@ class Buckets:
         return self._level(name, time.monotonic() if now is None else now) < 1
 
     def _level(self, name: str, now: float) -> float:
+        # Filled when it is looked at, so that no clock has to run.
         level, then = self._buckets.get(name, (self._burst, now))
         return min(self._burst, level + (now - then) * self._rate)
 
@@ -95,6 +98,7 @@ def client_of(scope: Scope, *, behind_proxy: bool, proxies: Sequence[str]) -> st
     peer = (scope.get("client") or ("",))[0]
     if not behind_proxy:
         return subscriber(peer)
+    # Anybody may write X-Forwarded-For; it is believed of a known proxy alone.
     if not is_one_of(peer, proxies):
         return subscriber(peer) if proxies else None
     said = [x.strip() for x in ",".join(Headers(scope=scope).getlist(FORWARDED)).split(",")]

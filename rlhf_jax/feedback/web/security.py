@@ -81,6 +81,7 @@ class Walls:
             self._check(scope)
             await self._app(scope, _limited(receive), guarded)
         except Refused as refused:
+            # Half an answer is out: a second status line would be read as part of it.
             if started:
                 raise
             await _refuse(refused, guarded)
@@ -104,6 +105,7 @@ class Walls:
 def _limited(receive: Receive) -> Receive:
     """``receive`` that stops a body without, or with a false, content-length, or a slow one."""
     total, more = 0, True
+    # For all of the body: a byte now and then would keep a per-message timeout from ever firing.
     deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
     async def limited() -> Message:
@@ -145,6 +147,8 @@ def check_origin(request: Request, url: str) -> None:
     Its own origin is that of ``url``; without one, the host that the request names. Behind a proxy
     that host is no guide: nginx names the upstream there unless it is told not to.
     """
+    # Set by the browser and out of reach of scripts; programs that are no browser send neither
+    # header.
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     foreign = site not in (None, "same-origin", "none")

@@ -60,6 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(site: Site, listener: socket.socket, *, token: str, host: str) -> None:
     """Serve until a signal ends it; a label whose sender got an answer is on disk by then."""
+    # Each start sets it anew: a token that was changed in its file must not let in the old one.
     accounts.set_admin(site.database, token)
     port = listener.getsockname()[1]
     base = site.url.rstrip("/") or f"http://{f'[{host}]' if ':' in host else host}:{port}"

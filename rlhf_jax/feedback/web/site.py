@@ -71,6 +71,7 @@ class Site:
         read = self._read.get(now)
         if read is None:
             read = read_labels(self.database)
+            # Only the newest is kept: older versions nobody asks for again.
             self._read.clear()
             self._read[now] = read
         return read
@@ -78,6 +79,7 @@ class Site:
     @property
     def cookie(self) -> str:
         """Cookies know no ports: each store has its own name."""
+        # Else two sites on one machine would sign each other's labelers out.
         return f"labeler_{hashlib.sha256(self.secret).hexdigest()[:8]}"
 
     @property
@@ -248,6 +250,7 @@ def _visit(request: Request, body: bytes, *, own_check: bool) -> Visit:
     site: Site = request.app.state.site
     session = request.cookies.get(site.cookie, "")
     account = by_session(site.database, session) if session else None
+    # Counted by account where there is one, and as a failed try where a session is none.
     if account is not None:
         site.limits.account_asks(account.id)
     elif session:
@@ -297,6 +300,7 @@ def signed_in_by(
 ) -> Account | None:
     """The account of a token that ``account`` or a stranger shows; one that is none is counted."""
     who = (site.client(request.scope), account and account.id)
+    # Before the token is looked at, or the answer would tell whether a guess was right.
     site.limits.may_try(*who)
     found = by_token(site.database, token.strip())
     if found is None:
