@@ -75,6 +75,7 @@ def run(config: AuditConfig) -> dict:
     folds = {name: [fold_held_out(path, name) for path in config.reward] for name in config.data}
     check_folds(folds)
     # All that is asked for is found before the first model is loaded
+    # Each with the lengths that it was trained with: others would cut other answers.
     lengths = [with_lengths(config, path) for path in config.reward]
     sets = {name: [find(name, fold, config) for fold in held] for name, held in folds.items()}
     parts = defaultdict(list)
@@ -146,6 +147,7 @@ def scored(reward: Trained, preferences: Preferences, config: AuditConfig, gain:
     if preferences.train:
         words = np.nan_to_num(train_answer_words(preferences.train)(preferences.heldout))
     if preferences.ties:
+        # In the units of training, in which a difference is a log-odds.
         ties = np.diff(score(reward.params, preferences.ties).scores, axis=1)[:, 0] / gain
     return Scored(
         np.nan_to_num(scores) / gain,

@@ -37,6 +37,7 @@ from rlhf_jax.training.parallel import make_parallel
 from rlhf_jax.types import Params
 
 KINDS = {"lm": "a language model", "scalar": "a reward or value model"}
+# None of these changes what a parameter means.
 FREE = ("dropout", "attention", "scan_layers", "remat", "logit_rows", "dtype", "lora_scale")
 """Fields of ModelConfig in which models of one shape may differ: the average has the first's."""
 
@@ -55,10 +56,12 @@ def run(config: AverageConfig) -> dict:
 
         def parameters() -> Iterator[Params]:
             for path in stage.each(paths, total=len(paths), unit=("model", "models")):
+                # Merged first: an average of A and of B is no average of A B.
                 params = in_layout(merged(load_any(path, flag="models")).params, first)
                 figures.append(evaluate(params))
                 yield params
 
+        # One model in memory at a time, beside the sum.
         params = average_policies(config, first, parameters(), weights)
         made_of = dict(zip(map(str, paths), weights, strict=True))
         save_model_card(

@@ -37,6 +37,7 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
         ]
         secrets = [row._asdict() for row in plant(config.number, seed=config.seed)]
         rows += secrets * config.repeat
+        # Shuffled in: repeats of a secret next to each other would fall into one batch.
         order = np.random.default_rng(config.seed).permutation(len(rows))
         lines = [json.dumps(rows[n], ensure_ascii=False) + "\n" for n in order]
         write_atomically(config.out, "".join(lines))
@@ -61,6 +62,7 @@ def measure(trained: Trained, config: CanaryConfig) -> list[float]:
     score = make_logprob_scorer(trained, batch_size=64)
     bits = []
     for number, secret in enumerate(plant(config.number, seed=config.seed)):
+        # Drawn with another seed than the secrets, among which they are ranked.
         others = alternatives(NAMES[number], config.alternatives, seed=config.seed + number + 1)
         others = [other for other in others if other != secret]
         logprobs = continuation_logprobs(trained, score, [secret, *others])

@@ -79,6 +79,7 @@ def run(config: CompareConfig) -> dict:
         path = config.run.dir / "responses.jsonl"
         rows = read_rows(path)
         batches = len(rows) // config.prompts_per_batch
+        # Half a batch, as a kill leaves it, is sampled again: draws go by the batch.
         rows = rows[: batches * config.prompts_per_batch]
         write_rows(path, rows)
         K = config.responses_per_prompt
@@ -108,6 +109,8 @@ def run(config: CompareConfig) -> dict:
         noise = {"tie_width": config.labeler.tie_width}
         responses = [row["responses"] for row in rows]
         gaps = score_gaps(utility, responses)
+        # Noise is in units of the gold scores' gaps, so it is found on the answers that are to be
+        # ranked.
         tau = calibrate_tau(gaps, agreement=config.labeler.agreement, **noise)
         labeler = SimulatedLabeler(task.gold, tau=tau, seed=config.run.seed, **noise)
         ranks = labeler.rank_many(texts, responses)
@@ -119,6 +122,7 @@ def run(config: CompareConfig) -> dict:
         write_rows(config.run.dir / "train.jsonl", train)
         write_rows(config.run.dir / "heldout.jsonl", heldout)
         gaps = score_gaps(utility[config.num_prompts :], responses[config.num_prompts :])
+        # Of the held-out answers: what a perfect reward model could reach on these labels.
         ceiling = noise_ceiling(gaps, tau=tau, **noise)
         return stage.finish(
             None,

@@ -68,6 +68,7 @@ def to_hf(config: ConvertConfig) -> None:
     out = config.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; choose a folder that does not")
+    # Beside it and renamed at the end: half an export would load as a whole model.
     partial = out.with_name(f".{out.name}.partial")
     check_writable(partial)
     if config.part == "value":
@@ -104,6 +105,7 @@ def write(trained: Trained, folder: Path, config: ConvertConfig) -> None:
         )
         tokenizer.save(folder, rows=trained.vocab_size)
         return
+    # Others' programs know no adapters inside a checkpoint.
     trained = merged(trained)
     save_pretrained(
         folder,
@@ -113,6 +115,7 @@ def write(trained: Trained, folder: Path, config: ConvertConfig) -> None:
         dtype=config.dtype,
         bos_id=tokenizer.named_bos_id,
         end_ids=tokenizer.end_ids,
+        # An imported model may have no row for padding, and transformers would look for one.
         pad_id=tokenizer.pad_id if tokenizer.pad_id < trained.vocab_size else None,
     )
     tokenizer.save(folder, rows=trained.vocab_size)

@@ -87,6 +87,7 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
         comparisons = ranked.data if ranked else None
     else:
         c = files = config.resolve()
+        # Written elsewhere: the doctor leaves nothing in a chain's folder.
         if not (c.dir / "data").is_dir():
             write(read_task(c.task, c.source), scratch / "data")
             files = replace(config, dir=scratch).resolve()
@@ -129,6 +130,7 @@ def chain_models(
     c: InstructGPTConfig, text: TextDataConfig
 ) -> tuple[Trained, Trained, tuple[str, ...]]:
     """(policy, reward model, which of them are not trained) of a chain run up to any stage."""
+    # What is not trained yet is drawn: most invariants hold of any parameters.
     k_policy, k_reward = jax.random.split(jax.random.key(c.seed))
     fresh: tuple[str, ...] = ()
     if is_finished(c.ppo.init):

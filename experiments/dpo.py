@@ -80,12 +80,15 @@ def run(config: DPOConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         params, frozen = partition(policy.params)
+        # Placed together: with adapters policy and reference share the weights below, which lie
+        # there once.
         params, frozen, ref_params = parallel.place((params, frozen, sft.params))
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         state = stage.restore(state, train=batches)
         k_train = jax.random.key(config.run.seed)
 
         # Functions
+        # The reference as an argument: closed over, it would be a constant of the program.
         logprobs_fn = parallel.function(lambda params, batch: sequence_logprobs(lm, params, batch))
         loss_fn = make_preference_loss(lm, config)
         step_fn = update_step_of(
@@ -97,6 +100,8 @@ def run(config: DPOConfig) -> dict:
         # Loop
         for step in stage.steps(total):
             batch = parallel.shard(next(batches))
+            # Read anew for each batch and not once for all rows: a forward pass, and nothing to
+            # keep.
             inputs = PreferenceInputs(batch, logprobs_fn(ref_params, batch))
             state, metrics = update(state, inputs, fold_in(k_train, step))
             stage.log(

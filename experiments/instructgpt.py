@@ -50,6 +50,7 @@ def run(config: InstructGPTConfig) -> dict:
     check_corpora(task, c.corpora, c.task)
     if c.has_reward_model:
         compare.check_enough(len(task.prompts["comparisons"]), c.compare, f"task {c.task}")
+    # Once: it compares every text with every other.
     if not (c.dir / "data").is_dir():
         check_leaks(task, c.task)
     write(task, c.dir / "data")
@@ -62,6 +63,7 @@ def run(config: InstructGPTConfig) -> dict:
     summaries["ppo"] = ppo.run(c.ppo)
     if c.ablations:
         # The alignment tax: SFT without pretraining text, and PPO without its ptx term
+        # In folders of their own, with all else equal: what they differ in is what the tax is of.
         plain_sft, plain_ppo = c.dir / "sft_without_mix", c.dir / "ppo_without_ptx"
         summaries["sft_without_mix"] = sft.run(
             replace(c.sft, run=replace(c.sft.run, dir=plain_sft), pretrain_mix=0.0)

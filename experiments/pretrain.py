@@ -48,6 +48,7 @@ def run(config: PretrainConfig) -> dict:
         corpora = load_corpora(config.data, flag="data")
         start = starting_point(config, corpora, parallel)
         tokenizer = start.tokenizer
+        # By default rows as long as the model can read.
         config = replace(config, data=with_block(config.data, start.model.context))
         stage.note(lengths={"data.block_size": config.data.block_size})
         save_model_card(config.run.dir, start.model, start.vocab_size, tokenizer, kind="lm")
@@ -67,6 +68,7 @@ def run(config: PretrainConfig) -> dict:
         schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)
         k_init, k_train = jax.random.split(jax.random.key(config.run.seed))
+        # Made in parts where they lie: a large model is never whole on one device.
         if start.params is None:
             start = start._replace(params=parallel.init(lm.init, k_init))
         params, frozen = partition(parallel.place(start.params))
@@ -106,6 +108,7 @@ def starting_point(config: PretrainConfig, corpora: Corpora, parallel: Parallel)
     if config.init is not None:
         start = load_trained(config.init, flag="init", shardings=parallel.shardings)
         c = config.model
+        # A model that goes on keeps its shape; how it is computed is this run's choice.
         model = replace(
             start.model,
             dropout=c.dropout,
@@ -123,8 +126,11 @@ def starting_point(config: PretrainConfig, corpora: Corpora, parallel: Parallel)
     if config.tokenizer.path is not None:
         tokenizer = load_tokenizer(config.tokenizer.path)
     else:
+        # From training text alone: a tokenizer that had read the held-out part would flatter the
+        # loss.
         texts = (row.text for rows in corpora.train for row in rows)
         tokenizer = train_bpe(texts, vocab_size=config.tokenizer.vocab_size)
+    # Rows beyond the vocabulary, so that the embedding divides over devices.
     rows = config.tokenizer.padded(tokenizer.vocab_size)
     model = replace(config.model, unused_rows=rows - tokenizer.vocab_size)
     return Trained(model, rows, tokenizer, None, "lm")

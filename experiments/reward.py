@@ -75,11 +75,14 @@ def run(config: RewardConfig) -> dict:
             config.run.dir, model_config, vocab_size, tokenizer, kind="scalar", lengths=lengths
         )
         batches = load_batches(config, stage, rows, tokenizer, parallel, context=context)
+        # Known before training and held fixed: the score then need not explain what length
+        # explains.
         length_coef = 0.0
         if config.length_control:
             mask, ranks = np.asarray(batches.data.mask), np.asarray(batches.data.ranks)
             length_coef = length_coefficient(mask.sum(axis=2), ranks)
         check_heldout(heldout, tokenizer, stage, lengths)
+        # Normalisation reads the training data once more, which ε does not cover: it is left out.
         private = isinstance(batches, PoissonBatches)
         demonstrated = () if private else demonstrations(config)
 
@@ -91,6 +94,7 @@ def run(config: RewardConfig) -> dict:
         )
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
+        # The head is new; the trunk is the SFT model's.
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
         params, frozen = partition(parallel.place(model.init(k_head, sft.params["trunk"])))
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
@@ -98,6 +102,8 @@ def run(config: RewardConfig) -> dict:
 
         # Functions
         def loss_fn(params, batch, key, count):
+            # A prompt with all its answers is one example: Ouyang et al. saw overfitting with
+            # single pairs.
             scores = model.score_responses(params, *batch[:4], key if config.dropout else None)
             if config.length_control:
                 scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))

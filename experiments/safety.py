@@ -66,6 +66,7 @@ def run(config: EvaluateConfig, stage: Stage) -> dict:
     )
     networks = [trained.model for trained in (*policies.values(), reward)]
     config = fit_answers(config, *config.policies, judge)
+    # All policies with the same lengths, or the shorter context would be what is compared.
     room = min(network.context for network in networks) - known(config.response_length)
     config = replace(config, prompt_length=config.prompt_length or max(room, 1))
     lengths = row_lengths(config)
@@ -290,6 +291,7 @@ def page(table: dict[str, Figures], references: dict[str, float]) -> str:
     for k, (policy, figures) in enumerate(table.items()):
         mean = np.array([figures[name]["mean"] for name in shares])
         half = np.array([figures[name]["ci"] for name in shares])
+        # Policies a little above each other in one row.
         y = np.arange(len(shares)) + apart * (k - (len(table) - 1) / 2)
         bounds = (mean - half).tolist(), (mean + half).tolist()
         series.append(Series(policy, mean.tolist(), y.tolist(), *bounds, "dots", color=k, shape=k))

@@ -55,6 +55,7 @@ def make_streamed_answer(config: SampleConfig, trained: Trained):
         return draw(jax.random.fold_in(key, t)[None], filter_logits(logits, **options))[0]
 
     def answer(ids, number):
+        # By the answer's number: the same session gives the same answers.
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         room = model.context - config.response_length
         if len(ids) > room:

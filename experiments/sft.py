@@ -58,6 +58,7 @@ def run(config: SFTConfig) -> dict:
             heldout_fraction=config.heldout_fraction,
             independent=config.privacy.epsilon > 0,
         )
+        # Lengths that nobody gave are those of the data, of what is held out too.
         config = fit_demonstrations(config, chain(rows, heldout), tokenizer, context=model.context)
         lengths = row_lengths(config)
         model.check_context(**lengths)
@@ -85,8 +86,10 @@ def run(config: SFTConfig) -> dict:
         schedule = make_schedule(config.optim, total)
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         key = jax.random.key(config.run.seed)
+        # Without adapters all weights train, and ``frozen`` is empty.
         params, frozen = partition(parallel.place(pretrained.params))
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
+        # A run that was stopped goes on with its own state and place in the data.
         state = stage.restore(state, **iterators)
 
         # Functions
@@ -105,12 +108,15 @@ def run(config: SFTConfig) -> dict:
 
         # Loop
         for step in stage.steps(total):
+            # Demonstrations first, then text: each process holds its rows of either.
             parts = [next(iterator) for iterator in iterators.values()]
             batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
             batch = parallel.shard(batch)
+            # A key per step: a resumed run drops out what it would have dropped.
             state, metrics = update(state, batch, fold_in(key, step))
             stage.log(metrics | {"lr": schedule(step)}, tokens=batch.tokens.size, show=("loss",))
             if stage.due(config.run.eval_every):
+                # What is measured is what would be handed on: the average, where one is kept.
                 stage.log_evaluation(evaluate(combine(frozen, averaged_params(state))))
             stage.checkpoint(state)
 
@@ -146,6 +152,7 @@ def load_demonstration_batches(
     text_rows: int,
 ) -> tuple[Batches | PoissonBatches, list[LMBatch]]:
     """Endless batches of demonstrations, the first rows of each batch, and the held-out ones."""
+    # An example of DP-SGD is a row, so that two demonstrations must not share one.
     private = config.privacy.epsilon > 0
     encode = partial(
         demonstration_batches,
@@ -198,6 +205,7 @@ def load_text(
         tokenizer,
         config.pretrain_data,
         batch_size=text_rows,
+        # Another seed than the demonstrations', whose order it would else repeat.
         seed=config.run.data_seed + 1,
         local_rows=local_rows[local_rows >= before] - before,
     )

@@ -34,6 +34,7 @@ def run(config: StudyConfig) -> None:
             failed = conducted.run()
         except Stopped as stop:
             say(f"stopped; the same command goes on: {conducted.outlook()}")
+            # What was at work has saved.
             raise SystemExit(stop.code) from None
 
     # Page

@@ -102,6 +102,7 @@ def new_tasks(
     dice = np.random.default_rng([config.seed, number])
     for n in order:
         distinct = list({answer.text: answer for answer in groups[n]}.values())
+        # Some prompts go to two labelers, or nobody would know how far they agree.
         twice = dice.random() < config.overlap
         if len(distinct) > 1:
             yield queue.NewTask(

@@ -61,6 +61,7 @@ def update(config: FeedbackUpdateConfig) -> None:
     database = open_database(config.place)
     if not figures.read_rounds(database):
         figures.add_round(database, 0, {"labels": 0, "samples": []})
+    # An update that was killed may have left a published round's copy of the labels.
     for number in range(1, newest(database) + 1):
         forget_snapshot(stages.round_dir(config, number))
     learnt = figures.read_rounds(database)[-1]["labels"]
@@ -99,9 +100,11 @@ def wait_for_labels(
     goal, told = learnt + config.labels_per_round, -HEARTBEAT_SECONDS
     while True:
         count = submissions.count_labels(database)
+        # A snapshot that is there is of a round that was stopped: it goes on with the same labels.
         if train.exists() or count >= goal:
             labels = read_labels(database)
             ranked = rankings(labels)
+            # By the prompt's hash: a prompt stays on its side in every round.
             split = [[r for r in ranked if is_heldout(r.prompt) == out] for out in (False, True)]
             if train.exists() or all(orders_something(part) for part in split):
                 return labels
@@ -142,6 +145,7 @@ def one_round(
     accuracy = done["heldout"]["eval/accuracy"]
     if accuracy < config.ppo.min_reward_accuracy and not config.ppo.force:
         refuse(config, database, number, snapshot["labels"], accuracy)
+        # The next try learns from more labels, and must not resume this one's stages.
         shutil.rmtree(folder)
         return snapshot["labels"]
     tell("ppo")
@@ -205,6 +209,7 @@ def write_snapshot(folder: Path, labels: Sequence[Label]) -> dict[str, int]:
             write_atomically(folder / f"{name}.jsonl", to_lines(rows))
         counted = sum(label.kind != "skip" for label in labels)
         last = max(label.number for label in labels)
+        # Last: rows without it are half a snapshot, and are written again.
         write_atomically(done, json.dumps({"labels": counted, "last_label": last}))
     return json.loads(done.read_text())
 
@@ -289,6 +294,7 @@ def against_people(config: FeedbackUpdateConfig, number: int) -> dict[str, Any]:
     scores = scores_of(
         config, stages.reward_model(config, number, 0), [ranking.row for ranking in compared]
     )
+    # By prompt first: pairs of one prompt hang together, and the interval is over prompts.
     counts: dict[str | None, dict[str, tuple[float, int]]] = defaultdict(dict)
     for row, ranking in zip(scores, compared, strict=True):
         ranks = np.full(len(row), -1)

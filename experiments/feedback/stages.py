@@ -110,6 +110,8 @@ def stage_run(
     config: FeedbackUpdateConfig, run: RunConfig, folder: Path, *, offset: int
 ) -> RunConfig:
     """Each stage of each round in its folder, with its own order of the data."""
+    # Members of an ensemble differ in their seed alone, which orders their data and draws their
+    # heads.
     seed = 1000 * config.seed + offset
     cache = programs(config, run)
     return replace(run, dir=folder, seed=seed, data_seed=seed, compile_cache=cache)

@@ -96,6 +96,7 @@ def cached_logits(lm: LanguageModel, params: Params, r: Rollout) -> np.ndarray:
     decode = jax.jit(lm.decode)
     prefill = jax.jit(partial(lm.prefill, length=length))
     logits, cache = prefill(params, r.queries, r.query_mask)
+    # Prefill's logits are for the first token, each step's for the next.
     columns = [np.asarray(logits)]
     for t in range(length - 1):
         logits, cache = decode(params, jnp.asarray(r.responses[:, t]), cache)
@@ -132,6 +133,7 @@ def score_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
     tokens, mask = episodes.sequences
     vocab_size = p.reward.vocab_size
+    # What stands in padding must not matter, so anything may stand there.
     junk = np.random.default_rng(0).integers(0, vocab_size, tokens.shape, dtype=np.int32)
     bound = EXACT["float32"]
     return [
@@ -145,6 +147,7 @@ def score_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 def reward_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """On another reference, or there would be no KL to count."""
     r, beta, bound = episodes.few, p.ppo.kl.coef, EXACT["float32"]
+    # The policy is its own reference here, and a KL of 0 would check nothing.
     noise = np.random.default_rng(0).normal(size=r.logprobs.shape).astype(np.float32)
     scores = np.full_like(r.scores["task"], 0.3)
     r = r._replace(ref_logprobs=r.logprobs - noise, scores={"task": scores})
@@ -189,6 +192,7 @@ def chunk_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 def reference_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """Whether an update moves the policy, and neither reference nor reward model."""
     frozen = {"reference": p.policy.params, "reward": p.reward.params}
+    # Digests, for a single bit of the reference is too much.
     before, policy = digest(frozen), leaves(p.policy_value.policy(p.params))
     # From the first step at the full rate: a warm-up may begin at 0.
     policy_optim, value_optim = (
@@ -228,6 +232,7 @@ def updated_params(p: Patient, episodes: Episodes, tx, *, layout: ParallelConfig
     state = parallel.init(partial(make_state, tx=tx, ema_decay=0.0), params)
     optim = replace(p.ppo.optim, accumulate=1, ema_decay=0.0)
     update = parallel.update(wired(p, tx=tx, optim=optim).update, frozen=frozen, batch_axis=1)
+    # The update scans over minibatches: an axis of one.
     one_minibatch = parallel.shard(jax.tree.map(lambda x: x[None], episodes.batch), axis=1)
     state, _ = update(state, (one_minibatch, None), jax.random.key(0))
     return combine(frozen, state.params)

@@ -52,6 +52,7 @@ class Patient(NamedTuple):
         """The same in float32, for what does not depend on rounding."""
         names = ("policy", "reward", "trained", "value")
         models = {name: getattr(self, name) for name in names}
+        # The parameters are in float32 already; dtype is that of the products.
         shapes = {name: replace(of.model, dtype="float32") for name, of in models.items()}
         exact = {name: models[name]._replace(model=shape) for name, shape in shapes.items()}
         return self._replace(**exact)

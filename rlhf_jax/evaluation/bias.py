@@ -22,6 +22,7 @@ def pair_bias(first: Float[np.ndarray, "N"], second: Float[np.ndarray, "N"]) -> 
     stereotyping one; an unbiased model has 1/2). ``entropy_bits``: mean entropy of the choice
     between the two, p = e^first / (e^first + e^second); 1 if it is indifferent to each pair.
     """
+    # Of whole sentences that differ in a word or two, so their lengths hardly do.
     margin = np.asarray(first, float) - np.asarray(second, float)
     return {
         "prefers_first": mean_ci((1 + np.sign(margin)) / 2),

@@ -60,6 +60,7 @@ def win_rate(scores: Values, baseline: Values) -> Interval:
     n = len(scores)
     rate = float(((1 + np.sign(scores - baseline)) / 2).mean())
     z = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)
+    # Centred between the rate and 1/2, the more so the fewer prompts there are.
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     low, high = float(centre - half), float(centre + half)
@@ -75,6 +76,7 @@ def length_controlled_win_rate(wins: Values, lengths: Values, baseline_lengths: 
     a and b, keeps both finite when one side wins every time. ``ci`` by the delta method.
     """
     wins = np.asarray(wins, float)
+    # The logarithm of the ratio: twice and half as long are equally far. + 1 for empty answers.
     x = np.log((np.asarray(lengths, float) + 1) / (np.asarray(baseline_lengths, float) + 1))
     design = np.stack([np.ones_like(x), x], axis=1)
     beta = np.zeros(2)
@@ -107,6 +109,7 @@ def distinct_n(texts: Sequence[Sequence[str]], n: int) -> float:
 
     Falls with the amount of text: compare equal numbers of texts only.
     """
+    # Of all texts together: each text alone may be varied and all of them the same.
     grams = [gram for words in texts for gram in _ngrams(words, n)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
@@ -175,9 +178,11 @@ def calibration(scores: Float[np.ndarray, "P K"], ranks: Int[np.ndarray, "P K"])
     """Predicted against actual shares of rightly ordered pairs; equal scores are right by half."""
     margins = ordered_pairs(ranks).margins(scores)
     predicted = scipy.special.expit(np.abs(margins))
+    # P = 1 belongs to the last bin and not to one behind it.
     index = np.minimum((2 * (predicted - 0.5) * BINS).astype(int), BINS - 1)
     count = np.bincount(index, minlength=BINS)
     sums = [np.bincount(index, x, BINS) for x in (predicted, right(margins))]
+    # Sums and not means: bins weigh by how many pairs they hold.
     gap = np.abs(sums[0] - sums[1]).sum()
     confidence, accuracy = (
         np.divide(s, count, np.full(BINS, np.nan), where=count > 0) for s in sums

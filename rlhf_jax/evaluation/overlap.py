@@ -48,6 +48,7 @@ def rouge(
         ]
         for response, targets in zip(responses, references, strict=True)
     ]
+    # The best reference for each measure by itself. Reshaped, as of no responses there is no row.
     best = np.array([np.max(row, axis=0) for row in rows]).reshape(-1, len(ROUGE))
     return dict(zip(ROUGE, best.T, strict=True))
 

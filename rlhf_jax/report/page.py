@@ -180,6 +180,8 @@ def estimate(values: Sequence[Any]) -> Row | None:
     figures = [figure for figure in figures if figure.get("mean") is not None]
     if len(figures) < 2:
         return figures[0] if figures else None
+    # Of several seeds the intervals over prompts are left: a seed is one draw, whatever it was
+    # measured on.
     return mean_ci([v["mean"] for v in figures])
 
 
@@ -250,6 +252,8 @@ def render(
 
     The paragraphs of ``lead`` stand first, the first of them larger; ``facts`` is the line below.
     """
+    # Autoescaped and strict: texts of models are no markup, and a missing value is an error, not
+    # "".
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

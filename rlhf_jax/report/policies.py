@@ -200,6 +200,7 @@ def distribution_section(groups: Groups) -> Section:
 
 def histograms(groups: Groups, values: dict[tuple[int, str], list[float]]) -> list[Series]:
     """How the scores of each policy are distributed, in the same bins."""
+    # Of all together: bins of their own would make equal policies look different.
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=BINS)
     series = []
     for i, ((g, policy), drawn) in enumerate(values.items()):

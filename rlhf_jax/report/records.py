@@ -69,11 +69,13 @@ def read_stage(folder: Path) -> StageRecord:
     What people said of an evaluation's policies (``experiments.feedback verdict``) joins the rest.
     """
     done = read_object(folder / "DONE") if (folder / "DONE").is_file() else None
+    # Written later, by another command: DONE stays as the evaluation left it.
     if done and (people := folder / "people.json").is_file():
         for policy, figures in read_object(people)["policies"].items():
             done["policies"][policy]["win_rate_by_people"] = figures["win_rate"]
     metrics = read_rows(folder / "metrics.jsonl")
     if done and done.get("heldout"):
+        # Measured after the last step, so that it is in no row of the log.
         metrics.append({"step": done["steps"], **done["heldout"]})
     return StageRecord(done, metrics, read_rows(folder / "samples.jsonl"))
 
@@ -85,6 +87,7 @@ def facts(folder: Path, stages: Mapping[str, Path]) -> dict[str, str]:
     saved = read_object(last / "config.json")
     record = read_object(summary) if summary.is_file() else saved
     ends = [path / name for path in stages.values() for name in ("DONE", "metrics.jsonl")]
+    # By the files, as an interrupted run has no end of its own.
     newest = max((path.stat().st_mtime for path in ends if path.is_file()), default=None)
     git, versions = record.get("git") or {}, record.get("versions") or {}
     facts_of_run = {
@@ -115,6 +118,7 @@ def read_recipe(stages: Mapping[str, Path]) -> Recipe:
     """Commands in the order of the stages; one that ran several stages is there once."""
     saved = {stage: read_object(path / "config.json") for stage, path in stages.items()}
     git = next((record["git"] for record in reversed(saved.values()) if record.get("git")), {})
+    # A chain's stages all have the chain's command, which is shown once.
     commands = [typed(record["argv"]) for record in saved.values() if record.get("argv")]
     tasks = [record["config"].get("task") for record in saved.values()]
     return Recipe(
@@ -150,6 +154,7 @@ def config_lines(record: Mapping[str, Any]) -> str:
     known = getattr(rlhf_jax.config, record.get("config_class", ""), None)
     if known is None:
         return "\n".join(line(*item) for item in fields.items())
+    # Through JSON, as the record went: a tuple became a list.
     defaults = json.loads(json.dumps(dotted_fields(to_dict(known()))))
     usual = {name for name, value in fields.items() if defaults.get(name, ...) == value}
     own = [line(*item) for item in fields.items() if item[0] not in usual]

@@ -74,6 +74,7 @@ def throughput(records: Sequence[StageRecord]) -> str:
     """The median of the logged rates, which leaves compilation and stops out."""
     for unit in ("episodes", "tokens"):
         name = f"{unit}_per_second"
+        # A median, as a stop or a slow disk makes single rates low and never high.
         rates = [[row[name] for row in r.metrics if row.get(name)] for r in records]
         medians = [float(np.median(rates_of_run)) for rates_of_run in rates if rates_of_run]
         if medians:

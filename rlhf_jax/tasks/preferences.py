@@ -66,6 +66,7 @@ class Judged(NamedTuple):
 
 def is_name(path: Path) -> bool:
     """Whether a data argument names one of the sets rather than a file."""
+    # A file of that name is meant, where there is one.
     return str(path) in SETS and not Path(path).exists()
 
 
@@ -82,6 +83,7 @@ def load_preferences(name: str, source: Path, fold: Fold | None = None) -> Prefe
     else:
         split = parts(judged, lambda row: row.group, SHARES, name)
         train, heldout = split["train"], split["heldout"]
+    # Ties order nothing, but tell whether a model is unsure where people are.
     ordered = [row for row in heldout if not is_tied(row.comparison)]
     return Preferences(
         [row.comparison for row in train if not is_tied(row.comparison)],
@@ -189,6 +191,8 @@ def truthfulqa(folder: Path) -> Read:
     for question, kinds in answers.items():
         # A text that was judged both ways says nothing.
         both = set(kinds[0]) & set(kinds[1])
+        # By hash, so that which answers a question keeps does not depend on their order in the
+        # file.
         kept = [sorted(set(kind) - both, key=lambda a: share(a, "answer")) for kind in kinds]
         true, false = (kind[:MOST_OF_A_KIND] for kind in kept)
         if true and false:

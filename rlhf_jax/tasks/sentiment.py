@@ -89,6 +89,7 @@ def build(data_dir: Path) -> Task:
     data_dir = Path(data_dir)
     labelled = read_labelled(data_dir / "sft_sentence_polarity")
     long = read_labelled(data_dir / "sft_movie_reviews")
+    # Quoted sentences would stand on both sides of the split.
     sentences, reviews = split_sentences(not_quoted(labelled, long)), split_reviews(long)
     books, heldout_books = passages(
         data_dir / "text_gutenberg", heldout=HELDOUT_PASSAGES, salt="passage"
@@ -108,6 +109,7 @@ def build(data_dir: Path) -> Task:
     everything += [row.text for part in (*sentences, *reviews) for row in part]
     everything += [word for lexicon in lexicons.values() for word in lexicon.valences]
     seen = {word for text in everything for word in words(text)}
+    # Every word that somebody wrote: what is in none of the texts counts as no word.
     known = frozenset(part for word in seen for part in word.split("'"))
     return Task(
         demonstrations=[
@@ -251,6 +253,7 @@ def train(sentences: Sequence[Labelled], reviews: Sequence[Labelled]) -> TextCla
     """A classifier of sentences that learnt from long reviews too."""
     texts, labels = zip(*sentences, *reviews, strict=True)
     weights = np.repeat([1.0, REVIEW_WEIGHT], [len(sentences), len(reviews)])
+    # Calibrated on sentences, which is what it will judge; a review has many words to be sure by.
     return learn(texts, labels, weights, calibrate_on=len(sentences))
 
 

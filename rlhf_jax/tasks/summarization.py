@@ -100,6 +100,7 @@ def read_papers(folder: Path) -> list[Paper]:
     rows = read_fields(folder, "id", "source", "targets")
     papers = [Paper(name, tidy(text), tuple(map(tidy, targets))) for name, text, targets in rows]
     # A few abstracts occur twice: one prompt must have one set of references.
+    # A paper that was submitted twice has one abstract.
     return list({paper.abstract: paper for paper in papers if paper.summaries}.values())
 
 

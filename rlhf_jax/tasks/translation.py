@@ -59,6 +59,7 @@ def build(source: Path) -> Task:
         if name != "demonstrations"
     }
     taken = {prompt for prompts_of_part in prompts.values() for prompt in prompts_of_part}
+    # A sentence of the news may be an everyday one, and stand in another list already.
     prompts["news"] = [p for p in map(prompt_of, (row[0] for row in news)) if p not in taken]
     novel = passages(source / "text_zh_novels", heldout=HELDOUT, salt="passage")
     return Task(
@@ -91,6 +92,7 @@ def read_pairs(folder: Path) -> list[Pair]:
     A pair of NTREX belongs to its document.
     """
     rows = [(zh.strip(), en.strip()) for zh, en in read_fields(folder, "zh", "en")]
+    # Of both languages: two Chinese sentences with one translation say the same.
     keys = [(("zh", normalised(zh)), ("en", normalised(en))) for zh, en in rows]
     return [(*row, group) for row, group in zip(rows, connected(keys), strict=True)]
 

@@ -71,6 +71,7 @@ def learn_vocabulary(
     """
     counts = Counter(term for text in terms_of_each for term in set(text))
     kept = sorted(term for term, count in counts.items() if count >= min_count)
+    # Smoothed as if one more text had every term, so that no idf is 0 or infinite.
     idf = np.log((1 + len(terms_of_each)) / (1 + np.array([counts[term] for term in kept]))) + 1
     return {term: column for column, term in enumerate(kept)}, idf
 
@@ -106,6 +107,7 @@ def train_classifier(
     for k in range(folds):
         out = (number < calibrate_on) & (number % folds == k)
         w, bias = fit(~out)
+        # Scores of its own training texts would be too sure, and so would what is fitted on them.
         unseen[np.flatnonzero(out)] = x[out] @ w + bias
     slope, offset = calibrate(unseen, is_positive[:calibrate_on])
     w, bias = fit(everyone)
