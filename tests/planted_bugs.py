@@ -154,6 +154,7 @@ PLANTS = (
         )
         return carry, jnp.where(real, advantage, 0.0)
 
+    # Padding may hold NaN, and 0 · NaN is NaN: what is masked is 0 before anything is computed.
     rewards, values = (jnp.where(mask, x, jnp.zeros((), x.dtype)) for x in (rewards, values))
 """,
         """            value,
@@ -343,8 +344,8 @@ PLANTS = (
         32,
         "the reward model is centred on comparisons instead of demonstrations",
         "experiments/reward.py",
-        "centre = float(np.nanmean(score(params, some(demonstrated)).scores))",
-        "score(params, some(demonstrated))",
+        "centre = float(np.nanmean(score(params, spread_out(demonstrated)).scores))",
+        "score(params, spread_out(demonstrated))",
         f"{BUGS}demonstrations_score_zero",
     ),
     Plant(
@@ -566,8 +567,8 @@ PLANTS = (
         91,
         "a held-out problem with its operands the other way round is taken for another one",
         "rlhf_jax/tasks/arithmetic.py",
-        "return {problem.either for problem in found}",
-        "return set(found)",
+        "return {problem.either for problem in problems}",
+        "return set(problems)",
         "tests/tasks/test_arithmetic.py::test_a_problem_is_found_however_it_is_put",
     ),
     Plant(

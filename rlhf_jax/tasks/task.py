@@ -158,7 +158,6 @@ def check_leaks(task: Task, name: str) -> None:
         raise InputError(f"task {name}: {error}") from None
     # Above, a short prompt would have to be a whole demonstration, with its completion. Punctuation
     # counts here, as in the splits: "a mess," and "a mess." ask for different continuations.
-    # Prompts by themselves: too short for n-grams, and asked again they are known by heart.
     learnt_prompts = {normalised(as_text(row.prompt)) for row in task.demonstrations}
     again = [prompt for prompt in tested if normalised(prompt) in learnt_prompts]
     if again:
