@@ -334,6 +334,7 @@ def field_docs(config_class: type) -> dict[str, str]:
     """The string below each field of a class and of those it extends, by the field's name."""
     docs = {}
     for one in [one for one in reversed(config_class.__mro__) if dataclasses.is_dataclass(one)]:
+        # Python keeps no docstrings of fields: they are read where they stand.
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(definition, ast.ClassDef)
         for field, below in zip(definition.body, definition.body[1:], strict=False):

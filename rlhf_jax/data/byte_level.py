@@ -15,6 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-in of each byte: itself if visible, else from U+0100 on."""
+    # As OpenAI's encoder does it: JSON files of vocabularies then hold no control characters.
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     chars = {chr(byte): byte for byte in visible}
@@ -111,6 +112,7 @@ def backend_of(content: str) -> tokenizers.Tokenizer:
     ids = {token["content"]: token["id"] for token in parsed.get("added_tokens") or ()}
     if all(backend.token_to_id(text) == i for text, i in ids.items()):
         return backend
+    # In the vocabulary an id is kept; only added tokens are numbered anew.
     parsed["model"]["vocab"] |= ids
     return tokenizers.Tokenizer.from_str(json.dumps(parsed))
 

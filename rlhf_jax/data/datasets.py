@@ -235,6 +235,7 @@ class Rows(Sequence[R]):
 
     def __iter__(self) -> Iterator[R]:
         for start in range(0, len(self), READ_AT_ONCE):
+            # In chunks: one call for each row would cost more than the reading.
             numbers = list(self._numbers[start : start + READ_AT_ONCE])
             yield from map(self._decode, self._source.__getitems__(numbers))
 
@@ -273,6 +274,7 @@ def prepare(
 
     Raises InputError for what is wrong with the files, RunError if ``data_dir`` takes no more.
     """
+    # Named by contents: moved files find the set that was made of them, edited ones do not.
     config = FilesConfig(name=digest(path), description=str(path), path=str(path))
     with _quiet():
         builder = builder_class(config=config, data_dir=str(data_dir), file_format="array_record")
@@ -353,6 +355,7 @@ def split(
     """
     if heldout_fraction == 0:
         return rows, rows[:0]
+    # By the prompt alone: answers to one prompt on both sides would be half a leak.
     keys = [hashlib.sha256(as_text(row[0]).encode()).digest() for row in rows]
     distinct = sorted(set(keys))
     if independent:

@@ -119,6 +119,8 @@ def read_as(
     for origin, row in raw_rows:
         notes: Counter[str] = Counter()
         try:
+            # Public sets first: what they call a rank or a label becomes the columns that are read
+            # below.
             row = ranked_row(_by_small_letters(row))
             # A reward function may read them of a prompt.
             what = "no part of the prompt" if kind is Prompt else "not read"
@@ -138,6 +140,7 @@ def read_as(
             raise InputError(f"{origin}: {error}") from None
         except NotLearnt as error:
             left_out.append(LeftOut(origin, str(error)))
+        # Of a row each note counts once, however often it applies.
         account.notes.update(notes.keys())
     for row in PASSES[kind](rows, account.notes):
         why = _why_not(row)
@@ -230,6 +233,7 @@ def _without_prompts(rows: Sequence[Answered], notes: Counter[str]) -> Iterator[
     every = len(found) == len(leads) and any(len(lead.split()) > 1 for lead in found)
     if found:
         notes[REMOVED if every else REPEATED] += len(found)
+    # By identity: two rows may be equal, and sampled ones are not among ``written``.
     lead_of = dict(zip(map(id, written), leads, strict=True)) if every else {}
     for row in rows:
         lead = lead_of.get(id(row))
@@ -264,6 +268,7 @@ def _why_unordered(row: Comparison) -> str | None:
         return EMPTY
     if len(set(row.ranks)) == 1:
         return "all responses tied"
+    # A row teaches something as long as one ordered pair has two different answers.
     ordered = sum(a < b for a in row.ranks for b in row.ranks)
     if len(_equal_pairs(row)) < ordered:
         return None

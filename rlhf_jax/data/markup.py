@@ -95,6 +95,7 @@ class Markup:
             if following is not None and special[following.text].lstrip:
                 text = text.rstrip()
             ids += self._backend.encode(text, add_special_tokens=False).ids
+            # White space in two pieces after one token belongs to it all the same.
             strips = strips and not text
         return ids
 
@@ -105,6 +106,7 @@ class Markup:
         """
         if not isinstance(prompt, str):
             return False
+        # Compared with what the template itself writes, as every family has its own signs.
         head, ending = self._frame
         written = prompt.rstrip()
         if not ending or not written.endswith(ending):
@@ -126,6 +128,7 @@ class Markup:
     @cached_property
     def _frame(self) -> tuple[str, str]:
         """What the template writes before a user's words, special tokens aside, and behind them."""
+        # A private-use character, which no template writes, marks where the user's words stand.
         pieces = self._probe(self.prompt, (Message("user", FILLED),))
         head = next((x.text.partition(FILLED)[0] for x in pieces if FILLED in x.text), "")
         behind = "".join(piece.text for piece in pieces).rpartition(FILLED)[2]

@@ -185,6 +185,7 @@ def _added_tokens(
     tokens += [
         (AddedToken(text, normalized=False), i) for text, i in more.items() if text not in declared
     ]
+    # What tokenizer.json has already said of a token counts.
     new = [(token, i) for token, i in tokens if token.content not in known]
     return sorted(new, key=lambda entry: entry[1])
 

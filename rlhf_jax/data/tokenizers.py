@@ -66,11 +66,13 @@ class Tokenizer:
             raise InputError("the tokenizer is not a byte-level BPE, which this project needs")
         if eos == pad:
             raise InputError(f"padding and end of text are both {eos!r}, they must differ")
+        # Two ids: were padding the end of text, masking the one would mask the other.
         backend = with_special_tokens(backend, (eos, pad))
         # Not part of the saved file, so it is set on every tokenizer, wherever it came from.
         backend.encode_special_tokens = True
         if isinstance(backend.model, models.BPE):
             backend.model.dropout = None  # merges left out at random: a text has one encoding
+        # What a file has set for another model's length; here lengths are cut by those who say so.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -99,6 +101,7 @@ class Tokenizer:
         The day that a template may write is not in it (see ``example``): it changes no id's
         meaning. Nor are further ends of an answer.
         """
+        # The end of text and padding too: with other ones the same texts have other ids.
         content = self._backend.to_str() + json.dumps(self._specials)
         if self.chat_prompts:
             content += self.chat_template or ""  # chat prompts have one
@@ -108,6 +111,7 @@ class Tokenizer:
     @cached_property
     def bos_ids(self) -> tuple[int, ...]:
         """What the tokenizer puts before every text, as its post-processor says; mostly nothing."""
+        # Asked by encoding: post-processors of every kind answer alike.
         plain = self._backend.encode("a", add_special_tokens=False).ids
         ids = self._backend.encode("a", add_special_tokens=True).ids
         starts = range(len(ids) - len(plain) + 1)
@@ -187,6 +191,7 @@ class Tokenizer:
         """
         if length is None or len(prompt) <= length:
             return list(prompt)
+        # The begin of text stays in front: the model has never read a text without it.
         begins = self.named_bos_id is not None and prompt[0] == self.named_bos_id
         bos = list(prompt[:1]) if begins and length > 1 else []
         return [*bos, *prompt[len(prompt) - length + len(bos) :]]
@@ -207,6 +212,7 @@ class Tokenizer:
             for (_, answer), made in zip(pairs, before, strict=True)
             if made is None
         ]
+        # All plain answers in one call, on several threads; those in a template one by one.
         encoded = zip(self.encode_batch([text for text, _ in plain]), plain, strict=True)
         made = []
         for (prompt, answer), pieces in zip(pairs, before, strict=True):

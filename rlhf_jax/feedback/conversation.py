@@ -51,6 +51,7 @@ def say(
     """
     prompt: str | Conversation = message
     if dialogue:
+        # A message that nobody has answered is no part of the dialogue.
         turns = [turn for turn in read_turns(database, account, conversation) if turn.task]
         said = [each for turn in turns for each in _said(turn)]
         prompt = (*said, Message("user", message))
@@ -159,6 +160,7 @@ def preferred(turn: Turn) -> str | Conversation:
     for label in turn.labels:
         if label["kind"] == "ranking":
             best = label["body"]["ranks"].index(0)
+    # A correction is the person's own words, and comes before every rank.
     for label in turn.labels[::-1]:
         if label["kind"] == "demonstration":
             return label["body"]["text"]

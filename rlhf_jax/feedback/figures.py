@@ -41,6 +41,7 @@ def agreement(labels: Sequence[Label]) -> tuple[Agreement, dict[str, Agreement]]
     counts: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for rankings in tasks.values():
         of_all, of_one = [0, 0], defaultdict(lambda: [0, 0])
+        # Pairs of labelers who met on one task; each pair of answers that both ordered is one case.
         for (first, a), (second, b) in combinations(rankings, 2):
             alike, both = count_alike(a, b)
             for tally in (of_all, of_one[first], of_one[second]):

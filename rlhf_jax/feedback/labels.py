@@ -111,6 +111,7 @@ def rankings(labels: Sequence[Label]) -> list[Ranking]:
             if better.text != corrected.text:
                 ranked.append(_ranking(label, (better, corrected), (0, 1), "correction"))
     for key, ups in thumbs.items():
+        # Thumbs that all point one way compare nothing.
         if len(set(ups.values())) == 2:
             responses = [asked[key].task.responses[n] for n in ups]
             ranks = [0 if up else 1 for up in ups.values()]

@@ -63,12 +63,14 @@ def submit(
     with database.write() as rows:
         seen = rows("SELECT task, account, kind FROM label WHERE submission = :s", s=submission)
         if seen:
+            # Sent twice, which is no error: the first is on disk.
             if seen[0] == {"task": task, "account": account.id, "kind": kind}:
                 return False
             raise InputError("submission: this id belongs to another label")
         target = visible_task(rows, task, account)
         if target is None:
             raise InputError(f"task: {brief(task)} is not in this labeler's hands")
+        # Within the transaction: the task cannot be taken from these hands between check and write.
         stored = _check(target, account, kind, body, clean)
         if kind in DECISIONS:
             _decide(rows, task, account)
@@ -140,6 +142,7 @@ def add_ranked(database: Database, ranked: Iterable[tuple[str, NewTask, Sequence
 def _add_ranked(rows: Rows, labeler: str, task: NewTask, ranks: Sequence[int]) -> bool:
     account = named(rows, labeler)
     texts = [as_json(response.text) for response in task.responses]
+    # The id is the content's: a file that is imported again adds nothing.
     content = json.dumps([account.id, as_json(task.prompt), texts, list(ranks)])
     submission = hashlib.sha256(content.encode()).hexdigest()
     if rows("SELECT 1 FROM label WHERE submission = :s", s=submission):

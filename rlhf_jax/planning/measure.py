@@ -122,6 +122,7 @@ def measure(
     bytes_ |= {f"{kind} beside": tree_bytes(tree) for kind, tree in resident.items()}
     replicated = largest_replicated((kinds, resident))
     result = Measured(name, bytes_, flops, 0, [], replicated, 0.0, "")
+    # The compiler would take minutes to say the same.
     if result.bytes > chip.hbm:
         error = f"Used {result.bytes / 2**30:.1f}G by its arguments alone, not compiled"
         return result._replace(error=error, compile_seconds=time.monotonic() - start)
@@ -131,6 +132,7 @@ def measure(
         reason = str(error).strip()
         return result._replace(error=reason, compile_seconds=time.monotonic() - start)
     memory = compiled.memory_analysis()
+    # Donated arguments are reused for results, and must not count twice.
     new_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
     bytes_["temporaries"] = memory.temp_size_in_bytes
     bytes_["results"] = new_bytes + memory.generated_code_size_in_bytes

@@ -171,6 +171,7 @@ def networks_of(chain: InstructGPTConfig, models: Models, parallel: Parallel) ->
     updates = c.updates_per_iteration
     tx = make_policy_value_optimizer(c.optim, c.value_optim, 1, updates_per_step=updates)
     state = train_state(params, tx, c.optim, parallel)
+    # Shapes, so a list of one and the same stands for as many copies.
     past = [state.params["policy"]] * c.staleness
     return Networks(state, placed(lm, parallel), placed(scalar, parallel), tx, past)
 
@@ -196,6 +197,7 @@ def decode(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Prog
     mask = jax.ShapeDtypeStruct(queries.shape, bool)
     fill = partial(lm.prefill, length=c.response_length)
     _, cache = jax.eval_shape(fill, policy, queries, mask)
+    # eval_shape tells no layout: without one each chip would be given the whole cache.
     cache = with_shardings(cache, jax.tree.map(partial(cache_sharding, parallel), cache))
     tokens = rows(parallel, c.batch_size)
     jitted = jax.jit(parallel.on_mesh(lm.decode), donate_argnums=2)
@@ -235,6 +237,7 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     coefs = {name: shape() for name in starting_coefs(c)}
     numbers = dict(logprobs=shape(B, R), ref_logprobs=shape(B, R))
     rollout = Rollout(*tokens, **numbers, values=valued, scores=scores)
+    # From the stage's own function: what it hands to the update is not written down a second time.
     learnt, _ = jax.eval_shape(ppo.prepare, rollout, coefs, KEY)
     spread = parallel.split(1)
     learnt = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), learnt)

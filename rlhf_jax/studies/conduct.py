@@ -39,6 +39,7 @@ class Conducted:
         self.rows: list[Row] = read_results(self.results)
         seeds = sorted({*range(config.seeds), *(row["seed"] for row in self.rows)})
         whole = {seed: plan_seed(study, seed, self.root) for seed in seeds}
+        # Before anything runs: rows of an older study file would be compared with new ones.
         check_current(self.results, self.rows, whole)
         there = {(row["seed"], row["arm"]) for row in self.rows}
         self.plans: dict[int, SeedPlan] = {}

@@ -103,6 +103,7 @@ def plan_seed(
         policies=(),
         cache=root / f"seed{seed}" / "answers",
     )
+    # Part of every row's digest: another judge or another prompt makes other figures.
     judges = digest_of(evaluate, "evaluate", root)
     policies, digests, changes, wanted = {}, {}, {}, [base.sft.run.dir, *evaluate.reward]
     for arm in arms:
@@ -145,6 +146,7 @@ def place_chain(
         config = with_places(getattr(c, field), places)
         before = [folder for folder in places.values() if folder in jobs]
         job = make_job(name, seed, f"experiments.{field}", config, root, before)
+        # Of equal stages the first stays: arms that share a digest share a run.
         job = jobs.setdefault(job.folder, job)
         places[base / name] = job.folder
         c = replace(c, **{field: job.config})
@@ -167,6 +169,7 @@ def arm_job(arm: Arm, chain: InstructGPTConfig, seed: int, root: Path) -> Job:
         f"arm {arm.name}: its policy gives a {type(config).__name__}, expected one of "
         f"{', '.join(kind.__name__ for kind in COMMANDS)}",
     )
+    # The seed is the study's: an arm's policy that set one would pair two different ones.
     config = replace(config, run=replace(config.run, seed=seed))
     module = arm.command or f"experiments.{stage}"
     stages = (getattr(chain, field).run.dir for field in STAGES.values())
@@ -190,6 +193,7 @@ def make_job(
 def needed(folders: Sequence[Path], jobs: Mapping[Path, Job]) -> set[Path]:
     """The folders, and all that they are made from."""
     found: set[Path] = set()
+    # Walked from the ends back: a stage that no arm's policy needs is not run.
     waiting = list(folders)
     while waiting:
         folder = waiting.pop()
@@ -222,6 +226,7 @@ def in_root(value: Any, root: Path) -> Any:
     if isinstance(value, list):
         return [in_root(part, root) for part in value]
     if isinstance(value, str) and value.startswith(f"{root}/"):
+        # So that the same study in another folder, or on another machine, has the same digests.
         return ROOT + value.removeprefix(str(root))
     return value
 
