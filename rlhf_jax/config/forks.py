@@ -58,6 +58,7 @@ def class_named(name: str, where: str) -> type:
             f"{where}: its config class {name} cannot be read ({type(error).__name__}: {error}); "
             "start the command from the folder from which the fork was started"
         ) from None
+    # A record names any object of any module; only what holds settings is built from it.
     is_config = isinstance(inner, type) and dataclasses.is_dataclass(inner)
     check(is_config, f"{where}: {name} is no config class")
     return inner

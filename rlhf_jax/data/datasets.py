@@ -277,6 +277,7 @@ def prepare(
     # Named by contents: moved files find the set that was made of them, edited ones do not.
     config = FilesConfig(name=digest(path), description=str(path), path=str(path))
     with _quiet():
+        # Of TFDS's formats the one that is read at any row, and without TensorFlow.
         builder = builder_class(config=config, data_dir=str(data_dir), file_format="array_record")
         if not _is_complete(builder):
             log.info("preparing %s under %s", path, data_dir)
@@ -303,6 +304,7 @@ def _account(metadata: Mapping, names: Sequence[str]) -> Account:
 
 
 def _write(builder: RowsBuilder) -> None:
+    # Else TFDS asks the network for a set of this name, which nobody else can have.
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=settings)
@@ -314,6 +316,7 @@ def _write(builder: RowsBuilder) -> None:
 
 
 def _is_complete(builder: RowsBuilder) -> bool:
+    # TFDS writes into a folder of another name and renames it: the file is there when all is.
     return (Path(builder.data_path) / "dataset_info.json").is_file()
 
 

@@ -186,6 +186,7 @@ def _is_list_of_rows(value: Any) -> bool:
 def _are_rows(lines: list[str]) -> bool:
     """Whether a .json file holds an object on each line, as a .jsonl file does."""
     filled = [line for line in lines if line.strip()]
+    # The second line tells: a single object over several lines has its keys there.
     if len(filled) < 2 or not filled[0].startswith("{") or not filled[1].startswith("{"):
         return False
     try:
@@ -210,6 +211,7 @@ def type_name(value: Any) -> str:
 
 def _lines(file: Path) -> list[str]:
     """Lines without their ends, be they Unix or Windows ones."""
+    # A pointer of Git LFS is text, and would be read as a document.
     check_fetched(file)
     try:
         content = file.read_bytes()

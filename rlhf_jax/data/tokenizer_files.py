@@ -67,6 +67,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         raise InputError(_why_none(folder))
     _check_byte_level(folder, backend)
     backend = with_tokens(backend, _added_tokens(folder, settings, backend))
+    # Text that looks like a special token is text: nobody ends a turn by typing its mark.
     backend.encode_special_tokens = True
     backend = with_special_tokens(backend, _special(folder, settings, backend))
     named = _named(folder, settings)

@@ -174,6 +174,8 @@ def revoke(database: Database, account: str) -> None:
             id=account,
             now=time.time(),
         )
+        # Sessions and leases too: whoever is signed in would go on, and hold a task back from
+        # others.
         rows("DELETE FROM session WHERE account = :id AND account <> 'admin'", id=account)
         rows("DELETE FROM lease WHERE account = :id", id=account)
 

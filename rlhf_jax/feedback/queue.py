@@ -187,6 +187,7 @@ def prompts_asked(database: Database) -> list[str | Conversation]:
 
 def example_prompts(database: Database, *, most: int, longest: int) -> list[str]:
     """Short prompts that were asked, newest first: what the policy can be asked in the chat."""
+    # Twenty times as many, as long ones and dialogues among them are left out.
     sql = "SELECT body FROM task WHERE kind = 'rank' ORDER BY number DESC LIMIT :some"
     with database.read() as rows:
         tasks = rows(sql, some=20 * most)

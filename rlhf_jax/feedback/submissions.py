@@ -149,6 +149,7 @@ def _add_ranked(rows: Rows, labeler: str, task: NewTask, ranks: Sequence[int]) -
         return False
     name = insert_task(rows, task, kind="rank", owner=None)
     body = check_ranking({"ranks": list(ranks)}, len(texts))
+    # In which order the labeler saw the answers nobody knows: the file's own stands for it.
     _insert_label(
         rows, submission, name, account, "ranking", body | {"shown": [*range(len(texts))]}
     )
@@ -172,6 +173,7 @@ def undo(database: Database, account: Account) -> tuple[Task, str, dict] | None:
         if not labels:
             return None
         row = labels[0]
+        # Labels are only ever added: what was taken back can still be looked at.
         rows("INSERT INTO retraction VALUES (:s, :now)", s=row["submission"], now=now)
         if row["decision"] == "ranking":
             rows("UPDATE task SET labels = labels - 1 WHERE id = :id", id=row["id"])

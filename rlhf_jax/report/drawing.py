@@ -105,6 +105,7 @@ def draw(panel: Panel, columns: int = 3) -> str:
 
 
 def _draw_series(axes, s: Series, *, across: bool) -> None:
+    # More points than a panel can show would only make the page large.
     kept = np.unique(np.linspace(0, len(s.x) - 1, min(len(s.x), DRAWN_POINTS)).astype(int))
 
     def pick(values: Any) -> np.ndarray | None:
@@ -172,6 +173,7 @@ def _for_page(svg: str, panel: Panel) -> str:
         svg,
         flags=re.DOTALL,
     )
+    # Ids count in the whole page: those of two drawings would be taken for each other.
     linked = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", svg))
 
     def keep(match: re.Match) -> str:

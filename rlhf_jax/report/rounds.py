@@ -103,6 +103,7 @@ def outcome(feedback: Feedback) -> list[str]:
     if len(golds) < 2:
         return ["The gold score of the rounds was not measured."]
     (first, before), (last, after) = golds[0], golds[-1]
+    # The half-width of a difference of two means, taken as independent.
     apart = abs(after["mean"] - before["mean"]) > np.hypot(ci_of(before), ci_of(after))
     caveat = "" if apart else "; a difference is not shown"
     return [

@@ -94,6 +94,7 @@ def key_figures(stage: str, record: StageRecord) -> dict[str, Any]:
         chosen = {label: done.get(name) for name, label in names.items()}
     elif stage == "evaluate":
         policies = done.get("policies", {})
+        # A chain's policy by its name; of an evaluation that somebody put together, the last.
         row = policies.get("ppo", next(reversed(policies.values()), {}))
         chosen = {"PPO wins": row.get("win_rate"), "KL": row.get("kl")}
     elif stage.startswith("ppo"):
@@ -206,6 +207,7 @@ def curve_panels(
 def curve_series(groups: Groups, stages: Sequence[str], spec: Curve) -> list[Series]:
     """Group × stage × metric, each a curve where it was logged."""
     stages = [s for s in stages if any(logged(group, s) for group in groups)]
+    # Over all groups, so that a metric has its shape and colour whichever of them logged it.
     names = sorted({name for group in groups for s in stages for name in logged(group, s)})
     metrics = [(n, k) for p, k in spec.metrics.items() for n in names if fnmatchcase(n, p)]
     solid = [name for name, kind in metrics if kind != "faint"]

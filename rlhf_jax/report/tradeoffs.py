@@ -61,6 +61,7 @@ def frontier_series(groups: Groups, g: int, figure: str, axis) -> list[Series]:
         series.append(Series(label, *path, "faint", hue("ppo", 1), 0))
     policies = policies_of(group)
     best = [policy for policy in policies if policy.startswith("best_of_")]
+    # Best-of-n is one sampler at several n, so its points are one curve.
     rows = [[policy] for policy in policies if policy not in best]
     for i, members in enumerate([*rows, best]):
         points = [p for policy in members if (p := frontier_point(group, policy, figure))]

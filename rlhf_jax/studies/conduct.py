@@ -85,6 +85,7 @@ class Conducted:
                 self.keep(plan, job)
             return []
         ended = done | failed.keys()
+        # One evaluation for all arms of a seed: the same prompts, answered before the same judges.
         if job.seed in self.evaluations or not all(
             planned.folder in ended for planned in plan.jobs
         ):
@@ -111,6 +112,7 @@ class Conducted:
         digests = []
         for folder, chain in chains.items():
             mark = folder.with_name(f"{folder.name}.sha256")
+            # The mark is written last: files without it are of a run that was cut short.
             if not (mark.is_file() and folder.is_dir()):
                 task = read_task(chain.task, chain.source)
                 check_corpora(task, chain.corpora, chain.task)
@@ -136,6 +138,8 @@ class Conducted:
 
     def seconds_left(self, jobs: Sequence[Job]) -> str:
         """How long ``jobs`` take, and the evaluations after them."""
+        # Evaluations become jobs when all before them is done, but are to be waited for from the
+        # start.
         evaluated = {
             seed for seed, job in self.evaluations.items() if job not in jobs or is_done(job)
         }

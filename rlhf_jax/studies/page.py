@@ -115,6 +115,7 @@ def compare_arms(
                 differences.append((arm.name, name, paired_difference(*values, few=few), ""))
             except InputError as error:
                 differences.append((arm.name, name, None, f"not compared: {error}"))
+    # Over all comparisons of the page at once: each of them is a chance to find something.
     corrected = iter(holm([d.p for _, _, d, _ in differences if d is not None]))
     comparisons = []
     for arm, name, difference, why in differences:

@@ -126,6 +126,7 @@ def plan_seed(
 
 def evaluation(plan: SeedPlan, policies: Sequence[Path], root: Path) -> Job:
     """The evaluation of these policies, and of the SFT model before them: the baseline."""
+    # An arm that trains nothing has the SFT model's folder, which is there already.
     models = tuple(dict.fromkeys((plan.sft, *policies)))
     config = replace(plan.evaluate, policies=models)
     before = (*models, *config.reward)
@@ -249,6 +250,7 @@ def with_places(value: Any, places: Mapping[Path, Path]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         moved = {name: with_places(part, places) for name, part in fields.items()}
+        # By identity: a config without such paths stays the same object, and its callers see that.
         changed = {name: part for name, part in moved.items() if part is not fields[name]}
         return replace(value, **changed) if changed else value
     if isinstance(value, tuple):

@@ -148,6 +148,7 @@ class Processes:
         log.parent.mkdir(parents=True, exist_ok=True)
         preset = log.with_suffix(".json")
         saved = {"config_class": name_of(type(job.config)), "config": to_dict(job.config)}
+        # A file and not flags: every field arrives as it is, whatever its type.
         write_atomically(preset, json.dumps(saved, indent=1) + "\n")
         stream = log.open("ab")
         process = subprocess.Popen(
@@ -169,6 +170,7 @@ class Processes:
                 continue
             started.log.close()
             del self.running[folder]
+            # In front, so that what is tried once more comes before what has not begun.
             self.waiting.insert(0, job)
             if is_done(job):
                 self._end(job, seconds=time.monotonic() - started.began)
@@ -191,8 +193,10 @@ class Processes:
             self.failed[job.folder] = why_failed
         else:
             self.done.add(job.folder)
+        # A seed's evaluation comes before the next seed: a study that is stopped has whole rows.
         self.waiting[:0] = self._then(job)
         took = "" if seconds is None else f" in {seconds:.0f} s"
+        # What an earlier study had done is not told, job by job, at each start.
         if why_failed or took:
             result = f"failed: {why_failed}" if why_failed else f"is done{took}"
             say(f"{self.standing()} · {job.name} {result}")

@@ -89,6 +89,7 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str, parallel:
             continue
         folder = plan.policies.get(arm.name)
         name = f"best_of_{arm.best_of}" if folder is None else folder.name
+        # Its run failed; the seed's other arms keep their rows.
         if name not in summary["policies"]:
             continue
         measured = Measured(

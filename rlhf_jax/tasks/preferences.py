@@ -79,6 +79,7 @@ def load_preferences(name: str, source: Path, fold: Fold | None = None) -> Prefe
     if name in EVALUATION_ONLY:
         train, heldout = [], judged
     elif fold is not None:
+        # By group: another answer to the same question would tell the model what is held out.
         train, heldout = without_fold(judged, lambda row: row.group, *fold, name)
     else:
         split = parts(judged, lambda row: row.group, SHARES, name)

@@ -61,6 +61,7 @@ def _take_up(visit: Visit) -> Response:
 
 def _sign_in(visit: Visit, response: Response, account: accounts.Account) -> Response:
     """In place of whom this browser was signed in as before."""
+    # The old session ends: whoever had got hold of it must not come to be the new account.
     if visit.session:
         accounts.end_session(visit.database, visit.session)
     return visit.remember(response, accounts.start_session(visit.database, account))
@@ -131,6 +132,7 @@ def delete_own(visit: Visit) -> Response:
 def language(visit: Visit) -> Response:
     """Remember the language and go back to the page it was chosen on."""
     chosen, back = visit.field("language"), visit.field("back")
+    # A form can be made to say any address: only pages of this site are gone back to.
     response = visit.redirect(back if back in PAGES else "/")
     if chosen in LANGUAGES:
         visit.site.set_cookie(response, LANGUAGE_COOKIE, chosen, seconds=LANGUAGE_SECONDS)

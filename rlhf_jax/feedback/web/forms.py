@@ -110,6 +110,7 @@ def ranking_body(entered: Entered, *, started: str) -> dict[str, Any]:
     missing = [answer.letter for answer in entered.answers if answer.rank is None]
     if missing:
         raise InputError(f"no rank for {', '.join(missing)}")
+    # This server wrote it into the page: both times are of one clock, whatever the labeler's says.
     began = float(started) if TIME.fullmatch(started) else None
     return {
         "ranks": [known(answer.rank) - 1 for answer in entered.answers],

@@ -54,6 +54,7 @@ class Site:
     _read: dict[tuple[int, ...], list[Label]] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
+        # The dataclass is frozen; these two follow from its other fields, and are made once.
         object.__setattr__(self, "secret", site_secret(self.database))
         object.__setattr__(self, "limits", Limits(self.per_second))
 
@@ -233,6 +234,7 @@ def guarded(answer: Callable[[Request, bytes], Response], show_error: Callable) 
     def answered(request: Request, body: bytes) -> Response:
         try:
             return answer(request, body)
+        # A labeler is told in words whatever went wrong, and never sees a traceback.
         except Exception as error:
             return show_error(request, *status_and_message(request, error))
 
@@ -260,6 +262,7 @@ def _visit(request: Request, body: bytes, *, own_check: bool) -> Visit:
         form = parse_form(request.headers.get("content-type", ""), body)
     visit = Visit(site, request, form, account, session)
     if request.method == "POST":
+        # Without an account a form acts in nobody's name; those that begin a session check anyway.
         if account is not None or own_check:
             check_origin(request, site.url)
         if account is not None and not own_check and not visit.is_own_form:
