@@ -32,6 +32,7 @@ def load(config_class: type[C], argv: Sequence[str], *, resolve: Resolve | None 
     config = with_flags(default, rest)
     typed = read_flags(rest, default)
     check_not_filled_in(config, typed, resolve or getattr(config_class, "resolve", None))
+    # A run's config.json has every field, meant or not; a preset was written by somebody.
     if preset is not None and not preset.endswith(".json"):
         say_idle(preset_config, set_in(preset_config), f"{preset}: ")
     say_idle(config, [flag.field for flag in typed], "--")

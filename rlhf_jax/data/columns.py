@@ -117,6 +117,7 @@ def texts_in(value: Any) -> list[str]:
 
 def _asked(row: dict) -> str | Conversation | None:
     present = [name for name in ASKING if name in row]
+    # Alone beside an answer it is what is asked; beside an instruction, what that is about.
     if not present and isinstance(row.get("input"), str) and set(row) & {*ANSWERING, "chosen"}:
         present = ["input"]
     if not present:

@@ -69,6 +69,7 @@ def _ranking(row: dict, notes: Counter[str]) -> Comparison:
         raise RowError(str(missing(row, "ranks, or a rank in every response")))
     tokens = _token_ids(row, len(responses))
     prompt = prompt_of(row, notes)
+    # Where the sampled ids are there, the text is theirs to the letter.
     exact = tokens is not None or is_exact(row, prompt)
     answers = tuple(
         read_answer(response, "responses", prompt, notes)
@@ -102,6 +103,7 @@ def _ranked(
         raise RowError(f"found {len(responses)} response, expected at least 2 to compare")
     if len(ranks) != len(responses):
         raise RowError(f"found {len(ranks)} ranks for {len(responses)} responses")
+    # Programs that keep numbers as floats write 1.0 for a rank.
     ranks = [int(x) if isinstance(x, float) and x.is_integer() else x for x in ranks]
     if not all(map(_is_count, ranks)):
         raise RowError(f"ranks are {ranks}, expected whole numbers from 0 on")
@@ -135,6 +137,7 @@ def _list(row: dict, key: str) -> list:
 
 
 def _is_id(value: Any) -> bool:
+    # Batches hold ids as int32.
     return _is_count(value) and value < 2**31
 
 

@@ -105,6 +105,7 @@ def best_fit(lengths: Sequence[int], *, block_size: int) -> tuple[list[int], lis
         length = lengths[piece]
         enough = rooms >> length
         if enough:
+            # The lowest bit that is set is the least room that is enough.
             room = length + (enough & -enough).bit_length() - 1
             row = with_room[room].pop()
             rooms ^= 0 if with_room[room] else 1 << room

@@ -151,6 +151,7 @@ def shared_prompt(
         raise RowError("one of chosen and rejected is text, expected messages in both or a prompt")
     texts = read_text(chosen, "chosen"), read_text(rejected, "rejected")
     shared = texts[0][: common_prefix(*texts)]
+    # In a written dialogue the prompt ends where the assistant's last shared turn begins.
     at = shared.rfind(ASSISTANT)
     cut = at + len(ASSISTANT) if at >= 0 else _word_end(shared)
     if cut <= 0:

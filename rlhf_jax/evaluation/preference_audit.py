@@ -128,6 +128,7 @@ def length_bias(
     different = ratio != 0
     people = (ratio > 0).astype(float)[different]
     margins = pairs.margins(scores)
+    # Turned from better and worse to longer and shorter: which of the two the model takes.
     model = right(margins * np.sign(ratio))[different]
     group = pairs.group[different]
     return {
@@ -163,6 +164,7 @@ def score_variance(
         _, cluster = np.unique(np.asarray(groups), return_inverse=True)
     within, between = clustered_mean(variances, cluster[rows]), float("nan")
     if len(means) > 1:
+        # Unbiased, and so at times below 0, where no variance lies.
         between = max(float(means.var(ddof=1) - (variances / number).mean()), 0.0)
     total = within["mean"] + between
     share = within["mean"] / total if total > 0 else float("nan")
@@ -197,6 +199,7 @@ def length_coefficient(lengths: Num[np.ndarray, "P K"], ranks: Int[np.ndarray, "
     def loss(b: float) -> float:
         return (weights * np.logaddexp(0, -b * ratio)).sum()
 
+    # Bounded, as no finite b is best where people always take the longer answer.
     return float(scipy.optimize.minimize_scalar(loss, bounds=(-20, 20), method="bounded").x)
 
 

@@ -134,6 +134,7 @@ def obey(session: Session, line: str, make_answer: Callable[[SampleConfig], Any]
     if command == "/again":
         check(bool(session.messages), "/again: nothing was answered yet")
         *before, prompt, _ = session.messages
+        # The count of prompts goes on: the same number would draw the same answer.
         return respond(session._replace(messages=tuple(before)), prompt.content)
     if command in ("/set", "/system"):
         session = change(session, command, rest, make_answer)

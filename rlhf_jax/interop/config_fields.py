@@ -123,6 +123,7 @@ def rotary(fields: Fields, *, theta: str, fraction: str, share: float = 1.0) -> 
     scaling = nested
     if older:
         scaling = Fields(older, f"{fields.file}: rope_scaling")
+        # Where a config has both, the newer one may not say anything else.
         nested.expect("rope_type", older.get("rope_type", "default"))
         nested.done()
     kind = scaling.take("type", "default")

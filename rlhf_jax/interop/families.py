@@ -271,6 +271,7 @@ def family_of_model(c: ModelConfig) -> Family:
         return GPT2
     if equal_heads and shape == ("rotary", "layer", False, "all", False):
         return NEOX
+    # Biases of queries, keys and values tell a Qwen2, norms of heads a Qwen3; no Llama has either.
     rows = {("none", False): LLAMA, ("qkv", False): QWEN2, ("none", True): QWEN3}
     if shape[:3] == ("rotary", "rms", True) and shape[3:] in rows and not c.parallel_residual:
         return rows[shape[3:]]

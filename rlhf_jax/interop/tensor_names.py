@@ -37,6 +37,7 @@ def tensors_of(
 def _place(family: Family, c: ModelConfig, path: tuple[str, ...], ndim: int, bare: bool) -> Tensors:
     transposed = Tensors(path, (), lambda x: x.T, lambda x: (x.T,))
     same = Tensors(path, (), lambda x: x, lambda x: (x,))
+    # Heads are torch.nn.Linear in every family, also in GPT-2, whose other layers are Conv1D.
     if path[0] == "lm_head":
         return transposed._replace(names=(f"{family.lm_head}.weight",))
     if path[0] == "head":
@@ -82,6 +83,7 @@ def _split_qkv(family: Family, c: ModelConfig, path, module: str, suffix: str) -
 
 def parameter_shapes(config: ModelConfig, vocab_size: int, kind: Literal["lm", "scalar"]) -> Params:
     """Shapes of our parameters, layers unrolled."""
+    # A checkpoint has its tensors layer by layer, whether the model here scans over them or not.
     config = replace(config, scan_layers=False)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     shapes = jax.eval_shape(make_language_model(config, vocab_size).init, key)
