@@ -82,6 +82,7 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     first = LMBatch(*(leaf[:EPISODES].astype(np.int32) for leaf in batch))
     first = first._replace(loss_mask=first.loss_mask.astype(bool))
     logits_fn = jax.jit(lambda params, batch: p.lm.packed_logits(params, batch, None))
+    # Logits at a position are of the next token: the last ones have none to be compared with.
     likeliest = np.asarray(logits_fn(p.policy.params, first).argmax(axis=-1))[:, :-1]
     ends = np.isin(first.tokens[:, 1:], p.policy.tokenizer.end_ids) & first.loss_mask[:, 1:]
     right = int((likeliest == first.tokens[:, 1:])[ends].sum())

@@ -33,6 +33,7 @@ def load_checkpoint(folder: Path, shardings: Shardings | None) -> Trained:
         tree: Any = value
         for name in reversed(names):
             tree = {name: tree}
+        # Placed as it is read, so that no single device has to hold all of the model.
         return place(value, jax.tree.leaves(shardings(tree))[0])
 
     imported = load_pretrained(folder, on_default_device if shardings is None else in_parts)

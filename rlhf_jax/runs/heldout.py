@@ -21,6 +21,7 @@ def heldout_batches(
     stage: Stage, name: str, rows: Rows, batches_of: Callable[..., Batches[B]]
 ) -> list[B]:
     """All of ``rows`` once, in order; what became of them is noted as ``heldout_NAME``."""
+    # Nothing is held out: of no rows there are no batches.
     if not len(rows):
         return []
     batches = batches_of(rows, seed=None)

@@ -34,6 +34,7 @@ def kept_step(path: Path) -> Kept | None:
     if path.name.isdecimal() and above.name == "checkpoints" and is_run(above.parent):
         return Kept(above.parent, path.name)
     run, at, step = path.name.rpartition("@")
+    # A folder whose own name has an @ in it is meant as it stands.
     if not at or not run or path.exists() or not is_run(path.with_name(run)):
         return None
     return Kept(path.with_name(run), step)
@@ -126,4 +127,5 @@ def _info(kept: Kept, step: int) -> dict[str, Any]:
 
 
 def _item(info: dict[str, Any]) -> str:
+    # Where parameters are averaged, the average is the model: the others are there to go on from.
     return "ema" if any(name.startswith("ema/") for name in info["leaves"]) else "params"

@@ -48,6 +48,7 @@ def save_model_card(
     ``value`` is the shape of PPO's value network; ``lengths`` are those of the prompts
     and answers that it learns from; ``average_of`` the weights of the models that it is made of.
     """
+    # One process writes for all: the hosts share the folder.
     if jax.process_index() != 0:
         return
     tokenizer.save(folder / "tokenizer")

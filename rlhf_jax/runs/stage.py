@@ -133,6 +133,7 @@ class Stage:
                     fork=self._fork,
                 )
             )
+            # The first process makes the folder: the others go on when it is there.
             sync("run folder")
             stop = StopRequest(preempted_code=self.run_config.preempted_exit_code)
             self._stop = stack.enter_context(stop)
@@ -149,6 +150,7 @@ class Stage:
             folder = self.run_config.dir / "profile"
             self._profiler = stack.enter_context(Profiler(folder, self.run_config.profile))
             sync("checkpoints")
+            # All or none: an error before this line closes again what was opened.
             self._stack = stack.pop_all()
 
     def __exit__(self, kind, error, trace) -> None:
@@ -160,6 +162,7 @@ class Stage:
             self._remove_if_fresh()
         if short:
             raise RunError(short) from error
+        # A broken pipe is the reader's doing, and no failure of the run.
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise RunError(f"{describe_os_error(error)}{self._goes_on()}") from error
         if isinstance(error, KeyboardInterrupt):
@@ -214,6 +217,8 @@ class Stage:
             self.trees = restored.trees
             self._resumed = self.done
             self._units = self.extra.pop("units")
+            # Time goes on from there, so that the summary's seconds are those of all starts
+            # together.
             self._started -= self.extra.pop("seconds")
             for name, iterator in iterators.items():
                 iterator.set_state(restored.data[name])
@@ -356,6 +361,7 @@ class Stage:
             otherwise = f"all steps are kept{self._goes_on()}"
             summary |= save_final(folder, params, step=self.done, otherwise=otherwise)
         self._run.finish(summary)
+        # Not before DONE is written: until then the shorter run's model is what the folder is for.
         if params is not None and jax.process_index() == 0:
             remove_older_final(folder)
         sync("finished")

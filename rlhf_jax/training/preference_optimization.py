@@ -35,6 +35,7 @@ def sequence_logprobs(
     queries, query_mask = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
     responses, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.responses, batch.mask))
     inputs = episode_inputs(queries, query_mask, responses, mask)
+    # From the query's last position on, whose logits are those of the first response token.
     logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)
     logprobs = token_logprobs(logits, responses)
     return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
