@@ -150,6 +150,7 @@ def alive(database: Database, name: str, *, every: float) -> Generator[None]:
 
     def tell():
         while not ended.wait(every):
+            # A busy store is no reason to end: the next word comes soon.
             with contextlib.suppress(StoreUnavailable), database.write() as rows:
                 sql = "UPDATE status SET updated = :now WHERE name = :name"
                 rows(sql, name=name, now=time.time())

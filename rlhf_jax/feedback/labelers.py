@@ -144,6 +144,7 @@ def calibrate_tau(gaps: Float[np.ndarray, "N"], *, agreement: float, tie_width: 
     def rate(log_tau: float) -> float:
         return expected_agreement(gaps, tau=np.exp(log_tau), tie_width=tie_width)
 
+    # In log τ: its size follows from that of the scores, which may be any.
     low, high = (np.log(spread) + np.array([-20.0, 20.0])) if spread > 0 else (0.0, 0.0)
     if not rate(high) < agreement < rate(low):
         raise InputError(

@@ -108,6 +108,7 @@ def rankings(labels: Sequence[Label]) -> list[Ranking]:
         elif label.kind == "demonstration" and label.body["corrects"] is not None:
             corrected = label.task.responses[label.body["corrects"]]
             better = Response(spaced(label.task.prompt, label.body["text"]), "person")
+            # A text that comes back unchanged is no better than itself.
             if better.text != corrected.text:
                 ranked.append(_ranking(label, (better, corrected), (0, 1), "correction"))
     for key, ups in thumbs.items():

@@ -44,6 +44,7 @@ def _page(visit: Visit, name: str, *, message: str, error: str = "", status: int
         "answerer": _answerer(visit),
         "status": status,
     }
+    # The page's script asks for these alone, and what somebody is typing stays as it is.
     if visit.request.query_params.get("part") == "turns":
         return visit.page("turns.html", **values)
     return visit.page(

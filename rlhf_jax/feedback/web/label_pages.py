@@ -108,6 +108,7 @@ def store(visit: Visit) -> Response:
         if visit.wants_json:
             raise
         status, message = status_and_message(visit.request, error)
+        # It may be stored all the same: with the same id a second try makes no second label.
         again = {"submission": visit.field("submission")} if status >= 500 else {}
         return task_page(visit, task, entered=entered, error=message, status=status, **again)
     return visit.go(f"/label?did={'skipped' if kind == 'skip' else 'saved'}&task={task.id}")
