@@ -61,7 +61,7 @@ def run(config: AverageConfig) -> dict:
                 figures.append(evaluate(params))
                 yield params
 
-        # One model in memory at a time, beside the sum.
+        # Read as they are asked for, so that never all of them are in memory.
         params = average_policies(config, first, parameters(), weights)
         made_of = dict(zip(map(str, paths), weights, strict=True))
         save_model_card(

@@ -57,8 +57,8 @@ def spherical_average(init: Params, trees: Iterable[Params], weights: Sequence[f
             params, straight = tree, jax.tree.map(lambda x: False, tree)
             continue
         share = w / total if total else 0.0
-        found = jax.tree.map(lambda i, a, b, s=share: slerp(i, a, b, share=s), init, params, tree)
-        pairs = jax.tree.transpose(jax.tree.structure(init), jax.tree.structure((0, 0)), found)
+        points = jax.tree.map(lambda i, a, b, s=share: slerp(i, a, b, share=s), init, params, tree)
+        pairs = jax.tree.transpose(jax.tree.structure(init), jax.tree.structure((0, 0)), points)
         params, lines = pairs
         straight = jax.tree.map(lambda was, now: was or bool(now), straight, lines)
     assert params is not None, "there is no average of nothing"
