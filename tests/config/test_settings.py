@@ -61,6 +61,7 @@ TRIED = {
 
 MAY_BE = {
     "AuditConfig": {},
+    "AverageConfig": {"towards_init": "0"},
     "BenchmarkConfig": {"prompt": "0", "length": "0", "cores": "0"},
     "CanaryConfig": {"seed": "0"},
     "CombineConfig": {"weights": "-1 huge", "spread_coef": "0 huge", "clip": "huge"},
@@ -203,6 +204,7 @@ def test_a_preset_cannot_hide_another_type():
 
 
 GIVEN = {
+    ("AverageConfig", "towards_init"): {"init": configs.SFTConfig().data, "method": "slerp"},
     ("SecondRewardConfig", "floor"): {"model": configs.SFTConfig().data},
 }
 """What a field asks of others."""
@@ -448,6 +450,7 @@ IDLE = [
     ("EvaluateConfig", "--sampling.temperature 0 --sampling.top-k 4", "sampling.temperature is 0"),
     ("EvaluateConfig", "--run.log-every 4", None),
     ("SampleConfig", "--chat False --system Hi", "chat is False"),
+    ("AverageConfig", "a b --towards-init 0", "init is not given"),
     ("ConvertConfig", "from-hf m --part value", "direction is from-hf"),
     ("ConvertConfig", "from-hf m --dtype float16", "direction is from-hf"),
     ("ConvertConfig", "to-hf m --part adapter --dtype float16", "part is adapter"),
