@@ -82,6 +82,8 @@ def get_config() -> InstructGPTConfig:
             batch_size=512,
             ppo_epochs=1,
             num_minibatches=8,
+            # Where devices share the weights, each block of rows would gather them anew.
+            packing=False,
             kl=KLConfig(coef=0.02),
             gamma=1.0,
             lam=0.95,

@@ -28,7 +28,7 @@ from rlhf_jax.evaluation.metrics import pair_accuracy
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
+from rlhf_jax.runs.fit import check_cut, check_pace, choose_packing, fit_pairs, row_lengths
 from rlhf_jax.runs.heldout import heldout_batches, load_split_comparisons
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
@@ -71,6 +71,11 @@ def run(config: DPOConfig) -> dict:
             config, stage, rows, heldout, tokenizer, parallel, context=context
         )
 
+        packing = choose_packing(
+            config.packing, batches.data, parallel, shared_query=False, stage="dpo"
+        )
+        stage.note(packing=packing)
+
         # States
         lm = make_language_model(model, policy.vocab_size)
         total = config.epochs * batches.steps_per_epoch
@@ -89,8 +94,8 @@ def run(config: DPOConfig) -> dict:
 
         # Functions
         # The reference as an argument: closed over, it would be a constant of the program.
-        logprobs_fn = parallel.function(lambda params, batch: sequence_logprobs(lm, params, batch))
-        loss_fn = make_preference_loss(lm, config)
+        logprobs_fn = parallel.function(partial(sequence_logprobs, lm, packing=packing))
+        loss_fn = make_preference_loss(lm, config, packing=packing)
         step_fn = update_step_of(
             config.optim, loss_fn, lambda inputs: count_ranked(inputs.batch.ranks), tx
         )

@@ -9,7 +9,7 @@ and no response is seen in several updates of one epoch. Afterwards the score is
 demonstrations score 0 on average, and optionally divided by its spread within prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.random import fold_in
+from jaxtyping import Array
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import RewardConfig
@@ -40,7 +41,7 @@ from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.privacy.poisson import PoissonBatches
 from rlhf_jax.privacy.private_training import make_update, private_batches
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_pairs, row_lengths
+from rlhf_jax.runs.fit import check_cut, check_pace, choose_packing, fit_pairs, row_lengths
 from rlhf_jax.runs.heldout import load_split_comparisons
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.progress import say
@@ -82,6 +83,7 @@ def run(config: RewardConfig) -> dict:
             mask, ranks = np.asarray(batches.data.mask), np.asarray(batches.data.ranks)
             length_coef = length_coefficient(mask.sum(axis=2), ranks)
         check_heldout(heldout, tokenizer, stage, lengths)
+        score_answers = answer_scores(config, stage, batches, parallel)
         # Normalisation reads the training data once more, which ε does not cover: it is left out.
         private = isinstance(batches, PoissonBatches)
         demonstrated = () if private else demonstrations(config)
@@ -104,7 +106,7 @@ def run(config: RewardConfig) -> dict:
         def loss_fn(params, batch, key, count):
             # A prompt with all its answers is one example: Ouyang et al. saw overfitting with
             # single pairs.
-            scores = model.score_responses(params, *batch[:4], key if config.dropout else None)
+            scores = score_answers(model, params, batch, key)
             if config.length_control:
                 scores += length_coef * jnp.log1p(batch.mask.sum(axis=2))
             return ranking_loss(scores, batch.ranks, count=count)
@@ -193,6 +195,24 @@ def load_batches(
     if config.privacy.epsilon > 0:
         return private_batches(batches, batch_size=config.batch_size, seed=config.run.data_seed)
     return batches
+
+
+def answer_scores(
+    config: RewardConfig, stage: Stage, batches: Batches | PoissonBatches, parallel: Parallel
+) -> Callable[..., Array]:
+    """(model, params, batch, key) -> scores [B K] in training, of packed answers or of padded."""
+    plain = not config.dropout and isinstance(batches, Batches)
+    packing = plain and choose_packing(
+        config.packing, batches.data, parallel, shared_query=True, stage="reward"
+    )
+    stage.note(packing=packing)
+
+    def scores(model, params, batch, key):
+        if packing:
+            return model.score_packed(params, *batch[:4])
+        return model.score_responses(params, *batch[:4], key if config.dropout else None)
+
+    return scores
 
 
 def check_heldout(

@@ -54,6 +54,7 @@ PREPARATION = "rlhf_jax/training/preparation.py"
 SELECTION = "rlhf_jax/objectives/selection.py"
 STATISTICS, STUDIES_PLAN = "rlhf_jax/studies/statistics.py", "rlhf_jax/studies/plan.py"
 DYNAMIC = "rlhf_jax/training/dynamic_sampling.py"
+PACKING = "rlhf_jax/models/packing.py"
 GENERATE, ROLLOUT = "rlhf_jax/rollouts/generate.py", "rlhf_jax/rollouts/rollout.py"
 
 BATCHES, CHAT = "tests/data/test_batches.py::test_", "tests/data/test_chat.py::test_"
@@ -66,6 +67,8 @@ UPDATE = "tests/training/test_updates.py::test_"
 SELECTED = "tests/objectives/test_selection.py::test_"
 MOVING = "tests/training/test_moving.py::test_"
 ROUNDS = "tests/training/test_dynamic_sampling.py::test_"
+PACKED = "tests/models/test_packing.py::test_"
+EPISODES = "tests/training/test_packed_episodes.py::test_"
 TRANSFORMER = "tests/models/test_transformer.py::test_"
 SAMPLING = "tests/rollouts/test_generate.py::test_"
 OPTIMIZER = "tests/training/test_optimizers.py::test_"
@@ -196,7 +199,7 @@ PLANTS = (
     Plant(
         14,
         "dropout on while log-probs are scored",
-        HEADS,
+        "rlhf_jax/models/trunk.py",
         'return module.apply({"params": params}, *inputs)',
         'return training.apply({"params": params}, *inputs, rngs={"dropout": jax.random.key(0)})',
         f"{UPDATE}every_ratio_is_one_at_the_first_minibatch[separate-11]",
@@ -205,8 +208,8 @@ PLANTS = (
         15,
         "no temperature in the new log-probs",
         PPO,
-        "logits = scale_logits(logits, temperature)",
-        "logits = scale_logits(logits, 1.0)",
+        "logits = scale_logits(logits, temperature)\n        logprobs = token",
+        "logits = scale_logits(logits, 1.0)\n        logprobs = token",
         f"{UPDATE}every_ratio_is_one_at_the_first_minibatch[separate-11]",
     ),
     Plant(
@@ -253,8 +256,8 @@ PLANTS = (
         21,
         "the reference is the policy itself",
         ROLLOUT,
-        "reread(ref_params, batch, sampled)",
-        "reread(policy_value.policy(params), batch, sampled)",
+        'lm_params = {"reference": ref_params}',
+        'lm_params = {"reference": policy_value.policy(params)}',
         f"{UPDATE}the_reference_stays_and_the_policy_leaves_it",
     ),
     Plant(
@@ -532,11 +535,11 @@ PLANTS = (
         70,
         "DPO counts the prompt's tokens",
         PREFERENCE_TRAINING,
-        "    logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)\n"
-        "    logprobs = token_logprobs(logits, responses)\n",
-        "    tokens = jnp.concatenate([queries, responses], axis=1)[:, 1:]\n"
-        "    mask = jnp.concatenate([query_mask, mask], axis=1)[:, 1:]\n"
-        "    logprobs = token_logprobs(lm.logits(params, *inputs, start=0), tokens)\n",
+        "        logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)\n"
+        "        logprobs = token_logprobs(logits, responses)\n",
+        "        tokens = jnp.concatenate([queries, responses], axis=1)[:, 1:]\n"
+        "        mask = jnp.concatenate([query_mask, mask], axis=1)[:, 1:]\n"
+        "        logprobs = token_logprobs(lm.logits(params, *inputs, start=0), tokens)\n",
         "tests/experiments/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
     ),
     Plant(
@@ -717,6 +720,38 @@ PLANTS = (
         "keys = split(key, most)",
         "keys = [key, *split(key, most)]",
         f"{ROUNDS}every_round_draws_with_a_key_of_its_own_and_the_same_at_every_start",
+    ),
+    Plant(
+        135,
+        "packed answers go on counting positions where their neighbour ended",
+        PACKING,
+        "positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)",
+        "positions = (jnp.cumsum(mask) - 1).reshape(mask.shape) % T",
+        f"{PACKED}models_read_the_same[of all lengths]",
+    ),
+    Plant(
+        136,
+        "the examples of a packed row see one another",
+        PACKING,
+        "segments=sources.reshape(-1, length) // T + 1",
+        "segments=(sources.reshape(-1, length) >= 0).astype(int)",
+        f"{PACKED}models_read_the_same[of all lengths]",
+    ),
+    Plant(
+        137,
+        "each block of packed episodes counts all of them",
+        PPO,
+        "mask = batch.mask & block.present[:, None]",
+        "mask = batch.mask",
+        f"{EPISODES}an_iteration_is_the_same[PPO on one trunk, micro-batches]",
+    ),
+    Plant(
+        138,
+        "the last block of packed rows is left out",
+        PACKING,
+        "places.rows.max() // per_block + 1",
+        "jnp.maximum(places.rows.max() // per_block, 1)",
+        f"{PACKED}every_real_token_stands_in_one_row_once[of all lengths]",
     ),
 )
 

@@ -150,6 +150,10 @@ class PPOConfig:
     """Score of an episode that does not end (Ziegler et al. 2019: -1); None leaves the score."""
     recompute_logprobs: bool = False
     """Take the old log-probs from a forward pass instead of from the sampler."""
+    packing: bool = True
+    """Scoring and updates read the real tokens of the episodes alone, several in a row, in blocks
+    of rows; False: a padded row for each, and better where many devices share the weights (fsdp),
+    which each block gathers anew. Sums are of the same terms in another order."""
     staleness: CountOrZero = 0
     """k: each iteration learns from answers that the policy gave k iterations ago, as when sampling
     runs beside training (Noukhovitch et al. 2024); 0: from its own. The run keeps k more copies of

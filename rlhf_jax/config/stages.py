@@ -246,6 +246,10 @@ class RewardConfig:
     """Go on although more than 2 % of the rows are cut."""
     dropout: ShareBelowOne = 0.0
     """Share of units that are dropped in training; 0 as in InstructGPT."""
+    packing: bool | None = None
+    """Updates read the real tokens of prompts and answers alone, several answers in a row, in
+    blocks of rows; False: a padded row for each. None: what is less work for this data, which the
+    stage says; and padded where devices share the weights, which each block gathers anew."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     """Of the comparisons, an example being a prompt with its responses; the score is then not
@@ -274,6 +278,11 @@ class RewardConfig:
             not self.privacy.epsilon or self.pairing == "prompt",
             "privacy.epsilon protects prompts: pairing must be prompt",
         )
+        check(
+            not self.packing or not (self.dropout or self.privacy.epsilon),
+            f"packing=True excludes dropout={self.dropout} and privacy.epsilon="
+            f"{self.privacy.epsilon}: expected 0 of both",
+        )
         check_microbatches("batch_size", self.batch_size, self.optim)
 
 
@@ -298,6 +307,10 @@ class DPOConfig(PairLossConfig):
     """Longer answers keep their beginning. None: as prompt_length."""
     allow_cut: bool = False
     """Go on although more than 2 % of the rows are cut."""
+    packing: bool | None = None
+    """Updates read the real tokens of prompts and answers alone, several answers in a row, in
+    blocks of rows; False: a padded row for each. None: what is less work for this data, which the
+    stage says; and padded where devices share the weights, which each block gathers anew."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, warmup_share=0.05)

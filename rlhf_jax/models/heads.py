@@ -10,7 +10,6 @@ Everyone outside ``models/`` holds these functions and a tree of parameters, nev
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.errors import check
 from rlhf_jax.models import layout
 from rlhf_jax.models.attention import NEGATIVE, Segments, in_segments, segments_from_mask
 from rlhf_jax.models.layers import accumulator
+from rlhf_jax.models.packing import TokenRows, pack, read_in_blocks
 from rlhf_jax.models.products import (
     FEW_ROWS,
     WIDE,
@@ -32,11 +31,10 @@ from rlhf_jax.models.products import (
 )
 from rlhf_jax.models.transformer import (
     KeyValues,
-    Transformer,
     as_layout,
     positions_of,
-    stack_blocks,
 )
+from rlhf_jax.models.trunk import Trunk, make_trunk, padded_rows, read_rows
 from rlhf_jax.objectives.logprobs import token_logprobs, token_logprobs_in_parts
 from rlhf_jax.objectives.masked import last_index
 from rlhf_jax.types import LMBatch, Params
@@ -61,6 +59,8 @@ class LanguageModel(NamedTuple):
     init: Callable[[Key[Array, ""]], Params]
     logits: Callable[..., Float[Array, "B L V"]]
     """(params, tokens [B T], mask [B T], *, start) -> logits of positions start..T-1."""
+    read: Callable[[Params, TokenRows], Float[Array, "N M V"]]
+    """(params, rows) -> logits at their columns."""
     packed_logits: Callable[..., Float[Array, "B T V"]]
     """(params, LMBatch, dropout_key | None) -> logits; dropout acts only when a key is given."""
     packed_logprobs: Callable[..., Float[Array, "B L"]]
@@ -83,8 +83,13 @@ class ScalarModel(NamedTuple):
     """(key, trunk parameters to start from) -> params."""
     values: Callable[..., Float[Array, "B L"]]
     """(params, tokens [B T], mask [B T], *, start) -> outputs of positions start..T-1."""
+    read: Callable[[Params, TokenRows], Float[Array, "N M"]]
+    """(params, rows) -> outputs at their columns."""
     score: Callable[..., Float[Array, "B"]]
     """(params, tokens, mask, dropout_key | None) -> output at the last real token."""
+    score_packed: Callable[..., Float[Array, "B K"]]
+    """(params, queries, query_mask, responses, mask) -> the same scores from the real tokens alone,
+    in blocks of rows; 0 of an absent response."""
     score_responses: Callable[..., Float[Array, "B K"]]
     """(params, queries, query_mask, responses [B K R], mask [B K R], dropout_key | None) -> scores
     of K responses to each query, which the trunk reads once."""
@@ -100,6 +105,8 @@ class PolicyValue(NamedTuple):
     evaluate: Callable[..., tuple[Float[Array, "B R V"], Float[Array, "B R"] | None]]
     """(params, queries, query_mask, responses, mask) -> logits that predict each response token,
     and the value before it, or None without a value network."""
+    read: Callable[[Params, TokenRows], tuple[Float[Array, "N M V"], Float[Array, "N M"] | None]]
+    """(params, rows) -> the same two at the rows' columns."""
 
 
 def unembed(
@@ -163,11 +170,11 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         # Drawn from another key than the trunk, which so is the same with a tied head.
         return params | {"lm_head": {"kernel": kernel}}
 
+    def read(params, rows):
+        return head(params, read_rows(trunk, params["trunk"], rows))
+
     def logits(params, tokens, mask, *, start):
-        hidden, _ = trunk.apply(
-            params["trunk"], tokens, positions_of(mask), segments_from_mask(mask)
-        )
-        return head(params, hidden[:, start:])
+        return read(params, padded_rows(tokens, mask, start=start))
 
     def packed_hidden(params, batch: LMBatch, dropout_key):
         apply, segments = trunk.applied(dropout_key), in_segments(batch.segment_ids)
@@ -184,6 +191,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     return LanguageModel(
         init=init,
         logits=logits,
+        read=read,
         packed_logits=packed_logits,
         packed_logprobs=packed_logprobs,
         prefill=prefill,
@@ -193,7 +201,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     )
 
 
-def make_decoding(trunk: "Trunk", config: ModelConfig) -> tuple[Callable[..., Any], ...]:
+def make_decoding(trunk: Trunk, config: ModelConfig) -> tuple[Callable[..., Any], ...]:
     """``prefill`` and ``decode`` of a language model: the two ends of one cache."""
 
     def prefill(params, queries, query_mask, *, length):
@@ -273,11 +281,11 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
             "head": {"kernel": kernel, "bias": jnp.zeros(1)},
         }
 
+    def read(params, rows):
+        return apply_head(params["head"], read_rows(trunk, params["trunk"], rows))
+
     def values(params, tokens, mask, *, start):
-        hidden, _ = trunk.apply(
-            params["trunk"], tokens, positions_of(mask), segments_from_mask(mask)
-        )
-        return apply_head(params["head"], hidden[:, start:])
+        return read(params, padded_rows(tokens, mask, start=start))
 
     def score(params, tokens, mask, dropout_key):
         apply = trunk.applied(dropout_key)
@@ -314,7 +322,34 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         hidden = jnp.concatenate([per_response(seen[:, -1:]), written], axis=1)
         return apply_head(params["head"], at_position(hidden, mask.sum(axis=1))).reshape(B, K)
 
-    return ScalarModel(init, values, score, score_responses)
+    return ScalarModel(init, values, read, score, partial(packed_scores, read), score_responses)
+
+
+def packed_scores(
+    read: Callable[[Params, TokenRows], Float[Array, "N M"]],
+    params: Params,
+    queries: Int[Array, "B Q"],
+    query_mask: Bool[Array, "B Q"],
+    responses: Int[Array, "B K R"],
+    mask: Bool[Array, "B K R"],
+) -> Float[Array, "B K"]:
+    """Scores of whole answers, each behind its query, from their real tokens alone.
+
+    ``read`` is the scalar model's. The score of an absent response is 0, and nothing of it is read.
+    """
+    B, K, R = mask.shape
+    query_mask = query_mask[:, None] & mask.any(axis=2, keepdims=True)
+    queries = jnp.broadcast_to(queries[:, None], query_mask.shape)
+    tokens = jnp.concatenate([queries, responses], axis=2).reshape(B * K, -1)
+    mask = jnp.concatenate([query_mask, mask], axis=2).reshape(B * K, -1)
+    last = last_index(mask)[:, None]
+    ends = mask & (jnp.arange(mask.shape[1])[None] == last)
+
+    def outputs(params, block):
+        return block.put(read(params, block.rows))
+
+    scores = read_in_blocks(outputs, params, pack(tokens, mask, ends, most_read=R))
+    return jnp.take_along_axis(scores, last, axis=1).reshape(B, K)
 
 
 def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:
@@ -361,25 +396,23 @@ def make_policy_value(
         head = {"kernel": jnp.zeros((config.d_model, 1)), "bias": jnp.zeros(1)}
         return {"policy": lm_params | {"head": head}}
 
-    def evaluate(params, queries, query_mask, responses, mask):
-        tokens, mask = episode_inputs(queries, query_mask, responses, mask)
-        # The output at a token predicts the next one, so the query's last gives the first logits,
-        # and the value of the state before the first token.
-        start = queries.shape[1] - 1
+    def read(params, rows):
         if value_trunk == "separate":
-            logits = lm.logits(params["policy"], tokens, mask, start=start)
-            return logits, scalar.values(params["value"], tokens, mask, start=start)
+            return lm.read(params["policy"], rows), scalar.read(params["value"], rows)
         if value_trunk == "none":
-            return lm.logits(params["policy"], tokens, mask, start=start), None
+            return lm.read(params["policy"], rows), None
         policy = params["policy"]
-        hidden, _ = trunk.apply(
-            policy["trunk"], tokens, positions_of(mask), segments_from_mask(mask)
-        )
-        hidden = hidden[:, start:]
+        hidden = read_rows(trunk, policy["trunk"], rows)
         return unembed(policy, hidden, config), apply_head(policy["head"], hidden)
 
+    def evaluate(params, queries, query_mask, responses, mask):
+        inputs = episode_inputs(queries, query_mask, responses, mask)
+        # The output at a token predicts the next one, so the query's last gives the first logits,
+        # and the value of the state before the first token.
+        return read(params, padded_rows(*inputs, start=queries.shape[1] - 1))
+
     # A head on the policy's own trunk stays in its tree: a language model takes no notice of it.
-    return PolicyValue(init, lambda params: params["policy"], evaluate)
+    return PolicyValue(init, lambda params: params["policy"], evaluate, read)
 
 
 def episode_inputs(
@@ -391,46 +424,3 @@ def episode_inputs(
     """Tokens whose outputs at Q−1, Q, ... predict the response: all but its last token."""
     tokens = jnp.concatenate([queries, responses[:, :-1]], axis=1)
     return tokens, jnp.concatenate([query_mask, mask[:, :-1]], axis=1)
-
-
-class Trunk(NamedTuple):
-    """The transformer below any head, as functions."""
-
-    init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...] | KeyValues]]
-    applied: Callable[[Key[Array, ""] | None], Callable[..., Any]]
-    """``apply`` with the dropout of a key, or without for None."""
-    apply_unrolled: Callable[..., tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]]
-    """``apply`` with no scan over layers, which would copy the whole cache for every token."""
-
-
-def make_trunk(config: ModelConfig, vocab_size: int) -> Trunk:
-    """The transformer as functions. Both layouts of layers start from the same parameters."""
-    check(
-        config.dtype != "float64" or jax.config.jax_enable_x64,  # ty: ignore[missing-attribute] - JAX sets it
-        "model.dtype=float64 needs the environment variable JAX_ENABLE_X64=1",
-    )
-    # Drawn layer by layer and stacked afterwards: under a scan Flax would draw other numbers.
-    unrolled = Transformer(replace(config, scan_layers=False, remat="none"), vocab_size)
-    module = Transformer(config, vocab_size)
-    training = Transformer(config, vocab_size, dropout=config.dropout)
-
-    @jax.jit  # one program, not one for each shape of parameter
-    def init(key):
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        params = unrolled.init(key, tokens, tokens, segments_from_mask(tokens == 0))["params"]
-        return stack_blocks(params, config.n_layers) if config.scan_layers else params
-
-    def apply(params, *inputs):
-        return module.apply({"params": params}, *inputs)
-
-    def applied(dropout_key):
-        if dropout_key is None:
-            return apply
-        rngs = {"dropout": dropout_key}
-        return lambda params, *inputs: training.apply({"params": params}, *inputs, rngs=rngs)
-
-    def apply_unrolled(params, *inputs):
-        return unrolled.apply({"params": as_layout(params, unrolled.config)}, *inputs)
-
-    return Trunk(init, apply, applied, apply_unrolled)

@@ -10,6 +10,7 @@ the weights, so features lie where the weights' are, on ``fsdp``, and only ``dat
 Outside a mesh with a ``tensor`` axis (one device, pmap) these functions return their argument.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -24,9 +25,8 @@ def fit(spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partit
     """``spec`` without the mesh axes that do not divide the dimension they would split."""
     fitted = []
     for names, dimension in zip(spec, shape, strict=False):
-        names = (names,) if isinstance(names, str) else names or ()
         kept, parts = [], 1
-        for name in names:
+        for name in names_of(names):
             count = parts * sizes[name]
             if dimension % count == 0:
                 kept.append(name)
@@ -39,6 +39,19 @@ def on_one_device() -> bool:
     """Whether what is traced lies on one device: no mesh, pmap, or a mesh of one."""
     mesh = jax.sharding.get_abstract_mesh()
     return "tensor" not in mesh.axis_names or mesh.size == 1
+
+
+def row_shards(rows: int) -> int:
+    """Among how many groups of devices ``rows`` rows of a batch are split."""
+    if on_one_device():
+        return 1
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[name] for name in names_of(fit((ROWS,), (rows,), sizes)[0]))
+
+
+def names_of(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one dimension of a spec."""
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def split(x: Array, *spec) -> Array:

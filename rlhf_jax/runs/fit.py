@@ -37,6 +37,8 @@ from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.trained import trained_lengths
 from rlhf_jax.training.corpora import with_block
 from rlhf_jax.training.optimizers import check_warmup
+from rlhf_jax.training.parallel import Parallel
+from rlhf_jax.types import ComparisonBatch
 
 Fitted = (
     SFTConfig
@@ -172,6 +174,35 @@ def _remedy(longest: Mapping[str, int], lengths: Mapping[str, int], context: int
         if room[name] > length
     ]
     return f"{' '.join(flags)} keeps them all"
+
+
+def choose_packing(
+    packing: bool | None,
+    data: ComparisonBatch,
+    parallel: Parallel,
+    *,
+    shared_query: bool,
+    stage: str,
+) -> bool:
+    """Whether an update reads answers packed: ``packing``, or for None what is less work.
+
+    With padding a query stands before each answer, or with ``shared_query`` once before all. What
+    is packed is read forward twice, and a tenth of the rows is empty (models/packing.py). Where
+    devices share the weights (fsdp) each block would gather them anew: None is padding there.
+    """
+    queries, K, R = data.queries.shape[1], *np.shape(data.mask)[1:]
+    lengths = np.asarray(data.mask).sum(axis=2)
+    real = lengths + np.asarray(data.query_mask).sum(axis=1, keepdims=True)
+    packed = float(real[lengths > 0].sum()) * (4 / 3) / 0.9
+    padded = len(lengths) * (queries + K * R if shared_query else K * (queries + R))
+    whole = parallel.mesh.shape["fsdp"] == 1
+    chosen = whole and packed < padded if packing is None else packing
+    if chosen:
+        say(
+            f"{stage}: answers are packed, several in a row: work of {packed / padded:.2f} of the "
+            "padded positions (--packing False: padded rows)"
+        )
+    return chosen
 
 
 def check_pace(

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Key
 
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.errors import known
-from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel
+from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel, episode_inputs
+from rlhf_jax.models.packing import Block, Packing, pack
 from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.objectives.policy_losses import (
@@ -33,6 +34,7 @@ from rlhf_jax.training.preference_optimization import (
 from rlhf_jax.training.preparation import AdvantageFn, Combine, Learnt, make_preparation
 from rlhf_jax.training.updates import (
     LossFn,
+    Pack,
     UpdateStep,
     accumulated_gradients,
     apply_gradients,
@@ -42,6 +44,7 @@ from rlhf_jax.training.updates import (
 )
 from rlhf_jax.types import KeptAnswers, LMBatch, Metrics, Params, PPOBatch, Rollout, TrainState
 
+Episodes = PPOBatch | KeptAnswers
 Objective = Callable[..., tuple[Float[Array, ""], Metrics]]
 """(new_logprobs, new_values, entropies [B R], batch, *, count) -> (loss, metrics): ``ppo_loss``."""
 
@@ -90,11 +93,14 @@ def make_policy_optimization(
         end_ids=end_ids,
         pad_id=pad_id,
         recompute_logprobs=config.recompute_logprobs,
+        packing=config.packing,
     )
     batch, prepare, judge = make_preparation(
         config, end_ids=end_ids, advantage_fn=advantage_fn, combine=combine
     )
     loss = make_loss(config, lm, policy_value, objective)
+    # Online DPO's loss needs a prompt's answers together, wherever they stand: it packs by itself.
+    in_blocks = config.packing and config.objective != "dpo"
     lm_loss = make_lm_loss(lm, training=False)
 
     def ptx_loss(params, batch, key, count):
@@ -109,6 +115,7 @@ def make_policy_optimization(
         ptx_coef=config.ptx_coef,
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
+        pack=pack_episodes if in_blocks else None,
     )
     controller = partial(control, config)
     return PolicyOptimization(rollout, batch, prepare, loss, update, controller, judge)
@@ -145,10 +152,14 @@ def ppo_objective(config: PPOConfig) -> Objective:
 def make_ppo_loss(policy_value: PolicyValue, objective: Objective, *, temperature: float) -> LossFn:
     """A loss of parameters from ``objective(new_logprobs, new_values, entropies, batch, count=…)``.
 
-    The entropies, in nats, are those of the distribution that each token was sampled from.
+    The entropies, in nats, are those of the distribution that each token was sampled from. Of a
+    minibatch or of (minibatch, block): then the objective sees the block's episodes alone, and its
+    sums over blocks are those of the minibatch.
     """
 
-    def loss_fn(params, batch: PPOBatch | KeptAnswers, key, count):
+    def loss_fn(params, batch: Episodes | tuple[Episodes, Block], key, count):
+        if not isinstance(batch, (PPOBatch, KeptAnswers)):
+            return packed_loss(params, *batch, count)
         logits, values = policy_value.evaluate(
             params, batch.queries, batch.query_mask, batch.responses, batch.mask
         )
@@ -156,16 +167,36 @@ def make_ppo_loss(policy_value: PolicyValue, objective: Objective, *, temperatur
         logprobs = token_logprobs(logits, batch.responses)
         return objective(logprobs, values, entropy(logits), batch, count=count)
 
+    def packed_loss(params, batch: Episodes, block: Block, count):
+        start = batch.queries.shape[1] - 1
+        logits, values = policy_value.read(params, block.rows)
+        logits = scale_logits(logits, temperature)
+        targets = block.take(jnp.pad(batch.responses, [(0, 0), (start, 0)]))
+        outputs = token_logprobs(logits, targets), values, entropy(logits)
+        outputs = jax.tree.map(lambda x: block.put(x)[:, start:], outputs)
+        mask = batch.mask & block.present[:, None]
+        return objective(*outputs, batch._replace(mask=mask), count=count)
+
     return loss_fn
+
+
+def pack_episodes(batch: Episodes) -> Packing:
+    """The real tokens of a minibatch in rows, read where they predict a response token."""
+    tokens, mask = episode_inputs(batch.queries, batch.query_mask, batch.responses, batch.mask)
+    Q, R = batch.queries.shape[1], batch.mask.shape[1]
+    read = jnp.pad(batch.mask, [(0, 0), (Q - 1, 0)])
+    return pack(tokens, mask, read, most_read=R)
 
 
 def make_online_dpo_loss(lm: LanguageModel, policy_value: PolicyValue, config: PPOConfig) -> LossFn:
     """DPO's loss, as experiments.dpo has it, of the policy and at the sampling temperature."""
-    loss_fn = make_preference_loss(lm, config.dpo, temperature=config.sampling.temperature)
+    loss_fn = make_preference_loss(
+        lm, config.dpo, temperature=config.sampling.temperature, packing=config.packing
+    )
     return lambda params, *rest: loss_fn(policy_value.policy(params), *rest)
 
 
-def count_tokens(batch: PPOBatch | KeptAnswers) -> Float[Array, ""]:
+def count_tokens(batch: Episodes) -> Float[Array, ""]:
     """Real tokens of a minibatch."""
     return batch.mask.sum(dtype=jnp.float32)
 
@@ -185,18 +216,22 @@ def make_ppo_update(
     ptx_coef: float,
     accumulate: int,
     ema_decay: float,
+    pack: Pack | None = None,
 ) -> UpdateStep:
     """One iteration: ``(state, (minibatches, ptx or None), key, frozen) -> (state, metrics)``.
 
     Minibatches have a leading axis and are taken in turn. PPO-ptx (Ouyang et al. 2022, eq. 2)
     adds ``ptx_coef`` times the gradient of the language-model loss on pretraining text to that of
     PPO *before* the sum is clipped and Adam takes one step. Metrics are means over minibatches.
+    With ``pack`` the loss is worked off in blocks of real tokens (``accumulated_gradients``).
     """
 
     def gradients(params, frozen, batch, ptx, key, axis_name):
         count = psum(count_fn(batch), axis_name)
         loss = on_trainable(loss_fn, frozen)
-        shares = accumulated_gradients(loss, params, batch, key, count, accumulate=accumulate)
+        shares = accumulated_gradients(
+            loss, params, batch, key, count, accumulate=accumulate, pack=pack
+        )
         grads, metrics = psum(shares, axis_name)
         metrics |= {"policy/grad_norm": optax.tree.norm(grads["policy"])}
         if ptx is None:

@@ -7,10 +7,11 @@ from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.config import PairLossConfig
 from rlhf_jax.models.heads import LanguageModel, episode_inputs
+from rlhf_jax.models.packing import pack, read_in_blocks
 from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
 from rlhf_jax.objectives.masked import masked_sum
 from rlhf_jax.objectives.preference_losses import dpo_loss
@@ -28,17 +29,50 @@ class PreferenceInputs(NamedTuple):
 
 
 def sequence_logprobs(
-    lm: LanguageModel, params: Params, batch: ComparisonBatch, *, temperature: float = 1.0
+    lm: LanguageModel,
+    params: Params,
+    batch: ComparisonBatch,
+    *,
+    temperature: float = 1.0,
+    packing: bool = False,
 ) -> Float[Array, "B K"]:
-    """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, of the distribution at ``temperature``."""
+    """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, of the distribution at ``temperature``.
+
+    With ``packing`` the real tokens alone are read, in blocks of rows.
+    """
     K, Q = batch.ranks.shape[1], batch.queries.shape[1]
     queries, query_mask = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
     responses, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.responses, batch.mask))
     inputs = episode_inputs(queries, query_mask, responses, mask)
-    # From the query's last position on, whose logits are those of the first response token.
-    logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)
-    logprobs = token_logprobs(logits, responses)
+    if packing:
+        logprobs = packed_logprobs(lm, params, inputs, responses, mask, temperature=temperature)
+    else:
+        # From the query's last position on, whose logits are those of the first response token.
+        logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)
+        logprobs = token_logprobs(logits, responses)
     return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
+
+
+def packed_logprobs(
+    lm: LanguageModel,
+    params: Params,
+    inputs: tuple[Int[Array, "B T"], Bool[Array, "B T"]],
+    responses: Int[Array, "B R"],
+    mask: Bool[Array, "B R"],
+    *,
+    temperature: float,
+) -> Float[Array, "B R"]:
+    """log π of each response token from ``episode_inputs`` without their padding."""
+    (tokens, there), R = inputs, mask.shape[1]
+    start = tokens.shape[1] - R
+    targets = jnp.pad(responses, [(0, 0), (start, 0)])
+    packing = pack(tokens, there, jnp.pad(mask, [(0, 0), (start, 0)]), most_read=R)
+
+    def logprobs(params, block):
+        logits = scale_logits(lm.read(params, block.rows), temperature)
+        return block.put(token_logprobs(logits, block.take(targets)))
+
+    return read_in_blocks(logprobs, params, packing)[:, start:]
 
 
 def preference_objective(config: PairLossConfig) -> partial:
@@ -54,14 +88,19 @@ def preference_objective(config: PairLossConfig) -> partial:
 
 
 def make_preference_loss(
-    lm: LanguageModel, config: PairLossConfig, *, temperature: float = 1.0
+    lm: LanguageModel,
+    config: PairLossConfig,
+    *,
+    temperature: float = 1.0,
+    packing: bool = False,
 ) -> LossFn:
     """A loss of parameters and ``PreferenceInputs``; its count is ``count_ranked`` of the ranks."""
     objective = preference_objective(config)
+    logprobs_of = partial(sequence_logprobs, lm, temperature=temperature, packing=packing)
 
     def loss_fn(params, inputs: PreferenceInputs, key, count):
         batch, ref_logprobs = inputs
-        logprobs = sequence_logprobs(lm, params, batch, temperature=temperature)
+        logprobs = logprobs_of(params, batch)
         lengths = batch.mask.sum(axis=2)
         return objective(logprobs, ref_logprobs, batch.ranks, lengths, count=count)
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from rlhf_jax.config import OptimConfig
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import combine
+from rlhf_jax.models.packing import Packing, sum_over_blocks
 from rlhf_jax.objectives.language_losses import lm_loss_of_logprobs
 from rlhf_jax.training.optimizers import update_ema
 from rlhf_jax.training.sharding import laid_out
@@ -24,6 +25,8 @@ from rlhf_jax.types import LMBatch, Metrics, Params, TrainState
 
 LossFn = Callable[[Params, Any, Any, Any], tuple[Float[Array, ""], Metrics]]
 UpdateStep = Callable[..., tuple[TrainState, Metrics]]
+Pack = Callable[[Any], Packing]
+"""The real tokens of a batch in blocks of rows (models/packing.py)."""
 
 
 def psum(tree: Any, axis_name: str | None) -> Any:
@@ -32,14 +35,24 @@ def psum(tree: Any, axis_name: str | None) -> Any:
 
 
 def accumulated_gradients(
-    loss_fn: LossFn, params: Params, batch: Any, key: Key[Array, ""], count: Any, *, accumulate: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Any,
+    key: Key[Array, ""],
+    count: Any,
+    *,
+    accumulate: int,
+    pack: Pack | None = None,
 ) -> tuple[Params, Metrics]:
     """Sum of the gradients (and metrics) of ``accumulate`` micro-batches of equal row number.
 
-    Micro-batch i takes rows i, i + accumulate, ... so that each is spread over all devices.
+    Micro-batch i takes rows i, i + accumulate, ... so that each is spread over all devices. With
+    ``pack`` its real tokens are worked off in blocks, and the loss is of (micro-batch, block).
     """
     # Gradients are added up, not averaged: with the count of the whole batch each part is a share.
     gradient = jax.grad(loss_fn, has_aux=True)
+    if pack is not None:
+        gradient = in_blocks(gradient, pack)
     if accumulate == 1:
         return gradient(params, batch, key, count)
     # Every accumulate-th row, not a block of them: rows of a block would all lie on one device.
@@ -55,6 +68,19 @@ def accumulated_gradients(
     share = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), key, count)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), share)
     total, _ = jax.lax.scan(add, zero, (micro, jnp.arange(accumulate)))
+    return total
+
+
+def in_blocks(gradient: Callable[..., Any], pack: Pack) -> Callable[..., Any]:
+    """``gradient`` of (batch, block), summed over the blocks into which ``pack`` puts a batch.
+
+    No dropout: a block has no key of its own.
+    """
+
+    def total(params, batch, key, count):
+        packing = pack(batch)
+        return sum_over_blocks(lambda block: gradient(params, (batch, block), key, count), packing)
+
     return total
 
 

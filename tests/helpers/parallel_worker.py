@@ -43,6 +43,7 @@ from rlhf_jax.training.policy_optimization import (
     make_policy_optimization,
     make_ppo_loss,
     make_ppo_update,
+    pack_episodes,
 )
 from rlhf_jax.training.preparation import combine_scores, prepare_batch, shuffle_minibatches
 from rlhf_jax.training.updates import make_update_step
@@ -56,12 +57,22 @@ OFTEN = 10
 """A token that most responses of the sampled model have: as their end, it ends them early."""
 
 
+class Layout(NamedTuple):
+    """Devices, micro-batches, and whether PPO packs its episodes."""
+
+    devices: ParallelConfig
+    accumulate: int = 1
+    packing: bool = False
+
+
+ONE_DEVICE = Layout(ParallelConfig("mesh", 1))
+CUBE = ParallelConfig("mesh", 8, data=2, fsdp=2, tensor=2)
 LAYOUTS = {
-    "8 x data": (ParallelConfig("mesh", 8), 1),
-    "2 x 2 x 2, 2 micro-batches": (ParallelConfig("mesh", 8, data=2, fsdp=2, tensor=2), 2),
-    "8 x fsdp": (ParallelConfig("mesh", 8, fsdp=8), 1),
-    "8 x tensor": (ParallelConfig("mesh", 8, tensor=8), 1),
-    "pmap over 8": (ParallelConfig("pmap", 8), 1),
+    "8 x data": Layout(ParallelConfig("mesh", 8)),
+    "2 x 2 x 2, 2 micro-batches": Layout(CUBE, 2, packing=True),
+    "8 x fsdp": Layout(ParallelConfig("mesh", 8, fsdp=8), packing=True),
+    "8 x tensor": Layout(ParallelConfig("mesh", 8, tensor=8)),
+    "pmap over 8": Layout(ParallelConfig("pmap", 8), packing=True),
 }
 
 
@@ -131,7 +142,8 @@ def batches(dtype):
     return text, (ids(B, K, Q), ranks), rollout
 
 
-def update(stage, parallel, accumulate, dtype):
+def update(stage, layout, dtype):
+    parallel, accumulate = make_parallel(layout.devices), layout.accumulate
     text, ranked, rollout = batches(dtype)
     lm, scalar, policy_value = make_models(dtype)
     params, _, scalar_params = draw(dtype, "float64")
@@ -157,7 +169,8 @@ def update(stage, parallel, accumulate, dtype):
     coefs = dict(clip_eps=0.2, value_clip_eps=0.2, vf_coef=0.5, entropy_coef=0.0)
     objective = partial(ppo_loss, **coefs)
     loss_fn = make_ppo_loss(policy_value, objective, temperature=0.7)
-    step = make_ppo_update(loss_fn, lm_fn, count_targets, TX, ptx_coef=0.5, **frame)
+    frame |= dict(ptx_coef=0.5, pack=pack_episodes if layout.packing else None)
+    step = make_ppo_update(loss_fn, lm_fn, count_targets, TX, **frame)
 
     @parallel.function
     def prepare(rollout):
@@ -219,12 +232,14 @@ def rounds_of(rollout):
     return [scored(rollout, [True, False, False, True]), scored(other, [False, True, False, False])]
 
 
-def update_by_groups(algorithm, parallel, accumulate, dtype):
+def update_by_groups(algorithm, layout, dtype):
+    parallel = make_parallel(layout.devices)
     config = PPOConfig(
+        packing=layout.packing,
         response_length=R,
         batch_size=B,
         value_trunk="none",
-        optim=OptimConfig(accumulate=accumulate, ema_decay=0.9),
+        optim=OptimConfig(accumulate=layout.accumulate, ema_decay=0.9),
         **GROUPS[algorithm],
     )
     model, lm = replace(CONFIG, dtype=dtype), make_models(dtype).lm
@@ -245,8 +260,9 @@ def update_by_groups(algorithm, parallel, accumulate, dtype):
     return state, metrics | update_metrics
 
 
-def sampled(parallel, dtype):
+def sampled(layout, dtype):
     """Answers, log-probs, values and scores of 64 queries: on one device rows are left behind."""
+    parallel = make_parallel(layout.devices)
     rng = np.random.default_rng(1)
     queries = rng.integers(4, V, (64, Q)).astype(np.int32)
     mask = np.arange(Q)[None] >= rng.integers(0, Q, (64, 1))
@@ -261,6 +277,7 @@ def sampled(parallel, dtype):
         end_ids=(OFTEN,),
         pad_id=0,
         recompute_logprobs=False,
+        packing=layout.packing,
     )
     models = parallel.place((both.init(params, reward), reference, {"task": reward}))
     batch = parallel.shard(QueryBatch(queries, mask, np.arange(64, dtype=np.int32)))
@@ -289,19 +306,16 @@ def gaps(result, reference):
 if __name__ == "__main__":
     dtype, found = "float64", {}
     for stage in ("lm", "reward", "ppo"):
-        reference = update(stage, make_parallel(ParallelConfig("mesh", 1)), 1, dtype)
-        for name, (layout, accumulate) in LAYOUTS.items():
-            result = update(stage, make_parallel(layout), accumulate, dtype)
-            found[f"{stage} {name}"] = gaps(result, reference)
+        reference = update(stage, ONE_DEVICE, dtype)
+        for name, layout in LAYOUTS.items():
+            found[f"{stage} {name}"] = gaps(update(stage, layout, dtype), reference)
     for name in GROUPS:
-        reference = update_by_groups(name, make_parallel(ParallelConfig("mesh", 1)), 1, dtype)
-        layout, accumulate = LAYOUTS["2 x 2 x 2, 2 micro-batches"]
-        result = update_by_groups(name, make_parallel(layout), accumulate, dtype)
+        reference = update_by_groups(name, ONE_DEVICE, dtype)
+        result = update_by_groups(name, LAYOUTS["2 x 2 x 2, 2 micro-batches"], dtype)
         found[f"groups, {name}"] = gaps(result, reference)
-    expected = sampled(make_parallel(ParallelConfig("mesh", 1)), dtype)
+    expected = sampled(ONE_DEVICE, dtype)
     found["rollouts"] = {
-        name: differences(sampled(make_parallel(layout), dtype), expected)
-        for name, (layout, _) in LAYOUTS.items()
+        name: differences(sampled(layout, dtype), expected) for name, layout in LAYOUTS.items()
     }
     found["rows that ended"] = int((expected.mask.sum(axis=1) < R).sum())
     json.dump(found, sys.stdout)

@@ -15,11 +15,10 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from parallel_worker import CONFIG, T, V, update
+from parallel_worker import CONFIG, Layout, T, V, update
 from precision import SAME, float32_bound, network_terms
 
 from rlhf_jax.config import ParallelConfig
-from rlhf_jax.training.parallel import make_parallel
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.json")
 UPDATES = {"lm": 1, "reward": 1, "ppo": 4}
@@ -29,7 +28,7 @@ UPDATES = {"lm": 1, "reward": 1, "ppo": 4}
 def measure(stage: str, dtype: str) -> dict[str, float]:
     """Metrics of one update, and the size of the parameters after it."""
     with jax.enable_x64(dtype == "float64"):
-        state, metrics = update(stage, make_parallel(ParallelConfig(devices=1)), 1, dtype)
+        state, metrics = update(stage, Layout(ParallelConfig(devices=1)), dtype)
         sizes = [np.abs(np.asarray(x, float)).sum() for x in jax.tree.leaves(state.params)]
     return {name: float(value) for name, value in metrics.items()} | {"params": float(sum(sizes))}
 
