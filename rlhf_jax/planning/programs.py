@@ -5,6 +5,7 @@ and with the same shardings, and the arguments it takes, told apart by what they
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -215,7 +216,8 @@ def cache_sharding(parallel: Parallel, leaf: Any) -> NamedSharding:
 
 def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program:
     """All minibatches of an iteration, each with its pretraining text."""
-    c, there = chain.ppo, networks_of(chain, models, parallel)
+    # How much packing spares is for the data to say: what is planned is the padded program.
+    c, there = replace(chain.ppo, packing=False), networks_of(chain, models, parallel)
     lm = make_language_model(models.policy, models.vocab_size)
     policy_value = make_policy_value(models.policy, models.scalar, models.vocab_size, c.value_trunk)
     reward_models = {"task": make_scalar_model(models.scalar, models.vocab_size)}
