@@ -76,12 +76,7 @@ def run(config: RewardConfig) -> dict:
             config.run.dir, model_config, vocab_size, tokenizer, kind="scalar", lengths=lengths
         )
         batches = load_batches(config, stage, rows, tokenizer, parallel, context=context)
-        # Known before training and held fixed: the score then need not explain what length
-        # explains.
-        length_coef = 0.0
-        if config.length_control:
-            mask, ranks = np.asarray(batches.data.mask), np.asarray(batches.data.ranks)
-            length_coef = length_coefficient(mask.sum(axis=2), ranks)
+        length_coef = length_term(config, batches)
         check_heldout(heldout, tokenizer, stage, lengths)
         score_answers = answer_scores(config, stage, batches, parallel)
         # Normalisation reads the training data once more, which ε does not cover: it is left out.
@@ -195,6 +190,17 @@ def load_batches(
     if config.privacy.epsilon > 0:
         return private_batches(batches, batch_size=config.batch_size, seed=config.run.data_seed)
     return batches
+
+
+def length_term(config: RewardConfig, batches: Batches | PoissonBatches) -> float:
+    """b of ``length_control``, 0 without.
+
+    Known before training and held fixed: the score then need not explain what length explains.
+    """
+    if not config.length_control:
+        return 0.0
+    mask, ranks = np.asarray(batches.data.mask), np.asarray(batches.data.ranks)
+    return length_coefficient(mask.sum(axis=2), ranks)
 
 
 def answer_scores(
