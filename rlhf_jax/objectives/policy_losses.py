@@ -58,16 +58,20 @@ def importance_weights(
     2018); as weights of PPO's loss, whose own ratio is to π_now, the decoupled objective of Hilton
     et al. 2022, as verl and AReaL have it. AReaL leaves out what is over C instead.
 
-    ``objective/stale_kl`` is the mean over episodes of Σₜ log π_then − log π_now, in nats.
+    ``objective/stale_kl`` is the mean over episodes of Σₜ log π_then − log π_now, in nats, and
+    ``val/importance_ess`` the effective share of the tokens, (Σ w)² / (N Σ w²): 1 where all weigh
+    alike.
     """
     # Masked before exp: what padding holds could overflow there.
     log_ratio = jnp.where(mask, logprobs - behaviour_logprobs, 0.0)
     # A constant: with a gradient the loss would learn to change its own weights.
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
     weights = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
+    mean, square = masked_mean(weights, mask), masked_mean(weights**2, mask)
     return weights, {
-        "objective/stale_kl": -log_ratio.sum(axis=1).mean(),
-        "val/importance_weight": masked_mean(weights, mask),
+        "objective/stale_kl": -masked_mean(log_ratio.sum(axis=1), mask.any(axis=1)),
+        "val/importance_weight": mean,
+        "val/importance_ess": mean**2 / jnp.where(square > 0, square, 1.0),
         "val/importance_capped": masked_mean((ratio > cap).astype(ratio.dtype), mask),
     }
 
@@ -115,8 +119,9 @@ def policy_loss(
     cispo       −sg(min(ρ, 1+ε_high)) Â log π (MiniMax 2025): the weight is bounded from above
                 and every token keeps its gradient.
 
-    ``policy/clipfrac_avg`` is the share of tokens that a bound decides. ``val/ratio_var`` is the
-    mean of (ρ − 1)², the second moment about ρ's expectation, 1.
+    ``policy/clipfrac_avg`` is the share of tokens that a bound decides, ``clipfrac_low_avg`` and
+    ``clipfrac_high_avg`` of those with ρ below and above 1. ``val/ratio_var`` is the mean of
+    (ρ − 1)², the second moment about ρ's expectation, 1.
     """
 
     def mean(x):
@@ -148,6 +153,8 @@ def policy_loss(
         "loss/policy_avg": loss,
         "policy/approxkl_avg": 0.5 * mean(token_log_ratio**2),
         "policy/clipfrac_avg": mean(bounded.astype(rho.dtype)),
+        "policy/clipfrac_low_avg": mean((bounded & (rho < 1)).astype(rho.dtype)),
+        "policy/clipfrac_high_avg": mean((bounded & (rho > 1)).astype(rho.dtype)),
         "val/ratio": mean(rho),
         "val/ratio_var": mean((rho - 1) ** 2),
     }

@@ -123,6 +123,20 @@ class Curve(NamedTuple):
 
 
 GRADIENT = Curve("Gradient norm", "before clipping", {"grad_norm": "line"})
+CHANGES = tuple(
+    Curve(title, "nats", {f"change_{name}": "faint", f"eval/change_{name}": "points"})
+    for name, title in (
+        ("chosen", "Change of log π: better answers"),
+        ("rejected", "Change of log π: worse answers"),
+        ("either", "Change of log π: either answer"),
+    )
+)
+"""Where the probability went: below 0 in the last one, to answers that nobody ranked."""
+LOGPROBS = Curve(
+    "Log π of a pair's answers",
+    "nats per answer",
+    {"logprob_chosen": "line", "logprob_rejected": "line"},
+)
 PREFERENCES = (
     Curve("Pair accuracy", "share", {"accuracy": "faint", "eval/accuracy": "points"}),
     Curve("Loss", "nats per pair", {"loss": "faint"}),
@@ -137,28 +151,44 @@ CURVES = {
     ),
     "sft": (Curve("Loss", "nats per token", {"loss": "faint", "eval/loss": "points"}), GRADIENT),
     "reward": PREFERENCES,
-    "dpo": (
-        *PREFERENCES,
-        *(
-            Curve(title, "nats", {f"change_{name}": "faint", f"eval/change_{name}": "points"})
-            for name, title in (
-                ("chosen", "Change of log π: better answers"),
-                ("rejected", "Change of log π: worse answers"),
-                ("either", "Change of log π: either answer"),
-            )
-        ),
-    ),
+    "dpo": (*PREFERENCES, *CHANGES, LOGPROBS),
     "ppo": (
         Curve("Reward model's score", "score", {"objective/scores": "line"}),
         Curve("KL from SFT", "nats per episode", {"objective/kl": "line"}),
         Curve("Entropy", "nats per token", {"policy/entropy_avg": "line"}),
         Curve("Value: explained variance", "share", {"val/var_explained": "line"}),
         Curve("Approximate KL of updates", "nats per token", {"policy/approxkl_avg": "line"}),
-        Curve("Clipped ratios", "share of tokens", {"policy/clipfrac_avg": "line"}),
+        Curve("Clipped ratios", "share of tokens", {"policy/clipfrac*_avg": "line"}),
         Curve("Loss on pretraining text", "nats per token", {"loss/ptx_avg": "line"}),
         Curve("Value loss", "½ (score error)²", {"loss/value_avg": "line"}),
         Curve("Gradient norms", "before clipping", {"policy/*grad_norm": "line"}),
         Curve("Response length", "tokens", {"response_length": "line"}),
+        # What some algorithms and options log; none of it, no panel.
+        Curve("Each reward's score", "score", {"objective/*_scores": "line"}),
+        Curve("KL in the loss", "nats per token", {"loss/kl_avg": "line"}),
+        Curve(
+            "Prompts whose answers score alike",
+            "share of prompts",
+            {"objective/zero_spread_groups": "line"},
+        ),
+        Curve(
+            "Dynamic sampling: prompts",
+            "prompts per iteration",
+            {"sampling/prompts": "line", "sampling/missing_prompts": "line"},
+        ),
+        Curve(
+            "Dynamic sampling: learnt from",
+            "share of prompts drawn",
+            {"sampling/learnt_prompts": "line"},
+        ),
+        Curve("Best answer to a prompt", "return", {"objective/best_reward": "line"}),
+        Curve("Moving baseline", "return", {"objective/baseline": "line"}),
+        Curve("Older answers: their policy", "KL, nats", {"objective/stale_kl": "line"}),
+        Curve("Older answers: their weights", "share, mean", {"val/importance_*": "line"}),
+        Curve("Pair accuracy", "share", {"accuracy": "line"}),
+        Curve("Margin", "score", {"margin": "line"}),
+        *CHANGES,
+        LOGPROBS,
     ),
 }
 VARIANTS = {"sft": ("sft", "sft_without_mix"), "ppo": ("ppo", "ppo_without_ptx")}

@@ -17,7 +17,13 @@ from rlhf_jax.objectives.advantages import (
     zero_spread_groups,
 )
 from rlhf_jax.objectives.kl import KL_ESTIMATORS
-from rlhf_jax.objectives.policy_losses import kl_loss, policy_loss, ppo_loss, token_weights
+from rlhf_jax.objectives.policy_losses import (
+    kl_loss,
+    log_ratios,
+    policy_loss,
+    ppo_loss,
+    token_weights,
+)
 from rlhf_jax.types import PPOBatch
 
 pytestmark = pytest.mark.usefixtures("module_in_float64")
@@ -183,6 +189,9 @@ def test_policy_losses(v, how):
     )
     assert_same(loss, mean_by_hand(losses, np.asarray(mask), how))
     assert_same(metrics["policy/clipfrac_avg"], bounded[mask].mean())
+    rises = np.asarray(log_ratios(new, old, mask, of=v["ratio"])) > 0
+    for name, there in (("high", bounded & rises), ("low", bounded & ~rises)):
+        assert_same(metrics[f"policy/clipfrac_{name}_avg"], there[mask].mean())
     assert v["kind"] == "unclipped" or bounded.sum() > 3
 
 

@@ -96,6 +96,70 @@ def panels_of(folders):
     return [panel for section in sections for panel in section.panels]
 
 
+LOGGED_BY = {
+    "groups": {"objective/zero_spread_groups": ["Prompts whose answers score alike"]},
+    "dynamic sampling": {
+        "sampling/prompts": ["Dynamic sampling: prompts"],
+        "sampling/missing_prompts": ["Dynamic sampling: prompts"],
+        "sampling/learnt_prompts": ["Dynamic sampling: learnt from"],
+    },
+    "clipping": {
+        "policy/clipfrac_low_avg": ["Clipped ratios"],
+        "policy/clipfrac_high_avg": ["Clipped ratios"],
+    },
+    "older answers": {
+        "objective/stale_kl": ["Older answers: their policy"],
+        "val/importance_weight": ["Older answers: their weights"],
+        "val/importance_ess": ["Older answers: their weights"],
+        "val/importance_capped": ["Older answers: their weights"],
+    },
+    "several rewards": {"objective/length_scores": ["Each reward's score"]},
+    "online DPO": {
+        "accuracy": ["Pair accuracy"],
+        "margin": ["Margin"],
+        "logprob_chosen": ["Log π of a pair's answers"],
+        "logprob_rejected": ["Log π of a pair's answers"],
+        "change_chosen": ["Change of log π: better answers"],
+        "change_rejected": ["Change of log π: worse answers"],
+        "change_either": ["Change of log π: either answer"],
+        "objective/best_reward": ["Best answer to a prompt"],
+    },
+    "others": {
+        "objective/baseline": ["Moving baseline"],
+        "loss/kl_avg": ["KL in the loss"],
+    },
+}
+
+
+def with_metrics(run, names):
+    """``run`` whose PPO has logged each of ``names`` too: of each name other numbers."""
+    path = run / "ppo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row |= {name: n + row["step"] / 100 for n, name in enumerate(names)}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+@pytest.mark.parametrize("names", LOGGED_BY.values(), ids=LOGGED_BY)
+def test_what_an_algorithm_logs_is_drawn(tmp_path, names):
+    """In its panel, with the numbers that were logged, and in no other; without it no panel."""
+    plain = panels_of([make_run(tmp_path / "plain", 0)])
+    panels = panels_of([with_metrics(make_run(tmp_path / "with", 0), names)])
+    here = {panel.title for panel in panels if panel.name.startswith("ppo_")}
+    before = {panel.title for panel in plain if panel.name.startswith("ppo_")}
+    assert here - before == {t for titles in names.values() for t in titles} - before
+    for n, (name, titles) in enumerate(names.items()):
+        found = [
+            panel.title
+            for panel in panels
+            if panel.name.startswith("ppo_")
+            for series in panel.series
+            if np.allclose(series.y[:3], [n + step / 100 for step in (1, 2, 3)])
+        ]
+        assert found == titles, name
+
+
 def test_no_two_curves_of_a_panel_look_the_same_in_grey(tmp_path):
     """Of one run, and of two that differ; a faint line goes with the one over it."""
     one = make_run(tmp_path / "a", 0)

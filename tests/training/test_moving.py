@@ -43,6 +43,9 @@ def test_importance_weights_are_ratios_up_to_a_cap():
     assert 0 < np.mean(np.array(real) > 1.5) < 1
     assert_same(metrics["val/importance_capped"], np.mean(np.array(real) > 1.5))
     assert_same(metrics["val/importance_weight"], expected.sum() / len(real))
+    kept = [min(ratio, 1.5) for ratio in real]
+    effective = sum(kept) ** 2 / sum(w * w for w in kept) / len(kept)
+    assert_same(metrics["val/importance_ess"], effective)
     assert_same(metrics["objective/stale_kl"], -np.log(real).sum() / B)
 
 
