@@ -10,7 +10,8 @@ something else, has noticed nothing. Exit code 1 if any bug escapes.
 
 Numbers up to 48 are those of a list of classical RLHF bugs; tests name them by these numbers. Those
 from 49 on are of PPO's kin, from 70 on of DPO's, from 110 on of what else an iteration learns from,
-and of what moves beside the policy, from 130 on of studies, from 140 on of dynamic sampling.
+and of what moves beside the policy, from 130 on of studies, from 140 on of dynamic sampling
+and of policies merged along a sphere.
 """
 
 import json
@@ -69,6 +70,7 @@ MOVING = "tests/training/test_moving.py::test_"
 ROUNDS = "tests/training/test_dynamic_sampling.py::test_"
 PACKED = "tests/models/test_packing.py::test_"
 EPISODES = "tests/training/test_packed_episodes.py::test_"
+AVERAGES = "tests/models/test_averaging.py::test_"
 TRANSFORMER = "tests/models/test_transformer.py::test_"
 SAMPLING = "tests/rollouts/test_generate.py::test_"
 OPTIMIZER = "tests/training/test_optimizers.py::test_"
@@ -752,6 +754,22 @@ PLANTS = (
         "places.rows.max() // per_block + 1",
         "jnp.maximum(places.rows.max() // per_block, 1)",
         f"{PACKED}every_real_token_stands_in_one_row_once[of all lengths]",
+    ),
+    Plant(
+        145,
+        "SLERP turns the weights and not the task vectors",
+        "rlhf_jax/models/averaging.py",
+        "a, b = first - init, second - init",
+        "a, b = first, second",
+        f"{AVERAGES}two_policies_are_merged_along_the_sphere_about_their_start[0.2]",
+    ),
+    Plant(
+        146,
+        "a third policy comes in with its weight among all and not so far",
+        "rlhf_jax/models/averaging.py",
+        "share = w / total if total else 0.0",
+        "share = w",
+        f"{AVERAGES}further_models_come_in_one_after_the_other",
     ),
 )
 
