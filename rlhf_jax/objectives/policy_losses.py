@@ -4,6 +4,7 @@ Every loss is Σ / ``count``: with the count of the whole batch, the losses (and
 parts add up to the mean over the whole.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -119,9 +120,7 @@ def policy_loss(
     cispo       −sg(min(ρ, 1+ε_high)) Â log π (MiniMax 2025): the weight is bounded from above
                 and every token keeps its gradient.
 
-    ``policy/clipfrac_avg`` is the share of tokens that a bound decides, ``clipfrac_low_avg`` and
-    ``clipfrac_high_avg`` of those with ρ below and above 1. ``val/ratio_var`` is the mean of
-    (ρ − 1)², the second moment about ρ's expectation, 1.
+    ``val/ratio_var`` is the mean of (ρ − 1)², the second moment about ρ's expectation, 1.
     """
 
     def mean(x):
@@ -152,12 +151,18 @@ def policy_loss(
     return loss, {
         "loss/policy_avg": loss,
         "policy/approxkl_avg": 0.5 * mean(token_log_ratio**2),
-        "policy/clipfrac_avg": mean(bounded.astype(rho.dtype)),
-        "policy/clipfrac_low_avg": mean((bounded & (rho < 1)).astype(rho.dtype)),
-        "policy/clipfrac_high_avg": mean((bounded & (rho > 1)).astype(rho.dtype)),
+        **clip_shares(bounded, rho, mean),
         "val/ratio": mean(rho),
         "val/ratio_var": mean((rho - 1) ** 2),
     }
+
+
+def clip_shares(
+    bounded: Bool[Array, "B R"], rho: Float[Array, "B R"], mean: Callable[[Array], Array]
+) -> Metrics:
+    """Share of tokens that a bound decides: of all, and of those with ρ below and above 1."""
+    sides = {"": bounded, "_low": bounded & (rho < 1), "_high": bounded & (rho > 1)}
+    return {f"policy/clipfrac{side}_avg": mean(x.astype(rho.dtype)) for side, x in sides.items()}
 
 
 def kl_loss(
