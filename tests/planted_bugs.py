@@ -299,8 +299,8 @@ PLANTS = (
         26,
         "clipfrac counts every ratio out of range",
         POLICY,
-        "mean(bounded.astype(rho.dtype))",
-        "mean((jnp.abs(rho - 1) > clip_eps).astype(rho.dtype))",
+        "**clip_shares(bounded, rho, mean)",
+        "**clip_shares(jnp.abs(rho - 1) > clip_eps, rho, mean)",
         f"{OBJECTIVES}ppo_reference",
     ),
     Plant(
