@@ -1,7 +1,7 @@
 """Sums, differences and products below 100: a program is the only reward, and pass@k the measure.
 
 Command:  python -m experiments.instructgpt --task arithmetic
-Expected: pass@1 0.63 ± 0.05, pass@16 0.85 after SFT; PPO gains nothing yet; docs/tasks.md.
+Expected: held-out pass@1 0.47 after SFT, 0.54 ± 0.02 after PPO (three seeds of PPO); docs/tasks.md.
 """
 
 from dataclasses import replace
@@ -27,9 +27,9 @@ def get_config() -> InstructGPTConfig:
         "arithmetic",
         corpora={"equations": 1.0},
         **LENGTHS,
-        # To copy the numbers of the question is learnt all at once, between the first and the third
-        # epoch: pass@1 is 0.03 after one, 0.42 after two, 0.63 after three (seed 0).
-        sft=dict(epochs=3),
+        # A third epoch would bring SFT to 0.63: the numbers of the question are then mostly copied
+        # rightly. After two PPO has something to learn (docs/tasks.md).
+        sft=dict(epochs=2),
         # Of use with a reward model alone: --ppo.reward runs/reward trains one.
         compare=dict(num_prompts=2300, heldout_prompts=200, labeler=PROGRAM),
         ppo={},
@@ -43,19 +43,24 @@ def get_config() -> InstructGPTConfig:
             model=replace(c.pretrain.model, n_layers=3, d_model=96, n_heads=3),
             steps=1500,
         ),
+        # GRPO with DAPO's dynamic sampling, as more than half of the prompts are answered all right
+        # or all wrong, and with the optimizer of the stages before it: with Adam the policy went as
+        # far from SFT without a gain (LOG.md).
         ppo=PPOConfig(
             **LENGTHS,
             run=RunConfig(save_every=8, eval_every=4, log_every=1),
             reward=(Path("gold:arithmetic"),),
             value_trunk="none",
-            advantage="rloo",
+            advantage="grpo",
             whiten_advantages=False,
-            iterations=24,
+            iterations=28,
             batch_size=256,
             samples_per_prompt=8,
-            num_minibatches=2,
-            kl=KLConfig(coef=0.02, target=0.0),
-            optim=linear(3e-4),
+            max_sampling_rounds=3,
+            ppo_epochs=2,
+            num_minibatches=1,
+            kl=KLConfig(coef=0.01, target=0.0, place="loss", estimator="k3"),
+            optim=replace(linear(1.5e-3), optimizer="muon", adam_lr=7.5e-4),
         ),
         evaluate=replace(c.evaluate, sampling=SamplingConfig(), pass_k=(1, 4, 16)),
     )
