@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from rlhf_jax.config.bounds import (
     Bounds,
@@ -11,6 +11,7 @@ from rlhf_jax.config.bounds import (
     CountOrZero,
     Finite,
     Positive,
+    PositiveOrZero,
     ShareBelowOne,
     Width,
     WidthOrZero,
@@ -22,20 +23,27 @@ from rlhf_jax.errors import InputError, check
 
 @dataclass(frozen=True)
 class RotaryConfig:
-    """Rotary positions (Su et al. 2021), with Llama 3's stretching to longer contexts."""
+    """Rotary positions (Su et al. 2021), and how they are stretched to longer contexts."""
 
     theta: Positive = 10_000.0
     """θ: pair i of a head of width d turns by θ^(−2 i / d) per position (Su et al. 2021, §3.2.2:
     10,000)."""
+    thetas: tuple[PositiveOrZero, ...] = ()
+    """θ of each layer in turn, and then again from the first: 0 for a layer that rotates nothing
+    (SmolLM3), another one for layers that see a window (Gemma 3); empty: theta everywhere."""
     fraction: Annotated[float, Bounds(0, 1, over=True)] = 1.0
     """Share of a head's dimensions that is rotated (GPT-NeoX: 0.25)."""
     factor: Positive = 1.0
-    """Slow frequencies are divided by this (Llama 3.1: 8); 1 is plain rotary."""
-    low_frequency_factor: Annotated[Positive, idle(factor=1.0)] = 1.0
+    """Frequencies are divided by this (Llama 3.1: 8), in layers whose θ is theta; 1 is plain
+    rotary."""
+    stretch: Annotated[Literal["slow", "all"], idle(factor=1.0)] = "slow"
+    """Which frequencies are divided: the slow ones (Llama 3.1), or all, which interpolates
+    positions (Chen et al. 2023; Gemma 3)."""
+    low_frequency_factor: Annotated[Positive, idle(factor=1.0), idle(stretch="all")] = 1.0
     """Wavelengths over original_context / this are stretched by ``factor`` (Llama 3.1)."""
-    high_frequency_factor: Annotated[Positive, idle(factor=1.0)] = 4.0
+    high_frequency_factor: Annotated[Positive, idle(factor=1.0), idle(stretch="all")] = 4.0
     """Wavelengths under original_context / this stay as they are (Llama 3.1)."""
-    original_context: Annotated[Count, idle(factor=1.0)] = 8192
+    original_context: Annotated[Count, idle(factor=1.0), idle(stretch="all")] = 8192
     """Positions that the model was pretrained on before its context was stretched."""
 
     def __post_init__(self):
@@ -51,12 +59,21 @@ class RotaryConfig:
         return int(head_dim * self.fraction)
 
 
+class LayerKind(NamedTuple):
+    """What layers of one model may differ in."""
+
+    window: int
+    """Tokens that a query sees, itself the last of them; 0: all."""
+    theta: float
+    """θ of its rotary positions; 0: it rotates nothing."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """A pre-LN decoder.
+    """A decoder.
 
-    The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm, biases everywhere,
-    tied embeddings; the other values make it GPT-NeoX, Llama or Qwen.
+    The defaults are GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each part of a
+    block, biases everywhere, tied embeddings; the other values make it one of the other families.
     """
 
     n_layers: Main[Annotated[int, Bounds(1, 10_000)]] = 4
@@ -74,22 +91,39 @@ class ModelConfig:
     context: Main[ContextTokens] = 256
     """Longest sequence in tokens (rows of the position table)."""
     positions: Literal["learned", "rotary"] = "learned"
-    """Learned vectors that are added (GPT-2), or rotary angles (NeoX, Llama, Qwen)."""
+    """Learned vectors that are added (GPT-2), or rotary angles (all the others)."""
     rotary: Annotated[RotaryConfig, idle(positions="learned")] = field(default_factory=RotaryConfig)
-    norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm, or RMSNorm without mean and bias (Zhang and Sennrich 2019)."""
+    windows: tuple[CountOrZero, ...] = ()
+    """Tokens that a query of each layer in turn sees, itself the last of them, and then again from
+    the first layer: 4096 (Mistral), 4096 0 (Gemma 2: every second layer); 0 and empty: all."""
+    score_width: WidthOrZero = 0
+    """Attention's scores are divided by its root; 0: the width of a head (Gemma has another)."""
+    score_cap: PositiveOrZero = 0.0
+    """Attention's scores x are c tanh(x / c) instead (Gemma 2: 50); 0: as they are."""
+    logit_cap: PositiveOrZero = 0.0
+    """The logits x are c tanh(x / c) instead (Gemma 2: 30); 0: as they are."""
+    norm: Literal["layer", "rms", "rms_offset"] = "layer"
+    """LayerNorm; RMSNorm without mean and bias (Zhang and Sennrich 2019); RMSNorm that is scaled by
+    1 + w (Gemma)."""
+    norm_place: Literal["before", "after", "both"] = "before"
+    """x + f(norm(x)); x + norm(f(x)) (OLMo 2); x + norm(f(norm(x))) (Gemma 2 and 3)."""
     norm_eps: Annotated[float, Bounds(0, 1, over=True)] = 1e-5
     """Added to the variance, or to the mean square."""
-    activation: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
-    """GELU by its tanh approximation (GPT-2), exact GELU (NeoX), or SwiGLU (Shazeer 2020)."""
+    activation: Literal["gelu_tanh", "gelu", "swiglu", "geglu"] = "gelu_tanh"
+    """GELU by its tanh approximation (GPT-2), exact GELU (NeoX), SwiGLU (Shazeer 2020; Llama), or
+    GEGLU with the approximation (Gemma)."""
     bias: Literal["all", "qkv", "none"] = "all"
     """Of dense layers: everywhere (GPT-2, GPT-NeoX), at the queries, keys and values (Qwen2)."""
     qk_norm: bool = False
-    """RMSNorm of each head's query and key before they are rotated (Qwen3)."""
+    """RMSNorm of queries and keys before they are rotated."""
+    qk_norm_over: Annotated[Literal["head", "all"], idle(qk_norm=False)] = "head"
+    """Of each head by itself (Qwen3, Gemma 3), or of all heads together (OLMo 2)."""
     parallel_residual: bool = False
     """x + attention(ln_1(x)) + mlp(ln_2(x)) (GPT-NeoX), not one after the other."""
     tied: bool = True
     """The unembedding is the transposed embedding; otherwise a matrix of its own."""
+    scale_embedding: bool = False
+    """The embeddings are multiplied by √d_model where the model begins (Gemma)."""
     unused_rows: CountOrZero = 0
     """Last rows of the embedding that no token has: never sampled, no part of any log-prob. Stages
     set it (see tokenizer.multiple)."""
@@ -156,6 +190,13 @@ class ModelConfig:
     def hidden(self) -> int:
         """Dimensions inside the MLP."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of each layer."""
+        windows, thetas = self.windows or (0,), self.rotary.thetas or (self.rotary.theta,)
+        layers = range(self.n_layers)
+        return tuple(LayerKind(windows[i % len(windows)], thetas[i % len(thetas)]) for i in layers)
 
 
 def check_pattern(targets: str) -> None:

@@ -124,6 +124,8 @@ def unembed(
             logits = wide_product(rows, kernel)
         else:
             logits = jnp.dot(rows, kernel, preferred_element_type=sums)
+    if config.logit_cap:
+        logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)
     if config.unused_rows:
         # Finite, so that no difference of two of them is NaN; their mass is 0 all the same.
         used = jnp.arange(logits.shape[-1]) < logits.shape[-1] - config.unused_rows

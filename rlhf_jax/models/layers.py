@@ -47,14 +47,17 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + ε) · scale (Zhang & Sennrich 2019)."""
+    """x / √(mean(x²) + ε) · scale (Zhang & Sennrich 2019); Gemma's scale is 1 + a parameter."""
 
     eps: float
+    offset: float = 0.0
+    """Added to the parameter, which begins at 1 less."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """x / √(mean x² + ε) · scale over the last axis."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        """x / √(mean x² + ε) · (offset + scale) over the last axis."""
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.offset + self.param("scale", init, (x.shape[-1],))
         scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
         return x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + self.eps) * scale
 
@@ -99,16 +102,19 @@ class Dense(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-def rotary_frequencies(config: RotaryConfig, head_dim: int) -> Float[Array, "Half"]:
-    """θ^(−2i/d) in radians per position, with Llama 3's stretching of the slow ones.
+def rotary_frequencies(config: RotaryConfig, head_dim: int, theta: float) -> Float[Array, "Half"]:
+    """θ^(−2i/d) in radians per position, stretched in layers whose θ is the config's own.
 
-    Wavelengths over original_context / low_factor are divided by ``factor``, those under
-    original_context / high_factor are kept, and between the two it is interpolated.
+    Of Llama 3 the slow ones: wavelengths over original_context / low_factor are divided by
+    ``factor``, those under original_context / high_factor are kept, and between the two it is
+    interpolated.
     """
     dim = config.rotated(head_dim)
-    frequencies = 1.0 / config.theta ** (jnp.arange(0, dim, 2, dtype=float) / dim)
-    if config.factor == 1.0:
+    frequencies = 1.0 / theta ** (jnp.arange(0, dim, 2, dtype=float) / dim)
+    if config.factor == 1.0 or theta != config.theta:
         return frequencies
+    if config.stretch == "all":
+        return frequencies / config.factor
     # How often a pair goes round within the context that the model was first trained with.
     turns = config.original_context * frequencies / (2 * math.pi)
     low, high = config.low_frequency_factor, config.high_frequency_factor
@@ -120,9 +126,12 @@ Rotation = tuple[Float[Array, "B 1 T Half"], Float[Array, "B 1 T Half"]]
 """Cosine and sine of each position's angles."""
 
 
-def rotation(config: RotaryConfig, head_dim: int, positions: Int[Array, "B T"]) -> Rotation:
+def rotation(
+    config: RotaryConfig, head_dim: int, theta: float, positions: Int[Array, "B T"]
+) -> Rotation:
     """Cosines and sines of the angles by which heads are rotated at each position."""
-    angles = positions[:, None, :, None] * rotary_frequencies(config, head_dim)[None, None, None]
+    frequencies = rotary_frequencies(config, head_dim, theta)
+    angles = positions[:, None, :, None] * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 

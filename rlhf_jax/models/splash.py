@@ -7,32 +7,44 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float
 
 from rlhf_jax.models import layout
+from rlhf_jax.models.attention import ALL_KEYS, Scoring
 from rlhf_jax.models.layers import accumulator, longer
 
 BLOCKS = (512, 256, 128)
 """Lengths of the kernel's blocks; of those that divide, the longest."""
 
 
-def splash_attention(q, k, v, segments, *, interpret: bool = False) -> Float[Array, "B H T Dh"]:
+def splash_attention(
+    q, k, v, segments, scoring: Scoring = ALL_KEYS, *, interpret: bool = False
+) -> Float[Array, "B H T Dh"]:
     """JAX's Pallas kernel for TPUs, on each device's own rows and heads.
 
-    Blocks that lie above the diagonal are left out. ``interpret`` runs it anywhere, slowly.
+    Blocks that lie above the diagonal, or before every window, are left out. ``interpret`` runs it
+    anywhere, slowly.
     """
 
     def local(q, k, v, queries, keys):
         (H, T, Dh), S = q.shape[1:], k.shape[2]
-        q = q / jnp.sqrt(Dh).astype(q.dtype)
-        q, k, v = (longer(x, axis=2, multiple=BLOCKS[-1]) for x in (q, k, v))
-        # Added queries see what the last one sees: the kernel has no row that sees nothing. Added
-        # keys lie behind all that a query sees.
-        queries = jnp.pad(queries, [(0, 0), (0, q.shape[2] - T)], mode="edge")
-        keys = longer(keys, axis=1, multiple=BLOCKS[-1])
-        causal = masks.CausalMask((q.shape[2], k.shape[2]), offset=S - T)
+        q = q / jnp.sqrt(scoring.width or Dh).astype(q.dtype)
+        q = longer(q, axis=2, multiple=BLOCKS[-1])
+        # The kernel has no row that sees nothing: added queries have the segment of the last one,
+        # and each a key, of that segment too. Added keys lie behind all that a query sees.
+        added = q.shape[2] - T
+        queries = jnp.pad(queries, [(0, 0), (0, added)], mode="edge")
+        added += -(S + added) % BLOCKS[-1]
+        k, v = (jnp.pad(x, [(0, 0), (0, 0), (0, added), (0, 0)]) for x in (k, v))
+        keys = jnp.pad(keys, [(0, 0), (0, added)], mode="edge")
+        shape, offset, window = (q.shape[2], k.shape[2]), S - T, scoring.window
+        if window:
+            mask = masks.LocalMask(shape, (window - 1, 0), offset=offset)
+        else:
+            mask = masks.CausalMask(shape, offset=offset)
         kernel = kernels.make_splash_mha(
-            masks.MultiHeadMask([causal] * H),
-            block_sizes=blocks(*causal.shape),
+            masks.MultiHeadMask([mask] * H),
+            block_sizes=blocks(*shape),
             head_shards=1,
             q_seq_shards=1,
+            attn_logits_soft_cap=scoring.cap or None,
             interpret=interpret,
         )
         return jax.vmap(kernel)(q, k, v, kernels.SegmentIds(queries, keys))[:, :, :T]

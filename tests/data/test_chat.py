@@ -240,6 +240,36 @@ def test_a_template_may_write_its_system_message_into_the_last_question(tokenize
     assert spelled(tokenizer, response) == " Yes.<|im_end|>"
 
 
+# Turns of user and model, strictly in turn, with a begin of text and no system's.
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if loop.first and m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must take turns') }}{% endif %}"
+    "{% set role = 'model' if m.role == 'assistant' else m.role %}"
+    "{{ '<|im_start|>' + role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+
+
+def test_a_template_without_a_system_role_renames_the_assistant(tokenizer):
+    tokenizer = with_template(tokenizer, GEMMA, names={"bos_token": "<|im_start|>"})
+    talk = user(" Hi ") + bot("Yes.\n") + user("So?")
+    (query,) = tokenizer.encode_prompts([talk])
+    (response,) = tokenizer.encode_answers([talk], [bot(" No. ")])
+    assert spelled(tokenizer, query) == (
+        "<|im_start|><|im_start|>user\nHi<|im_end|>\n<|im_start|>model\nYes.<|im_end|>\n"
+        "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>model\n"
+    )
+    assert spelled(tokenizer, response) == "No.<|im_end|>"
+    for conversation, why in (
+        ((Message("system", "Be brief."), *user("Hi")), "no system role"),
+        (user("Hi") + user("Ho"), "roles must take turns"),
+    ):
+        with pytest.raises(InputError, match=f"does not take this conversation: {why}"):
+            tokenizer.encode_prompts([conversation])
+
+
 def test_turns_in_a_message_are_its_text(tokenizer):
     tokenizer = with_template(tokenizer, CHATML)
     text = "Title this:\n\nHuman: hi\n\nAssistant: hello"

@@ -40,6 +40,36 @@ SHAPES = {
 }
 SHAPES["qwen2"] = dataclasses.replace(SHAPES["llama"], bias="qkv", tied=True)
 SHAPES["qwen3"] = dataclasses.replace(SHAPES["llama"], head_dim=8, qk_norm=True)
+SHAPES["mistral"] = dataclasses.replace(SHAPES["llama"], windows=(3,))
+SHAPES["olmo2"] = dataclasses.replace(
+    SHAPES["llama"], norm_place="after", qk_norm=True, qk_norm_over="all"
+)
+SHAPES["smollm3"] = dataclasses.replace(
+    SHAPES["llama"],
+    rotary=RotaryConfig(theta=500.0, thetas=(500.0, 0.0)),
+    windows=(0, 3),
+    tied=True,
+)
+SHAPES["gemma2"] = dataclasses.replace(
+    SHAPES["llama"],
+    rotary=RotaryConfig(theta=500.0),
+    windows=(3, 0),
+    score_width=10,
+    score_cap=5.0,
+    logit_cap=3.0,
+    norm="rms_offset",
+    norm_place="both",
+    activation="geglu",
+    scale_embedding=True,
+    tied=True,
+)
+SHAPES["gemma3"] = dataclasses.replace(
+    SHAPES["gemma2"],
+    rotary=RotaryConfig(theta=500.0, thetas=(50.0, 500.0), factor=8.0, stretch="all"),
+    score_cap=0.0,
+    logit_cap=0.0,
+    qk_norm=True,
+)
 
 
 def random_params(config, kind="lm", vocab_size=31):

@@ -16,7 +16,7 @@ from families import SHAPES, greedy, random_params
 from precision import in_float64
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.config import ModelConfig
+from rlhf_jax.config import ModelConfig, RotaryConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.interop import huggingface
 from rlhf_jax.interop.config_fields import Fields
@@ -36,6 +36,7 @@ SORT = DATA / "model_gpt2_sort"
 def resolved(config):
     """With what 0 stands for filled in."""
     sizes = dict(n_kv_heads=config.kv_heads, head_dim=config.width, d_ff=config.hidden)
+    sizes["score_width"] = config.score_width or config.width
     return dataclasses.replace(config, scan_layers=False, **sizes)
 
 
@@ -476,7 +477,7 @@ def read_fields(shape, **changes):
 @pytest.mark.parametrize(
     "shape, changes, message",
     [
-        ("llama", dict(rope_scaling={"type": "linear", "factor": 2.0}), "rotary scaling 'linear'"),
+        ("llama", dict(rope_scaling={"type": "yarn", "factor": 2.0}), "rotary scaling 'yarn'"),
         ("llama", dict(rope_scaling={"rope_type": "llama3"}), "'factor' is missing"),
         ("qwen2", dict(use_mrope=True), "use_mrope=True"),
         ("qwen2", dict(use_sliding_window=True), "use_sliding_window=True is not supported"),
@@ -499,12 +500,89 @@ def read_fields(shape, **changes):
             "low_frequency_factor=4.0 is not below high_frequency_factor=4.0",
         ),
         ("gpt2", dict(add_cross_attention=True), "add_cross_attention=True is not supported"),
+        ("mistral", dict(sliding_window=0), "sliding_window=0, expected a number over 0 or null"),
+        ("mistral", dict(layer_types=["full_attention"] * 2), "not supported: layer_types="),
+        ("olmo2", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5, expected 1.0"),
+        ("smollm3", dict(use_sliding_window=False), "but use_sliding_window is false"),
+        ("smollm3", dict(no_rope_layers=[1]), r"no_rope_layers=\[1\], expected 0 or 1 for each"),
+        ("smollm3", dict(no_rope_layer_interval=-1), "no_rope_layer_interval=-1, expected 1 or"),
+        (
+            "smollm3",
+            dict(layer_types=["full_attention", "chunked_attention"]),
+            r"layer_types \['chunked_attention'\] are not supported",
+        ),
+        ("gemma2", dict(sliding_window=None), "sliding_attention, but sliding_window is None"),
+        ("gemma2", dict(layer_types=["full_attention"]), "are 1, expected num_hidden_layers=2"),
+        ("gemma2", dict(hidden_activation="gelu"), "hidden_activation='gelu' is not supported"),
+        ("gemma2", dict(attn_logit_softcapping=-5.0), "attn_logit_softcapping=-5.0, expected a nu"),
+        ("gemma2", dict(use_bidirectional_attention=True), "use_bidirectional_attention=True is"),
+        (
+            "gemma3",
+            dict(sliding_window_pattern=-2),
+            "sliding_window_pattern=-2, expected 1 or more",
+        ),
+        ("gemma3", dict(rope_parameters={"rope_theta": 5.0}), "not supported: rope_theta=5.0"),
+        (
+            "gemma3",
+            dict(rope_parameters={"sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
+            "rotary positions of sliding layers are stretched",
+        ),
         ("gpt2", dict(layer_norm_epsilon="tiny"), "layer_norm_epsilon='tiny', expected a number"),
     ],
 )
 def test_fields_that_change_the_model_are_refused_by_name(shape, changes, message):
     with pytest.raises(InputError, match=message):
         read_fields(shape, **changes)
+
+
+@pytest.mark.parametrize(
+    "shape, change, message",
+    [
+        ("gemma2", dict(windows=(3, 5)), r"windows=\(3, 5\): transformers has one size"),
+        ("smollm3", dict(windows=(3, 5)), r"windows=\(3, 5\): transformers has one size"),
+        ("smollm3", dict(rotary=RotaryConfig(thetas=(5.0, 0.0))), "SmolLM3's are 10000.0 or 0"),
+        ("gemma3", dict(windows=()), "Gemma 3 has one for layers with a window and 500.0 for"),
+        ("gemma3", dict(rotary=RotaryConfig(thetas=(0.0, 10_000.0))), "Gemma 3 has one for layers"),
+    ],
+)
+def test_layers_that_a_family_cannot_say_are_not_exported(shape, change, message):
+    config = dataclasses.replace(SHAPES[shape], **change)
+    with pytest.raises(InputError, match=message):
+        huggingface.family_of_model(config).write(config)
+
+
+SMALL = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=7,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=64,
+)
+
+
+def test_what_a_config_of_llamas_kin_leaves_out_is_as_in_its_family():
+    read = lambda kind, **more: shape_of(SMALL | {"model_type": kind} | more, "c.json")[1]
+    assert read("mistral").windows == (4096,) and read("mistral", sliding_window=None).windows == ()
+    assert read("olmo2").norm_eps == 1e-5
+    smol = read("smollm3")
+    assert smol.tied and smol.rotary.thetas == (2e6, 2e6, 2e6, 0.0) and smol.windows == ()
+    sliding = read("smollm3", use_sliding_window=True, sliding_window=9)
+    assert sliding.windows == (0, 0, 0, 9)
+    gemma = read("gemma2")
+    assert (gemma.windows, gemma.score_width) == ((4096, 0), 256)
+    assert (gemma.score_cap, gemma.logit_cap, gemma.tied) == (50.0, 30.0, True)
+    off = read("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert (off.score_cap, off.logit_cap) == (0.0, 0.0)
+    gemma = read("gemma3_text")
+    assert gemma.windows == (4096,) * 5 + (0,) and gemma.rotary.theta == 1e6
+    assert gemma.rotary.thetas == (1e4,) * 5 + (1e6,)
+    assert (gemma.score_cap, gemma.logit_cap) == (0.0, 0.0)
+    older = dict(rope_local_base_freq=500, rope_theta=9000, sliding_window_pattern=2)
+    gemma = read("gemma3_text", rope_scaling={"rope_type": "linear", "factor": 8}, **older)
+    assert gemma.rotary.thetas == (500.0, 9000.0) and gemma.windows == (4096, 0)
+    assert (gemma.rotary.factor, gemma.rotary.stretch) == (8.0, "all")
 
 
 def test_what_the_model_s_own_checks_refuse_is_named_by_its_file():
@@ -527,6 +605,8 @@ def test_what_a_config_leaves_out_is_as_in_its_family():
         dict(positions="rotary", norm="rms"),
         dict(qk_norm=True),
         dict(n_kv_heads=1),
+        dict(windows=(4,)),
+        dict(logit_cap=30.0),
     ],
 )
 def test_a_shape_that_no_family_has_is_not_exported(change, tmp_path):
@@ -548,18 +628,33 @@ def test_a_shape_that_no_family_has_is_not_exported(change, tmp_path):
 
 def test_every_combination_of_a_shape_is_one_family_or_none():
     """No two families claim one shape, so an export cannot load as something else."""
-    names = ("positions", "norm", "activation", "bias", "qk_norm", "parallel_residual")
-    values = [
-        ("learned", "rotary"),
-        ("layer", "rms"),
-        ("gelu_tanh", "swiglu"),
-        ("all", "qkv", "none"),
-        (False, True),
-        (False, True),
-    ]
+    values = {
+        "positions": ("learned", "rotary"),
+        "norm": ("layer", "rms"),
+        "activation": ("gelu_tanh", "swiglu"),
+        "bias": ("all", "qkv", "none"),
+        "qk_norm": (False, True),
+        "parallel_residual": (False, True),
+    }
+    gemma = dict(
+        norm="rms_offset",
+        norm_place="both",
+        activation="geglu",
+        scale_embedding=True,
+        logit_cap=9.0,
+    )
+    changes = [{}, dict(windows=(4,)), dict(windows=(4, 0)), gemma, gemma | dict(windows=(4, 0))]
+    changes += [gemma | dict(norm_place="before"), dict(scale_embedding=True), dict(score_width=9)]
+    changes += [dict(norm_place=place, qk_norm_over="all") for place in ("before", "after")]
+    shapes = {
+        ModelConfig(**dict(zip(values, combination, strict=True)) | change)
+        for combination in itertools.product(*values.values())
+        for change in changes
+    }
     claimed = 0
-    for combination in itertools.product(*values):
-        config = ModelConfig(**dict(zip(names, combination, strict=True)))
+    for config in shapes:
+        if config.qk_norm_over == "all" and not config.qk_norm:
+            continue  # says nothing
         try:
             family = huggingface.family_of_model(config)
         except InputError:
@@ -568,7 +663,8 @@ def test_every_combination_of_a_shape_is_one_family_or_none():
         fields = Fields(family.write(config) | {"tie_word_embeddings": True}, "config.json")
         assert resolved(family.read(fields)) == resolved(config)
         fields.done()
-    assert claimed == 6  # GPT-NeoX has both kinds of residual
+    # GPT-NeoX has both kinds of residual, Gemma 2 and 3 all windows and none.
+    assert claimed == 6 + len(["mistral", "smollm3", "olmo2"]) + 2 * 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from precision import float32_bound, network_terms
 from rlhf_jax.config import ModelConfig, ParallelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.attention import (
+    ALL_KEYS,
+    Scoring,
     Segments,
     attention,
     cudnn_attention,
@@ -80,14 +82,22 @@ def assert_near(found, expected, keys):
 
 
 @pytest.mark.parametrize(
-    "H, G, T, S",
-    [(4, 4, 128, 128), (4, 2, 47, 47), (2, 1, 12, 140), (2, 2, 129, 200)],
-    ids=["whole blocks", "grouped", "behind a query", "blocks and a bit"],
+    "H, G, T, S, scoring",
+    [
+        (4, 4, 128, 128, ALL_KEYS),
+        (4, 2, 47, 47, ALL_KEYS),
+        (2, 1, 12, 140, ALL_KEYS),
+        (2, 2, 129, 200, ALL_KEYS),
+        (2, 1, 300, 300, Scoring(width=9, cap=2.0, window=20)),
+        (2, 2, 12, 140, Scoring(window=5)),
+    ],
+    ids=["whole blocks", "grouped", "behind a query", "blocks and a bit", "window", "both"],
 )
-def test_splash_attention_is_attention(H, G, T, S):
+def test_splash_attention_is_attention(H, G, T, S, scoring):
     given = inputs(H, G, T, S)
-    got = outputs_and_gradients(interpreted, *given)
-    assert_near(got, outputs_and_gradients(plain, *given), S)
+    got = outputs_and_gradients(partial(interpreted, scoring=scoring), *given)
+    expected = outputs_and_gradients(partial(plain, scoring=scoring), *given)
+    assert_near(got, expected, S)
 
 
 @pytest.mark.multidevice
@@ -138,7 +148,7 @@ def test_models_take_the_kernel_that_the_platform_has(monkeypatch, scan):
     calls = []
 
     def choose(*operands, tpu, default):
-        calls.append(tpu)
+        calls.append(tpu.func)
         return tpu(*operands, interpret=True)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
@@ -172,6 +182,12 @@ def test_on_a_gpu_attention_is_cudnn_and_needs_half_precision(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(InputError, match=r"needs model\.dtype=bfloat16, not float32"):
         attention(*inputs(2, 2, 8, 8), drop=None, fused=True)
+
+
+def test_cudnn_caps_no_scores():
+    given = inputs(2, 2, 8, 8, "bfloat16")
+    with pytest.raises(InputError, match=r"cannot cap scores \(model\.score_cap=50\.0\): expected"):
+        cudnn_attention(*given, Scoring(cap=50.0))
 
 
 @pytest.mark.parametrize(

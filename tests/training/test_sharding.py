@@ -30,6 +30,8 @@ LLAMA = replace(
 )
 NEOX = replace(LLAMA, rotary=RotaryConfig(fraction=0.25), norm="layer", parallel_residual=True)
 
+GEMMA = replace(LLAMA, norm="rms_offset", norm_place="both", activation="geglu", windows=(8, 0))
+
 
 def specs(tree):
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -44,7 +46,9 @@ def parts(spec):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("family", [GPT2, LLAMA, NEOX], ids=["gpt2", "llama", "neox"])
+@pytest.mark.parametrize(
+    "family", [GPT2, LLAMA, NEOX, GEMMA], ids=["gpt2", "llama", "neox", "gemma"]
+)
 def test_every_matrix_of_a_trunk_is_split_over_fsdp_and_tensor(family, scan):
     model = replace(family, scan_layers=scan)
     params = jax.eval_shape(make_language_model(model, 96).init, jax.random.key(0))

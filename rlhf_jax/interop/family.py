@@ -1,0 +1,62 @@
+"""What a family of models is: a row of data, how its checkpoints lie and what its trunks are."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.interop.config_fields import Fields
+
+ANY = """
+n_layers d_model n_heads d_ff context norm_eps tied rotary
+unused_rows lora_scale dropout scan_layers remat attention logit_rows dtype
+"""
+"""Fields of ModelConfig that any family may have as it likes, or that are no part of a model."""
+
+
+GPT2 = vars(ModelConfig()) | {"thetas": (), "fraction": 1.0}
+
+
+def anything(value: Any) -> bool:
+    """Of a field that a family's ``config.json`` says: it may have any value."""
+    return True
+
+
+class Family(NamedTuple):
+    """How the models of one ``model_type`` lie in a checkpoint, and how their config reads."""
+
+    model_type: str
+    causal: str
+    """Architecture with a language-model head; the reward model's has ``classifier``."""
+    classifier: str
+    base: str
+    """Prefix of the trunk's tensors in a checkpoint with a head; the bare trunk's have none."""
+    names: Mapping[str, str]
+    """Our module → theirs, both dotted; {i} is the layer."""
+    lm_head: str
+    kernels: Literal["in_out", "out_in"]
+    """Layout of a dense layer's weight: GPT-2's Conv1D, or torch.nn.Linear's."""
+    qkv: Literal["fused", "per_head", "separate"]
+    """Queries, keys, values: one tensor as ours, one interleaved head by head, or three."""
+    read: Callable[[Fields], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    traits: Mapping[str, Any] = {}
+    """What its trunks always are, where that is not as in GPT-2: fields of ModelConfig."""
+    varies: Mapping[str, Callable[[Any], bool]] = {}
+    """Further fields that its config says (of ``rotary``: thetas and fraction), and whether it can
+    say a value."""
+
+    def has(self, c: ModelConfig) -> bool:
+        """Whether ``c`` is a trunk of this family."""
+        always = GPT2 | dict(self.traits)
+        found = {name: value for name, value in vars(c).items() if name not in ANY.split()}
+        # 0, or nothing, in as many words.
+        found["n_kv_heads"] *= c.kv_heads != c.n_heads
+        found["head_dim"] *= c.width * c.n_heads != c.d_model
+        found["windows"] *= any(c.windows)
+        found["qk_norm_over"] = c.qk_norm_over if c.qk_norm else "head"
+        if c.positions == "rotary":
+            found |= {"thetas": c.rotary.thetas, "fraction": c.rotary.fraction}
+        return all(
+            self.varies[name](value) if name in self.varies else value == always[name]
+            for name, value in found.items()
+        )
