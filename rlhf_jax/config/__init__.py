@@ -22,7 +22,7 @@ from rlhf_jax.config.feedback import (
     ProgramsConfig,
     ScoresConfig,
 )
-from rlhf_jax.config.model import LayerKind, LoRAConfig, ModelConfig, RotaryConfig
+from rlhf_jax.config.model import LoRAConfig, ModelConfig, RotaryConfig
 from rlhf_jax.config.penalties import KLConfig, SecondRewardConfig
 from rlhf_jax.config.plan import PlanConfig
 from rlhf_jax.config.ppo import PPOConfig
@@ -78,7 +78,6 @@ __all__ = [
     "InstructGPTConfig",
     "KLConfig",
     "LabelerConfig",
-    "LayerKind",
     "LoRAConfig",
     "ModelConfig",
     "OptimConfig",

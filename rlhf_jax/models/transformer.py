@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.config import LayerKind, ModelConfig
+from rlhf_jax.config import ModelConfig
+from rlhf_jax.config.model import LayerKind
 from rlhf_jax.models import layout
 from rlhf_jax.models.attention import Scoring, Segments, attention
 from rlhf_jax.models.layers import (

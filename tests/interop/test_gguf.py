@@ -42,7 +42,9 @@ def write(
     path,
     params,
     *,
+    config=CONFIG,
     quantised=(),
+    blocks=None,
     architecture="llama",
     tokenizer="gpt2",
     without="",
@@ -54,14 +56,14 @@ def write(
     **fields,
 ):
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(CONFIG.context)
-    writer.add_embedding_length(CONFIG.d_model)
-    writer.add_block_count(CONFIG.n_layers)
-    writer.add_feed_forward_length(CONFIG.hidden)
-    writer.add_head_count(CONFIG.n_heads)
-    writer.add_head_count_kv(CONFIG.kv_heads)
-    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
-    writer.add_rope_freq_base(CONFIG.rotary.theta)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.d_model)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rotary.theta)
     writer.add_vocab_size(ROWS)
     for name, value in fields.items():
         writer.add_uint32(f"llama.{name}", value)
@@ -76,9 +78,9 @@ def write(
     writer.add_eos_token_id(eos)
     writer.kv_data[0].pop(without, None)
     theirs = {ours: llama_cpp for llama_cpp, ours in NAMES.items()}
-    heads = {"q_proj": CONFIG.n_heads, "k_proj": CONFIG.kv_heads}
-    shapes = parameter_shapes(CONFIG, ROWS, "lm")
-    for entry in tensors_of(LLAMA, CONFIG, shapes, bare=False):
+    heads = {"q_proj": config.n_heads, "k_proj": config.kv_heads}
+    shapes = parameter_shapes(config, ROWS, "lm")
+    for entry in tensors_of(LLAMA, config, shapes, bare=False):
         values = entry.write(np.asarray(at(params, entry.path)))
         for name, value in zip(entry.names, values, strict=True):
             module, _, kind = name.rpartition(".")
@@ -90,7 +92,9 @@ def write(
                 name = f"blk.{layer}.{theirs[rest]}.{kind}"
             else:
                 name = f"{theirs[module]}.{kind}"
-            if name in quantised:
+            if blocks and name == blocks[0]:
+                writer.add_tensor(name, blocks[2], raw_dtype=blocks[1])
+            elif name in quantised:
                 kind = gguf.GGMLQuantizationType.Q8_0
                 writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
             else:
@@ -128,6 +132,96 @@ def test_quantised_blocks_are_rounded_to_a_255th(params, tmp_path):
     assert 0 < np.abs(found - exact).max() <= np.abs(exact).max() / 254 * 1.02
     other = imported.params["trunk"]["block_1"]["mlp"]["c_gate"]["kernel"]
     np.testing.assert_array_equal(other, params["trunk"]["block_1"]["mlp"]["c_gate"]["kernel"])
+
+
+def halves(block, count):
+    return block[: 2 * count].view(np.float16).astype(np.float32)
+
+
+def nibbles(q):
+    """16 bytes hold 32 numbers of 4 bits: the low ones first."""
+    return np.concatenate([q & 15, q >> 4]).astype(np.float32)
+
+
+def fifth_bits(q):
+    """Bit j of the 32-bit number in four bytes is the fifth of number j."""
+    word = int(q.view("<u4")[0])
+    return np.array([16.0 * (word >> j & 1) for j in range(32)], np.float32)
+
+
+def scales_and_minima(q):
+    """Eight of 6 bits each in twelve bytes (ggml's get_scale_min_k4)."""
+    scales = [q[j] & 63 for j in range(4)]
+    scales += [(q[j + 4] & 15) | (q[j - 4] >> 6 << 4) for j in range(4, 8)]
+    minima = [q[j + 4] & 63 for j in range(4)]
+    minima += [(q[j + 4] >> 4) | (q[j] >> 6 << 4) for j in range(4, 8)]
+    return np.float32(scales), np.float32(minima)
+
+
+def k_block(block, *, fifth):
+    """256 numbers as eight runs of 32, each with a scale and a minimum of its own."""
+    (d, least), (scales, minima) = halves(block, 2), scales_and_minima(block[4:16])
+    high, q = (block[16:48], block[48:]) if fifth else (None, block[16:])
+    out = []
+    for run in range(8):
+        numbers = q[run // 2 * 32 :][:32] >> 4 * (run % 2) & 15
+        numbers = numbers + (16 * (high >> run & 1) if fifth else 0)
+        out.append(d * scales[run] * numbers.astype(np.float32) - least * minima[run])
+    return np.concatenate(out)
+
+
+def q6_k(block):
+    """256 numbers of 6 bits, a scale for each 16 of them."""
+    low, high, scales = block[:128], block[128:192], block[192:208].view(np.int8)
+    d, out = block[208:210].view(np.float16).astype(np.float32)[0], np.empty(256, np.float32)
+    for i in range(256):
+        half, j = divmod(i, 128)
+        four = low[64 * half + j % 64] >> 4 * (j // 64) & 15
+        two = high[32 * half + j % 32] >> 2 * (j // 32) & 3
+        out[i] = d * scales[i // 16] * (float(four | two << 4) - 32)
+    return out
+
+
+# How ggml-quants.c lays out a block, written down by itself.
+KINDS = {
+    "Q4_0": lambda b: halves(b, 1) * (nibbles(b[2:]) - 8),
+    "Q4_1": lambda b: halves(b, 2)[0] * nibbles(b[4:]) + halves(b, 2)[1],
+    "Q5_0": lambda b: halves(b, 1) * (nibbles(b[6:]) + fifth_bits(b[2:6].copy()) - 16),
+    "Q5_1": lambda b: (
+        halves(b, 2)[0] * (nibbles(b[8:]) + fifth_bits(b[4:8].copy())) + halves(b, 2)[1]
+    ),
+    "Q8_0": lambda b: halves(b, 1) * b[2:].view(np.int8).astype(np.float32),
+    "Q4_K": lambda b: k_block(b, fifth=False),
+    "Q5_K": lambda b: k_block(b, fifth=True),
+    "Q6_K": q6_k,
+}
+
+
+@pytest.fixture(scope="module")
+def wide():
+    config = dataclasses.replace(CONFIG, n_layers=1, d_model=256, n_heads=2, n_kv_heads=1)
+    return config, random_params(config, vocab_size=ROWS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_usual_kind_of_block_is_read(name, wide, tmp_path):
+    """Of a query's projection, whose rows are also put back in order."""
+    config, params = wide
+    kind = gguf.GGMLQuantizationType[name]
+    length, size = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (256 * 256 // length, size), np.uint8)
+    # Any bytes are numbers but those of the scales, which shall be finite and small.
+    count = 2 if name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else 1
+    scales = rng.uniform(0.01, 0.1, (len(blocks), count)).astype(np.float16).view(np.uint8)
+    place = slice(208, 210) if name == "Q6_K" else slice(0, 2 * count)
+    blocks[:, place] = scales
+    tensor = ("blk.0.attn_q.weight", kind, blocks.reshape(256, -1))
+    write(tmp_path / "m.gguf", params, config=config, blocks=tensor)
+    imported, _ = load_gguf(tmp_path / "m.gguf")
+    found = np.asarray(imported.params["trunk"]["block_0"]["attn"]["c_attn"]["kernel"])
+    expected = np.stack([KINDS[name](block) for block in blocks]).reshape(256, 256)
+    np.testing.assert_allclose(pair(found[:, :256].T, 2), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

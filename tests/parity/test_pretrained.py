@@ -154,36 +154,36 @@ LARGE = {
         SMOL | dict(tie_word_embeddings=True, head_dim=64),
         49152,
     ),
-    # Widths of released models; as many layers as repeat, windows that 32 tokens pass.
+    # Widths of released models with fewer layers, and windows that 32 tokens pass.
     "mistral": (
         hf.MistralForCausalLM,
         hf.MistralConfig,
-        layers(1, 4096, heads=32, kv_heads=8, hidden=7168, sliding_window=16),
+        layers(1, 4096, heads=32, kv_heads=8, hidden=2048, sliding_window=16),
         2048,
     ),
     "olmo2": (
         hf.Olmo2ForCausalLM,
         hf.Olmo2Config,
-        layers(2, 2048, heads=16, kv_heads=16, hidden=8192, pad_token_id=0),
+        layers(1, 2048, heads=16, kv_heads=16, hidden=8192, pad_token_id=0),
         4096,
     ),
     "smollm3": (
         hf.SmolLM3ForCausalLM,
         hf.SmolLM3Config,
-        layers(4, 2048, heads=16, kv_heads=4, hidden=4096, pad_token_id=0),
+        layers(4, 2048, heads=16, kv_heads=4, hidden=1024, pad_token_id=0),
         4096,
     ),
     "gemma2": (
         hf.Gemma2ForCausalLM,
         hf.Gemma2Config,
-        layers(2, 2304, heads=8, kv_heads=4, hidden=9216, sliding_window=16),
+        layers(2, 2304, heads=8, kv_heads=4, hidden=3072, sliding_window=16),
         4096,
     ),
     "gemma3": (
         hf.Gemma3ForCausalLM,
         hf.Gemma3TextConfig,
         layers(7, 640, heads=4, kv_heads=1, hidden=2048, sliding_window=16),
-        65536,
+        16384,
     ),
 }
 
