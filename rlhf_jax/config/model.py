@@ -127,6 +127,9 @@ class ModelConfig:
     unused_rows: CountOrZero = 0
     """Last rows of the embedding that no token has: never sampled, no part of any log-prob. Stages
     set it (see tokenizer.multiple)."""
+    export_as: str = ""
+    """Which family an export is of (transformers' model_type), where several compute the same;
+    empty: the plainest. Stages set it, for a checkpoint to go out as what it came in."""
     lora_scale: Finite = 1.0
     """α / r of the low-rank adapters that parameters may hold; stages set it (see LoRAConfig)."""
     dropout: ShareBelowOne = 0.0

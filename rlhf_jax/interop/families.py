@@ -11,7 +11,17 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.interop.config_fields import Fields, activation, rotary, write_rotary
 from rlhf_jax.interop.family import Family, anything
-from rlhf_jax.interop.llama_kin import GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
+from rlhf_jax.interop.llama_kin import (
+    GEMMA2,
+    GEMMA3,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+)
 
 # --- GPT-2 ------------------------------------------------------------------------------------
 
@@ -144,7 +154,7 @@ NEOX = Family(
 
 FAMILIES = {
     family.model_type: family
-    for family in (GPT2, NEOX, LLAMA, QWEN2, QWEN3, MISTRAL, OLMO2, SMOLLM3, GEMMA2, GEMMA3)
+    for family in (GPT2, NEOX, LLAMA, QWEN2, QWEN3, MISTRAL, OLMO2, SMOLLM3, PHI3, GEMMA2, GEMMA3)
 }
 """Those that compute less come before those that could express it too."""
 
@@ -159,7 +169,10 @@ def family_of_checkpoint(config: Mapping[str, Any], file: str) -> Family:
 
 def family_of_model(c: ModelConfig) -> Family:
     """The family that can express ``c``: so that an export loads as what it computes."""
-    for family in FAMILIES.values():
-        if family.has(c):
+    able = [family for family in FAMILIES.values() if family.has(c)]
+    for family in able:
+        if c.export_as in ("", family.model_type):
             return family
+    if able:
+        return able[0]
     raise InputError(f"no model of transformers is like {c}")

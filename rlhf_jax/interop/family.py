@@ -1,5 +1,7 @@
 """What a family of models is: a row of data, how its checkpoints lie and what its trunks are."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -8,11 +10,13 @@ from rlhf_jax.interop.config_fields import Fields
 
 ANY = """
 n_layers d_model n_heads d_ff context norm_eps tied rotary
-unused_rows lora_scale dropout scan_layers remat attention logit_rows dtype
+unused_rows export_as lora_scale dropout scan_layers remat attention logit_rows dtype
 """
 """Fields of ModelConfig that any family may have as it likes, or that are no part of a model."""
 
 
+part = re.compile(r"([^.]+)\[(\d+)\]")
+"""A part of a stacked tensor in a name, and its number."""
 GPT2 = vars(ModelConfig()) | {"thetas": (), "fraction": 1.0}
 
 
@@ -31,7 +35,8 @@ class Family(NamedTuple):
     base: str
     """Prefix of the trunk's tensors in a checkpoint with a head; the bare trunk's have none."""
     names: Mapping[str, str]
-    """Our module → theirs, both dotted; {i} is the layer."""
+    """Our module → theirs, both dotted; {i} is the layer. Where one of their tensors holds several
+    of ours, stacked, [k] behind its name says which."""
     lm_head: str
     kernels: Literal["in_out", "out_in"]
     """Layout of a dense layer's weight: GPT-2's Conv1D, or torch.nn.Linear's."""
@@ -44,6 +49,12 @@ class Family(NamedTuple):
     varies: Mapping[str, Callable[[Any], bool]] = {}
     """Further fields that its config says (of ``rotary``: thetas and fraction), and whether it can
     say a value."""
+
+    @property
+    def stacked(self) -> dict[str, int]:
+        """Of each of their modules that holds several of ours the last name, and how many."""
+        found = [part.search(name) for name in self.names.values()]
+        return dict(Counter(match[1] for match in found if match))
 
     def has(self, c: ModelConfig) -> bool:
         """Whether ``c`` is a trunk of this family."""

@@ -22,7 +22,7 @@ from rlhf_jax.interop.pretrained import (
     on_default_device,
     shape_of,
 )
-from rlhf_jax.interop.tensor_names import Tensors, at, tensors_of
+from rlhf_jax.interop.tensor_names import Tensors, at, stacked, tensors_of, whole
 from rlhf_jax.interop.weight_files import (
     HEAD_BIAS,
     find_weights,
@@ -172,7 +172,9 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
     size = total = 0
     for entry in plan:
         bytes_ = at(params, entry.path).size * np.dtype(DTYPES[dtype]).itemsize
-        if size + bytes_ > SHARD_BYTES and shards[-1]:
+        # The parts of a tensor follow each other and stay together.
+        begins = not (shards[-1] and whole(entry.names[0]) == whole(shards[-1][-1].names[0]))
+        if size + bytes_ > SHARD_BYTES and shards[-1] and begins:
             shards, size = [*shards, []], 0
         shards[-1].append(entry)
         size, total = size + bytes_, total + bytes_
@@ -186,6 +188,7 @@ def _write_weights(folder: Path, plan: Sequence[Tensors], params: Params, dtype:
             parts = entry.write(np.asarray(at(params, entry.path)))
             for tensor, part in zip(entry.names, parts, strict=True):
                 tensors[tensor] = np.ascontiguousarray(part.astype(DTYPES[dtype]))
+        tensors = stacked(tensors)
         # transformers asks whose layout a file has.
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)

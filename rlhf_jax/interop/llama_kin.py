@@ -6,7 +6,7 @@ Each is read and written by Llama's functions and says what it adds to them.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_jax.config import ModelConfig, RotaryConfig
 from rlhf_jax.errors import InputError, check
@@ -129,6 +129,7 @@ def kin(
     varies: dict[str, Callable[[Any], bool]],
     names: dict[str, str] | None = None,
     classifier: str = "",
+    qkv: Literal["fused", "separate"] = "separate",
 ) -> Family:
     """A family that is Llama but for some traits; ``prefix`` begins its architectures."""
     traits = LLAMA_TRAITS | differs
@@ -137,6 +138,7 @@ def kin(
         causal=f"{prefix}ForCausalLM",
         classifier=classifier or f"{prefix}ForSequenceClassification",
         names=dict(LLAMA.names) | (names or {}),
+        qkv=qkv,
         read=partial(read, traits=traits),
         write=write,
         traits=traits,
@@ -194,6 +196,11 @@ def unstretched_heads(fields: Fields, found: dict[str, Any]) -> dict[str, Any]:
 # --- Mistral, OLMo 2, SmolLM3 -------------------------------------------------------------------
 
 
+def at_most_one(windows: tuple[int, ...]) -> bool:
+    """Whether all layers have the same window, or none."""
+    return len(set(windows)) < 2
+
+
 def read_mistral(fields: Fields, traits: dict[str, Any]) -> ModelConfig:
     """The shape of a Mistral, all of whose layers see a window, or none."""
     found = unstretched_heads(fields, read_llama(fields, traits))
@@ -203,7 +210,7 @@ def read_mistral(fields: Fields, traits: dict[str, Any]) -> ModelConfig:
 
 def write_mistral(c: ModelConfig) -> dict[str, Any]:
     """Mistral's fields of a shape."""
-    return write_llama(c) | {"sliding_window": c.windows[0]}
+    return write_llama(c) | {"sliding_window": c.windows[0] if c.windows else None}
 
 
 MISTRAL = kin(
@@ -212,7 +219,7 @@ MISTRAL = kin(
     read_mistral,
     write_mistral,
     differs={},
-    varies={"windows": lambda windows: len(set(windows)) == 1},
+    varies={"windows": at_most_one},
 )
 
 
@@ -281,6 +288,41 @@ SMOLLM3 = kin(
     write_smollm3,
     differs={},
     varies={"windows": anything, "thetas": anything},
+)
+
+
+def read_phi3(fields: Fields, traits: dict[str, Any]) -> ModelConfig:
+    """The shape of a Phi-3 or Phi-4, which may rotate a part of each head.
+
+    Raises InputError for rotary positions that are stretched (LongRoPE).
+    """
+    fields.take("original_max_position_embeddings", 4096)  # of LongRoPE, which is refused
+    found = read_llama(fields, traits, norm_eps=1e-5)
+    factor = found["rotary"].factor
+    check(factor == 1.0, f"{fields.file}: rotary factor={factor}, but Phi-3 has none")
+    return ModelConfig(**found, windows=period([fields.or_off("sliding_window", 0)]))
+
+
+def write_phi3(c: ModelConfig) -> dict[str, Any]:
+    """Phi-3's fields of a shape. Raises InputError for stretched rotary positions."""
+    check(c.rotary.factor == 1.0, f"model.rotary.factor={c.rotary.factor}, but Phi-3 has none")
+    share = {"partial_rotary_factor": c.rotary.fraction}
+    return write_llama(c) | share | {"sliding_window": c.windows[0] if c.windows else None}
+
+
+PHI3 = kin(
+    "phi3",
+    "Phi3",
+    read_phi3,
+    write_phi3,
+    differs={},
+    varies={"fraction": anything, "windows": at_most_one},
+    names={
+        "attn.c_attn": "layers.{i}.self_attn.qkv_proj",
+        "mlp.c_gate": "layers.{i}.mlp.gate_up_proj[0]",
+        "mlp.c_fc": "layers.{i}.mlp.gate_up_proj[1]",
+    },
+    qkv="fused",
 )
 
 

@@ -198,6 +198,11 @@ def _kernels(
     family: Family, model: ModelConfig, vocab_size: int
 ) -> Iterator[tuple[Tensors, list[tuple[int, int]]]]:
     """Where the kernel of each dense layer lies, and the (out, in) of each of their modules."""
+    check(
+        not family.stacked,
+        f"adapters of {family.model_type} models are not exchanged with PEFT: it has one for "
+        f"{', '.join(family.stacked)}, where ours are two; merge them (--part model)",
+    )
     trunk = parameter_shapes(model, vocab_size, "lm")["trunk"]
     for entry in tensors_of(family, model, {"trunk": trunk}, bare=False):
         if entry.path[-1] == "kernel":

@@ -5,6 +5,7 @@ or misshapen tensor is an error, never a model with random parts.
 """
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,10 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.interop.config_fields import Fields
-from rlhf_jax.interop.families import Family, family_of_checkpoint
-from rlhf_jax.interop.tensor_names import at, parameter_shapes, put, tensors_of
+from rlhf_jax.interop.families import Family, family_of_checkpoint, family_of_model
+from rlhf_jax.interop.tensor_names import (
+    at,
+    in_parts,
+    parameter_shapes,
+    part_of,
+    put,
+    tensors_of,
+    whole,
+)
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.types import Params
 
@@ -68,6 +77,7 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     """
     family, config, vocab_size = shape_of(source.config, source.file)
     kind = _kind(source, family)
+    source = _in_parts(source, family) if family.stacked else source
     # A trunk that was saved alone lacks the name of the part that it is of the whole model.
     bare = not any(name.startswith(f"{family.base}.") for name in source.names)
     shapes = parameter_shapes(config, vocab_size, kind)
@@ -90,6 +100,24 @@ def import_model(source: Source, place: Place = on_default_device) -> Imported:
     return Imported(config, vocab_size, params | {"trunk": as_layout(params["trunk"], config)})
 
 
+def _in_parts(source: Source, family: Family) -> Source:
+    """``source`` as if each part of a stacked tensor were one of its own."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        (rows, *rest), (_, count) = source.shape(whole(name)), part_of(name, family)
+        check(
+            rows % count == 0,
+            f"{source.file}: {whole(name)} has {rows} rows, expected a multiple of {count}",
+        )
+        return (rows // count, *rest)
+
+    def read(name: str) -> np.ndarray:
+        k, count = part_of(name, family)
+        return np.split(source.read(whole(name)), count)[k]
+
+    return source._replace(names=[*in_parts(source.names, family)], shape=shape, read=read)
+
+
 def shape_of(config: Mapping[str, Any], file: str) -> tuple[Family, ModelConfig, int]:
     """(family, shape, rows of embedding) by a ``config.json``, each field of which is known."""
     family = family_of_checkpoint(config, file)
@@ -101,6 +129,8 @@ def shape_of(config: Mapping[str, Any], file: str) -> tuple[Family, ModelConfig,
         named = str(error).startswith(file)
         raise error if named else InputError(f"{file}: {error}") from None
     fields.done()
+    if family_of_model(shape) is not family:
+        shape = replace(shape, export_as=family.model_type)
     return family, shape, vocab_size
 
 

@@ -1,6 +1,6 @@
 """Where each of our parameters lies in a Hugging Face checkpoint, and in what shape."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.interop.families import Family
+from rlhf_jax.interop.family import Family, part
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.types import Params
 
@@ -79,6 +79,36 @@ def _split_qkv(family: Family, c: ModelConfig, path, module: str, suffix: str) -
         return x[..., : ends[0]].T, x[..., ends[0] : ends[1]].T, x[..., ends[1] :].T
 
     return Tensors(path, names, lambda *parts: np.concatenate(parts).T, write_three)
+
+
+def in_parts(names: Iterable[str], family: Family) -> Iterator[str]:
+    """``names`` of a file, with those of its parts instead of a stacked tensor's."""
+    for name in names:
+        module = name.split(".")[-2] if "." in name else ""
+        for k in range(family.stacked.get(module, 0)):
+            yield name.replace(f".{module}.", f".{module}[{k}].")
+        if module not in family.stacked:
+            yield name
+
+
+def whole(name: str) -> str:
+    """The name in the file of a tensor, which may be a part of another."""
+    return part.sub(r"\1", name)
+
+
+def part_of(name: str, family: Family) -> tuple[int, int]:
+    """(which, of how many) parts of a tensor in the file: (0, 1) of one that is no part."""
+    match = part.search(name)
+    return (int(match[2]), family.stacked[match[1]]) if match else (0, 1)
+
+
+def stacked(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``tensors`` with their parts put together again."""
+    parts: dict[str, list[str]] = {}
+    for name in tensors:
+        parts.setdefault(whole(name), []).append(name)
+    together = {name: [tensors[one] for one in sorted(found)] for name, found in parts.items()}
+    return {name: x[0] if len(x) == 1 else np.concatenate(x) for name, x in together.items()}
 
 
 def parameter_shapes(config: ModelConfig, vocab_size: int, kind: Literal["lm", "scalar"]) -> Params:

@@ -50,6 +50,9 @@ SHAPES["smollm3"] = dataclasses.replace(
     windows=(0, 3),
     tied=True,
 )
+SHAPES["phi3"] = dataclasses.replace(
+    SHAPES["llama"], rotary=RotaryConfig(theta=500.0), windows=(3,), export_as="phi3"
+)
 SHAPES["gemma2"] = dataclasses.replace(
     SHAPES["llama"],
     rotary=RotaryConfig(theta=500.0),

@@ -41,7 +41,7 @@ def read(folder, config, base):
     return dataclasses.replace(config, lora_scale=adapter.scale), params, kind
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "phi3"])
 @pytest.mark.parametrize("lora", [EVERYWHERE, LoRAConfig(3, 3 * SCALE, "attn/c_attn")], ids=str)
 def test_out_and_in_again_are_the_same_bits(name, lora, tmp_path):
     config, base, params = save(tmp_path / "a", name, lora=lora)
@@ -51,6 +51,11 @@ def test_out_and_in_again_are_the_same_bits(name, lora, tmp_path):
     save_adapter(tmp_path / "b", again, found, vocab_size=VOCAB, kind="lm", base="base")
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_family_whose_modules_are_several_of_ours_is_refused(tmp_path):
+    with pytest.raises(InputError, match="adapters of phi3 models are not exchanged with PEFT: it"):
+        save(tmp_path, "phi3")
 
 
 def test_scanned_layers_write_and_read_the_same(tmp_path):

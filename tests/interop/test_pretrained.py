@@ -157,9 +157,11 @@ def test_every_family_survives_the_way_out_and_in(name, kind, scanned, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.params, unrolled)
 
 
-def test_shards_are_written_and_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_shards_are_written_and_read(name, tmp_path, monkeypatch):
+    """Both parts of a tensor that holds two of ours are in one."""
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 4000)
-    config = SHAPES["llama"]
+    config = SHAPES[name]
     params = random_params(config)
     save_pretrained(
         tmp_path, config, params, kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=None
@@ -511,6 +513,12 @@ def read_fields(shape, **changes):
             dict(layer_types=["full_attention", "chunked_attention"]),
             r"layer_types \['chunked_attention'\] are not supported",
         ),
+        (
+            "phi3",
+            dict(rope_scaling={"rope_type": "longrope", "short_factor": [1.0]}),
+            "rotary scaling 'longrope' is not supported",
+        ),
+        ("phi3", dict(rope_scaling={"type": "linear", "factor": 2.0}), "factor=2.0, but Phi-3 has"),
         ("gemma2", dict(sliding_window=None), "sliding_attention, but sliding_window is None"),
         ("gemma2", dict(layer_types=["full_attention"]), "are 1, expected num_hidden_layers=2"),
         ("gemma2", dict(hidden_activation="gelu"), "hidden_activation='gelu' is not supported"),
@@ -541,6 +549,7 @@ def test_fields_that_change_the_model_are_refused_by_name(shape, changes, messag
         ("gemma2", dict(windows=(3, 5)), r"windows=\(3, 5\): transformers has one size"),
         ("smollm3", dict(windows=(3, 5)), r"windows=\(3, 5\): transformers has one size"),
         ("smollm3", dict(rotary=RotaryConfig(thetas=(5.0, 0.0))), "SmolLM3's are 10000.0 or 0"),
+        ("phi3", dict(rotary=RotaryConfig(factor=2.0)), "factor=2.0, but Phi-3 has none"),
         ("gemma3", dict(windows=()), "Gemma 3 has one for layers with a window and 500.0 for"),
         ("gemma3", dict(rotary=RotaryConfig(thetas=(0.0, 10_000.0))), "Gemma 3 has one for layers"),
     ],
@@ -583,6 +592,31 @@ def test_what_a_config_of_llamas_kin_leaves_out_is_as_in_its_family():
     gemma = read("gemma3_text", rope_scaling={"rope_type": "linear", "factor": 8}, **older)
     assert gemma.rotary.thetas == (500.0, 9000.0) and gemma.windows == (4096, 0)
     assert (gemma.rotary.factor, gemma.rotary.stretch) == (8.0, "all")
+
+
+@pytest.mark.parametrize("kind", ["mistral", "smollm3", "phi3"])
+def test_a_checkpoint_that_computes_what_another_family_does_goes_out_as_it_came(kind):
+    """Also where nothing of its own is left, as in a Mistral without a window."""
+    plain = dict(model_type=kind, sliding_window=None, no_rope_layers=[1] * 7, pad_token_id=0)
+    plain = plain if kind == "smollm3" else {k: v for k, v in plain.items() if "rope" not in k}
+    _, shape, _ = shape_of(SMALL | plain, "c.json")
+    family = huggingface.family_of_model(shape)
+    assert family.model_type == shape.export_as == kind
+    written = family.write(shape) | {k: SMALL[k] for k in ("vocab_size",)}
+    again = shape_of(written | {"model_type": kind, "tie_word_embeddings": shape.tied}, "c.json")
+    assert resolved(again[1]) == resolved(shape)
+    other = dataclasses.replace(shape, qk_norm=True)
+    assert huggingface.family_of_model(other).model_type == "qwen3"
+
+
+def test_a_stacked_tensor_must_have_whole_parts(tmp_path):
+    options = dict(kind="lm", dtype="float32", bos_id=None, end_ids=(0,), pad_id=1)
+    save_pretrained(tmp_path, SHAPES["phi3"], random_params(SHAPES["phi3"]), **options)
+    name = "model.layers.1.mlp.gate_up_proj.weight"
+    assert load_file(tmp_path / "model.safetensors")[name].shape == (48, 16)
+    edit_tensors(tmp_path, lambda t: t.update({name: t[name][:-1].copy()}))
+    with pytest.raises(InputError, match=f"{name} has 47 rows, expected a multiple of 2"):
+        load_pretrained(tmp_path)
 
 
 def test_what_the_model_s_own_checks_refuse_is_named_by_its_file():

@@ -40,6 +40,7 @@ LLAMA3_ROTARY = dict(
     rope_theta=500.0,
 )
 WINDOW = dict(sliding_window=5)
+PHI3 = LLAMA | WINDOW | dict(head_dim=12, pad_token_id=PAD, partial_rotary_factor=0.5)
 OLMO2 = LLAMA | dict(pad_token_id=PAD)
 SMOLLM3 = LLAMA | WINDOW | dict(pad_token_id=PAD, no_rope_layer_interval=2, use_sliding_window=True)
 GEMMA2 = (
@@ -95,10 +96,11 @@ MODELS = {
     "mistral": (hf.MistralForCausalLM, hf.MistralConfig, LLAMA | WINDOW),
     "olmo2": (hf.Olmo2ForCausalLM, hf.Olmo2Config, OLMO2 | dict(tie_word_embeddings=True)),
     "smollm3": (hf.SmolLM3ForCausalLM, hf.SmolLM3Config, SMOLLM3),
+    "phi3": (hf.Phi3ForCausalLM, hf.Phi3Config, PHI3),
     "gemma2": (hf.Gemma2ForCausalLM, hf.Gemma2Config, GEMMA2),
     "gemma3": (hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, GEMMA3),
 }
-KIN = ("mistral", "olmo2", "smollm3", "gemma2", "gemma3")
+KIN = ("mistral", "olmo2", "smollm3", "phi3", "gemma2", "gemma3")
 """Families whose layers differ from Llama's, or from each other."""
 CLASSIFIERS = {
     "gpt2": (hf.GPT2ForSequenceClassification, hf.GPT2Config, GPT2),
@@ -109,6 +111,7 @@ CLASSIFIERS = {
     "mistral": (hf.MistralForSequenceClassification, hf.MistralConfig, LLAMA | WINDOW),
     "olmo2": (hf.Olmo2ForSequenceClassification, hf.Olmo2Config, OLMO2),
     "smollm3": (hf.SmolLM3ForSequenceClassification, hf.SmolLM3Config, SMOLLM3),
+    "phi3": (hf.Phi3ForSequenceClassification, hf.Phi3Config, PHI3),
     "gemma2": (hf.Gemma2ForSequenceClassification, hf.Gemma2Config, GEMMA2),
     "gemma3": (hf.Gemma3TextForSequenceClassification, hf.Gemma3TextConfig, GEMMA3),
 }
