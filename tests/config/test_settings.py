@@ -91,6 +91,7 @@ MAY_BE = {
     "ModelConfig": {
         **{"n_kv_heads": "0", "head_dim": "0", "d_ff": "0", "unused_rows": "0"},
         **{"lora_scale": "0 -1 huge", "dropout": "0", "logit_rows": "0"},
+        **{"windows": "0", "score_width": "0", "score_cap": "0 huge", "logit_cap": "0 huge"},
     },
     "OptimConfig": {
         # A learning rate that is too large stops the run at its first NaN, with a sentence.
@@ -122,6 +123,7 @@ MAY_BE = {
         **{"normalise_rows": "0", "dropout": "0"},
     },
     "RotaryConfig": {
+        "thetas": "0 huge",
         **{"theta": "huge", "factor": "huge"},
         **{"low_frequency_factor": "huge", "high_frequency_factor": "huge"},
     },
@@ -369,6 +371,12 @@ IDLE = [
     ("PretrainConfig", "--model.unused-rows 3", None),
     ("PretrainConfig", "--model.lora-scale 3", None),
     ("PretrainConfig", "--model.rotary.theta 5", "model.positions is learned"),
+    ("PretrainConfig", "--model.qk-norm-over all", "model.qk-norm is False"),
+    (
+        "PretrainConfig",
+        "--model.positions rotary --model.rotary.stretch all",
+        "model.rotary.factor is 1.0",
+    ),
     (
         "PretrainConfig",
         "--model.positions rotary --model.rotary.original-context 64",
