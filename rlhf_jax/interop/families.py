@@ -11,17 +11,8 @@ from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.interop.config_fields import Fields, activation, rotary, write_rotary
 from rlhf_jax.interop.family import Family, anything
-from rlhf_jax.interop.llama_kin import (
-    GEMMA2,
-    GEMMA3,
-    LLAMA,
-    MISTRAL,
-    OLMO2,
-    PHI3,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-)
+from rlhf_jax.interop.gemma import GEMMA2, GEMMA3
+from rlhf_jax.interop.llama_kin import LLAMA, MISTRAL, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 
 # --- GPT-2 ------------------------------------------------------------------------------------
 

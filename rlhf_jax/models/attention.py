@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.errors import check
-from rlhf_jax.models.layers import accumulator, longer
+from rlhf_jax.models.layers import accumulator, capped, longer
+from rlhf_jax.models.scoring import ALL_KEYS, Scoring
 
 NEGATIVE = -1e30
 """A masked score or logit: finite, so that a row which sees nothing stays finite too."""
@@ -41,25 +42,6 @@ def in_segments(ids: Int[Array, "B T"]) -> Segments:
 def segments_from_mask(mask: Bool[Array, "B T"]) -> Segments:
     """Real tokens see the real ones up to themselves; padding sees padding, and nobody reads it."""
     return in_segments(mask.astype(jnp.int32))
-
-
-class Scoring(NamedTuple):
-    """How a layer scores the keys that a query may read."""
-
-    width: int = 0
-    """q · k / √width; 0: the width of a head."""
-    cap: float = 0.0
-    """A score x is c tanh(x / c) instead (Gemma 2); 0: as it is."""
-    window: int = 0
-    """Keys that a query sees, itself the last of them; 0: all."""
-
-    def capped(self, scores: Array) -> Array:
-        """Scores between −cap and cap."""
-        return self.cap * jnp.tanh(scores / self.cap) if self.cap else scores
-
-
-ALL_KEYS = Scoring()
-"""q · k / √Dh of every key up to the query itself."""
 
 
 def visible(segments: Segments, window: int = 0) -> Bool[Array, "B 1 T S"]:
@@ -178,7 +160,7 @@ def plain_attention(
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=sums)
     scores = scores.reshape(B, G, H // G, T, -1) / jnp.sqrt(scoring.width or Dh)
     seen = visible(segments, scoring.window)[:, :, None]
-    weights = jax.nn.softmax(jnp.where(seen, scoring.capped(scores), NEGATIVE), axis=-1)
+    weights = jax.nn.softmax(jnp.where(seen, capped(scores, scoring.cap), NEGATIVE), axis=-1)
     weights = weights if drop is None else drop(weights)
     weights = weights.reshape(B, G, H // G * T, -1).astype(q.dtype)
     out = jnp.einsum("bhqk,bhkd->bhqd", weights, v, preferred_element_type=sums)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models import layout
 from rlhf_jax.models.attention import NEGATIVE, Segments, in_segments, segments_from_mask
-from rlhf_jax.models.layers import accumulator
+from rlhf_jax.models.layers import accumulator, capped
 from rlhf_jax.models.packing import TokenRows, pack, read_in_blocks
 from rlhf_jax.models.products import (
     FEW_ROWS,
@@ -124,8 +124,7 @@ def unembed(
             logits = wide_product(rows, kernel)
         else:
             logits = jnp.dot(rows, kernel, preferred_element_type=sums)
-    if config.logit_cap:
-        logits = config.logit_cap * jnp.tanh(logits / config.logit_cap)
+    logits = capped(logits, config.logit_cap)
     if config.unused_rows:
         # Finite, so that no difference of two of them is NaN; their mass is 0 all the same.
         used = jnp.arange(logits.shape[-1]) < logits.shape[-1] - config.unused_rows

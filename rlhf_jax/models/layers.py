@@ -148,6 +148,11 @@ def rotate(x: Float[Array, "B H T Dh"], turn: Rotation) -> Float[Array, "B H T D
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
+def capped(x: Array, cap: float) -> Array:
+    """c tanh(x / c), between −c and c; x itself for a ``cap`` of 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 def longer(x: Array, *, axis: int, multiple: int) -> Array:
     """``x`` with zeros behind it up to the next multiple of a length."""
     return jnp.pad(x, [(0, -n % multiple if i == axis else 0) for i, n in enumerate(x.shape)])

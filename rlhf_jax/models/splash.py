@@ -7,8 +7,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float
 
 from rlhf_jax.models import layout
-from rlhf_jax.models.attention import ALL_KEYS, Scoring
 from rlhf_jax.models.layers import accumulator, longer
+from rlhf_jax.models.scoring import ALL_KEYS, Scoring
 
 BLOCKS = (512, 256, 128)
 """Lengths of the kernel's blocks; of those that divide, the longest."""

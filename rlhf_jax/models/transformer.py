@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.config.model import LayerKind
 from rlhf_jax.models import layout
-from rlhf_jax.models.attention import Scoring, Segments, attention
+from rlhf_jax.models.attention import Segments, attention
 from rlhf_jax.models.layers import (
     Dense,
     LayerNorm,
@@ -31,6 +31,7 @@ from rlhf_jax.models.layers import (
     rotate,
     rotation,
 )
+from rlhf_jax.models.scoring import Scoring
 from rlhf_jax.types import Params
 
 

@@ -16,8 +16,6 @@ from precision import float32_bound, network_terms
 from rlhf_jax.config import ModelConfig, ParallelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.models.attention import (
-    ALL_KEYS,
-    Scoring,
     Segments,
     attention,
     cudnn_attention,
@@ -26,6 +24,7 @@ from rlhf_jax.models.attention import (
     visible,
 )
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.models.scoring import ALL_KEYS, Scoring
 from rlhf_jax.models.splash import splash_attention
 from rlhf_jax.training.mesh import make_mesh
 

@@ -11,7 +11,6 @@ from precision import assert_same
 
 from rlhf_jax.config import ModelConfig, RotaryConfig
 from rlhf_jax.models.attention import (
-    Scoring,
     Segments,
     attention,
     in_segments,
@@ -19,6 +18,7 @@ from rlhf_jax.models.attention import (
     visible,
 )
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.models.scoring import Scoring
 from rlhf_jax.models.transformer import as_layout, stack_blocks, unstack_blocks
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.types import LMBatch
