@@ -124,6 +124,14 @@ def compare_on_eight_devices():
         assert_near(got, expected, 47)
         heads = 2 if split else 4
         assert f"f32[1,{heads},128,16]" in traced, "a device computes what others compute too"
+    q, k, v, segments = inputs(4, 2, 47, 47)
+    q, k, v, *ids = (jnp.concatenate([x, x[:1]]) for x in (q, k, v, *segments))
+    scoring = Scoring(cap=2.0, window=9)
+    expected = outputs_and_gradients(partial(plain, scoring=scoring), q, k, v, Segments(*ids))
+    in_blocks = partial(attention, drop=None, fused=False, scoring=scoring)
+    for attend in (in_blocks, partial(interpreted, scoring=scoring)):
+        with jax.set_mesh(mesh):
+            assert_near(outputs_and_gradients(attend, q, k, v, Segments(*ids)), expected, 47)
 
 
 CONFIG = ModelConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, context=32)
