@@ -87,9 +87,9 @@ def test_a_row_has_no_more_reads_than_columns():
     assert (there == jnp.where(read, number + 1, 0)).all()
 
 
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_models_read_the_same(float64, lengths):
-    tokens, mask, read = padded(lengths)
+@pytest.mark.parametrize("name", ["of all lengths", "some empty"])
+def test_models_read_the_same(float64, name):
+    tokens, mask, read = padded(LENGTHS[name])
     lm, scalar = make_language_model(CONFIG, V), make_scalar_model(CONFIG, V)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), lm.init(jax.random.key(0)))
     head = scalar.init(jax.random.key(1), params["trunk"])
