@@ -23,8 +23,11 @@ from rlhf_jax.types import Params
 
 Tree = TypeVar("Tree")
 
-BLOCKS = 8
-"""Blocks of a batch without padding. Fewer would be emptier, for the last one is not full."""
+BLOCKS, BLOCK_TOKENS = 8, 384
+"""A block is an eighth of a batch without padding, or about so many tokens where that is more: the
+last block is not full, which speaks for small ones, and small products keep no processor busy. The
+quickstart's update in blocks of 188, 376 and 564 tokens is 1.18, 1.31 and 1.12 times as quick as
+with padding (CPU seconds)."""
 ROOM = 2
 """Tokens of a row by those of the longest example. Two of these fill a row, so that nothing is
 added where nothing is padded. Of the quickstart's minibatches, 32 episodes of which 59 % is real,
@@ -93,7 +96,8 @@ def pack(
     mask &= read.any(axis=1, keepdims=True)
     shards = layout.row_shards(B)
     length, outputs = T * ROOM, most_read * ROOM
-    per_block = max(round(B / (shards * ROOM * BLOCKS)), 1)
+    per_block = max(round(B / (shards * ROOM * BLOCKS)), BLOCK_TOKENS // length, 1)
+    per_block = min(per_block, B // shards)
 
     def by_shard(x):
         return x.reshape(shards, B // shards, *x.shape[1:])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.models import packing
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.models.packing import pack, sum_over_blocks
 
@@ -21,6 +22,12 @@ LENGTHS = {
     "some empty": [0, 12, 0, 5, 5, 5, 0, 0, 1, 1, 1, 0, 3],
     "all empty": [0] * 13,
 }
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks of so few tokens."""
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 1)
 
 
 def padded(lengths, seed=0):
@@ -40,11 +47,11 @@ def padded(lengths, seed=0):
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_every_real_token_stands_in_one_row_once(lengths):
     tokens, mask, read = padded(lengths)
-    packing = pack(tokens, mask, read, most_read=T - START + 1)
+    packed = pack(tokens, mask, read, most_read=T - START + 1)
     number = jnp.arange(tokens.size).reshape(tokens.shape)
     shown, present, filled = [], [], []
-    for i in range(int(packing.blocks)):
-        block = packing.block(i)
+    for i in range(int(packed.blocks)):
+        block = packed.block(i)
         rows = jax.tree.map(np.asarray, block.rows)
         for tokens_, positions, segments in zip(*rows[:3], strict=True):
             filled.append((segments > 0).sum())
@@ -81,9 +88,9 @@ def test_a_row_has_no_more_reads_than_columns():
     mask = jnp.asarray((column >= START - 1) & (column < START + rng.integers(1, 5, (B, 1))))
     read = mask & (column >= START)
     number = jnp.arange(B * T).reshape(B, T)
-    packing = pack(number, mask, read, most_read=4)
-    assert packing.block(0).rows.columns.shape[1] == 8
-    there = sum_over_blocks(lambda block: block.put(block.take(number + 1)), packing)
+    packed = pack(number, mask, read, most_read=4)
+    assert packed.block(0).rows.columns.shape[1] == 8
+    there = sum_over_blocks(lambda block: block.put(block.take(number + 1)), packed)
     assert (there == jnp.where(read, number + 1, 0)).all()
 
 
@@ -109,8 +116,8 @@ def test_models_read_the_same(float64, name):
         return loss + jnp.where(block.present[:, None], block.put(values) ** 2, 0).sum()
 
     def from_packed(params):
-        packing = pack(tokens, mask, read, most_read=T - START + 1)
-        return sum_over_blocks(partial(jax.value_and_grad(of_block), params), packing)
+        packed = pack(tokens, mask, read, most_read=T - START + 1)
+        return sum_over_blocks(partial(jax.value_and_grad(of_block), params), packed)
 
     expected = jax.jit(jax.value_and_grad(from_padded))(params)
     found = jax.jit(from_packed)(params)

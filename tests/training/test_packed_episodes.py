@@ -11,6 +11,7 @@ import pytest
 from precision import SAME
 
 from rlhf_jax.config import DPOConfig, KLConfig, ModelConfig, OptimConfig, PPOConfig
+from rlhf_jax.models import packing
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.rollouts.rollout import make_rollout
 from rlhf_jax.training.optimizers import make_state
@@ -50,6 +51,12 @@ KIN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks of so few tokens."""
+    monkeypatch.setattr(packing, "BLOCK_TOKENS", 1)
+
+
 def same(found, expected):
     jax.tree.map(partial(np.testing.assert_allclose, atol=SAME, rtol=SAME), found, expected)
 
@@ -73,11 +80,11 @@ def queries():
     return QueryBatch(tokens, mask, jnp.arange(B))
 
 
-def iteration(config, packing):
+def iteration(config, packed):
     """(episodes, metrics of an update, new parameters) of one iteration."""
     lm, scalar, both, params, _ = networks(config.value_trunk)
     ppo = make_policy_optimization(
-        replace(config, packing=packing), lm, both, {"task": scalar}, TX, end_ids=ENDS, pad_id=PAD
+        replace(config, packing=packed), lm, both, {"task": scalar}, TX, end_ids=ENDS, pad_id=PAD
     )
 
     @jax.jit
@@ -117,8 +124,8 @@ def test_dpos_gradient_is_the_same():
     batch = comparisons()
     inputs = PreferenceInputs(batch, sequence_logprobs(lm, reference, batch))
 
-    def gradient(packing):
-        loss_fn = make_preference_loss(lm, DPOConfig(), temperature=0.7, packing=packing)
+    def gradient(packed):
+        loss_fn = make_preference_loss(lm, DPOConfig(), temperature=0.7, packing=packed)
         return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, inputs, None, 7.0)
 
     same(gradient(True), gradient(False))
@@ -153,10 +160,10 @@ def test_an_older_policys_answers_are_read_the_same():
                 end_ids=ENDS,
                 pad_id=PAD,
                 recompute_logprobs=True,
-                packing=packing,
+                packing=packed,
             )
         )(*params, queries(), jax.random.key(6), older)
-        for packing in (True, False)
+        for packed in (True, False)
     ]
     same(*episodes)
     gap = np.abs(episodes[0].logprobs - episodes[0].behaviour_logprobs)
