@@ -1,7 +1,7 @@
 # Each command makes its own .venv first, from setup.py and constraints.txt, with plain pip
 # (test-torch: .venv-torch, constraints-torch.txt).
 # Needs Python >= 3.11 and nothing else. To choose one: make PYTHON=python3.12 quickstart
-.PHONY: help quickstart test test-fast test-isa test-torch lint clean rebuild
+.PHONY: help quickstart test test-fast test-isa test-torch lint docs clean rebuild
 
 help:
 	@echo "make quickstart  pretraining, SFT, reward model, PPO-ptx, evaluation on this machine"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-isa    the tests of numbers as an older processor computes them (ISA=AVX2)"
 	@echo "make test-torch  the same numbers as PyTorch, transformers and TRL (2.3 GB more)"
 	@echo "make lint        ruff, and ty for types"
+	@echo "make docs        the documentation as a site: docs/_build/html/index.html"
 	@echo "make clean       remove .venv, .venv-torch and caches; runs/ stays"
 	@echo "ARGS='...' is passed on: make quickstart ARGS='--seed 1'"
 
@@ -52,13 +53,19 @@ lint: .venv/installed-dev
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m ty check
 
+# Commands and functions are pages made from the code (docs/reference.py).
+docs: .venv/installed-docs
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf .venv .venv-torch .cache .pytest_cache .ruff_cache build dist rlhf_jax.egg-info
+	rm -rf docs/_build docs/reference .venv .venv-torch .cache .pytest_cache .ruff_cache build dist rlhf_jax.egg-info
 
 # --- .venv, .venv-torch ------------------------------------------------------------------------
 EXTRAS_quickstart := report,tensorboard
 EXTRAS_test := test
 EXTRAS_dev := dev
+EXTRAS_docs := docs
 EXTRAS_torch := torch
 
 CANDIDATES = $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)

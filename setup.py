@@ -52,6 +52,7 @@ TEST = [
 # The labelling page's tests drive Chromium, which is not in here.
 TEST_FEEDBACK = [*TEAM, "axe-playwright-python>=0.1.4", "httpx2>=2.0", "playwright>=1.50"]
 LM_EVAL = ["lm-eval>=0.4.12"]
+DOCS = ["sphinx>=8.2", "myst-parser>=5.0", "furo>=2025.9", "sphinx-copybutton>=0.5"]
 # What tests/parity compares with; in an environment of its own, with constraints-torch.txt.
 # TRL 1.12.0 is the last with a PPO.
 TORCH = [
@@ -87,6 +88,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.19"],
         "report": REPORT,
+        "docs": DOCS,
         "feedback": FEEDBACK,
         "team": TEAM,
         "eval": EVAL,

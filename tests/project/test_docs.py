@@ -103,6 +103,30 @@ def test_every_fork_names_a_commit():
         assert re.search(r"\| `[0-9a-f]{7,40}` \|$", row), row
 
 
+METRIC = r"\b(?:objective|policy|val|loss|sampling)/\w+|\beval/(?:loss|accuracy|margin|ece)\b"
+
+
+def metrics_in(*files: pathlib.Path) -> set[str]:
+    """Names of metrics in code or prose."""
+    return {name for file in files for name in re.findall(METRIC, file.read_text(encoding="utf-8"))}
+
+
+def test_every_metric_is_explained_and_every_explained_one_is_logged():
+    explained = metrics_in(ROOT / "docs" / "metrics.md")
+    logged = set()
+    for room in ("objectives", "training", "runs"):
+        code = "".join(
+            path.read_text(encoding="utf-8") for path in (ROOT / "rlhf_jax" / room).glob("*.py")
+        )
+        logged |= set(re.findall(rf'"({METRIC})"', code))
+    assert len(logged) > 30
+    assert not logged - explained, "docs/metrics.md does not explain these"
+    made = {f"policy/clipfrac{side}_avg" for side in ("", "_low", "_high")}  # by f-strings
+    made |= {"objective/NAME_scores", "objective/second_scores"}
+    pages = {name for name in explained if name.startswith("eval/")}  # by the experiments' pages
+    assert not explained - logged - made - pages, "nothing logs these"
+
+
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -113,6 +137,8 @@ def test_links_lead_somewhere(page):
         path, _, anchor = target.partition("#")
         if "://" in target:
             continue
+        if re.fullmatch(r"(\.\./)?reference/\w+\.md", path):
+            continue  # made from the code (test_site.py)
         there = page.parent / path if path else page
         assert there.exists(), f"{target} is not there"
         if anchor and there.suffix == ".md":
@@ -124,3 +150,12 @@ def anchors(page: pathlib.Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     plain = (re.sub(r"[^\w\s-]", "", heading.lower()) for heading in headings)
     return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_table_has_a_head(page):
+    """Rows behind an empty line are no part of the table before it, but letters and bars."""
+    lines = ["", *page.read_text(encoding="utf-8").splitlines(), ""]
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if line.startswith("|") and not before.startswith("|"):
+            assert re.fullmatch(r"\|[ :|-]+\|", after), line
