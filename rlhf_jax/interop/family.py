@@ -15,7 +15,7 @@ unused_rows export_as lora_scale dropout scan_layers remat attention logit_rows 
 """Fields of ModelConfig that any family may have as it likes, or that are no part of a model."""
 
 
-part = re.compile(r"([^.]+)\[(\d+)\]")
+PART = re.compile(r"(?<![^.])([^.\[]+)\[(\d+)\]")
 """A part of a stacked tensor in a name, and its number."""
 GPT2 = vars(ModelConfig()) | {"thetas": (), "fraction": 1.0}
 
@@ -53,7 +53,7 @@ class Family(NamedTuple):
     @property
     def stacked(self) -> dict[str, int]:
         """Of each of their modules that holds several of ours the last name, and how many."""
-        found = [part.search(name) for name in self.names.values()]
+        found = [PART.search(name) for name in self.names.values()]
         return dict(Counter(match[1] for match in found if match))
 
     def has(self, c: ModelConfig) -> bool:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.interop.family import Family, part
+from rlhf_jax.interop.family import PART, Family
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.types import Params
 
@@ -93,12 +93,12 @@ def in_parts(names: Iterable[str], family: Family) -> Iterator[str]:
 
 def whole(name: str) -> str:
     """The name in the file of a tensor, which may be a part of another."""
-    return part.sub(r"\1", name)
+    return PART.sub(r"\1", name)
 
 
 def part_of(name: str, family: Family) -> tuple[int, int]:
     """(which, of how many) parts of a tensor in the file: (0, 1) of one that is no part."""
-    match = part.search(name)
+    match = PART.search(name)
     return (int(match[2]), family.stacked[match[1]]) if match else (0, 1)
 
 

@@ -34,7 +34,7 @@ from rlhf_jax.doctor import invariants_data as of_data
 from rlhf_jax.doctor import invariants_ppo as of_ppo
 from rlhf_jax.doctor.patient import Patient, sample_episodes
 from rlhf_jax.errors import InputError, RunError
-from rlhf_jax.models import heads
+from rlhf_jax.models import heads, trunk
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.objectives import policy_losses
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
@@ -164,7 +164,7 @@ def test_a_sound_patient_passes_every_check(patient):
 def test_a_position_bug_under_padding(patient, episodes, monkeypatch):
     """Bug 4: positions count padding."""
     ramp = lambda mask: jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
-    monkeypatch.setattr(heads, "positions_of", ramp)
+    monkeypatch.setattr(trunk, "positions_of", ramp)
     assert "left padding changes no logit" in failed(checks.model_findings(patient, episodes))
 
 
