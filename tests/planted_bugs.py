@@ -684,6 +684,14 @@ PLANTS = (
         f"{STUDY}results.py::test_arms_of_one_seed_whose_sft_differs_are_no_pair",
     ),
     Plant(
+        139,
+        "a fork's objective sees a minibatch block by block",
+        PPO,
+        "config.packing and objective is None and",
+        "config.packing and",
+        f"{EPISODES}a_forks_objective_sees_its_minibatch_whole",
+    ),
+    Plant(
         140,
         "dynamic sampling keeps rows and not the answers to a prompt",
         DYNAMIC,

@@ -13,11 +13,10 @@ n_layers d_model n_heads d_ff context norm_eps tied rotary
 unused_rows export_as lora_scale dropout scan_layers remat attention logit_rows dtype
 """
 """Fields of ModelConfig that any family may have as it likes, or that are no part of a model."""
-
-
 PART = re.compile(r"(?<![^.])([^.\[]+)\[(\d+)\]")
 """A part of a stacked tensor in a name, and its number."""
-GPT2 = vars(ModelConfig()) | {"thetas": (), "fraction": 1.0}
+GPT2_TRAITS = vars(ModelConfig()) | {"thetas": (), "fraction": 1.0}
+"""What a trunk is where its family does not say: the defaults of ModelConfig."""
 
 
 def anything(value: Any) -> bool:
@@ -58,7 +57,7 @@ class Family(NamedTuple):
 
     def has(self, c: ModelConfig) -> bool:
         """Whether ``c`` is a trunk of this family."""
-        always = GPT2 | dict(self.traits)
+        always = GPT2_TRAITS | dict(self.traits)
         found = {name: value for name, value in vars(c).items() if name not in ANY.split()}
         # 0, or nothing, in as many words.
         found["n_kv_heads"] *= c.kv_heads != c.n_heads

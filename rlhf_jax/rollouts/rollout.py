@@ -47,7 +47,7 @@ def make_rollout(
     end_ids: Sequence[int],
     pad_id: int,
     recompute_logprobs: bool,
-    packing: bool = False,
+    packing: bool,
 ) -> Callable[..., Rollout]:
     """``(params, ref_params, reward_params, queries, key, behaviour=None) -> Rollout``.
 

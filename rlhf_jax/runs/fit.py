@@ -198,10 +198,7 @@ def choose_packing(
     whole = parallel.mesh.shape["fsdp"] == 1
     chosen = whole and packed < padded if packing is None else packing
     if chosen:
-        say(
-            f"{stage}: answers are packed, several in a row: work of {packed / padded:.2f} of the "
-            "padded positions (--packing False: padded rows)"
-        )
+        say(f"{stage}: answers are packed: {packed / padded:.2f} of the work of padded rows")
     return chosen
 
 

@@ -99,8 +99,9 @@ def make_policy_optimization(
         config, end_ids=end_ids, advantage_fn=advantage_fn, combine=combine
     )
     loss = make_loss(config, lm, policy_value, objective)
-    # Online DPO's loss needs a prompt's answers together, wherever they stand: it packs by itself.
-    in_blocks = config.packing and config.objective != "dpo"
+    # A fork's objective may look at its whole minibatch, at a quantile say, and is no sum over
+    # blocks. Online DPO's needs a prompt's answers together, wherever they stand: it packs itself.
+    in_blocks = config.packing and objective is None and config.objective != "dpo"
     lm_loss = make_lm_loss(lm, training=False)
 
     def ptx_loss(params, batch, key, count):

@@ -65,6 +65,7 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
         end_ids=(V - 1,),
         pad_id=V - 2,
         recompute_logprobs=recompute,
+        packing=False,
     )
     query, ones = jnp.array([[3, 1, 4]]), jnp.ones((rows, Q), bool)
     batch = QueryBatch(jnp.repeat(query, rows, axis=0), ones, jnp.arange(rows))

@@ -19,6 +19,7 @@ from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.runs.checkpoints import load_params, params_sha256
 from rlhf_jax.runs.trained import load_trained
+from rlhf_jax.training import preference_optimization
 from rlhf_jax.training.preference_optimization import sequence_logprobs
 
 GOOD, BAD = " good film .", " bad film ."
@@ -72,6 +73,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, lora):
         dpo.run(into(config, name, lora=lora, run={"stop_after": 4}))
     assert dpo.run(into(config, name, lora=lora))["params_sha256"] == whole["params_sha256"]
     assert whole["heldout"]["eval/margin"] > 0
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_updates_read_what_packing_says(config, packing, monkeypatch):
+    read = []
+    packed = preference_optimization.packed_logprobs
+    reading = lambda *args, **more: read.append(1) or packed(*args, **more)
+    monkeypatch.setattr(preference_optimization, "packed_logprobs", reading)
+    once = {"stop_after": 1}
+    with pytest.raises(SystemExit):
+        dpo.run(into(config, f"packing_{packing}", packing=packing, run=once))
+    assert len(read) == 2 * packing  # the reference, and the policy's loss
 
 
 @pytest.mark.usefixtures("float64")

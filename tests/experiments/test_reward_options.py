@@ -27,6 +27,7 @@ from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.preference_audit import ordered_pairs
+from rlhf_jax.models import heads
 from rlhf_jax.runs.trained import load_trained
 from rlhf_jax.tasks.preferences import load_preferences
 
@@ -84,6 +85,19 @@ def test_length_control_leaves_the_words_and_takes_the_length(sft, tmp_path):
     # others people take *fine* in 0.88, so that 0.69 is the best that can be.
     assert found[True]["by_length"]["as long"]["mean"] > 0.62
     assert found[False]["accuracy"]["mean"] > found[True]["accuracy"]["mean"]
+
+
+def test_packed_answers_make_the_same_reward_model(sft, tmp_path, monkeypatch):
+    data = by_length_and_word(tmp_path / "rows.jsonl", 60)
+    read, packed = [], heads.packed_scores
+    reading = lambda *args: read.append(1) or packed(*args)
+    monkeypatch.setattr(heads, "packed_scores", reading)
+    done = [
+        reward.run(config(sft, tmp_path / f"packing_{packing}", data=data, packing=packing))
+        for packing in (True, False)
+    ]
+    assert [each["packing"] for each in done] == [True, False] and len(read) == 1
+    assert done[0]["heldout"] == pytest.approx(done[1]["heldout"], rel=SAME, abs=SAME)
 
 
 def test_a_named_set_is_trained_on_and_audited(sft, tmp_path, capsys):

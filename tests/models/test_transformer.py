@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import with_noise
 from precision import assert_same, float32_bound, network_terms
 
 from rlhf_jax.config import ModelConfig
@@ -21,12 +22,7 @@ V, B, T = 31, 3, 9
 
 @pytest.fixture(scope="module")
 def params():
-    # Away from the tiny initial values, so that every term matters.
-    fresh = make_language_model(CONFIG, V).init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [x + n for x, n in zip(leaves, noise, strict=True)])
+    return with_noise(make_language_model(CONFIG, V).init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

@@ -244,6 +244,7 @@ def test_rollout(params, batch, recompute, trunk):
         end_ids=(EOS,),
         pad_id=PAD,
         recompute_logprobs=recompute,
+        packing=False,
     )
     trained = both.init(params, reward_params)
     r = rollout(trained, params, {"task": reward_params}, batch, jax.random.key(8))

@@ -1,19 +1,37 @@
 """A run fits its data and its model: lengths, what they cut, warm-up and batches."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rlhf_jax.config import DPOConfig, ModelConfig, OptimConfig, PPOConfig, SFTConfig
+from rlhf_jax.config import (
+    DPOConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from rlhf_jax.data import fates
 from rlhf_jax.data.formats import Demonstration
 from rlhf_jax.data.lengths import choose_lengths
 from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
-from rlhf_jax.runs.fit import check_cut, check_pace, fit_answers, fit_context, fit_lengths
+from rlhf_jax.runs.fit import (
+    check_cut,
+    check_pace,
+    choose_packing,
+    fit_answers,
+    fit_context,
+    fit_lengths,
+)
 from rlhf_jax.runs.trained import trained_lengths
 from rlhf_jax.training.optimizers import make_schedule, warmup_steps
+from rlhf_jax.training.parallel import make_parallel
+from rlhf_jax.types import ComparisonBatch
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +164,47 @@ def test_a_run_that_cannot_learn_says_so(capsys):
     check_pace("dpo", 1, optim=OptimConfig(warmup_steps=20, warmup_init=0.1))
     with pytest.raises(InputError, match="so many epochs are 2147483648 steps, at most 2147483647"):
         check_pace("dpo", 2**31, optim=OptimConfig())
+
+
+# --- packing --------------------------------------------------------------------------------------
+
+
+def ranked(query: int, answers: list[int], *, prompts: int = 10):
+    """Comparisons [10 + 3 × 20] of so many real tokens; an answer of 0 is absent."""
+    lengths = np.array(answers)
+    mask = np.broadcast_to(np.arange(20) < lengths[:, None], (prompts, 3, 20))
+    query_mask = np.broadcast_to(np.arange(10) >= 10 - query, (prompts, 10))
+    ranks = np.broadcast_to(np.where(lengths > 0, np.arange(3), -1), (prompts, 3))
+    return ComparisonBatch(query_mask.astype(int), query_mask, mask.astype(int), mask, ranks)
+
+
+ONE = make_parallel(ParallelConfig(devices=1))
+SPLIT = ONE._replace(mesh=SimpleNamespace(shape={"data": 1, "fsdp": 2, "tensor": 1}))
+PACKING = {
+    # 3 × (5 + 8) tokens read 4/3 times in rows of which a tenth is empty: 57.8 positions of a
+    # prompt, beside 3 × 30 of padded rows and 10 + 3 × 20 of rows that share the query.
+    "less work than padded rows": (None, 5, [8, 8, 8], ONE, False, "0.64", True),
+    "less work than a shared query": (None, 5, [8, 8, 8], ONE, True, "0.83", True),
+    "more work than a shared query": (None, 8, [10, 10, 10], ONE, True, "", False),
+    "more work, but asked for": (True, 8, [10, 10, 10], ONE, True, "1.14", True),
+    "less work, but not wanted": (False, 5, [8, 8, 8], ONE, False, "", False),
+    "absent answers have no query": (None, 8, [15, 0, 0], ONE, True, "0.49", True),
+    "weights would be gathered for each block": (None, 5, [8, 8, 8], SPLIT, False, "", False),
+    "gathered, but asked for": (True, 5, [8, 8, 8], SPLIT, False, "0.64", True),
+}
+
+
+@pytest.mark.parametrize("case", PACKING.values(), ids=PACKING)
+def test_answers_are_packed_where_it_is_less_work(case, capsys):
+    packing, query, answers, parallel, shared, work, chosen = case
+    found = choose_packing(
+        packing, ranked(query, answers), parallel, shared_query=shared, stage="dpo"
+    )
+    assert found == chosen
+    said = f"dpo: answers are packed: {work} of the work of padded rows\n"
+    assert capsys.readouterr().err == (said if chosen else "")
+
+
+def test_packing_has_no_dropout():
+    with pytest.raises(InputError, match=r"packing=True excludes dropout=0.1"):
+        RewardConfig(packing=True, dropout=0.1)

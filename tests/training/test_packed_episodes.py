@@ -80,11 +80,18 @@ def queries():
     return QueryBatch(tokens, mask, jnp.arange(B))
 
 
-def iteration(config, packed):
+def iteration(config, packed, objective=None):
     """(episodes, metrics of an update, new parameters) of one iteration."""
     lm, scalar, both, params, _ = networks(config.value_trunk)
     ppo = make_policy_optimization(
-        replace(config, packing=packed), lm, both, {"task": scalar}, TX, end_ids=ENDS, pad_id=PAD
+        replace(config, packing=packed),
+        lm,
+        both,
+        {"task": scalar},
+        TX,
+        end_ids=ENDS,
+        pad_id=PAD,
+        objective=objective,
     )
 
     @jax.jit
@@ -104,6 +111,17 @@ def test_an_iteration_is_the_same(config):
     lengths = np.asarray(expected[0].mask.sum(axis=1))
     assert lengths.min() < R / 2 and lengths.max() == R  # there is padding, and a longest answer
     same(found, expected)
+
+
+def test_a_forks_objective_sees_its_minibatch_whole():
+    """The tokens of the highest entropy of a minibatch are not those of its blocks."""
+    config = replace(PPO, value_trunk="none", optim=OptimConfig())
+
+    def surest(new_logprobs, new_values, entropies, batch, *, count):
+        chosen = entropies >= jnp.nanquantile(jnp.where(batch.mask, entropies, jnp.nan), 0.8)
+        return -jnp.where(chosen & batch.mask, new_logprobs, 0).sum() / count, {}
+
+    same(*(iteration(config, packed, objective=surest) for packed in (True, False)))
 
 
 def comparisons():

@@ -106,6 +106,7 @@ def rollout_fn(trunk, eos_id):
             end_ids=(eos_id,),
             pad_id=PAD,
             recompute_logprobs=False,
+            packing=False,
         )
     )
 
@@ -324,6 +325,7 @@ def test_the_second_reward_model_scores_the_whole_episode():
         end_ids=(STOP,),
         pad_id=PAD,
         recompute_logprobs=False,
+        packing=False,
     )
     queries = jax.random.randint(jax.random.key(100), (B, Q), 0, V)
     batch = QueryBatch(queries, jnp.ones((B, Q), bool), jnp.arange(B))
