@@ -249,7 +249,8 @@ def ppo(chain: InstructGPTConfig, models: Models, parallel: Parallel) -> Program
     kinds = {**state_kinds(there.state), "batch": batch}
     resident = {"weights": (there.reference, there.reward, there.past)}
     arguments = there.state, batch, KEY, None
-    return Program("PPO-ptx update, all minibatches", jitted, arguments, kinds, resident)
+    title = "PPO-ptx update, all minibatches" + (", as if padded" if chain.ppo.packing else "")
+    return Program(title, jitted, arguments, kinds, resident)
 
 
 PROGRAMS: dict[str, Callable[[InstructGPTConfig, Models, Parallel], Program]] = {

@@ -136,6 +136,15 @@ def test_a_program_whose_arguments_do_not_fit_is_not_compiled():
     assert "by its arguments alone" in report.verdict(found, CHIP._replace(hbm=2**20))
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_packed_updates_are_planned_as_if_padded_and_say_so(packing):
+    """How many blocks would be filled is for the data to say."""
+    chain = small_chain()
+    chain = replace(chain, ppo=replace(chain.ppo, packing=packing))
+    program = PROGRAMS["ppo"](chain, MODELS, Parallel("mesh", abstract_mesh(1, 1, 1)))
+    assert program.name.endswith(", as if padded") == packing
+
+
 @libtpu
 @pytest.mark.tpu_compile
 def test_search_takes_each_mesh_with_the_fewest_micro_batches_that_fit(capsys):
