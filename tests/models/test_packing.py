@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.models import packing
+from rlhf_jax.models import layout, packing
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.models.packing import pack, sum_over_blocks
 
@@ -122,3 +123,23 @@ def test_models_read_the_same(float64, name):
     expected = jax.jit(jax.value_and_grad(from_padded))(params)
     found = jax.jit(from_packed)(params)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9, rtol=1e-9), found, expected)
+
+
+def test_examples_of_which_nothing_is_read_take_no_room():
+    tokens, mask, read = padded([12] * 13)
+    wanted = jnp.arange(13)[:, None] < 2
+    packed = pack(tokens, mask, read & wanted, most_read=T)
+    (block,) = [packed.block(i) for i in range(int(packed.blocks))]
+    assert int((block.rows.segments > 0).sum()) == 2 * 12
+
+
+@pytest.mark.parametrize("rows,shards", [(16, 4), (6, 2), (3, 1)])
+def test_devices_that_share_a_batchs_rows_pack_their_own(rows, shards):
+    """Six rows lie on two devices of four, and three on one: what does not divide is not split."""
+    mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    tokens, mask, read = padded([5] * rows)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert layout.row_shards(rows) == shards
+        packed = jax.eval_shape(lambda: pack(tokens, mask, read, most_read=T).block(0).rows)
+    assert packed.tokens.shape[0] % shards == 0
+    assert layout.row_shards(rows) == 1
