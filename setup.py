@@ -16,6 +16,10 @@ CORE = [
     "orbax-checkpoint>=0.12",
     "grain>=0.2.16",
     "tensorflow-datasets>=4.9.10",
+    # Data sets and models by name: tokenizers brings it.
+    "huggingface_hub>=0.30",
+    # Parquet, Arrow, zstd: tensorflow-datasets brings it, so that it is no extra.
+    "pyarrow>=16",
     # Imported by tensorflow-datasets, which does not declare it.
     "importlib_resources>=6.4",
     "numpy>=2.0",
@@ -37,17 +41,21 @@ TEAM = [*FEEDBACK, "sqlalchemy>=2.0", "psycopg[binary]>=3.2"]
 EVAL = ["rouge-score>=0.1.2", "sacrebleu>=2.5"]
 PRIVACY = ["dp-accounting>=0.6"]
 GGUF = ["gguf>=0.17"]
+SLURM = ["submitit>=1.5"]
 TEST = [
     *REPORT,
     *TENSORBOARD,
     *EVAL,
     *PRIVACY,
     *GGUF,
+    *SLURM,
     "absl-py>=2.1",
     "beartype>=0.20",
     "chex>=0.1.90",
     "pytest>=8.3",
     "pytest-xdist>=3.7",
+    # Its own files are read without it, and compared with it.
+    "sentencepiece>=0.2.1",
 ]
 # The labelling page's tests drive Chromium, which is not in here.
 TEST_FEEDBACK = [*TEAM, "axe-playwright-python>=0.1.4", "httpx2>=2.0", "playwright>=1.50"]
@@ -87,6 +95,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tensorboard": TENSORBOARD,
         "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.20"],
         "report": REPORT,
         "docs": DOCS,
         "feedback": FEEDBACK,
@@ -94,9 +103,10 @@ setup(
         "eval": EVAL,
         "privacy": PRIVACY,
         "gguf": GGUF,
+        "slurm": SLURM,
         "lm-eval": LM_EVAL,
-        "test": [*TEST, *TEST_FEEDBACK],
+        "test": [*TEST, *TEST_FEEDBACK, *DOCS],
         "torch": TORCH,
-        "dev": [*TEST, *TEST_FEEDBACK, "ruff>=0.12", "ty>=0.0.108"],
+        "dev": [*TEST, *TEST_FEEDBACK, *DOCS, "ruff>=0.12", "ty>=0.0.108"],
     },
 )

@@ -39,7 +39,7 @@ def make_generation(case: Case, folder: Path) -> Work:
     params = parallel.place(imported.params)
     queries = jnp.asarray(inputs.prompts(case))
     mask = jnp.ones(queries.shape, bool)
-    options = dict(length=case.length, temperature=1.0, top_k=0, top_p=1.0, pad_id=EOS)
+    options = dict(length=case.length, temperature=1.0, top_k=0, top_p=1.0, pad_id=EOS, at_once=1.0)
     # An id that no token has: nothing ends.
     options["end_ids"] = (EOS if case.end == "early" else -1,)
     sample = parallel.function(partial(generate, lm, **options))

@@ -25,6 +25,7 @@ html_title = "rlhf_jax"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["scroll.js"]
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -50,11 +51,23 @@ def name_files_of_the_repository(app: Any, page: str, source: list[str]) -> None
     source[0] = re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", named, source[0])
 
 
+def give_captions_a_level(
+    app: Any, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Say of which level the captions of the side bar are, as a heading has to."""
+    navigation = context.get("furo_navigation_tree", "")
+    level = navigation.replace('role="heading"', 'role="heading" aria-level="2"')
+    context["furo_navigation_tree"] = level
+
+
 def setup(app: Any) -> None:
     """Write the generated pages, and read docstrings as the prose that they are."""
     reference.write_pages(DOCS / "reference")
     app.add_lexer("jsonl", JsonLexer)
-    app.add_lexer("txt", TextLexer)
+    for name in ("txt", "csv", "tsv"):
+        app.add_lexer(name, TextLexer)
     app.connect("source-read", name_files_of_the_repository)
+    # After the theme, which makes the side bar in the same place.
+    app.connect("html-page-context", give_captions_a_level, priority=900)
     app.connect("autodoc-process-docstring", reference.as_restructured_text)
     app.connect("autodoc-process-signature", reference.with_short_types)

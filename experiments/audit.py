@@ -28,6 +28,7 @@ from rich.table import Table
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import AuditConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_comparisons
@@ -123,7 +124,7 @@ def find(name: str, fold: Fold | None, config: AuditConfig) -> Preferences:
     """The pairs of a named set, or of a file of comparisons, which is held out as a whole."""
     if is_name(Path(name)):
         return load_preferences(name, config.source, fold)
-    rows = read_comparisons(name)
+    rows = read_comparisons(name, column_names(config.columns))
     return Preferences(
         [], rows, ["all"] * len(rows), [as_text(row.prompt) for row in rows], [], None
     )

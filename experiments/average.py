@@ -20,6 +20,7 @@ import numpy as np
 
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import AverageConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.formats import read_comparisons
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.evaluation.metrics import pair_accuracy, spread_within_prompts
@@ -184,7 +185,7 @@ def make_evaluation(
             "--heldout needs a model that says with what lengths it was trained (a run of "
             "experiments.reward); none of these does"
         )
-    rows = read_comparisons(config.heldout)
+    rows = read_comparisons(config.heldout, column_names(config.columns))
     score = make_reward_scorer(
         make_scalar_model(first.model, first.vocab_size),
         first.tokenizer,

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import CanaryConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.chat import as_json
 from rlhf_jax.data.files import check_writable, write_atomically
 from rlhf_jax.data.formats import read_demonstrations
@@ -33,7 +34,7 @@ def run(config: CanaryConfig) -> dict[str, Interval] | None:
         check_writable(config.out, config.data)
         rows = [
             {"prompt": as_json(row.prompt), "completion": as_json(row.completion)}
-            for row in read_demonstrations(config.data)
+            for row in read_demonstrations(config.data, column_names(config.columns))
         ]
         secrets = [row._asdict() for row in plant(config.number, seed=config.seed)]
         rows += secrets * config.repeat

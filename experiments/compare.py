@@ -15,6 +15,7 @@ import numpy as np
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import CompareConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.chat import as_json, as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.formats import Prompt, read_prompts
@@ -45,7 +46,8 @@ def run(config: CompareConfig) -> dict:
         parallel = make_parallel(config.parallel)
         policy = load_trained(config.init, flag="init")
         total = config.num_prompts + config.heldout_prompts
-        prompts = [row.prompt for row in read_prompts(config.prompts)][:total]
+        rows = read_prompts(config.prompts, column_names(config.columns))
+        prompts = [row.prompt for row in rows][:total]
         check_enough(len(prompts), config, str(config.prompts))
         task = read_task(config.task, config.source)
         check_prompts(task, list(map(as_text, prompts)))

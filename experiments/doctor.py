@@ -31,6 +31,7 @@ from rlhf_jax.config import (
     SFTConfig,
     TextDataConfig,
 )
+from rlhf_jax.config.data import column_names
 from rlhf_jax.config.rewards import reward_source
 from rlhf_jax.data.formats import Prompt, iterate
 from rlhf_jax.doctor.checks import examine
@@ -84,7 +85,7 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
         policy = load_trained(ppo.init, flag="init")
         reward = load_trained(ppo.reward[0], flag="reward", kind="scalar")
         sft, ranked = record(ppo.init, SFTConfig), record(ppo.reward[0], RewardConfig)
-        comparisons = ranked.data if ranked else None
+        comparisons, columns = (ranked.data, ranked.columns) if ranked else (None, "")
     else:
         c = files = config.resolve()
         # Written elsewhere: the doctor leaves nothing in a chain's folder.
@@ -92,7 +93,8 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
             write(read_task(c.task, c.source), scratch / "data")
             files = replace(config, dir=scratch).resolve()
         ppo = replace(c.ppo, prompts=files.ppo.prompts)
-        sft, comparisons = replace(c.sft, data=files.sft.data), c.reward.data
+        sft = replace(c.sft, data=files.sft.data)
+        comparisons, columns = c.reward.data, c.reward.columns
         policy, reward, fresh = chain_models(c, replace(files.pretrain.data, cache=scratch))
     value = reward
     if ppo.value_init is not None:
@@ -103,14 +105,14 @@ def admit(config: InstructGPTConfig | PPOConfig, scratch: Path) -> Patient:
     same_tokenizer(policy, value, ("init", "value-init"))
     ppo = fit_prompts(
         ppo,
-        iterate(ppo.prompts, Prompt),
+        iterate(ppo.prompts, Prompt, columns=column_names(ppo.columns)),
         policy.tokenizer,
         trained=(ppo.init, *ppo.reward),
         context=min(policy.model.context, reward.model.context, value.model.context),
         stage="doctor",
     )
     trained, value = (with_adapters(m, ppo.lora, seed=ppo.run.seed) for m in (policy, value))
-    return Patient(ppo, policy, reward, trained, value, fresh, sft, comparisons)
+    return Patient(ppo, policy, reward, trained, value, fresh, sft, comparisons, columns)
 
 
 def with_first_model(config: PPOConfig) -> PPOConfig:

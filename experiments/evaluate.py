@@ -20,6 +20,7 @@ import numpy as np
 from experiments import safety
 from rlhf_jax.cli import main
 from rlhf_jax.config import EvaluateConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import write_atomically
@@ -62,16 +63,16 @@ def run(config: EvaluateConfig) -> dict:
         others += [("second-reward", second)] if second is not None else []
         for flag, other in others:
             same_tokenizer(policies[baseline], other, (f"policies {baseline}", flag))
-        prompts = [row.prompt for row in read_prompts(config.prompts)][: config.num_prompts]
+        rows = read_prompts(config.prompts, column_names(config.columns))[: config.num_prompts]
+        prompts = [row.prompt for row in rows]
         tokenizer = policies[baseline].tokenizer
         models = [trained.model for trained in (*policies.values(), *judges)]
-        context = min(model.context for model in models)
         config = fit_prompts(
             config,
             map(Prompt, prompts),
             tokenizer,
             trained=(*config.policies, *config.reward),
-            context=context,
+            context=min(model.context for model in models),
             stage="evaluate",
         )
         lengths = row_lengths(config)
@@ -162,6 +163,9 @@ def describe_policy(prompts: list[str], answers: Answers, base: Answers, task: T
         **describe_text(prompts, responses, base, task, gold=answers.gold[:, 0]),
         **({} if np.isnan(first).all() else by_reward_model),
         "kl": measure.mean_ci(answers.kl[:, 0]),
+        "perplexity_by_baseline": measure.perplexity_ci(
+            answers.baseline_logprob[:, 0], answers.length[:, 0]
+        ),
         "length": measure.mean_ci(answers.length[:, 0]),
         "ended": float(answers.ended[:, 0].mean()),
     }

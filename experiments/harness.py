@@ -102,8 +102,8 @@ class HarnessModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """Ids of a text, begin of text first unless it is refused."""
         tokenizer = self.trained.tokenizer
-        encode = tokenizer.encode if add_special_tokens is False else tokenizer.encode_beginning
-        return encode(string)
+        ids = tokenizer.encode_beginning(string)
+        return ids[len(tokenizer.bos_ids) :] if add_special_tokens is False else ids
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         """Refused: what is evaluated is the plain text."""
@@ -121,7 +121,7 @@ class HarnessModel(TemplateLM):
         totals = []
         for (text,) in (request.args for request in requests):
             windows = utils.get_rolling_token_windows(
-                token_list=self.trained.tokenizer.encode(text),
+                token_list=self.tok_encode(text, add_special_tokens=False),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
@@ -138,7 +138,7 @@ class HarnessModel(TemplateLM):
     def _sampler(self, *, length: int, temperature: float, top_k: int, top_p: float):
         tokenizer = self.trained.tokenizer
         sample = partial(generate, self._lm, length=length, temperature=temperature)
-        sample = partial(sample, top_k=top_k, top_p=top_p)
+        sample = partial(sample, top_k=top_k, top_p=top_p, at_once=1.0)
         return jax.jit(partial(sample, end_ids=tokenizer.end_ids, pad_id=tokenizer.pad_id))
 
     def _generate(self, text: str, options: dict[str, Any]) -> str:
@@ -167,7 +167,8 @@ class HarnessModel(TemplateLM):
             top_p=float(options.get("top_p", 1.0)),
         )
         generation = sample(self.trained.params, tokens, mask, row_keys(key, 1))
-        answer = tokenizer.decode(np.asarray(generation.responses)[np.asarray(generation.mask)])
+        answer_ids = np.asarray(generation.responses)[np.asarray(generation.mask)]
+        answer = tokenizer.decode_answer(answer_ids, ids[-1] if ids else tokenizer.pad_id)
         for stop in until:
             answer = answer.split(stop)[0] if stop else answer
         return answer

@@ -14,7 +14,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from experiments import compare, evaluate, ppo, pretrain, report, reward, sft
+from experiments import compare, convert, evaluate, ppo, pretrain, report, reward, sft
 from rlhf_jax.cli import main, to_dict
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.config.effect import value_of
@@ -22,6 +22,7 @@ from rlhf_jax.data.files import write_atomically
 from rlhf_jax.errors import check
 from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.report.drawing import load_matplotlib
+from rlhf_jax.report.page import BROUGHT_IN
 from rlhf_jax.runs.progress import peak_memory
 from rlhf_jax.runs.records import config_digest, environment
 from rlhf_jax.runs.trained import check_model
@@ -33,7 +34,8 @@ def run(config: InstructGPTConfig) -> dict:
     """All stages, the summary and the report; what is finished already is not done again."""
     started = time.monotonic()
     c = config.resolve()
-    every = (c.pretrain, c.sft, c.compare, c.reward, c.ppo, c.evaluate)
+    models = (c.pretrain, c.sft) if c.init is None else (c.conversion,)
+    every = (*models, c.compare, c.reward, c.ppo, c.evaluate)
     check(
         not any(several(stage.parallel) for stage in every),
         "the chain runs in one process, as comparisons and evaluation do: start its stages one by "
@@ -50,13 +52,21 @@ def run(config: InstructGPTConfig) -> dict:
     check_corpora(task, c.corpora, c.task)
     if c.has_reward_model:
         compare.check_enough(len(task.prompts["comparisons"]), c.compare, f"task {c.task}")
+    check(
+        c.init is not None or len(task.demonstrations) > 0,
+        f"task {c.task} has no demonstrations to fine-tune on: give a model that follows "
+        "instructions already, --init MODEL",
+    )
     # Once: it compares every text with every other.
     if not (c.dir / "data").is_dir():
         check_leaks(task, c.task)
     write(task, c.dir / "data")
 
     # Stages
-    summaries = {"pretrain": pretrain.run(c.pretrain), "sft": sft.run(c.sft)}
+    if c.init is None:
+        summaries = {"pretrain": pretrain.run(c.pretrain), "sft": sft.run(c.sft)}
+    else:
+        summaries = {"sft": convert.from_hf(c.conversion)}
     if c.has_reward_model:  # else programs reward PPO, and nobody compares answers
         summaries["comparisons"] = compare.run(c.compare)
         summaries["reward"] = reward.run(c.reward)
@@ -107,7 +117,7 @@ def check_models(c: InstructGPTConfig) -> None:
 
 
 OTHER_MODELS = (
-    *("pretrain.init", "reward_init", "ppo.reference", "ppo.value_init"),
+    *("init", "pretrain.init", "reward_init", "ppo.reference", "ppo.value_init"),
     *("ppo.second_reward.model", "evaluate.second_reward"),
 )
 """Fields of a chain that name models besides its own."""
@@ -116,9 +126,9 @@ OTHER_MODELS = (
 def check_lengths(c: InstructGPTConfig) -> None:
     """Raise InputError if a later stage asks for more tokens than the first one's model can read.
 
-    Of a model that is there already (``pretrain.init``) the stages see for themselves.
+    Of a model that is there already (``init``, ``pretrain.init``) the stages see for themselves.
     """
-    if c.pretrain.init is not None:
+    if c.init is not None or c.pretrain.init is not None:
         return
     for name in ("sft", "compare", "reward", "ppo", "evaluate"):
         lengths = {f"{name}.{n}": getattr(getattr(c, name), n) for n in LENGTHS}
@@ -136,16 +146,17 @@ def print_summaries(summaries: dict, seconds: float, folder) -> None:
     table = Table(title="InstructGPT", title_justify="left")
     for column in ("stage", "seconds", "units/s", "result"):
         table.add_column(column, overflow="fold")  # a path is of no use in part
+    start = BROUGHT_IN if "source" in summaries["sft"] else "SFT"
     for name, s in summaries.items():
         unit = next((u for u in ("episodes", "tokens") if u in s), None)
         rate = f"{s[unit] / max(s['seconds'], 1e-9):,.0f} {unit}" if unit else ""
-        table.add_row(name, f"{s['seconds']:.0f}", rate, headline(name, s))
+        table.add_row(name, f"{s['seconds']:.0f}", rate, headline(name, s, start))
     table.add_row("total", f"{seconds:.0f}", "", f"{folder}/report.html")
     Console().print(table)
 
 
-def headline(name: str, s: dict) -> str:
-    """What of a stage stands in the closing table."""
+def headline(name: str, s: dict, start: str) -> str:
+    """What of a stage stands in the closing table; ``start`` is what PPO began with."""
     if name == "comparisons":
         return f"{s['comparisons']} prompts ranked; noise ceiling {s['noise_ceiling']:.3f}"
     if name == "evaluate":
@@ -156,7 +167,7 @@ def headline(name: str, s: dict) -> str:
         rates = "; ".join(
             f"pass@{k} {passes[0][k]['mean']:.3f} → {passes[1][k]['mean']:.3f}" for k in passes[1]
         )
-        wins = f"PPO wins {show(win, decimals=2)} against SFT"
+        wins = f"PPO wins {show(win, decimals=2)} against {start}"
         return f"{wins}, KL {kl:.1f} nats" + (f"; {rates}" if rates else "")
     heldout = s.get("heldout", {})
     figures = {k.removeprefix("eval/"): v for k, v in heldout.items() if "nats" not in k}

@@ -19,12 +19,15 @@ from rich.text import Text as Styled
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import PreviewConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data import fates
 from rlhf_jax.data.chat import as_text
+from rlhf_jax.data.demonstrations import every_answer
 from rlhf_jax.data.encoding import document_report, encode_texts
 from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.files import Origin
 from rlhf_jax.data.formats import iterate
+from rlhf_jax.data.renaming import Columns
 from rlhf_jax.data.rows import (
     UNANSWERED,
     Account,
@@ -71,14 +74,18 @@ def run(config: PreviewConfig) -> None:
     """Print what the stage would learn from the rows, as text or as JSON lines."""
     reader = load_reader(config.init, flag="init")
     named = is_name(config.data)
-    kind = config.as_ or ("comparisons" if named else kind_of(config.data))
+    columns = column_names(config.columns)
+    kind = config.as_ or ("comparisons" if named else kind_of(config.data, columns))
     if config.as_ is None:
         print(f"preview: the rows of {config.data} are {kind} (--as)", file=sys.stderr)
     if named:
         check(kind == "comparisons", f"--data {config.data} is a set of comparisons, not of {kind}")
         rows, account, problem = named_rows(config), Account(), None
     else:
-        rows, account, problem = read(config.data, KINDS[kind])
+        rows, account, problem = read(config.data, KINDS[kind], columns)
+    if config.target == "turns":
+        check(kind == "demonstrations", f"--target turns is of demonstrations, not of {kind}")
+        rows = list(every_answer([row for row in rows if isinstance(row, Demonstration)]))
     if kind == "text":
         texts = [row for row in rows if isinstance(row, Text)]
         show_text(config, reader.tokenizer, texts, account)
@@ -92,12 +99,12 @@ def run(config: PreviewConfig) -> None:
 # --- what the stages would do ---------------------------------------------------------------------
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path, columns: Columns) -> str:
     """What the first row is. Raises InputError if it is of none of these kinds."""
     for name, kind in KINDS.items():
         account = Account()
         try:
-            next(iterate(path, kind, account))
+            next(iterate(path, kind, account, columns))
             return name
         except OtherKind as error:
             problem = error
@@ -110,12 +117,12 @@ def kind_of(path: Path) -> str:
     raise problem
 
 
-def read(path: Path, kind: type[R]) -> tuple[list[R], Account, InputError | None]:
+def read(path: Path, kind: type[R], columns: Columns) -> tuple[list[R], Account, InputError | None]:
     """(rows, account, error): rows that are all left out are shown before a stage's error is."""
     account = Account()
     rows: list[R] = []
     try:
-        for row in iterate(path, kind, account):
+        for row in iterate(path, kind, account, columns):
             rows.append(row)
     except InputError as error:
         if rows or not account.left_out:

@@ -160,9 +160,11 @@ def group_label(differences: Sequence[str], runs: Sequence[RunRecord]) -> str:
 def comparable(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What tells groups apart: the config without seed, devices and the run's own folder."""
     config = saved["config"]
-    chain = str(Path(config["run"]["dir"]).parent) + "/"
+    # A model that is brought in (convert) draws nothing, and has a folder alone.
+    run = config.get("run") or {"dir": config["out"]}
+    chain = str(Path(run["dir"]).parent) + "/"
     flat = {k: v for k, v in dotted_fields(config).items() if not k.startswith(NOT_COMPARED)}
-    flat["run.data_seed"] = config["run"]["data_seed"]
+    flat["run.data_seed"] = run.get("data_seed")
     return json.loads(json.dumps(flat).replace(json.dumps(chain)[1:-1], ""))
 
 

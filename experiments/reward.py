@@ -36,7 +36,7 @@ from rlhf_jax.evaluation.metrics import (
 )
 from rlhf_jax.evaluation.preference_audit import length_coefficient
 from rlhf_jax.inference.reward_scores import make_reward_scorer
-from rlhf_jax.models.heads import make_scalar_model, normalise_head
+from rlhf_jax.models.heads import make_scalar_model, normalise_head, zero_head
 from rlhf_jax.models.lora import combine, partition
 from rlhf_jax.objectives.preference_losses import count_ranked, ranking_loss
 from rlhf_jax.privacy.poisson import PoissonBatches
@@ -93,7 +93,9 @@ def run(config: RewardConfig) -> dict:
         tx = make_optimizer(config.optim, total, updates_per_step=1)
         # The head is new; the trunk is the SFT model's.
         k_head, k_train = jax.random.split(jax.random.key(config.run.seed))
-        params, frozen = partition(parallel.place(model.init(k_head, sft.params["trunk"])))
+        start = model.init(k_head, sft.params["trunk"])
+        start = zero_head(start) if config.head == "zero" else start
+        params, frozen = partition(parallel.place(start))
         state = parallel.init(partial(make_state, tx=tx, ema_decay=config.optim.ema_decay), params)
         state = stage.restore(state, train=batches)
 

@@ -51,8 +51,9 @@ def make_streamed_answer(config: SampleConfig, trained: Trained):
     def pick(logits, key, t):
         if config.sampling.temperature == 0:
             return greedy(logits)[0]
-        options = vars(config.sampling)
-        return draw(jax.random.fold_in(key, t)[None], filter_logits(logits, **options))[0]
+        s = config.sampling
+        filtered = filter_logits(logits, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p)
+        return draw(jax.random.fold_in(key, t)[None], filtered)[0]
 
     def answer(ids, number):
         # By the answer's number: the same session gives the same answers.

@@ -17,6 +17,7 @@ from jax.random import fold_in
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import ModelConfig, SFTConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.batches import Batches, demonstration_batches
 from rlhf_jax.data.datasets import Rows, load_demonstrations, split
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -54,7 +55,7 @@ def run(config: SFTConfig) -> dict:
         tokenizer, vocab_size = pretrained.tokenizer, pretrained.vocab_size
         model = replace(pretrained.model, dropout=config.dropout)
         rows, heldout = split(
-            load_demonstrations(config.data, data_dir=config.cache),
+            load_demonstrations(config.data, column_names(config.columns), data_dir=config.cache),
             heldout_fraction=config.heldout_fraction,
             independent=config.privacy.epsilon > 0,
         )

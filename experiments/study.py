@@ -2,6 +2,7 @@
 
     python -m experiments.study configs/studies/frontier.py --dry-run True
     python -m experiments.study configs/studies/frontier.py --seeds 10 --jobs 2
+    python -m experiments.study configs/studies/frontier.py --jobs 60 --cluster.kind slurm
     python -m experiments.study configs/studies/frontier.py --report True
 
 What is missing is run, each stage in a process and a run folder of its own; the same command goes
@@ -15,7 +16,7 @@ from rlhf_jax.errors import RunError, check
 from rlhf_jax.runs.progress import say
 from rlhf_jax.studies.conduct import Conducted
 from rlhf_jax.studies.page import write_page
-from rlhf_jax.studies.processes import Stopped
+from rlhf_jax.studies.queue import Stopped
 from rlhf_jax.studies.study import read_study
 
 
@@ -25,6 +26,9 @@ def run(config: StudyConfig) -> None:
     conducted = Conducted(study, config)
     if config.dry_run:
         print(conducted.outlook())
+        return
+    if config.commands:
+        print("\n".join(conducted.commands()))
         return
 
     # Runs

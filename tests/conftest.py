@@ -6,8 +6,8 @@ import os
 # Tests are for CPUs, whatever this machine has; libtpu, where installed, need not look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation. These programs compile three times faster and run slowly;
-# the tests against PyTorch run the ones that users run (XLA_FLAGS= in make test-torch). Other flags
-# are added to these, and what is said twice is as said last.
+# most tests against PyTorch run the ones that users run (XLA_FLAGS= in make test-torch-full). Other
+# flags are added to these, and what is said twice is as said last.
 QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1"
@@ -37,9 +37,17 @@ beartype_packages(TEXT)
 
 
 LONGEST = (
-    *("chain", "hosts", "parallel", "feedback_rounds", "task_chain", "options", "privacy"),
-    *("recompilation", "topologies", "benchmarks", "doctor", "safety", "presets", "classical_bugs"),
-    *("dpo", "learning", "reward_options", "attention", "convert", "feedback_server"),
+    *("chain", "tutorials", "hosts", "parallel", "feedback_rounds", "task_chain", "options"),
+    *("privacy", "recompilation", "topologies", "benchmarks", "doctor", "safety", "presets"),
+    *(
+        "classical_bugs",
+        "dpo",
+        "learning",
+        "reward_options",
+        "attention",
+        "convert",
+        "feedback_server",
+    ),
     *("update_trl", "ecosystem"),  # against PyTorch
 )
 """Files that take from minutes to half a minute. They are begun first, so that two processes, each
@@ -50,6 +58,13 @@ otherwise)."""
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish():
+    """As every command does; by now all that the tests use has been imported."""
+    from rlhf_jax.runs.startup import collect_seldom
+
+    collect_seldom()
 
 
 def pytest_configure(config):

@@ -11,7 +11,7 @@ something else, has noticed nothing. Exit code 1 if any bug escapes.
 Numbers up to 48 are those of a list of classical RLHF bugs; tests name them by these numbers. Those
 from 49 on are of PPO's kin, from 70 on of DPO's, from 110 on of what else an iteration learns from,
 and of what moves beside the policy, from 130 on of studies, from 140 on of dynamic sampling
-and of policies merged along a sphere.
+and of policies merged along a sphere, from 150 on of files and columns.
 """
 
 import json
@@ -71,6 +71,11 @@ ROUNDS = "tests/training/test_dynamic_sampling.py::test_"
 PACKED = "tests/models/test_packing.py::test_"
 EPISODES = "tests/training/test_packed_episodes.py::test_"
 AVERAGES = "tests/models/test_averaging.py::test_"
+TABLE_FILES = "tests/data/test_table_files.py::test_"
+TURNS = "tests/data/test_turns.py::test_"
+HUB = "tests/data/test_hub.py::test_"
+TREES = "tests/data/test_trees.py::test_"
+RENAMING = "tests/data/test_renaming.py::test_"
 TRANSFORMER = "tests/models/test_transformer.py::test_"
 SAMPLING = "tests/rollouts/test_generate.py::test_"
 OPTIMIZER = "tests/training/test_optimizers.py::test_"
@@ -778,6 +783,166 @@ PLANTS = (
         "share = w / total if total else 0.0",
         "share = w",
         f"{AVERAGES}further_models_come_in_one_after_the_other",
+    ),
+    Plant(
+        147,
+        "a response that was begun later is written beyond the cache",
+        GENERATE,
+        "first_slot + state.step % length",
+        "first_slot + state.step",
+        f"{SAMPLING}waiting_prompts_take_the_places_of_rows_that_have_ended[False-1-0.25]",
+    ),
+    Plant(
+        148,
+        "what a place answered goes to the row of its number",
+        "rlhf_jax/rollouts/decoding.py",
+        "rows = state.row[places]",
+        "rows = places",
+        f"{SAMPLING}waiting_prompts_take_the_places_of_rows_that_have_ended[False-3-0.1]",
+    ),
+    Plant(
+        149,
+        "the position of a row that has ended leaves the context before another takes its place",
+        GENERATE,
+        "jnp.where(state.done, state.cache.positions, cache.positions)",
+        "cache.positions",
+        f"{SAMPLING}positions_of_rows_that_have_ended_stand_still",
+    ),
+    Plant(
+        150,
+        "a row of a table counts as one line, however many it has",
+        "rlhf_jax/data/csv_files.py",
+        "start = reader.line_num + 1",
+        "start += 1",
+        f"{TABLE_FILES}rows_of_a_table_of_text_are_at_their_first_line",
+    ),
+    Plant(
+        151,
+        "a null of a table is an empty conversation, and its row is left out",
+        "rlhf_jax/data/demonstrations.py",
+        "    if prompt is None or key is None:\n        check_conversation(row)\n",
+        "    check_conversation(row)\n    if prompt is None or key is None:\n",
+        f"{TABLE_FILES}nulls_of_a_table_with_rows_of_several_kinds_say_nothing",
+    ),
+    Plant(
+        154,
+        "an earlier answer that is marked as not to be learnt is learnt",
+        "rlhf_jax/data/demonstrations.py",
+        "for number in _answers_among(before) if number not in marked)",
+        "for number in _answers_among(before))",
+        f"{TURNS}every_answer_follows_the_turns_before_it",
+    ),
+    Plant(
+        155,
+        "lengths are those of the last answers, and longer earlier ones are left out",
+        "rlhf_jax/runs/fit.py",
+        "        rows = every_answer(rows)\n",
+        "",
+        f"{TURNS}lengths_are_those_of_every_answer",
+    ),
+    Plant(
+        156,
+        "a file of the hub is read at a branch, which may have moved since the splits were listed",
+        "rlhf_jax/data/hub.py",
+        "repo_type=kind, revision=there.commit)",
+        "repo_type=kind, revision=name.revision or None)",
+        f"{HUB}all_of_a_process_reads_one_commit",
+    ),
+    Plant(
+        157,
+        "of a split in several files the first is read alone",
+        "rlhf_jax/data/hub.py",
+        "splits.setdefault(split_of(file), []).append(file)",
+        "splits.setdefault(split_of(file), [file])",
+        f"{HUB}a_split_is_fetched_and_no_other",
+    ),
+    Plant(
+        158,
+        "of the answers to one message the worst is the demonstration",
+        "rlhf_jax/data/trees.py",
+        "best = min(ranked,",
+        "best = max(ranked,",
+        f"{TREES}a_tree_as_rows_of_every_kind",
+    ),
+    Plant(
+        159,
+        "a message that reviewers refused is learnt among the answers of its tree",
+        "rlhf_jax/data/trees.py",
+        'return bool(message.get("deleted")) or message.get("review_result") is False',
+        'return bool(message.get("deleted"))',
+        f"{TREES}what_is_deleted_or_refused_is_left_out_with_its_answers",
+    ),
+    Plant(
+        152,
+        "rows read under other names are found in the cache of the old ones",
+        "rlhf_jax/data/datasets.py",
+        "name = digest(path, pairs)",
+        "name = digest(path)",
+        f"{RENAMING}other_columns_are_another_prepared_set",
+    ),
+    Plant(
+        153,
+        "a column that is empty in a row takes the place of one that is not",
+        "rlhf_jax/data/renaming.py",
+        "if old not in found or (beside and not said):",
+        "if old not in found:",
+        f"{RENAMING}an_empty_column_takes_no_place",
+    ),
+    Plant(
+        160,
+        "an answer in SentencePiece begins like a text, with a space that nobody wrote",
+        "rlhf_jax/data/spelling.py",
+        "self._backend if place in self._spaced else self._inside",
+        "self._backend",
+        "tests/data/test_sentencepiece.py::test_an_answer_goes_on_from_its_prompt",
+    ),
+    Plant(
+        161,
+        "white space that a special token strips counts as text before an answer",
+        "rlhf_jax/data/markup.py",
+        "elif piece.text.strip() or (piece.text and not strips):",
+        "elif piece.text:",
+        "tests/data/test_sentencepiece.py::test_conversations_have_the_ids_of_the_whole_text",
+    ),
+    Plant(
+        162,
+        "judges read an answer with the space that stands for the beginning of a text",
+        "rlhf_jax/inference/rewards.py",
+        "list(map(tokenizer.decode_answer, ids, queries[:, -1])),",
+        "list(map(tokenizer.decode, ids)),",
+        "tests/inference/test_spaces.py::test_a_judge_reads_the_answer_without_it",
+    ),
+    Plant(
+        163,
+        "a tokenizer goes out as it was read, without the padding that the model has a row for",
+        "rlhf_jax/data/tokenizers.py",
+        "if has_padding != without_padding or (rows is None and not has_padding):",
+        "if has_padding != without_padding or not has_padding:",
+        "tests/data/test_sentencepiece.py::test_the_file_goes_out_as_it_came_in",
+    ),
+    Plant(
+        164,
+        "of neighbouring pieces those become one first that score lowest as one",
+        "rlhf_jax/data/sentencepiece.py",
+        "(-score, n, (token[:at], token[at:]))",
+        "(score, n, (token[:at], token[at:]))",
+        "tests/data/test_sentencepiece_files.py::test_texts_have_the_ids_of_sentencepiece",
+    ),
+    Plant(
+        165,
+        "a card describes whatever lies today where a run began",
+        "rlhf_jax/runs/lineage.py",
+        "return place if model_digest(place) == run.models[label].digest else None",
+        "return place if model_digest(place) else None",
+        "tests/runs/test_hub_card.py::test_what_is_not_known_is_said",
+    ),
+    Plant(
+        166,
+        "a token stands in what the hub's refusal says",
+        "rlhf_jax/interop/push.py",
+        '[:300].replace(api.token, "***")',
+        "[:300]",
+        "tests/interop/test_push.py::test_a_refusal_is_a_sentence_without_the_token",
     ),
 )
 

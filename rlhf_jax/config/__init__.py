@@ -6,6 +6,7 @@ command line over it. Fields are documented by the string below them, which is a
 
 from rlhf_jax.config.average import AverageConfig
 from rlhf_jax.config.chain import InstructGPTConfig
+from rlhf_jax.config.convert import ConvertConfig, ImportConfig
 from rlhf_jax.config.data import TextDataConfig, TokenizerConfig
 from rlhf_jax.config.feedback import (
     AnswersConfig,
@@ -29,6 +30,7 @@ from rlhf_jax.config.ppo import PPOConfig
 from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.privacy import CanaryConfig, CleanConfig, PrivacyConfig
 from rlhf_jax.config.rewards import CombineConfig
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.site import AddressConfig, ScrubConfig, ServeConfig
 from rlhf_jax.config.stages import (
     CompareConfig,
@@ -36,13 +38,11 @@ from rlhf_jax.config.stages import (
     LabelerConfig,
     PretrainConfig,
     RewardConfig,
-    SamplingConfig,
     SFTConfig,
 )
-from rlhf_jax.config.study import StudyConfig
+from rlhf_jax.config.study import ClusterConfig, StudyConfig
 from rlhf_jax.config.tools import (
     AuditConfig,
-    ConvertConfig,
     EvaluateConfig,
     HarnessConfig,
     PreviewConfig,
@@ -59,6 +59,7 @@ __all__ = [
     "AverageConfig",
     "CanaryConfig",
     "CleanConfig",
+    "ClusterConfig",
     "CombineConfig",
     "CompareConfig",
     "ConvertConfig",
@@ -75,6 +76,7 @@ __all__ = [
     "FeedbackUpdateConfig",
     "FeedbackVerdictConfig",
     "HarnessConfig",
+    "ImportConfig",
     "InstructGPTConfig",
     "KLConfig",
     "LabelerConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rlhf_jax.config.bounds import Finite, Share, check_bounds
+from rlhf_jax.config.data import column_names
 from rlhf_jax.config.effect import idle
 from rlhf_jax.config.training import ParallelConfig, RunConfig
 from rlhf_jax.errors import check
@@ -34,9 +35,12 @@ class AverageConfig:
     heldout: Path | None = None
     """Of reward models: comparisons on which the average, and each model, is measured. Without them
     its accuracy is not known, and PPO does not start on it but with --force True."""
+    columns: Annotated[str, idle(heldout=None)] = ""
+    """Other names for columns of heldout: prompt=question,chosen=good,rejected=bad."""
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         total = sum(self.weights)
         check(
             not self.weights or abs(total - 1) <= 1e-6,

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rlhf_jax.config.bounds import Seed, check_bounds
+from rlhf_jax.config.convert import ConvertConfig, ImportConfig
 from rlhf_jax.config.data import TextDataConfig
-from rlhf_jax.config.effect import Main
+from rlhf_jax.config.effect import Main, idle, only
 from rlhf_jax.config.feedback import FeedbackConfig
 from rlhf_jax.config.ppo import PPOConfig
 from rlhf_jax.config.rewards import is_gold, reward_source
 from rlhf_jax.config.stages import CompareConfig, PretrainConfig, RewardConfig, SFTConfig
 from rlhf_jax.config.tools import EvaluateConfig
+from rlhf_jax.errors import known
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,14 @@ class InstructGPTConfig:
     """Folder of the raw data."""
     corpora: tuple[str, ...] = ("gutenberg", "reviews", "polarity")
     """Text of pretraining, ptx and the alignment tax, in the order of the mixing weights."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    sft: SFTConfig = field(default_factory=SFTConfig)
+    init: Main[Path | None] = None
+    """A model that is there already and follows instructions (a Hugging Face folder, hf://OWNER/NAME,
+    a .gguf file, a run folder): it is brought in as ``convert`` says and stands in the SFT model's
+    place, in sft/. None: this run pretrains and fine-tunes its own."""
+    convert: Annotated[ImportConfig, idle(init=None)] = field(default_factory=ImportConfig)
+    """How ``init`` is brought in."""
+    pretrain: Annotated[PretrainConfig, only(init=None)] = field(default_factory=PretrainConfig)
+    sft: Annotated[SFTConfig, only(init=None)] = field(default_factory=SFTConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -38,11 +46,16 @@ class InstructGPTConfig:
     """The loop with people, which goes on from this run's SFT model; not a stage of the chain."""
     reward_init: Main[Path | None] = None
     """Run folder the reward model (and so the value network) starts from; None: this run's SFT."""
-    ablations: Main[bool] = False
+    ablations: Main[Annotated[bool, only(init=None)]] = False
     """Also train SFT without the pretraining mix and PPO without ptx: the alignment tax."""
 
     def __post_init__(self):
         check_bounds(self)
+
+    @property
+    def conversion(self) -> ConvertConfig:
+        """What brings ``init`` in as this run's sft/."""
+        return ConvertConfig(source=known(self.init), out=self.dir / "sft", **vars(self.convert))
 
     @property
     def has_reward_model(self) -> bool:
@@ -83,13 +96,14 @@ class InstructGPTConfig:
     def _resolved_models(self) -> dict[str, Any]:
         """The stages up to the reward model."""
         data, comparisons = self.dir / "data", self.dir / "comparisons"
+        demonstrations = data / "demonstrations.jsonl"
         return {
             "pretrain": self._stage(self.pretrain, "pretrain", data=self._text(self.pretrain.data)),
             "sft": self._stage(
                 self.sft,
                 "sft",
                 init=self.dir / "pretrain",
-                data=data / "demonstrations.jsonl",
+                data=demonstrations,
                 pretrain_data=self._text(self.sft.pretrain_data),
             ),
             "compare": self._stage(
@@ -106,7 +120,8 @@ class InstructGPTConfig:
                 init=self.reward_init or self.dir / "sft",
                 data=comparisons / "train.jsonl",
                 heldout=comparisons / "heldout.jsonl",
-                demonstrations=data / "demonstrations.jsonl",
+                # A model that is brought in has seen none of the task's.
+                demonstrations=demonstrations if self.init is None else None,
             ),
         }
 
@@ -133,7 +148,7 @@ class InstructGPTConfig:
             self.evaluate,
             "evaluate",
             policies=(self.dir / "sft", self.dir / "ppo"),
-            text_only=(self.dir / "pretrain",),
+            text_only=(self.dir / "pretrain",) if self.init is None else (),
             reward=(self.dir / "reward",) if self.has_reward_model else (),
             task=self.task,
             source=self.source,

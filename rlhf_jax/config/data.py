@@ -24,6 +24,28 @@ def is_file(data: Path) -> bool:
     return len(data.parts) != 1 or data.suffix != ""
 
 
+def column_names(columns: str, prefix: str = "") -> dict[str, str]:
+    """What ``prompt=question,chosen=good`` says: the column of the file for each that is read.
+
+    Raises InputError, naming the flag after its ``prefix``, for anything else, and for a column
+    that is named twice.
+    """
+    names: dict[str, str] = {}
+    for pair in columns.split(",") if columns.strip() else ():
+        read, sign, found = (part.strip() for part in pair.partition("="))
+        flag = f"{prefix}columns={columns!r}"
+        check(
+            bool(read and sign and found) and "=" not in found,
+            f"{flag}: found {pair.strip()!r}, expected READ_AS=COLUMN, as in "
+            "prompt=question,chosen=good",
+        )
+        check(read.lower() not in names, f"{flag} names two columns for {read}, expected one")
+        check(found.lower() not in names.values(), f"{flag} reads {found} twice, expected once")
+        check(read.lower() != found.lower(), f"{flag}: {read} is read as {read} without it")
+        names[read.lower()] = found.lower()
+    return names
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Of a new model."""
@@ -49,7 +71,7 @@ class TextDataConfig:
     """Raw text: one or several corpora, mixed."""
 
     path: Main[tuple[Path, ...]] = ()
-    """.txt, .jsonl, .json or folders of them, one corpus each."""
+    """Files of texts or folders of them (docs/data.md), one corpus each."""
     weights: tuple[PositiveOrZero, ...] = ()
     """Share of each corpus in the mix; empty mixes by size."""
     heldout: tuple[Path, ...] = ()
@@ -59,11 +81,14 @@ class TextDataConfig:
     block_size: BlockTokens | None = None
     """Tokens per packed row. None: the model's context; beside demonstrations or episodes, as many
     as their rows have."""
+    columns: str = ""
+    """Other names for columns of rows, such as text=body."""
     cache: Path = Path(".cache/datasets")
     """Where prepared data sets live."""
 
     def __post_init__(self):
         check_bounds(self, "data.")
+        column_names(self.columns, "data.")
         check(
             not self.weights or sum(self.weights) > 0,
             f"data.weights={list(self.weights)}: expected a share over 0 among them",

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, Share, check_bounds
 from rlhf_jax.config.effect import Main, only
 from rlhf_jax.config.ppo import PPOConfig
+from rlhf_jax.config.sampling import SamplingConfig, check_several
 from rlhf_jax.config.site import AddressConfig, ScrubConfig, ServeConfig
-from rlhf_jax.config.stages import LabelerConfig, RewardConfig, SamplingConfig, check_several
+from rlhf_jax.config.stages import LabelerConfig, RewardConfig
 from rlhf_jax.config.training import ParallelConfig
 from rlhf_jax.errors import check
 

@@ -17,13 +17,13 @@ from rlhf_jax.config.bounds import (
     ShareOverZero,
     check_bounds,
 )
-from rlhf_jax.config.data import TextDataConfig
+from rlhf_jax.config.data import TextDataConfig, column_names
 from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.model import LoRAConfig
 from rlhf_jax.config.penalties import KLConfig, SecondRewardConfig
 from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.rewards import CombineConfig, is_gold
-from rlhf_jax.config.stages import SamplingConfig
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.training import (
     OptimConfig,
     ParallelConfig,
@@ -67,6 +67,8 @@ class PPOConfig:
     second_reward: SecondRewardConfig = field(default_factory=SecondRewardConfig)
     prompts: Main[Path] = Path("prompts.jsonl")
     """Rows with a prompt to answer."""
+    columns: str = ""
+    """Other names for columns, such as prompt=question; a reward function reads by these names."""
     cache: Path = Path(".cache/datasets")
     """Where prepared data sets are kept (TFDS); any stage may share it."""
     prompt_length: Main[Count | None] = None
@@ -212,6 +214,7 @@ class PPOConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         check(
             isinstance(self.reward, tuple) and len(self.reward) > 0,
             f"reward={self.reward}: expected one or several in a tuple, (Path('runs/reward'),)",

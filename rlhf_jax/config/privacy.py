@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from rlhf_jax.config.bounds import Bounds, Count, Positive, PositiveOrZero, Seed, check_bounds
+from rlhf_jax.config.data import column_names
 from rlhf_jax.config.effect import idle, only
 
 
@@ -33,6 +34,8 @@ class CanaryConfig:
     """Plant the secrets in a copy of the data, or measure how well a model knows them."""
     data: Annotated[Path, only(what="plant")] = Path("demonstrations.jsonl")
     """plant: the demonstrations to hide them among."""
+    columns: Annotated[str, only(what="plant")] = ""
+    """plant: other names for their columns, such as prompt=question,completion=answer."""
     out: Annotated[Path, only(what="plant")] = Path("planted.jsonl")
     """plant: where to write."""
     runs: Annotated[tuple[Path, ...], only(what="measure")] = ()
@@ -48,6 +51,7 @@ class CanaryConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
 
 
 @dataclass(frozen=True)

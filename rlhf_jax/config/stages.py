@@ -14,11 +14,12 @@ from rlhf_jax.config.bounds import (
     ShareBelowOne,
     check_bounds,
 )
-from rlhf_jax.config.data import TextDataConfig, TokenizerConfig, is_file
+from rlhf_jax.config.data import TextDataConfig, TokenizerConfig, column_names, is_file
 from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.model import LoRAConfig, ModelConfig
 from rlhf_jax.config.preferences import PairLossConfig
 from rlhf_jax.config.privacy import PrivacyConfig
+from rlhf_jax.config.sampling import SamplingConfig, check_several
 from rlhf_jax.config.training import (
     UNTRAINED,
     OptimConfig,
@@ -76,6 +77,8 @@ class SFTConfig:
     .gguf file: parameters, model shape and tokenizer."""
     data: Main[Path] = Path("demonstrations.jsonl")
     """Demonstrations: a file, folder or pattern (docs/data.md)."""
+    columns: str = ""
+    """Other names for columns, as READ_AS=COLUMN: prompt=question,completion=good."""
     heldout_fraction: ShareBelowOne = 0.05
     """Share of the demonstrations that is held out, chosen by a hash of the prompt; 0: none."""
     cache: Path = Path(".cache/datasets")
@@ -89,8 +92,8 @@ class SFTConfig:
     response_length."""
     allow_cut: bool = False
     """Go on although more than 2 % of the rows are cut, or left out for their length."""
-    target: Literal["response", "all"] = "response"
-    """Tokens that carry the loss."""
+    target: Literal["response", "turns", "all"] = "response"
+    """What is learnt: a conversation's last answer, all turns of the assistant, or all tokens."""
     pretrain_mix: Main[ShareBelowOne] = 0.1
     """Rows of pretraining text beside each SFT batch, as a share of all (InstructGPT: 10 %)."""
     pretrain_data: Annotated[TextDataConfig, idle(pretrain_mix=0)] = field(
@@ -110,6 +113,7 @@ class SFTConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         prompt, response, block = self.prompt_length, self.response_length, self.block_size
         check(
             prompt is None or response is None or block is None or prompt + response <= block,
@@ -117,39 +121,11 @@ class SFTConfig:
             f"block_size={self.block_size}",
         )
         check(
-            not self.privacy.epsilon or self.pretrain_mix == 0,
-            f"privacy.epsilon={self.privacy.epsilon} needs pretrain_mix 0: only demonstrations are "
-            "accounted for",
+            not self.privacy.epsilon or (self.pretrain_mix == 0 and self.target != "turns"),
+            f"privacy.epsilon={self.privacy.epsilon} needs pretrain_mix 0, and a target that is "
+            "not turns: only demonstrations are accounted for, each as one example",
         )
         check_microbatches("batch_size", self.batch_size, self.optim)
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How tokens are drawn."""
-
-    temperature: Main[PositiveOrZero] = 0.7
-    """Divides the logits in sampling and in every log-probability of PPO; 0 is greedy."""
-    top_k: Annotated[CountOrZero, idle(temperature=0)] = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: Annotated[float, Bounds(0, 1, over=True), idle(temperature=0)] = 1.0
-    """Keep the smallest set of tokens with this mass; 1 keeps all."""
-
-    def __post_init__(self):
-        check_bounds(self, "sampling.")
-        check(
-            self.temperature == 0 or self.temperature >= 1e-4,
-            f"sampling.temperature={self.temperature}: expected 0, which is greedy, or 1e-4 or "
-            "more: logits are divided by it",
-        )
-
-
-def check_several(name: str, sampling: SamplingConfig) -> None:
-    """Raise where several answers to a prompt would be one and the same."""
-    check(
-        sampling.temperature > 0,
-        f"sampling.temperature=0 is greedy: all {name} would be the same answer; expected over 0",
-    )
 
 
 @dataclass(frozen=True)
@@ -169,7 +145,7 @@ class LabelerConfig:
 class CompareConfig:
     """Collecting comparisons: K sampled responses of each prompt, ranked by a labeler."""
 
-    run: Annotated[RunConfig, UNTRAINED, never("tensorboard", "wandb")] = field(
+    run: Annotated[RunConfig, UNTRAINED, never("tensorboard", "wandb", "trackio")] = field(
         default_factory=lambda: RunConfig(dir=Path("runs/comparisons"))
     )
     init: Main[Path] = Path("runs/sft")
@@ -180,6 +156,8 @@ class CompareConfig:
     """Folder of the raw data, from which the gold scorer learns."""
     prompts: Main[Path] = Path("prompts.jsonl")
     """What is asked: rows with a prompt."""
+    columns: str = ""
+    """Other names for columns, such as prompt=question."""
     labeler: LabelerConfig = field(default_factory=LabelerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     num_prompts: Main[Count] = 1200
@@ -200,6 +178,7 @@ class CompareConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         check_several("responses_per_prompt", self.sampling)
 
 
@@ -213,6 +192,8 @@ class RewardConfig:
     data: Main[Path] = Path("comparisons.jsonl")
     """A file or folder, or the name of a set of human preferences under ``source``:
     pref_hh_harmless, pref_pandalm, rank_mqm_wmt23_zh_en, honesty_truthfulqa."""
+    columns: Annotated[str, only(data=is_file)] = ""
+    """Other names for columns of data and heldout: prompt=question,chosen=good,rejected=bad."""
     source: Annotated[Path, idle(data=is_file)] = Path("data")
     """Folder of the named sets."""
     folds: CountOrZero = 0
@@ -223,6 +204,9 @@ class RewardConfig:
     pairing: Literal["prompt", "shuffled"] = "prompt"
     """All pairs of a prompt as one batch element, or each pair for itself (an ablation: a batch is
     then ``batch_size`` pairs)."""
+    head: Literal["normal", "zero"] = "normal"
+    """The new head starts from N(0, 1/√(d+1)), as OpenAI's released reward models, or from 0: all
+    answers score alike then, and few comparisons need not undo what a random head says of them."""
     length_control: bool = False
     """Train beside a term b · log length, b fitted on the labels alone, that is then left out: what
     length explains is not learnt."""
@@ -265,6 +249,7 @@ class RewardConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         check(
             self.folds == 0 == self.fold or (self.folds >= 2 and 0 <= self.fold < self.folds),
             f"fold={self.fold} of folds={self.folds}: expected one of 0 to folds - 1, of 2 or more",
@@ -295,6 +280,8 @@ class DPOConfig(PairLossConfig):
     """Policy and reference start from this run."""
     data: Main[Path] = Path("comparisons.jsonl")
     """Comparisons: a file, folder or pattern."""
+    columns: str = ""
+    """Other names for columns of data and heldout: prompt=question,chosen=good,rejected=bad."""
     heldout: Main[Path | None] = None
     """Held-out comparisons; None holds out ``heldout_fraction`` of ``data``."""
     heldout_fraction: Annotated[ShareBelowOne, only(heldout=None)] = 0.1
@@ -323,6 +310,7 @@ class DPOConfig(PairLossConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        column_names(self.columns)
         check_microbatches("batch_size", self.batch_size, self.optim)
 
     @property

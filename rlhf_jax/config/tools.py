@@ -13,10 +13,10 @@ from rlhf_jax.config.bounds import (
     Seed,
     check_bounds,
 )
-from rlhf_jax.config.data import TextDataConfig, is_file
-from rlhf_jax.config.effect import Main, idle, only
+from rlhf_jax.config.data import TextDataConfig, column_names, is_file
+from rlhf_jax.config.effect import Main, idle, never, only
 from rlhf_jax.config.rewards import CombineConfig
-from rlhf_jax.config.stages import SamplingConfig
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.training import UNTRAINED, ParallelConfig, RunConfig
 from rlhf_jax.errors import check
 
@@ -51,6 +51,8 @@ class EvaluateConfig:
     """Folder of the raw data, from which the gold scorer and the judges learn."""
     prompts: Main[Annotated[Path, only(suite="task")]] = Path("prompts.jsonl")
     """Rows with a prompt; every policy answers the first ``num_prompts``."""
+    columns: Annotated[str, only(suite="task")] = ""
+    """Other names for columns of the prompts, such as prompt=question."""
     text: Annotated[TextDataConfig, only(suite="task")] = field(default_factory=TextDataConfig)
     num_prompts: Main[Annotated[Count, only(suite="task")]] = 256
     """Prompts that each policy answers."""
@@ -84,6 +86,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         check(
             len(self.best_of) > 0,
             "best_of is empty: expected numbers of answers, 1 for none but the first",
@@ -146,6 +149,8 @@ class AuditConfig:
     a cross-validation: each is scored on the fold that it has not seen, and all are one result."""
     data: tuple[str, ...] = ("pref_llmbar",)
     """Names of sets of human preferences under ``source``, or files of comparisons."""
+    columns: Annotated[str, only(data=are_files)] = ""
+    """Other names for columns: prompt=question,chosen=good,rejected=bad."""
     source: Annotated[Path, idle(data=are_files)] = Path("data")
     """Folder of the named sets."""
     prompt_length: Count | None = None
@@ -161,6 +166,7 @@ class AuditConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
         check(len(self.reward) > 0, "reward is empty: give --reward FOLDER")
         check(len(self.data) > 0, "data is empty: give --data NAME or FILE")
 
@@ -173,6 +179,8 @@ class PreviewConfig:
     """Run folder, Hugging Face checkpoint or .gguf file, whose tokenizer and context are taken."""
     data: Path = Path("demonstrations.jsonl")
     """File, folder or pattern; or a named set of preferences, as the reward model takes it."""
+    columns: Annotated[str, only(data=is_file)] = ""
+    """Other names for columns, as the stages have it: prompt=question,chosen=good,rejected=bad."""
     source: Path = Path("data")
     """Folder of the named sets."""
     as_: Annotated[
@@ -180,6 +188,8 @@ class PreviewConfig:
     ] = None
     """What a stage would read the rows as: SFT demonstrations, reward model and DPO comparisons,
     PPO prompts, pretraining text. None: what the first row is."""
+    target: Literal["response", "turns"] = "response"
+    """Of demonstrations, as SFT has it: a conversation's last answer, or all of the assistant's."""
     rows: CountOrZero = 8
     """How many are shown, from the first on (of text: documents of each file); 0: all. The counts
     are of all rows."""
@@ -194,6 +204,7 @@ class PreviewConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        column_names(self.columns)
 
 
 @dataclass(frozen=True)
@@ -219,7 +230,7 @@ class SampleConfig:
     """Hold a conversation by the tokenizer's chat template, if it has one."""
     system: Annotated[str, only(chat=True)] = ""
     """With a chat template: the system message."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: Annotated[SamplingConfig, never("at_once")] = field(default_factory=SamplingConfig)
     response_length: Count = 32
     """Tokens of an answer at most."""
     seed: Seed = 0
@@ -229,56 +240,6 @@ class SampleConfig:
 
     def __post_init__(self):
         check_bounds(self)
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """Weights from and to Hugging Face."""
-
-    direction: tyro.conf.Positional[Literal["from-hf", "to-hf"]] = "from-hf"
-    """Read somebody's checkpoint, or write one of ours for others."""
-    source: tyro.conf.Positional[Path] = Path("checkpoint")
-    """from-hf: a folder with config.json and safetensors, a PEFT adapter, or a .gguf file; to-hf: a
-    run folder, or a step of one (RUN@STEP)."""
-    out: Path = Path("runs/imported")
-    """from-hf: the run folder to make; to-hf: the folder to write."""
-    part: Annotated[Literal["model", "value", "adapter"], only(direction="to-hf")] = "model"
-    """to-hf: what the stage made (adapters merged), the value network of a PPO run, or the adapters
-    of a run with LoRA alone, for PEFT."""
-    base: Path | None = None
-    """The model below an adapter. from-hf: instead of the one that it names; to-hf --part adapter:
-    the exported base model to name in it."""
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], only(direction="to-hf"), idle(part="adapter")
-    ] = "float32"
-    """to-hf: of the weights written."""
-    chat_prompts: Annotated[bool, only(direction="from-hf")] = False
-    """from-hf: put the prompts of every stage to come in the tokenizer's chat template: a text as a
-    message of the user, a conversation as the messages that it is."""
-    compute_dtype: Annotated[Literal["float32", "bfloat16"], only(direction="from-hf")] = "float32"
-    """from-hf: of matrix products; the weights stay float32."""
-    attention: Annotated[Literal["plain", "fused"], only(direction="from-hf")] = "plain"
-    """from-hf: as model.attention."""
-    scan_layers: Annotated[bool, only(direction="from-hf")] = False
-    """from-hf: as model.scan_layers."""
-    remat: Annotated[Literal["none", "dots", "full"], only(direction="from-hf")] = "none"
-    """from-hf: as model.remat."""
-
-    def __post_init__(self):
-        check(
-            self.base is None or self.direction == "from-hf" or self.part == "adapter",
-            "base has no effect on to-hf unless part is adapter: it names the model below it",
-        )
-
-    @property
-    def run(self) -> RunConfig:
-        """Where its results go, as a run folder."""
-        return RunConfig(dir=self.out)
-
-    @property
-    def parallel(self) -> ParallelConfig:
-        """It needs no device and no peer."""
-        return ParallelConfig(hosts="off")
 
 
 @dataclass(frozen=True)

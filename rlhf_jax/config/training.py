@@ -151,6 +151,8 @@ class RunConfig:
     """Write event files for TensorBoard too, if tensorboardX is installed."""
     wandb: str = ""
     """Project name; empty turns Weights & Biases off."""
+    trackio: str = ""
+    """Project name; empty turns Trackio off, which keeps metrics on this machine as it does."""
     compile_cache: Path | None = Path(".cache/compiled")
     """Folder for compiled programs, one below it per kind of machine: a second start compiles
     nothing. None keeps none; JAX_COMPILATION_CACHE_DIR, where it is set, is used instead."""

@@ -86,7 +86,10 @@ def _alike(a: Message, b: Message) -> bool:
 
 
 def last_answers(
-    prompt: str | Conversation, answers: Sequence[str | Conversation], notes: Counter[str]
+    prompt: str | Conversation,
+    answers: Sequence[str | Conversation],
+    notes: Counter[str],
+    note: str = EARLIER,
 ) -> tuple[str | Conversation, tuple[str | Conversation, ...]]:
     """Prompt and answers, the turns that all of several messages begin with being the prompt's."""
     messages = [answer for answer in answers if not isinstance(answer, str)]
@@ -104,7 +107,7 @@ def last_answers(
         shared -= 1
     if not shared:
         return prompt, tuple(answers)
-    notes[EARLIER] += 1
+    notes[note] += 1
     asked = (Message("user", prompt),) if isinstance(prompt, str) else prompt
     return (*asked, *messages[0][:shared]), tuple(answer[shared:] for answer in messages)
 

@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
 from rlhf_jax.data.encoding import (
+    Target,
     encode_comparisons,
     encode_demonstrations,
     encode_documents,
@@ -192,7 +193,7 @@ def demonstration_batches(
     batch_size: int,
     prompt_length: int,
     response_length: int,
-    target: Literal["response", "all"],
+    target: Target,
     seed: int | None,
     one_per_row: bool = False,
     local_rows: Rows = None,

@@ -32,13 +32,6 @@ def bytes_of(token: str) -> bytes:
     return token.encode()
 
 
-def byte_table(backend: tokenizers.Tokenizer, size: int) -> list[bytes]:
-    """What each id under ``size`` stands for; special tokens and holes stand for nothing."""
-    added = backend.get_added_tokens_decoder()
-    own = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
-    return [own[i] if i in own else bytes_of(backend.id_to_token(i) or "") for i in range(size)]
-
-
 def id_of(backend: tokenizers.Tokenizer, token: str) -> int:
     """The id of a token that the vocabulary is known to have."""
     i = backend.token_to_id(token)

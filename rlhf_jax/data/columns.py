@@ -47,7 +47,7 @@ HARMLESS = frozenset(
         *("rationale", "notes", "flags", "quality", "prompt_flags", "use_case", "round", "seconds"),
         *("demonstration", "kind", "up", "policies", "extra_info", "error", "upvote_ratio"),
         *("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
-        *("seconds_difference", "num_responses"),
+        *("seconds_difference", "num_responses", "good_natured"),
     )
 )
 """Where a row is from, and what was thought of it."""

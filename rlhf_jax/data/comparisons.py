@@ -7,7 +7,7 @@ from rlhf_jax.data.answers import joined, last_answers, read_answer
 from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.columns import ANSWERING, note_unread
 from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import RowError, is_messages, read_text
+from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_text
 from rlhf_jax.data.prompts import askable, asked_in, is_exact, missing, prompt_of, shared_prompt
 from rlhf_jax.data.rows import Comparison, without_gaps
 
@@ -16,13 +16,16 @@ def comparison_row(row: dict, notes: Counter[str]) -> Comparison:
     """The comparison of a row of any format. Raises RowError, or NotLearnt."""
     note_unread(row, ("text", *ANSWERING), notes)
     pair = "chosen" in row and "rejected" in row
-    if "responses" in row and (_given_ranks(row) is not None or not pair):
-        notes.update(["columns chosen and rejected are not read beside ranked responses"] * pair)
+    # A table has all columns in every row: a null there says nothing.
+    listed = row.get("responses") is not None
+    if listed and (_given_ranks(row) is not None or not pair):
+        beside = is_filled(row.get("chosen")) and is_filled(row.get("rejected"))
+        notes.update(["columns chosen and rejected are not read beside ranked responses"] * beside)
         return _ranking(row, notes)
-    if "summaries" in row and "choice" in row:
+    if row.get("summaries") is not None and row.get("choice") is not None:
         return _summaries(row, notes)
     if pair:
-        notes.update(["column responses is not read"] * ("responses" in row))
+        notes.update(["column responses is not read"] * listed)
         return _preference(row, notes)
     raise missing(row, "prompt and responses, chosen and rejected, or summaries and choice")
 

@@ -24,29 +24,35 @@ import tensorflow_datasets as tfds
 
 from rlhf_jax.data import (
     answers,
+    arrow_files,
     chat,
     columns,
     comparisons,
+    csv_files,
     demonstrations,
     files,
     formats,
+    json_text,
     messages,
     prompts,
     public_sets,
     readers,
+    renaming,
     rows,
+    trees,
 )
 from rlhf_jax.data.chat import Conversation, Message, as_text
 from rlhf_jax.data.files import Origin, find_files
 from rlhf_jax.data.formats import iterate
+from rlhf_jax.data.renaming import Columns
 from rlhf_jax.data.rows import Account, Comparison, Demonstration, LeftOut, Prompt, R, Row, Text
 from rlhf_jax.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 
 READING = (
-    *(answers, chat, columns, comparisons, demonstrations, files, formats, messages, prompts),
-    *(public_sets, readers, rows),
+    *(answers, arrow_files, chat, columns, comparisons, csv_files, demonstrations, files, formats),
+    *(json_text, messages, prompts, public_sets, readers, renaming, rows, trees),
 )
 """The code that decides what is read."""
 READ_AT_ONCE = 256
@@ -61,6 +67,8 @@ class FilesConfig(tfds.core.BuilderConfig):
     """The files of a data set; ``name`` is their hash."""
 
     path: str = ""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Those that are read under other names."""
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -77,7 +85,7 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     what was left out and what was changed.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS: ClassVar = [FilesConfig(name="none", description="no files")]
     KIND: ClassVar[type[Row]]
     FEATURES: ClassVar[dict]
@@ -98,7 +106,8 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             assert origin is not None, "a file's rows say where they stand"
             return number_of[origin.file], origin.line
 
-        for key, row in enumerate(iterate(path, self.KIND, account)):
+        columns = dict(self.builder_config.columns)
+        for key, row in enumerate(iterate(path, self.KIND, account, columns)):
             file, line = place(row.origin)
             yield key, self.encode(row) | {"file": file, "line": line}
         self.info.metadata["left_out"] = [[*place(origin), why] for origin, why in account.left_out]
@@ -162,7 +171,19 @@ class RlhfDemonstrations(RowsBuilder):
     """Prompts with the answer that a person gave."""
 
     KIND = Demonstration
-    FEATURES: ClassVar = {"prompt": string(), "completion": string()}
+    FEATURES: ClassVar = {"prompt": string(), "completion": string(), "turns": integers}
+
+    @staticmethod
+    def encode(row: Demonstration) -> dict:
+        """Prompt and answer, and the numbers of earlier ones."""
+        texts = {"prompt": _stored(row.prompt), "completion": _stored(row.completion)}
+        return texts | {"turns": row.turns}
+
+    @classmethod
+    def decode(cls, stored: dict) -> Demonstration:
+        """The same as ``encode`` took it, without its origin."""
+        turns = tuple(int(number) for number in stored["turns"])
+        return Demonstration(_restored(stored["prompt"]), _restored(stored["completion"]), turns)
 
 
 class RlhfComparisons(RowsBuilder):
@@ -245,37 +266,49 @@ class Rows(Sequence[R]):
         return Rows(self._source, self._decode, numbers, self.left_out, self.notes)
 
 
-def load_texts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows[Text]:
+def load_texts(
+    path: str | os.PathLike, columns: Columns | None = None, *, data_dir: str | os.PathLike
+) -> Rows[Text]:
     """Texts of ``path`` (see ``formats.read_texts``), prepared under ``data_dir`` if need be."""
-    return prepare(RlhfTexts, path, data_dir=data_dir)
+    return prepare(RlhfTexts, path, columns, data_dir=data_dir)
 
 
-def load_prompts(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows[Prompt]:
+def load_prompts(
+    path: str | os.PathLike, columns: Columns | None = None, *, data_dir: str | os.PathLike
+) -> Rows[Prompt]:
     """Prompts of ``path``."""
-    return prepare(RlhfPrompts, path, data_dir=data_dir)
+    return prepare(RlhfPrompts, path, columns, data_dir=data_dir)
 
 
 def load_demonstrations(
-    path: str | os.PathLike, *, data_dir: str | os.PathLike
+    path: str | os.PathLike, columns: Columns | None = None, *, data_dir: str | os.PathLike
 ) -> Rows[Demonstration]:
     """Demonstrations of ``path``."""
-    return prepare(RlhfDemonstrations, path, data_dir=data_dir)
+    return prepare(RlhfDemonstrations, path, columns, data_dir=data_dir)
 
 
-def load_comparisons(path: str | os.PathLike, *, data_dir: str | os.PathLike) -> Rows[Comparison]:
+def load_comparisons(
+    path: str | os.PathLike, columns: Columns | None = None, *, data_dir: str | os.PathLike
+) -> Rows[Comparison]:
     """Comparisons of ``path``."""
-    return prepare(RlhfComparisons, path, data_dir=data_dir)
+    return prepare(RlhfComparisons, path, columns, data_dir=data_dir)
 
 
 def prepare(
-    builder_class: type[RowsBuilder], path: str | os.PathLike, *, data_dir: str | os.PathLike
+    builder_class: type[RowsBuilder],
+    path: str | os.PathLike,
+    columns: Columns | None = None,
+    *,
+    data_dir: str | os.PathLike,
 ) -> Rows[Any]:
     """The data set of these files, made now unless it exists; safe in several processes at once.
 
     Raises InputError for what is wrong with the files, RunError if ``data_dir`` takes no more.
     """
+    pairs = tuple(sorted((columns or {}).items()))
     # Named by contents: moved files find the set that was made of them, edited ones do not.
-    config = FilesConfig(name=digest(path), description=str(path), path=str(path))
+    name = digest(path, pairs)
+    config = FilesConfig(name=name, description=str(path), path=str(path), columns=pairs)
     with _quiet():
         # Of TFDS's formats the one that is read at any row, and without TensorFlow.
         builder = builder_class(config=config, data_dir=str(data_dir), file_format="array_record")
@@ -335,9 +368,11 @@ def _quiet() -> Generator[None]:
         tfds.enable_progress_bar()
 
 
-def digest(path: str | os.PathLike) -> str:
-    """Hash of the files at ``path`` and of the code that reads rows from them."""
+def digest(path: str | os.PathLike, columns: tuple[tuple[str, str], ...] = ()) -> str:
+    """Hash of the files at ``path``, and of what rows are read from them: code, and ``columns``."""
     total = hashlib.sha256("".join(map(inspect.getsource, READING)).encode())
+    if columns:
+        total.update(repr(columns).encode())
     for file in find_files(path):
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256")

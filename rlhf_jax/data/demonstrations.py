@@ -1,11 +1,11 @@
 """Prompts with an answer, for SFT, as the columns of a row or its conversation give them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rlhf_jax.data.answers import EARLIER, last_answers, read_answer
-from rlhf_jax.data.chat import Conversation
+from rlhf_jax.data.answers import last_answers, read_answer
+from rlhf_jax.data.chat import Conversation, Message
 from rlhf_jax.data.columns import ANSWERING, CONVERSATIONS, LABELS, RANKED, note_unread
 from rlhf_jax.data.files import type_name
 from rlhf_jax.data.messages import (
@@ -28,6 +28,23 @@ from rlhf_jax.data.prompts import (
 )
 from rlhf_jax.data.rows import UNANSWERED, Demonstration, NotLearnt
 
+EARLIER = "earlier answers of a conversation are its prompt, and learnt with --target turns alone"
+
+
+def every_answer(rows: Iterable[Demonstration]) -> Iterator[Demonstration]:
+    """Each earlier answer of a conversation after the turns before it, then the last one.
+
+    Each is a demonstration of its own: a template may write earlier turns otherwise than the last,
+    and a text without a template ends only once, so that what is taught would not be what is
+    sampled if all were learnt in one row.
+    """
+    for row in rows:
+        for number in row.turns:
+            prompt, answer = row.prompt[:number], row.prompt[number]
+            assert isinstance(prompt, tuple) and isinstance(answer, Message), "turns of messages"
+            yield Demonstration(prompt, (answer,), origin=row.origin)
+        yield row._replace(turns=())
+
 
 def demonstration_row(row: dict, notes: Counter[str]) -> Demonstration:
     """The demonstration of a row of any format. Raises RowError, or NotLearnt."""
@@ -41,18 +58,22 @@ def demonstration_row(row: dict, notes: Counter[str]) -> Demonstration:
         _check_same(row[key], key, messages, whole=prompt is None)
     if messages is not None and (key is None or prompt is None or not is_filled(row[key])):
         _check_label(row)
-        _check_weights([row[name] for name in CONVERSATIONS if name in row])
-        return _last_answer(messages, notes)
-    check_conversation(row)
+        conversations = [row[name] for name in CONVERSATIONS if name in row]
+        _check_weights(conversations)
+        return _last_answer(messages, notes, _without_weight(messages, conversations))
     if prompt is None or key is None:
+        check_conversation(row)
         expected = "prompt and completion, instruction and output, question and answer, or messages"
         raise missing(row, expected)
     _check_label(row)
     _check_weights([row[key]])
     prompt = askable(prompt)
     answer = read_answer(row[key], key, prompt, notes, exact=is_exact(row, prompt))
-    prompt, (answer,) = last_answers(prompt, [answer], notes)
-    return Demonstration(prompt, answer)
+    given = 1 if isinstance(prompt, str) else len(prompt)
+    prompt, (answer,) = last_answers(prompt, [answer], notes, EARLIER)
+    # Messages that a row calls its prompt are no answers to learn.
+    turns = () if isinstance(prompt, str) else _answers_among(prompt)
+    return Demonstration(prompt, answer, tuple(number for number in turns if number >= given))
 
 
 def _answering(row: dict) -> str | None:
@@ -73,7 +94,29 @@ def _check_same(value: Any, key: str, messages: Conversation, *, whole: bool) ->
         raise RowError(f"found both {key} and messages that end otherwise, expected one answer")
 
 
-def _last_answer(messages: Conversation, notes: Counter[str]) -> Demonstration:
+def _without_weight(messages: Conversation, conversations: Sequence[Any]) -> set[int]:
+    """Numbers of the messages that a conversation marks as not to be learnt."""
+    marked = set()
+    for turns in conversations:
+        if isinstance(turns, list):
+            # From the end: a system message of another column may stand before them.
+            before = len(messages) - len(turns)
+            marked |= {before + n for n, turn in enumerate(turns) if not _has_weight(turn)}
+    return marked
+
+
+def _answers_among(messages: Conversation) -> tuple[int, ...]:
+    """Numbers of the assistant's messages that answer one before them, and end before another."""
+    roles = [None, *(message.role for message in messages), None]
+    beside = enumerate(zip(roles, roles[1:], roles[2:], strict=False))
+    return tuple(
+        number
+        for number, (before, role, after) in beside
+        if role == "assistant" and before is not None and "assistant" not in (before, after)
+    )
+
+
+def _last_answer(messages: Conversation, notes: Counter[str], marked: set[int]) -> Demonstration:
     before = until_answer(messages)
     if len(before) == len(messages):
         raise NotLearnt(UNANSWERED)
@@ -83,14 +126,19 @@ def _last_answer(messages: Conversation, notes: Counter[str]) -> Demonstration:
         raise NotLearnt("two answers in a row")
     if any(message.role == "assistant" for message in before):
         notes[EARLIER] += 1
-    return Demonstration(askable(before), messages[-1:])
+    turns = tuple(number for number in _answers_among(before) if number not in marked)
+    return Demonstration(askable(before), messages[-1:], turns)
 
 
 def _check_weights(conversations: Sequence[Any]) -> None:
     """Leave out a conversation whose last message is marked as not to be learnt."""
     last = [turns[-1] for turns in conversations if isinstance(turns, list) and is_messages(turns)]
-    if any(message.get(mark, 1) in (0, False) for message in last for mark in WEIGHTS):
+    if not all(map(_has_weight, last)):
         raise NotLearnt("the last message has no weight")
+
+
+def _has_weight(message: dict) -> bool:
+    return all(message.get(mark, 1) not in (0, False) for mark in WEIGHTS)
 
 
 def _check_label(row: dict) -> None:

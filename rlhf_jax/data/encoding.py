@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Int
 
 from rlhf_jax.data import fates
+from rlhf_jax.data.demonstrations import every_answer
 from rlhf_jax.data.fates import EncodingReport, Fate
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt, Text
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.types import ComparisonBatch, LMBatch, QueryBatch, as_leaf
 
+Target = Literal["response", "turns", "all"]
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy, few enough for memory."""
 
@@ -148,15 +150,18 @@ def encode_demonstrations(
     block_size: int,
     prompt_length: int,
     response_length: int,
-    target: Literal["response", "all"],
+    target: Target,
     one_per_row: bool = False,
 ) -> tuple[LMBatch, EncodingReport]:
     """Packed ``prompt + completion + end of text``, as the policy will see and sample them.
 
     Prompt and completion are encoded apart. A long prompt keeps its end; a demonstration whose
     completion and end of text are over ``response_length`` is dropped. ``one_per_row`` gives each a
-    row of its own.
+    row of its own. The loss is on the completion, on all ``turns`` of the assistant (each with what
+    stands before it), or on ``all`` tokens.
     """
+    if target == "turns":
+        demonstrations = every_answer(demonstrations)
     if prompt_length + response_length > block_size:
         raise InputError(
             f"prompt_length + response_length = {prompt_length + response_length} is over "
@@ -176,11 +181,11 @@ def encode_demonstrations(
     ), report
 
 
-def demonstration_piece(fate: Fate, *, target: Literal["response", "all"]) -> Piece:
+def demonstration_piece(fate: Fate, *, target: Target) -> Piece:
     """Prompt and answer; the loss is on the answer, or on all tokens that have one before them."""
     (answer,) = fate.responses
     ids = np.asarray([*fate.query, *answer], np.int32)
-    return Piece(ids, first_target=len(fate.query) if target == "response" else 1)
+    return Piece(ids, first_target=1 if target == "all" else len(fate.query))
 
 
 def encode_prompts(

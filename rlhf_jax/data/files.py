@@ -1,20 +1,30 @@
-"""Rows of .txt, .jsonl, .jsonl.gz and .json files, each with the place to name in an error."""
+"""Rows of files, of whatever type they are, each with the place to name in an error."""
 
 import glob
 import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_jax.data.arrow_files import DESCRIPTIONS, arrow_rows, saved_files
+from rlhf_jax.data.csv_files import DELIMITERS, csv_rows, read_cells
+from rlhf_jax.data.hub import fetch_data, is_hub_name
+from rlhf_jax.data.json_text import parse_json
 from rlhf_jax.errors import InputError, check_fetched
 
 SEPARATOR = "<|endoftext|>"
 """Alone on a line of a .txt file, it ends a document."""
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json")
+TEXTS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+COMPRESSED = (".gz", ".zst")
+TABLES = (".parquet", ".arrow")
+SUFFIXES = (*TEXTS, *(text + packed for text in TEXTS for packed in COMPRESSED), *TABLES)
+"""What the name of a file of rows ends in."""
 HELD_OUT = frozenset(
     (
         *("test", "tests", "testing", "valid", "validation", "val", "dev", "eval", "evaluation"),
@@ -22,14 +32,7 @@ HELD_OUT = frozenset(
     )
 )
 """Words in the name of a file that is not to be trained on."""
-CONVERSIONS = {
-    ".parquet": "datasets.Dataset.from_parquet({0!r}).to_json({1!r})",
-    ".arrow": "datasets.Dataset.from_file({0!r}).to_json({1!r})",
-    ".csv": "datasets.Dataset.from_csv({0!r}).to_json({1!r})",
-    ".tsv": "datasets.Dataset.from_csv({0!r}, sep='\\t').to_json({1!r})",
-}
-"""How a table of another type becomes lines of JSON, by the package ``datasets``."""
-ALIKE = (*SUFFIXES, *CONVERSIONS, ".ndjson", ".json.gz", ".txt.gz", ".jsonl.zst", ".jsonl.xz")
+ALIKE = (*SUFFIXES, ".jsonl.xz", ".jsonl.bz2", ".json.xz", ".feather", ".orc", ".xlsx", ".pkl")
 """Endings, in small letters, of what may hold rows too."""
 
 HALF = re.compile("[\ud800-\udfff]")
@@ -41,24 +44,31 @@ class Origin(NamedTuple):
 
     file: str
     line: int
-    """From 1; of a .json file, the number of the row."""
+    """From 1; of a file without lines of its own, such as .json, the number of the row."""
 
     def __str__(self) -> str:
         """As an error names it."""
-        return f"{self.file}, {'row' if self.file.endswith('.json') else 'line'} {self.line}"
+        numbered = file_type(self.file) in (".json", *TABLES)
+        return f"{self.file}, {'row' if numbered else 'line'} {self.line}"
+
+
+def file_type(name: str | os.PathLike) -> str:
+    """How a file is read, by its name: ".jsonl" of a.jsonl.gz; empty where it is not read."""
+    ending = next((x for x in SUFFIXES if str(name).endswith(x)), "")
+    return ending.removesuffix(".gz").removesuffix(".zst")
 
 
 def find_files(path: str | os.PathLike) -> list[Path]:
-    """The file itself, the data files of a folder, or the matches of a glob pattern, sorted.
+    """The file itself, those of a folder or of a split of the hub, or a pattern's matches, sorted.
 
     Raises InputError if there are none, if a file is of another type, or if some files are named
     as held-out data and some are not.
     """
     path = Path(path)
-    if path.is_dir():
-        _refuse_saved_dataset(path)
-        files = sorted(file for file in path.iterdir() if _is_data(file))
-        _refuse_unread(path, files)
+    if is_hub_name(path):
+        files = fetch_data(path, SUFFIXES)
+    elif path.is_dir():
+        files = saved_files(path) or _files_of(path)
     elif path.exists():
         files = [path]
     else:
@@ -67,62 +77,53 @@ def find_files(path: str | os.PathLike) -> list[Path]:
     if not files:
         raise InputError(_why_none(path))
     for file in files:
-        if not file.name.endswith(SUFFIXES):
-            expected = f"expected a name ending in {', '.join(SUFFIXES)}"
-            raise InputError(f"{file}: {expected}{_conversion(file)}")
+        if not file_type(file.name):
+            raise InputError(f"{file}: expected a name ending in {', '.join((*TEXTS, *TABLES))}")
+    _refuse_twice(path, files)
     _refuse_mixture(path, files)
     return files
 
 
-def _is_data(file: Path) -> bool:
-    """Whether a file of a folder is read: hidden ones, as programs write them, are not."""
-    return file.name.endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
-
-
-def _refuse_unread(folder: Path, files: Sequence[Path]) -> None:
-    """Raise InputError if beside ``files`` there is one that may hold rows, and is not read."""
-    visible = (file for file in sorted(folder.iterdir()) if not file.name.startswith("."))
-    others = [
-        f for f in visible if f.name.lower().endswith(ALIKE) and f not in files and f.is_file()
-    ]
+def _files_of(folder: Path) -> list[Path]:
+    """The data files of a folder: hidden ones, as programs write them, are none."""
+    visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    files = [file for file in visible if file_type(file.name) and file.is_file()]
+    if any(file_type(file.name) in TABLES for file in files):
+        files = [file for file in files if file.name not in DESCRIPTIONS]
+    others = [x for x in visible if x.name.lower().endswith(ALIKE) and not file_type(x.name)]
     if files and others:
         raise InputError(
             f"{folder} has {files[0].name} and {others[0].name}, which is not read: name one file, "
-            f"or a pattern such as {folder}/*{''.join(files[0].suffixes[-1:])}"
-            f"{_conversion(others[0])}"
+            f"or a pattern such as {folder}/*{file_type(files[0].name)}"
         )
+    return files
+
+
+def _refuse_twice(path: Path, files: Sequence[Path]) -> None:
+    """Raise InputError for two files that may hold the same rows: a.jsonl beside a.parquet."""
+    first: dict[str, Path] = {}
+    for file in files:
+        ending = next(x for x in sorted(SUFFIXES, key=len, reverse=True) if file.name.endswith(x))
+        other = first.setdefault(str(file).removesuffix(ending), file)
+        if other != file:
+            raise InputError(
+                f"{path} has {other.name} and {file.name}, which may hold the same rows: name one "
+                f"file, or a pattern such as {file.parent}/*{''.join(other.suffixes[-1:])}"
+            )
 
 
 def _why_none(path: Path) -> str:
     if not path.is_dir():
         return f"{path} does not exist"
     names = sorted(file.name for file in path.iterdir() if not file.name.startswith("."))
-    other = next((name for name in names if name.endswith(tuple(CONVERSIONS))), None)
+    other = next((name for name in names if name.lower().endswith(ALIKE)), None)
     nested = next((name for name in names if (path / name).is_dir()), None)
-    why = f"{path} has no .txt, .jsonl or .json files"
+    why = f"{path} has no files of rows ({', '.join((*TEXTS, *TABLES))})"
     if other is not None:
-        why += f", but {other}{_conversion(path / other)}"
+        why += f", but {other}, which is not read"
     elif nested is not None:
         why += f", but folders such as {nested}: name one of them, or a pattern such as {path}/**"
     return why
-
-
-def _conversion(file: Path) -> str:
-    """How to make a file that can be read of one that cannot, if that is known."""
-    if file.suffix not in CONVERSIONS:
-        return ""
-    return "; convert it with " + CONVERSIONS[file.suffix].format(file.name, f"{file.stem}.jsonl")
-
-
-def _refuse_saved_dataset(folder: Path) -> None:
-    """Raise InputError for a folder that ``save_to_disk`` of the package ``datasets`` wrote."""
-    several = (folder / "dataset_dict.json").is_file()
-    if several or all((folder / name).is_file() for name in ("state.json", "dataset_info.json")):
-        split = "['train']" if several else ""
-        raise InputError(
-            f"{folder} is an Arrow data set of save_to_disk: write it as lines of JSON with "
-            f"datasets.load_from_disk({str(folder)!r}){split}.to_json('rows.jsonl')"
-        )
 
 
 def _refuse_mixture(path: Path, files: Sequence[Path]) -> None:
@@ -132,9 +133,13 @@ def _refuse_mixture(path: Path, files: Sequence[Path]) -> None:
     held_out = [name for name in names if is_held_out(name)]
     others = [name for name in names if not is_held_out(name)]
     if held_out and others:
+        # Of several parts all are to be named: train-*, and not train-00000-of-00002.parquet.
+        parts = re.split(r"\d", others[0], maxsplit=1)[0] + "*"
+        several = {name for name in names if fnmatch(name, parts)} == {*others} and others[1:]
         raise InputError(
             f"{path} has {others[0]} and {held_out[0]}, which by its name is not to be trained on: "
             f"name one file, such as {Path(root) / others[0]}"
+            f"{f', or a pattern, such as {Path(root) / parts}' if several else ''}"
         )
 
 
@@ -147,12 +152,22 @@ def read_rows(file: Path) -> Iterator[tuple[Origin, dict]]:
     """(origin, row) of each row; a document of a .txt file is a row ``{"text": ...}``.
 
     A .json file holds a list of rows, an object with that list under ``data``, or lines of JSON.
-    Raises InputError for a missing or empty file, bytes that are not UTF-8, or broken JSON.
+    Raises InputError for a missing or empty file, bytes that are not UTF-8, broken JSON, or a table
+    that is not whole.
     """
+    kind = file_type(file.name)
+    if kind in TABLES:
+        for number, row in enumerate(arrow_rows(file), 1):
+            yield _checked(row, Origin(str(file), number))
+        return
     lines = _lines(file)
-    if file.suffix == ".txt":
+    if kind == ".txt":
         yield from _documents(file, lines)
-    elif file.suffix == ".json":
+    elif kind in DELIMITERS:
+        for number, row in csv_rows(file, lines, DELIMITERS[kind]):
+            origin = Origin(str(file), number)
+            yield _checked(read_cells(row, str(origin)), origin)
+    elif kind == ".json":
         rows = _parse_lines(file, lines) if _are_rows(lines) else _parse_list(file, lines)
         for number, row in enumerate(rows, 1):
             yield _checked(row, Origin(str(file), number))
@@ -160,11 +175,11 @@ def read_rows(file: Path) -> Iterator[tuple[Origin, dict]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 origin = Origin(str(file), number)
-                yield _checked(_parse(line, str(origin)), origin)
+                yield _checked(parse_json(line, str(origin)), origin)
 
 
 def _parse_list(file: Path, lines: list[str]) -> list:
-    rows = _parse("\n".join(lines), str(file))
+    rows = parse_json("\n".join(lines), str(file))
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         others = [name for name in rows if name != "data" and _is_list_of_rows(rows[name])]
         if others:
@@ -198,7 +213,7 @@ def _are_rows(lines: list[str]) -> bool:
 def _parse_lines(file: Path, lines: list[str]) -> Iterator[Any]:
     filled = (line for line in lines if line.strip())
     for number, line in enumerate(filled, 1):
-        yield _parse(line, str(Origin(str(file), number)))
+        yield parse_json(line, str(Origin(str(file), number)))
 
 
 def type_name(value: Any) -> str:
@@ -214,10 +229,8 @@ def _lines(file: Path) -> list[str]:
     # A pointer of Git LFS is text, and would be read as a document.
     check_fetched(file)
     try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+        content = _unpacked(file)
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
     if not content.strip():
         raise InputError(f"{file} is empty")
@@ -233,6 +246,18 @@ def _lines(file: Path) -> list[str]:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
 
 
+def _unpacked(file: Path) -> bytes:
+    content = file.read_bytes()
+    if file.suffix == ".gz":
+        return gzip.decompress(content)
+    if file.suffix == ".zst":
+        # Half a second, which only these files need.
+        from pyarrow import BufferReader, CompressedInputStream
+
+        return CompressedInputStream(BufferReader(content), "zstd").read()
+    return content
+
+
 def _documents(file: Path, lines: list[str]) -> Iterator[tuple[Origin, dict]]:
     start = 0
     for end in [n for n, line in enumerate(lines) if line.strip() == SEPARATOR] + [len(lines)]:
@@ -241,30 +266,6 @@ def _documents(file: Path, lines: list[str]) -> Iterator[tuple[Origin, dict]]:
         if text:
             yield Origin(str(file), start + empty + 1), {"text": text[empty:]}
         start = end + 1
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_distinct)
-    except KeyError as error:
-        raise InputError(f"{where}: the key {error} stands twice in one object") from None
-    except json.JSONDecodeError as error:
-        at = f"{where}, line {error.lineno}" if "\n" in text else where
-        message = f"{at}: broken JSON at column {error.colno}: {error.msg}"
-        raise InputError(message) from error
-    except ValueError:  # of thousands of digits
-        raise InputError(f"{where}: holds a number that is too long to read") from None
-    except RecursionError as error:
-        raise InputError(f"{where}: JSON is nested too deeply") from error
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys, none of which overwrites another."""
-    # Python keeps the last of two equal keys in silence: half of a row would be lost.
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise KeyError(next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n])))
-    return members
 
 
 def _checked(row: Any, origin: Origin) -> tuple[Origin, dict]:

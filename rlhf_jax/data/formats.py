@@ -15,6 +15,7 @@
 | HH-RLHF, implicit prompt | ``chosen``, ``rejected``: the prompt is what they share | same |
 | OpenAI's summaries | ``info``, ``summaries``, ``choice`` | same |
 | rankings | ``prompt``, ``responses`` (strings, or ``text`` and ``rank``), ``ranks`` | same |
+| trees of messages (OpenAssistant) | ``message_id``, ``parent_id``, ``role``, ``text`` | any |
 | Nectar, SHP, WebGPT, PKU-SafeRLHF, HelpSteer and others | see ``public_sets`` | same |
 
 Each but a Text is read as a Prompt too. ``docs/data.md`` has an example of each, what other columns
@@ -25,15 +26,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
-from rlhf_jax.data.files import SEPARATOR, Origin, find_files, read_rows
-from rlhf_jax.data.messages import OtherKeys, RowError, unknown_parts
+from rlhf_jax.data.files import SEPARATOR, Origin, file_type, find_files, read_rows
+from rlhf_jax.data.messages import OtherKeys, RowError, has_developer, unknown_parts
 from rlhf_jax.data.public_sets import ranked_row
 from rlhf_jax.data.readers import READERS
+from rlhf_jax.data.renaming import Columns, check_columns, renamed
 from rlhf_jax.data.rows import (
     EMPTY,
     Account,
@@ -49,6 +52,7 @@ from rlhf_jax.data.rows import (
     Text,
     without_gaps,
 )
+from rlhf_jax.data.trees import is_tree, untangled
 from rlhf_jax.errors import InputError
 
 Answered = TypeVar("Answered", Demonstration, Comparison)
@@ -60,43 +64,57 @@ MARKS = re.compile(
 """How models of public families write turns and ends of texts."""
 
 
-def read_texts(path: str | os.PathLike) -> list[Text]:
+def read_texts(path: str | os.PathLike, columns: Columns | None = None) -> list[Text]:
     """Documents of a file, a folder of files, or a glob pattern. Raises InputError."""
-    return list(iterate(path, Text))
+    return list(iterate(path, Text, columns=columns))
 
 
-def read_demonstrations(path: str | os.PathLike) -> list[Demonstration]:
+def read_demonstrations(
+    path: str | os.PathLike, columns: Columns | None = None
+) -> list[Demonstration]:
     """Prompts with completions; rows labelled false are left out, and counted in the log."""
-    return list(iterate(path, Demonstration))
+    return list(iterate(path, Demonstration, columns=columns))
 
 
-def read_prompts(path: str | os.PathLike) -> list[Prompt]:
+def read_prompts(path: str | os.PathLike, columns: Columns | None = None) -> list[Prompt]:
     """Prompts of any rows that have one. Raises InputError."""
-    return list(iterate(path, Prompt))
+    return list(iterate(path, Prompt, columns=columns))
 
 
-def read_comparisons(path: str | os.PathLike) -> list[Comparison]:
+def read_comparisons(path: str | os.PathLike, columns: Columns | None = None) -> list[Comparison]:
     """Ranked responses; chosen and rejected are K = 2. Raises InputError.
 
     Rows that order no two different answers are left out, and counted in the log.
     """
-    return list(iterate(path, Comparison))
+    return list(iterate(path, Comparison, columns=columns))
 
 
-def iterate(path: str | os.PathLike, kind: type[R], account: Account | None = None) -> Iterator[R]:
+def iterate(
+    path: str | os.PathLike,
+    kind: type[R],
+    account: Account | None = None,
+    columns: Columns | None = None,
+) -> Iterator[R]:
     """Rows of ``kind`` (Text, Prompt, Demonstration or Comparison), in the order of the files.
 
-    What is left out or changed is counted in ``account``, or else in the log. Raises InputError,
-    naming file and line, for a row that is not of this kind.
+    What is left out or changed is counted in ``account``, or else in the log. ``columns`` are read
+    under other names. Raises InputError, naming file and line, for a row that is not of this kind.
     """
     own = Account() if account is None else account
+    columns = columns or {}
+    check_columns(columns, kind)
     kept = 0
     for file in find_files(path):
-        if kind is not Text and file.suffix == ".txt":
-            raise OtherKind(
-                f"{file} is plain text, expected {plural(kind)} in a .jsonl or .json file"
-            )
-        for row in read_as(read_rows(file), kind, own):
+        if kind is not Text and file_type(file.name) == ".txt":
+            raise OtherKind(f"{file} is plain text, expected {plural(kind)} in a file of rows")
+        rows = read_rows(file)
+        if columns:
+            rows = renamed(file, list(rows), columns, own.notes)
+        first = next(rows, None)
+        rows = rows if first is None else chain([first], rows)
+        if first is not None and is_tree(first[1]):
+            rows = untangled(list(rows), kind, own)
+        for row in read_as(rows, kind, own):
             kept += 1
             yield row
     if account is None:
@@ -126,6 +144,7 @@ def read_as(
             what = "no part of the prompt" if kind is Prompt else "not read"
             notes.update(f"column {name} is {what}" for name in unknown_columns(row))
             notes.update(f"{name} of a message is not read" for name in unknown_parts(row))
+            notes.update(["a developer's message is read as the system's"] * has_developer(row))
             read = READERS[kind](row, notes)
             rows.append(read._replace(origin=origin))
             mark = _foreign_mark(read)
@@ -203,7 +222,7 @@ def _split_documents(rows: Sequence[Text], notes: Counter[str]) -> Iterator[Text
             continue
         notes[f"{SEPARATOR} inside a text divides it into documents"] += 1
         assert row.origin is not None, "a file's rows say where they stand"
-        lines = row.origin.file.endswith(".txt")  # elsewhere a row is on one line
+        lines = file_type(row.origin.file) == ".txt"  # elsewhere a row is on one line
         start = 0
         if not row.text.replace(SEPARATOR, "").strip():
             yield row._replace(text="")

@@ -25,6 +25,7 @@ from rlhf_jax.data.chat import (
     render_prompt,
     special_pattern,
 )
+from rlhf_jax.data.spelling import Place, Spelling
 from rlhf_jax.errors import InputError
 
 
@@ -34,12 +35,13 @@ class Markup:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
+        spelling: Spelling,
         template: str | None,
         names: Mapping[str, str],
         now: datetime.datetime,
     ):
         """``names`` are the special tokens that a template calls by name; ``now`` is its time."""
-        self._backend = backend
+        self._backend, self._spelling = backend, spelling
         self._source, self._names, self._now = template, tuple(names.items()), now
 
     @cached_property
@@ -85,18 +87,18 @@ class Markup:
         """
         special = self._added
         ids: list[int] = []
-        strips = _strips_behind(after, special)
+        place, strips = _behind(after, special)
         for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
             if piece.special:
                 ids.append(id_of(self._backend, piece.text))
-                strips = special[piece.text].rstrip
+                place, strips = Place.SPECIAL, special[piece.text].rstrip
                 continue
             text = piece.text.lstrip() if strips else piece.text
             if following is not None and special[following.text].lstrip:
                 text = text.rstrip()
-            ids += self._backend.encode(text, add_special_tokens=False).ids
+            ids += self._spelling.ids(text, place)
             # White space in two pieces after one token belongs to it all the same.
-            strips = strips and not text
+            place, strips = Place.INSIDE if text else place, strips and not text
         return ids
 
     def is_markup(self, prompt: str | Conversation) -> bool:
@@ -147,11 +149,12 @@ class Markup:
             return []
 
 
-def _strips_behind(pieces: Sequence[Piece], special: Mapping[str, AddedToken]) -> bool:
-    """Whether white space after these pieces belongs to the last special token among them."""
-    for piece in reversed(pieces):
+def _behind(pieces: Sequence[Piece], special: Mapping[str, AddedToken]) -> tuple[Place, bool]:
+    """What a text after these pieces stands behind, and whether that takes white space from it."""
+    place, strips = Place.BEGINNING, False
+    for piece in pieces:
         if piece.special:
-            return special[piece.text].rstrip
-        if piece.text.strip():
-            return False
-    return False
+            place, strips = Place.SPECIAL, special[piece.text].rstrip
+        elif piece.text.strip() or (piece.text and not strips):
+            place, strips = Place.INSIDE, False
+    return place, strips

@@ -68,9 +68,16 @@ def _message(value: Any) -> Message:
     speaker = ROLES.get(value[role].lower()) if isinstance(value[role], str) else None
     if speaker is None:
         raise RowError(
-            f"{role} is {value[role]!r}, expected system, user or assistant (or human, gpt)"
+            f"{role} is {value[role]!r}, expected system, user or assistant (or human, gpt): "
+            "what tools say is not learnt"
         )
     return Message(speaker, read_text(value[content], content))
+
+
+def has_developer(row: dict) -> bool:
+    """Whether a developer speaks in a row's messages, which is read as the system's message."""
+    roles = (message.get("role") for message in _messages_in(list(row.values())))
+    return any(isinstance(role, str) and role.lower() == "developer" for role in roles)
 
 
 def unknown_parts(row: dict) -> set[str]:

@@ -15,10 +15,11 @@ from rlhf_jax.data.rows import Comparison, Demonstration, Prompt, Row, Text
 
 def text_row(row: dict, notes: Counter[str]) -> Text:
     """A document, or a conversation as one. Raises RowError."""
-    if "text" in row:
+    messages = conversation_of(row)
+    # A table has all columns in every row: a null there says nothing.
+    if "text" in row and (row["text"] is not None or messages is None):
         note_unread(row, CHANGING, notes)
         return Text(read_text(row["text"], "text"))
-    messages = conversation_of(row)
     if messages is not None:
         return Text(write_turns(messages))
     check_conversation(row)

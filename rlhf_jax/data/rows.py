@@ -39,6 +39,9 @@ class Demonstration(NamedTuple):
 
     prompt: str | Conversation
     completion: str | Conversation
+    turns: tuple[int, ...] = ()
+    """Messages of the prompt that are earlier answers of the same conversation, by their numbers:
+    what ``every_answer`` makes demonstrations of, too."""
     origin: Origin | None = None
 
 

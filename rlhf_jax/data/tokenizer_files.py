@@ -5,7 +5,8 @@ read here, in the order in which it counts:
 
 | | from |
 | --- | --- |
-| vocabulary | ``tokenizer.json``; ``vocab.json``, ``merges.txt``; ``encoder.json``, ``vocab.bpe`` |
+| vocabulary | ``tokenizer.json``; ``vocab.json``, ``merges.txt``; ``encoder.json``, ``vocab.bpe``;
+``tokenizer.model`` |
 | added tokens | ``added_tokens_decoder`` of ``tokenizer_config.json``; ``added_tokens.json`` |
 | end of text, begin of text, padding | ``tokenizer_config.json``; ``special_tokens_map.json`` |
 | end of text without a name, further ends | ``generation_config.json``; ``config.json`` |
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, processors
+from tokenizers import AddedToken, models, processors
 
 from rlhf_jax.data.byte_level import (
     backend_of,
@@ -33,6 +34,9 @@ from rlhf_jax.data.byte_level import (
     with_tokens,
 )
 from rlhf_jax.data.files import type_name
+from rlhf_jax.data.sentencepiece import PieceKind, Prefix, from_scores
+from rlhf_jax.data.sentencepiece_model import read_pieces
+from rlhf_jax.data.spelling import Spelling
 from rlhf_jax.data.tokenizers import EOS, PAD, Tokenizer
 from rlhf_jax.errors import InputError, check_fetched
 
@@ -43,10 +47,8 @@ SPLITS_AS_GPT2 = ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")
 OTHER_KINDS = {
     "vocab.json": "but no merges.txt beside it",
     "encoder.json": "but no vocab.bpe beside it",
-    "tokenizer.model": "which is no byte-level BPE of its own (transformers' fast tokenizers save "
-    "some of them as tokenizer.json)",
-    "spiece.model": "which is no byte-level BPE",
-    "vocab.txt": "which is no byte-level BPE",
+    "spiece.model": "a Unigram model of SentencePiece, which is not read",
+    "vocab.txt": "which is not read",
 }
 """Vocabularies that are not read, and why."""
 LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -57,28 +59,26 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """The tokenizer in a folder: one that ``Tokenizer.save`` wrote, transformers', or GPT-2's.
 
     Padding that is no token of its own (also end, begin or unknown, or one that the chat template
-    writes) gets an id over all others. Raises InputError, naming the file, for what is no
-    byte-level tokenizer with an end of text.
+    writes) gets an id over all others. Raises InputError, naming the file, for what is neither
+    byte-level BPE nor SentencePiece's, or has no end of text.
     """
     folder = Path(path)
     settings = _json_of(folder / "tokenizer_config.json")
-    backend = _backend(folder, settings)
-    if backend is None:
-        raise InputError(_why_none(folder))
-    _check_byte_level(folder, backend)
+    backend, own_eos = _backend(folder, settings)
+    _check_spelling(folder, backend)
+    as_read = backend.to_str()
     backend = with_tokens(backend, _added_tokens(folder, settings, backend))
     # Text that looks like a special token is text: nobody ends a turn by typing its mark.
     backend.encode_special_tokens = True
     backend = with_special_tokens(backend, _special(folder, settings, backend))
     named = _named(folder, settings)
     ends = _end_ids(folder, settings, backend)
-    eos = named.pop("eos_token", None) or next(map(backend.id_to_token, ends), None)
+    eos = named.pop("eos_token", None) or next(map(backend.id_to_token, ends), own_eos)
     pad = named.pop("pad_token", None)
-    if eos is None and not (folder / "tokenizer.json").is_file():
-        eos = EOS  # what GPT-2's class of transformers takes
     end = _checked_end(folder, backend, eos)
     _put_bos_first(folder, backend, settings.get("add_bos_token"), named.get("bos_token"))
     now, template = settings.get("strftime_now"), _chat_template(folder, settings)
+    whole = folder / "tokenizer.json"
     with_padding = partial(
         Tokenizer,
         backend,
@@ -88,6 +88,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         chat_template=template,
         chat_prompts=settings.get("chat_prompts", False),
         now=datetime.datetime.fromisoformat(now) if now else None,
+        source=_read(whole) if whole.is_file() and backend.to_str() == as_read else None,
     )
     if pad is not None and _is_padding(backend, pad, (end, *named.values())):
         tokenizer = with_padding(pad=PAD if pad in (template or "") else pad)
@@ -99,7 +100,8 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def _why_none(folder: Path) -> str:
     """What is wrong with a folder without a vocabulary that can be read."""
     expected = (
-        "expected tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe"
+        "expected tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or "
+        "tokenizer.model"
     )
     if not folder.is_dir():
         return f"{folder} is not a folder: {expected}"
@@ -110,26 +112,51 @@ def _why_none(folder: Path) -> str:
 
 def has_tokenizer(folder: str | os.PathLike) -> bool:
     """Whether there is a vocabulary in ``folder``."""
-    vocabularies = ("tokenizer.json", "vocab.json", "encoder.json")
+    vocabularies = ("tokenizer.json", "vocab.json", "encoder.json", "tokenizer.model")
     return any((Path(folder) / name).is_file() for name in vocabularies)
 
 
 # --- Vocabulary -------------------------------------------------------------------------------
 
 
-def _backend(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
+def _backend(folder: Path, settings: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, str | None]:
+    """The vocabulary of a folder, and the end of text that goes without saying in such files."""
     whole = folder / "tokenizer.json"
     if whole.is_file():
         try:
-            return backend_of(_read(whole))
+            return backend_of(_read(whole)), None
         except InputError:
             raise
         except Exception as error:  # the package raises bare Exception for a malformed file
             raise InputError(f"{whole} is not a tokenizer: {error}") from error
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).is_file() and (folder / merges).is_file():
-            return _from_merges(folder / vocabulary, folder / merges, settings)
-    return None
+            # The end of text is what GPT-2's class of transformers takes.
+            return _from_merges(folder / vocabulary, folder / merges, settings), EOS
+    if (folder / "tokenizer.model").is_file():
+        return _from_pieces(folder / "tokenizer.model", settings)
+    raise InputError(_why_none(folder))
+
+
+def _from_pieces(
+    path: Path, settings: Mapping[str, Any]
+) -> tuple[tokenizers.Tokenizer, str | None]:
+    """SentencePiece's own file, as transformers' class of Llama reads it."""
+    pieces, bos, eos, prefix = read_pieces(path)
+    # Where nothing is said it is legacy: a space before every text between special tokens.
+    where: Prefix = "always" if settings.get("legacy") is not False else "first"
+    prefix = prefix and settings.get("add_prefix_space") is not False
+    try:
+        backend = from_scores(pieces, where if prefix else "never")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    special = [p.text for p in pieces if p.kind in (PieceKind.UNKNOWN, PieceKind.CONTROL)]
+    whole = [p.text for p in pieces if p.kind == PieceKind.USER_DEFINED]
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in special])
+    backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
+    if bos is not None and settings.get("add_bos_token") is not False:
+        begin_with(backend, bos)
+    return backend, eos
 
 
 def _from_merges(
@@ -154,14 +181,12 @@ def _from_merges(
     return byte_level(model, add_prefix_space=settings.get("add_prefix_space", False))
 
 
-def _check_byte_level(folder: Path, backend: tokenizers.Tokenizer) -> None:
-    """Raise InputError for another kind of vocabulary."""
-    kind = type(backend.model).__name__
-    if kind != "BPE" or not isinstance(backend.decoder, decoders.ByteLevel):
-        raise InputError(
-            f"{folder / 'tokenizer.json'} is not a byte-level BPE, which this project needs: its "
-            f"model is {kind}, its decoder {type(backend.decoder).__name__}"
-        )
+def _check_spelling(folder: Path, backend: tokenizers.Tokenizer) -> None:
+    """Raise InputError for a vocabulary whose texts would not come back as they were."""
+    try:
+        Spelling(backend)
+    except InputError as error:
+        raise InputError(f"{folder / 'tokenizer.json'}: {error}") from None
 
 
 def _added_tokens(
@@ -289,7 +314,7 @@ def _put_bos_first(
             raise InputError(f"{folder}: the begin of text, {bos!r}, is no token of the vocabulary")
         begin_with(backend, bos)
     elif begins and first is not None and not first:
-        backend.post_processor = processors.ByteLevel(trim_offsets=True)
+        backend.post_processor = processors.ByteLevel(trim_offsets=True)  # which adds no token
 
 
 def _is_padding(backend: tokenizers.Tokenizer, pad: str, others: tuple[str, ...]) -> bool:

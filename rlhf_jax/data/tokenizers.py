@@ -1,5 +1,7 @@
 """Byte-level BPE (Radford et al. 2019, section 2.2): texts, prompts and answers as ids, and back.
 
+SentencePiece's BPE too, which imported models have (see ``rlhf_jax/data/sentencepiece.py``).
+
 Text that people type never becomes a special token: ``<|endoftext|>`` in a text is encoded as the
 characters it is made of, and only the program, or a model's chat template, makes special tokens.
 Rows where they were meant are found by ``stray_special``. Padding has an id of its own, so that the
@@ -18,12 +20,11 @@ from typing import Any
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import decoders, models, trainers
+from tokenizers import models, trainers
 
 from rlhf_jax.data.byte_level import (
     BYTE_OF,
     byte_level,
-    byte_table,
     id_of,
     with_special_tokens,
     without_tokens,
@@ -31,6 +32,7 @@ from rlhf_jax.data.byte_level import (
 from rlhf_jax.data.chat import Conversation, Piece, as_conversation, as_text
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.markup import Markup
+from rlhf_jax.data.spelling import Place, Spelling
 from rlhf_jax.errors import InputError
 
 EOS = "<|endoftext|>"
@@ -56,16 +58,17 @@ class Tokenizer:
         chat_template: str | None = None,
         chat_prompts: bool = False,
         now: datetime.datetime | None = None,
+        source: str | None = None,
     ):
         """A tokenizer around ``backend``, whose end of text is ``eos``.
 
         ``names`` are further special tokens of templates (``bos_token`` and others); ``ends`` the
-        ids besides ``eos`` that stop sampling; ``now`` what a template takes the time to be.
+        ids besides ``eos`` that stop sampling; ``now`` what a template takes the time to be;
+        ``source`` the ``tokenizer.json`` that ``backend`` is, letter by letter.
         """
-        if not isinstance(backend.decoder, decoders.ByteLevel):
-            raise InputError("the tokenizer is not a byte-level BPE, which this project needs")
         if eos == pad:
             raise InputError(f"padding and end of text are both {eos!r}, they must differ")
+        self._source = source
         # Two ids: were padding the end of text, masking the one would mask the other.
         backend = with_special_tokens(backend, (eos, pad))
         # Not part of the saved file, so it is set on every tokenizer, wherever it came from.
@@ -76,6 +79,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._spelling = Spelling(backend)
         self._specials = {"eos_token": eos, "pad_token": pad}
         self._names, self._ends = dict(names or {}), tuple(ends)
         self._now = now or datetime.datetime.now().replace(microsecond=0)
@@ -145,26 +149,27 @@ class Tokenizer:
 
     @cached_property
     def _markup(self) -> Markup:
-        return Markup(self._backend, self.chat_template, self._names | self._specials, self._now)
+        names = self._names | self._specials
+        return Markup(self._backend, self._spelling, self.chat_template, names, self._now)
 
     # --- Texts ------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` alone: nothing before it, no end of text."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of ``text`` as it goes on from other text: nothing before it, no end of text."""
+        return self._spelling.ids(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text, on several threads."""
-        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        return self._spelling.ids_of_each(texts)
 
     def encode_beginning(self, text: str) -> list[int]:
         """Ids of a plain text from its beginning: begin of text first, if the tokenizer has it."""
-        return [*self.bos_ids, *self.encode(text)]
+        return [*self.bos_ids, *self._spelling.ids(text, Place.BEGINNING)]
 
     def encode_beginnings(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode_beginning`` of each text, on several threads."""
-        return [[*self.bos_ids, *ids] for ids in self.encode_batch(texts)]
+        begun = self._spelling.ids_of_each(texts, Place.BEGINNING)
+        return [[*self.bos_ids, *ids] for ids in begun]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts, each ending in exactly one end of text, also where it is spelled."""
@@ -217,7 +222,9 @@ class Tokenizer:
         made = []
         for (prompt, answer), pieces in zip(pairs, before, strict=True):
             if pieces is None:
-                ids, (_, end) = next(encoded)
+                ids, (text, end) = next(encoded)
+                # An answer to nothing is itself the beginning of a text.
+                ids = ids if as_text(prompt) else self._spelling.ids(text, Place.BEGINNING)
                 made.append([*ids, end])
             else:
                 ids = self._markup.ids(self._answer_pieces(prompt, answer), after=pieces)
@@ -249,13 +256,7 @@ class Tokenizer:
 
     def lacks(self, text: str | Conversation) -> bool:
         """Whether characters of a text would be lost: the vocabulary has not all of their bytes."""
-        return bool(self._missing) and not self._missing.isdisjoint(as_text(text).encode())
-
-    @cached_property
-    def _missing(self) -> frozenset[int]:
-        """Bytes without a token, in vocabularies that were trained on few texts or have holes."""
-        known = self._backend.get_vocab(with_added_tokens=False)
-        return frozenset(byte for char, byte in BYTE_OF.items() if char not in known)
+        return self._spelling.lacks(as_text(text))
 
     def _behind_end(self, answer: str) -> str | None:
         """The end token after which an answer in markup goes on, or None."""
@@ -328,9 +329,25 @@ class Tokenizer:
         """Text of ``ids``, special ids left out; bytes that are no UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
+    def decode_answer(
+        self, ids: Iterable[int] | Int[np.ndarray, "_"], before: int | np.integer
+    ) -> str:
+        """The text that ``encode_answers`` reads as ``ids`` after a prompt that ends in ``before``.
+
+        Without the space that the vocabulary puts where a text begins, if it begins there.
+        """
+        return self.decode(ids).removeprefix(self.space_behind(before))
+
+    def space_behind(self, before: int | np.integer) -> str:
+        """The space that a text behind the id ``before`` begins with and is not its own, or ""."""
+        if before in (self.pad_id, *self.bos_ids):  # before a row's first token there is padding
+            return self._spelling.space_before(Place.BEGINNING)
+        special = int(before) in self._special_by_id
+        return self._spelling.space_before(Place.SPECIAL if special else Place.INSIDE)
+
     @cached_property
     def _bytes(self) -> list[bytes]:
-        return byte_table(self._backend, self.vocab_size)
+        return self._spelling.table(self.vocab_size)
 
     def save(self, folder: str | os.PathLike, *, rows: int | None = None) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` and ``chat_template.jinja``.
@@ -351,14 +368,25 @@ class Tokenizer:
             settings["end_token_ids"] = [self.eos_id, *self._ends]
         if "strftime_now" in (self.chat_template or ""):
             settings["strftime_now"] = self._now.isoformat()
-        content = self._backend.to_str()
-        if rows is not None and self.pad_id >= rows:
+        without_padding = rows is not None and self.pad_id >= rows
+        if without_padding:
             del settings["pad_token"]
-            content = without_tokens(content, {self._specials["pad_token"]})
         if self.chat_template is not None:
             write_atomically(folder / "chat_template.jinja", self.chat_template)
         write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
-        write_atomically(folder / "tokenizer.json", content)
+        write_atomically(folder / "tokenizer.json", self._content(rows, without_padding))
+
+    def _content(self, rows: int | None, without_padding: bool) -> str:
+        """The ``tokenizer.json``: the one that was read, where it says the same."""
+        pad = self._specials["pad_token"]
+        if self._source is not None:
+            # Of padding that is not in it the settings speak, and here it is given the same id
+            # again. transformers would count, so where a model has a row for it, it is written.
+            has_padding = pad in {token["content"] for token in _added_tokens(self._source)}
+            if has_padding != without_padding or (rows is None and not has_padding):
+                return self._source
+        content = self._backend.to_str()
+        return without_tokens(content, {pad}) if without_padding else content
 
     def beyond(self, rows: int) -> list[str]:
         """Tokens whose ids an embedding of ``rows`` rows does not have, padding aside."""
@@ -388,8 +416,13 @@ class Tokenizer:
             chat_template=self.chat_template,
             chat_prompts=self.chat_prompts,
             now=self._now,
+            source=self._source,
         )
         return Tokenizer(self._backend, **(as_it_is | changes))
+
+
+def _added_tokens(content: str) -> list[dict[str, Any]]:
+    return json.loads(content).get("added_tokens") or []
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:

@@ -1,44 +1,72 @@
 """A tokenizer around a vocabulary that a file lists whole, as GGUF does."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from rlhf_jax.data.byte_level import begin_with, byte_level
+from rlhf_jax.data.sentencepiece import Prefix, ScoredPiece, from_scores
 from rlhf_jax.data.tokenizers import PAD, Tokenizer
 from rlhf_jax.errors import InputError
 
 
-def bpe_from_vocabulary(
+class Merged(NamedTuple):
+    """Byte-level BPE: pieces are made by merges."""
+
+    merges: Sequence[str]
+    pre: str
+    """What else splits a text before BPE, by llama.cpp's name."""
+
+    def backend(self, tokens: Sequence[str]) -> tokenizers.Tokenizer:
+        """The package's tokenizer.
+
+        Raises InputError for a ``pre`` that is not known, and for a merge that is no pair of
+        tokens.
+        """
+        splits = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
+        if self.pre not in splits:
+            raise InputError(f"pre-tokenizer {self.pre!r} is not supported, only {[*splits]}")
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        pairs: list[Any] = [tuple(merge.split(" ")) for merge in self.merges]
+        try:
+            model = models.BPE(vocab=vocabulary, merges=pairs)
+        except Exception as error:  # the package raises bare Exception
+            raise InputError(f"the merges do not fit the tokens: {error}") from error
+        return byte_level(model, *splits[self.pre])
+
+
+class Scored(NamedTuple):
+    """SentencePiece's BPE: of neighbouring pieces those become one that score highest as one."""
+
+    pieces: Sequence[ScoredPiece]
+    prefix: Prefix
+
+    def backend(self, tokens: Sequence[str]) -> tokenizers.Tokenizer:
+        """The package's tokenizer, whose pieces are ``tokens``. Raises InputError."""
+        return from_scores(self.pieces, self.prefix)
+
+
+def tokenizer_of(
     tokens: Sequence[str],
-    merges: Sequence[str],
+    how: Merged | Scored,
     *,
     special: Sequence[str],
     eos: str,
-    pre: str,
     chat_template: str | None,
     added: Sequence[str] = (),
     ends: Sequence[int] = (),
     bos: str | None = None,
     begins: bool = False,
 ) -> Tokenizer:
-    """A byte-level BPE from its vocabulary; ``pre`` says what else splits a text before BPE.
+    """The tokenizer of a vocabulary, whose texts are made of its tokens as ``how`` says.
 
     ``added`` tokens are whole wherever a text has them; ``begins``: every text begins with ``bos``.
-    Raises InputError for a ``pre`` that is not known, and for a merge that is no pair of tokens.
+    Raises InputError for a vocabulary of which no tokenizer can be made.
     """
-    splits = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}
-    if pre not in splits:
-        raise InputError(f"pre-tokenizer {pre!r} is not supported, only {[*splits]}")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
-    try:
-        model = models.BPE(vocab=vocabulary, merges=pairs)
-    except Exception as error:  # the package raises bare Exception
-        raise InputError(f"the merges do not fit the tokens: {error}") from error
-    backend = byte_level(model, *splits[pre])
-    backend.add_special_tokens(list(special))
+    backend = how.backend(tokens)
+    backend.add_special_tokens([AddedToken(text, normalized=False) for text in special])
     backend.add_tokens([AddedToken(text, normalized=False) for text in added])
     if begins and bos is not None:
         begin_with(backend, bos)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from rlhf_jax.config import ParallelConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.formats import Prompt, iterate
 from rlhf_jax.doctor import invariants as of_model
 from rlhf_jax.doctor import invariants_ppo as of_ppo
@@ -44,7 +45,8 @@ HALF = 0.25
 
 def examine(p: Patient) -> list[Finding]:
     """All findings on one patient; samples a batch of episodes for them."""
-    prompts = list(islice(iterate(p.ppo.prompts, Prompt), ROWS))
+    columns = column_names(p.ppo.columns)
+    prompts = list(islice(iterate(p.ppo.prompts, Prompt, columns=columns), ROWS))
     episodes = sample_episodes(p, prompts)
     return [
         *tokenizer_findings(p, prompts),

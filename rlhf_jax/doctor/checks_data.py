@@ -5,10 +5,12 @@ from itertools import islice
 import jax
 import numpy as np
 
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.encoding import encode_demonstrations, encode_prompts
 from rlhf_jax.data.fates import of_comparisons
 from rlhf_jax.data.formats import Account, Comparison, Demonstration, Prompt, iterate
+from rlhf_jax.data.hub import is_hub_name
 from rlhf_jax.doctor import invariants_data as of_data
 from rlhf_jax.doctor.invariants import Finding, not_run
 from rlhf_jax.doctor.patient import EPISODES, Episodes, Patient
@@ -53,10 +55,11 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     ended = np.any(np.isin(r.responses, p.policy.tokenizer.end_ids) & r.mask, axis=1)
     untrained = not_run("the end of text is learnt", "no finished SFT run")
     sampled = of_data.answers_end(int(ended.sum()), len(r.mask), bound=0.5)
-    if p.sft is None or not p.sft.data.exists():
+    if p.sft is None or not (is_hub_name(p.sft.data) or p.sft.data.exists()):
         reason = f"{p.sft.data} is not there" if p.sft else f"{p.ppo.init} names no demonstrations"
         return [not_run("demonstrations", reason), untrained if "policy" in p.fresh else sampled]
-    rows = list(islice(iterate(p.sft.data, Demonstration), ROWS))
+    columns = column_names(p.sft.columns)
+    rows = list(islice(iterate(p.sft.data, Demonstration, columns=columns), ROWS))
     c = fit_demonstrations(p.sft, rows, p.policy.tokenizer, context=p.policy.model.context)
     batch, report = encode_demonstrations(
         rows,
@@ -92,11 +95,11 @@ def demonstration_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 def comparison_findings(p: Patient) -> list[Finding]:
     """On ids, as the reward model sees the answers: other texts may have the same, once cut."""
     path = p.comparisons
-    if path is None or not path.exists():
+    if path is None or not (is_hub_name(path) or path.exists()):
         reason = f"{path} is not there" if path else "the reward model's run names none"
         return [not_run("comparisons", reason)]
     account = Account()
-    rows = list(iterate(path, Comparison, account))
+    rows = list(iterate(path, Comparison, account, column_names(p.comparison_columns)))
     length = p.ppo.response_length
     row_fates = list(
         of_comparisons(rows, p.reward.tokenizer, prompt_length=None, response_length=length)

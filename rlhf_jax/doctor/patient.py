@@ -46,6 +46,8 @@ class Patient(NamedTuple):
     """"policy" and "reward" where these are not trained yet, and so have random parameters."""
     sft: SFTConfig | None
     comparisons: Path | None
+    comparison_columns: str = ""
+    """As ``RewardConfig.columns``."""
 
     @property
     def exact(self) -> "Patient":

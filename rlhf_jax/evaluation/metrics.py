@@ -50,6 +50,16 @@ def ratio_ci(numerators: Values, denominators: Values) -> Interval:
     return {"mean": float(ratio), "ci": float(half), "n": n}
 
 
+def perplexity_ci(logprobs: Values, lengths: Values) -> Interval:
+    """exp(−Σ log π / Σ tokens) of answers, ± the half-width of the exponent's interval times it.
+
+    The exponent is ``ratio_ci`` over answers; its interval is carried over by the delta method.
+    """
+    nats = ratio_ci(-np.asarray(logprobs, float), lengths)
+    perplexity = float(np.exp(nats["mean"]))
+    return nats | {"mean": perplexity, "ci": perplexity * nats["ci"]}
+
+
 def win_rate(scores: Values, baseline: Values) -> Interval:
     """Share of prompts on which ``scores`` beats ``baseline``, ties counting 1/2.
 

@@ -105,4 +105,5 @@ def replay(
     # NaN and not 0: whoever used them by mistake would see it.
     logprobs = np.full(shape, np.nan, np.float32)
     generation = Generation(*map(jax.numpy.asarray, (responses, mask, logprobs)))
-    return Sampled(batch, generation, [tokenizer.decode(ids) for ids in tokens])
+    last_ids = np.asarray(batch.queries)[: len(tokens), -1]  # rows that fill the batch come last
+    return Sampled(batch, generation, list(map(tokenizer.decode_answer, tokens, last_ids)))

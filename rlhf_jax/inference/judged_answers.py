@@ -34,6 +34,8 @@ class Answers(NamedTuple):
     gold: np.ndarray
     kl: np.ndarray
     """log π − log π_baseline, summed over the response, in nats."""
+    baseline_logprob: np.ndarray
+    """log π_baseline at temperature 1, summed over the response, in nats: how fluent it is."""
     length: np.ndarray
     """In tokens, end of text included."""
     ended: np.ndarray
@@ -88,15 +90,15 @@ def make_answer(
             figures = (*judge(policy.params, sampled.batch, g), g.mask.sum(axis=1), ended)
             columns.append([np.asarray(x)[: len(sampled.texts)] for x in figures])
             texts += sampled.texts
-        columns = [np.concatenate(column) for column in zip(*columns, strict=True)]
-        judged, kl, length, ended = (x.reshape(len(prompts), n, *x.shape[1:]) for x in columns)
+        joined = (np.concatenate(column) for column in zip(*columns, strict=True))
+        judged, kl, base, length, ended = (x.reshape(len(prompts), n, *x.shape[1:]) for x in joined)
         groups = [texts[i : i + n] for i in range(0, len(texts), n)]
         graded = gold([as_text(p) for p in prompts for _ in range(n)], texts)
         of_each = judged[..., : len(rewards)]
         scores = as_one(of_each, of_each if like is None else like.scores_of_each, config.combine)
         second_scores = scores if second is None else judged[..., -1]
         graded = np.reshape(graded, (-1, n))
-        return Answers(groups, scores, of_each, second_scores, graded, kl, length, ended)
+        return Answers(groups, scores, of_each, second_scores, graded, kl, base, length, ended)
 
     return answer
 
@@ -106,8 +108,8 @@ def make_judge(
 ) -> Callable[[ModelConfig, int], tuple[LanguageModel, Callable]]:
     """``(model, vocab_size) -> (its functions, judge)``, compiled once for policies of one shape.
 
-    ``judge(params, batch, generation)`` is the answers' score by each of ``rewards``, [B, M], and
-    log π − log π_baseline, [B].
+    ``judge(params, batch, generation)`` is the answers' score by each of ``rewards``, [B, M],
+    log π − log π_baseline, [B], and log π_baseline at temperature 1, [B].
     """
     base_lm = make_language_model(baseline.model, baseline.vocab_size)
     models = [make_scalar_model(reward.model, reward.vocab_size) for reward in rewards]
@@ -121,16 +123,19 @@ def make_judge(
             tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
             mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
 
-            def logprobs(lm, params):
+            def logprobs(lm, params, temperature=temperature):
                 return response_logprobs(lm, params, batch, generation, temperature=temperature)
 
-            log_ratio = logprobs(lm, params) - logprobs(base_lm, baseline.params)
-            kl = jnp.where(generation.mask, log_ratio, 0.0).sum(axis=1)
+            def summed(x):
+                return jnp.where(generation.mask, x, 0.0).sum(axis=1)
+
+            kl = summed(logprobs(lm, params) - logprobs(base_lm, baseline.params))
+            base = summed(logprobs(base_lm, baseline.params, temperature=1.0))
             scores = [
                 model.score(reward.params, tokens, mask, None)
                 for model, reward in zip(models, rewards, strict=True)
             ]
-            return jnp.stack(scores, axis=1) if scores else jnp.zeros((len(kl), 0)), kl
+            return jnp.stack(scores, axis=1) if scores else jnp.zeros((len(kl), 0)), kl, base
 
         return lm, judge
 

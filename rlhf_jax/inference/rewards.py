@@ -199,11 +199,11 @@ def make_text_scoring(
         # Nothing is fetched then, so that a run of token models never waits for the host.
         if not scorers:
             return rollout
-        rows = zip(*parallel.local((rollout.responses, rollout.mask)), strict=True)
-        ids = [[int(i) for i in row[mask]] for row, mask in rows]
+        queries, *sampled = parallel.local((rollout.queries, rollout.responses, rollout.mask))
+        ids = [[int(i) for i in row[mask]] for row, mask in zip(*sampled, strict=True)]
         answers = Answers(
             [prompts[int(i)] for i in index],
-            [tokenizer.decode(row) for row in ids],
+            list(map(tokenizer.decode_answer, ids, queries[:, -1])),
             [bool(row) and row[-1] in tokenizer.end_ids for row in ids],
         )
         scores = {name: scorer(answers) for name, scorer in scorers.items()}

@@ -73,11 +73,9 @@ def make_sampler(
             batch.query_mask,
             keys,
             length=response_length,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
             end_ids=tokenizer.end_ids,
             pad_id=tokenizer.pad_id,
+            **vars(config),
         )
 
     def batches(
@@ -102,7 +100,7 @@ def make_sampler(
             batch = jax.tree.map(lambda x: np.repeat(x, K, axis=0), batch)
             g = jax.device_get(generation)
             texts = [
-                tokenizer.decode(g.responses[row][g.mask[row]])
+                tokenizer.decode_answer(g.responses[row][g.mask[row]], batch.queries[row, -1])
                 for row in range(int((batch.index >= 0).sum()))
             ]
             yield Sampled(batch, generation, texts)

@@ -64,7 +64,9 @@ class Session(NamedTuple):
         messages = (*self.messages, Message("user", prompt))
         text = ""
         try:
-            for piece in stream_text(self.tokenizer, self.answer(self.ids(messages), self.number)):
+            ids = self.ids(messages)
+            answer = self.answer(ids, self.number)
+            for piece in stream_text(self.tokenizer, answer, before=ids[-1] if ids else None):
                 text += piece
                 write(piece)
         except KeyboardInterrupt:
@@ -73,15 +75,22 @@ class Session(NamedTuple):
         return self._replace(messages=messages, number=self.number + 1)
 
 
-def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+def stream_text(
+    tokenizer: Tokenizer, ids: Iterable[int], *, before: int | None = None
+) -> Iterator[str]:
     """Text as it grows: a character appears when its last byte is there, never a part of it.
 
-    Bytes that belong to no character are U+FFFD, as in ``tokenizer.decode``.
+    Bytes that belong to no character are U+FFFD, as in ``tokenizer.decode_answer``; ``before`` is
+    the last id of the prompt, if it has any.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    space = tokenizer.space_behind(tokenizer.pad_id if before is None else before)
     for token in ids:
         if text := decoder.decode(tokenizer.decode_bytes([token])):
-            yield text
+            # Only what comes first can be the space that stands for a beginning.
+            text, space = text.removeprefix(space), ""
+            if text:
+                yield text
     if text := decoder.decode(b"", final=True):
         yield text
 

@@ -5,12 +5,14 @@ rows of the query and key projections are put back in order.
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data.sentencepiece import PieceKind, ScoredPiece
+from rlhf_jax.data.vocabularies import Merged, Scored
 from rlhf_jax.errors import InputError, check, check_fetched
 from rlhf_jax.interop.config_fields import KINDS
 from rlhf_jax.interop.pretrained import Imported, Source, import_model
@@ -63,10 +65,9 @@ UNREADABLE = (ValueError, OSError, IndexError, KeyError, TypeError, OverflowErro
 class Vocabulary(NamedTuple):
     """The tokenizer inside a GGUF file."""
 
-    pre: str
-    """How text is split before BPE, by llama.cpp's name."""
     tokens: list[str]
-    merges: list[str]
+    how: Merged | Scored
+    """How texts are made of them."""
     special: list[str]
     added: list[str]
     """Whole in every text too, but no special tokens: llama.cpp's "user defined"."""
@@ -197,8 +198,9 @@ def _tokens(header: Header) -> list[str]:
 def _vocabulary(header: Header) -> Vocabulary:
     found = header.need("tokenizer.ggml.model", str)
     check(
-        found == "gpt2",
-        f"{header.file}: tokenizer {found!r} is no byte-level BPE, expected 'gpt2'",
+        found in ("gpt2", "llama"),
+        f"{header.file}: tokenizer {found!r} is neither a byte-level BPE ('gpt2') nor "
+        "SentencePiece's ('llama')",
     )
     tokens, kinds = _tokens(header), header.need("tokenizer.ggml.token_type", list)
     check(
@@ -210,22 +212,22 @@ def _vocabulary(header: Header) -> Vocabulary:
     if eos is None:
         raise InputError(f"{header.file}: the field {EOS!r} is missing{GUESSED}")
     bos, turn = (_token_id(header, name, len(tokens)) for name in ("bos", "eot"))
-    begins = bool(header.fields.get("tokenizer.ggml.add_bos_token", False))
+    # llama.cpp's own default: texts of SentencePiece begin with it.
+    begins = bool(header.fields.get("tokenizer.ggml.add_bos_token", found == "llama"))
     check(
         bos is not None or not begins,
         f"{header.file}: add_bos_token is true, but tokenizer.ggml.bos_token_id is missing",
     )
 
-    def of_kind(kind: int) -> list[str]:
+    def of_kind(kind: PieceKind) -> list[str]:
         return [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
 
-    control, user_defined = 3, 4
+    unknown = of_kind(PieceKind.UNKNOWN) if found == "llama" else []
     return Vocabulary(
-        pre=header.need("tokenizer.ggml.pre", str, advice=GUESSED),
         tokens=tokens,
-        merges=header.need("tokenizer.ggml.merges", list),
-        special=of_kind(control),
-        added=of_kind(user_defined),
+        how=_scored(header, kinds) if found == "llama" else _merged(header),
+        special=of_kind(PieceKind.CONTROL) + unknown,
+        added=of_kind(PieceKind.USER_DEFINED),
         eos=tokens[eos],
         # A chat model ends its turn with another token than a text.
         ends=[turn] if turn not in (None, eos) else [],
@@ -233,6 +235,24 @@ def _vocabulary(header: Header) -> Vocabulary:
         begins=begins,
         chat_template=header.fields.get("tokenizer.chat_template"),
     )
+
+
+def _merged(header: Header) -> Merged:
+    pre = header.need("tokenizer.ggml.pre", str, advice=GUESSED)
+    return Merged(header.need("tokenizer.ggml.merges", list), pre)
+
+
+def _scored(header: Header, kinds: Sequence[int]) -> Scored:
+    tokens, scores = _tokens(header), header.need("tokenizer.ggml.scores", list)
+    check(
+        len(scores) == len(tokens),
+        f"{header.file}: tokenizer.ggml.scores has {len(scores)} numbers, expected one for each of "
+        f"the {len(tokens)} tokens",
+    )
+    prefix = header.fields.get("tokenizer.ggml.add_space_prefix", True)
+    pieces = map(ScoredPiece, tokens, scores, kinds)
+    # llama.cpp puts a space behind every special token, too.
+    return Scored(list(pieces), prefix="always" if prefix else "never")
 
 
 def _token_id(header: Header, name: str, count: int) -> int | None:

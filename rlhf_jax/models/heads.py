@@ -74,6 +74,8 @@ class LanguageModel(NamedTuple):
     """Whether ``decode`` for so many rows is quicker on a CPU with ``transposed(params)``."""
     transposed: Callable[[Params], Params]
     """The same parameters for ``decode``, with kernels stored [out, in]."""
+    window: int
+    """Of its layers' sliding windows the narrowest, in tokens; 0: they see all."""
 
 
 class ScalarModel(NamedTuple):
@@ -199,6 +201,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         decode=decode,
         prefers_transposed=partial(prefers_transposed, config=config),
         transposed=partial(transposed, config=config),
+        window=min(filter(None, (kind.window for kind in config.layer_kinds)), default=0),
     )
 
 
@@ -367,6 +370,11 @@ def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]
     """The scalar head: hidden · kernel + bias."""
     # The head stays in float32: scores that differ by little must not round to ties.
     return (hidden.astype(accumulator(hidden.dtype)) @ head["kernel"])[..., 0] + head["bias"][0]
+
+
+def zero_head(params: Params) -> Params:
+    """The parameters of a scalar model with a head of 0, so that all its outputs are 0."""
+    return params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
 
 
 def normalise_head(params: Params, *, bias: float, gain: float) -> Params:

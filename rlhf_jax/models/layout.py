@@ -22,11 +22,13 @@ ROWS = ("data", "fsdp")
 
 
 def fit(spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """``spec`` without the mesh axes that do not divide the dimension they would split."""
+    """``spec`` without the mesh axes that are not in ``sizes`` or do not divide their dimension."""
     fitted = []
     for names, dimension in zip(spec, shape, strict=False):
         kept, parts = [], 1
         for name in names_of(names):
+            if name not in sizes:
+                continue
             count = parts * sizes[name]
             if dimension % count == 0:
                 kept.append(name)
@@ -35,17 +37,25 @@ def fit(spec: tuple, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partit
     return PartitionSpec(*fitted)
 
 
+def axis_sizes() -> dict[str, int]:
+    """The mesh axes that arrays may be split over, with their sizes; none under pmap.
+
+    Inside ``on_own_rows`` the axis of the rows is not among them: there a device has its own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if "tensor" not in mesh.axis_names:
+        return {}
+    return {name: mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes}
+
+
 def on_one_device() -> bool:
     """Whether what is traced lies on one device: no mesh, pmap, or a mesh of one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return "tensor" not in mesh.axis_names or mesh.size == 1
+    return math.prod(axis_sizes().values()) == 1
 
 
 def row_shards(rows: int) -> int:
     """Among how many groups of devices ``rows`` rows of a batch are split."""
-    if on_one_device():
-        return 1
-    sizes = jax.sharding.get_abstract_mesh().shape
+    sizes = axis_sizes()
     return math.prod(sizes[name] for name in names_of(fit((ROWS,), (rows,), sizes)[0]))
 
 
@@ -58,8 +68,7 @@ def split(x: Array, *spec) -> Array:
     """``x`` with its dimensions split over the mesh axes that ``spec`` names."""
     if on_one_device():
         return x
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, axis_sizes()))
 
 
 def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -102,12 +111,38 @@ def on_own_rows_and_heads(attend: Callable, *, rows: int, kv_heads: int) -> Call
     """
     if on_one_device():
         return attend
-    sizes = jax.sharding.get_abstract_mesh().shape
+    sizes = axis_sizes()
     of_heads = fit((ROWS, "tensor"), (rows, kv_heads), sizes)
     of_rows = fit((ROWS,), (rows,), sizes)
     specs = (of_heads, of_heads, of_heads, of_rows, of_rows)
     # A kernel does not say which mesh axes its result varies over, so that cannot be checked.
     return jax.shard_map(attend, in_specs=specs, out_specs=of_heads, check_vma=False)
+
+
+def on_own_rows(function: Callable, *, rows: int, own: int) -> Callable:
+    """``function(*whole, *own rows)`` on each device of a mesh that splits rows alone (``data``).
+
+    The last ``own`` arguments and all results have rows in front, ``rows`` of them at the least.
+    Devices never wait for each other: a loop inside ends when a device's own rows have ended. Where
+    weights are split too, ``function`` is as it was: XLA's partitioner aborts on gathers by index
+    when one axis of the mesh is taken from it and others are not (jaxlib 0.10).
+    """
+    sizes = axis_sizes()
+    count = sizes.get("data", 1)
+    if count == 1 or count != math.prod(sizes.values()) or rows % count:
+        return function
+
+    def split_over_data(*arguments):
+        specs = [PartitionSpec()] * (len(arguments) - own) + [PartitionSpec("data")] * own
+        return jax.shard_map(
+            function,
+            in_specs=tuple(specs),
+            out_specs=PartitionSpec("data"),
+            # The loop's condition differs from device to device, which the check would refuse.
+            check_vma=False,
+        )(*arguments)
+
+    return split_over_data
 
 
 def features(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:

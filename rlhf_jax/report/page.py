@@ -199,9 +199,20 @@ def visible(text: str) -> str:
     return "".join(f"⟦U+{ord(c):04X}⟧" if hidden(c) else c for c in str(text))
 
 
+BROUGHT_IN = "the model as it came"
+"""What stands in sft/ where a chain began with a model that was there already (``init``)."""
+
+
+def is_brought_in(stages: Mapping[str, StageRecord]) -> bool:
+    """Whether that is so."""
+    return "sft" in stages and look_up(stages["sft"].done, "source") is not None
+
+
 def name_of(stage: str, group: Group, groups: Groups) -> str:
     """What a stage or policy is called, with its group if there are several."""
     title = TITLES.get(stage, stage.replace("best_of_", "best of "))
+    if stage == "sft" and any(is_brought_in(run.stages) for run in group.runs):
+        title = BROUGHT_IN
     return f"{title} · {group.label}" if len(groups) > 1 else title
 
 

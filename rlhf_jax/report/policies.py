@@ -41,6 +41,7 @@ OTHERS = {
     "ended": "ended",
     "distinct_2": "distinct‑2",
     "repeated_words": "repeated words",
+    "perplexity_by_baseline": "perplexity by the baseline",
 }
 """Columns of the folded table, with the judges after them."""
 AGAINST_BASELINE = ("win_rate", "gold_difference", "gold_gain_in_sd")

@@ -15,7 +15,14 @@ from rlhf_jax.feedback.database import open_database
 from rlhf_jax.feedback.figures import agreement, read_rounds
 from rlhf_jax.feedback.labels import read_labels
 from rlhf_jax.feedback.standing import read_refusals
-from rlhf_jax.report.page import TITLES, Feedback, Recipe, RunRecord, StageRecord
+from rlhf_jax.report.page import (
+    TITLES,
+    Feedback,
+    Recipe,
+    RunRecord,
+    StageRecord,
+    is_brought_in,
+)
 from rlhf_jax.runs.logs import read_rows
 from rlhf_jax.runs.records import dotted_fields, read_object
 
@@ -41,7 +48,9 @@ def read_chain(folder: Path, stages: Mapping[str, Path]) -> RunRecord:
     """What the folders of a chain, or of one stage, say."""
     records = {stage: read_stage(path) for stage, path in stages.items()}
     single = folder in stages.values()
-    absent = [stage for stage in CHAIN if stage not in stages and not single]
+    # A chain whose model was there already has not pretrained it.
+    expected = CHAIN[1:] if is_brought_in(records) else CHAIN
+    absent = [stage for stage in expected if stage not in stages and not single]
     missing = [f"stages {', '.join(absent)}"] if absent else []
     for stage, path in stages.items():
         failed = path / "FAILED"

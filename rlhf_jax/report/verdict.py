@@ -14,6 +14,7 @@ from rlhf_jax.report.page import (
     Row,
     done_figures,
     estimate,
+    is_brought_in,
     look_up,
     name_of,
 )
@@ -101,9 +102,12 @@ def doubts(group: Group, policy: str, rate: Between) -> str:
 
 def what_was_trained(group: Group) -> str:
     """The subject and its stages: "A model of 1.3M parameters went through pretraining"."""
+    brought_in = any(is_brought_in(run.stages) for run in group.runs)
     stages = [s for s in TRAINED if any(s in run.stages for run in group.runs)]
+    stages = [s for s in stages if s != "sft" or not brought_in]
     finished = [s for s in stages if done_figures(group, s)]
-    counts = [n for s in finished for n in done_figures(group, s, "parameters")]
+    sizes = ["sft", *finished] if brought_in else finished
+    counts = [n for s in sizes for n in done_figures(group, s, "parameters")]
     size = f" of {with_unit(counts[0])} parameters" if counts else ""
     runs = len(group.runs)
     subject = (
@@ -112,8 +116,10 @@ def what_was_trained(group: Group) -> str:
     tasks = {run.recipe.task for run in group.runs} - {""}
     on = f" on the task “{tasks.pop()}”" if len(tasks) == 1 else ""
     if not finished:
-        return f"{subject} was started{on} and no stage of its training has finished"
-    return f"{subject} went through {listed([TRAINED[s] for s in finished])}{on}"
+        started = "brought in" if brought_in else "started"
+        return f"{subject} was {started}{on} and no stage of its training has finished"
+    went = "that was there already went" if brought_in else "went"
+    return f"{subject} {went} through {listed([TRAINED[s] for s in finished])}{on}"
 
 
 def why_unknown(group: Group) -> str:

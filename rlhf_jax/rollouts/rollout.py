@@ -48,6 +48,7 @@ def make_rollout(
     pad_id: int,
     recompute_logprobs: bool,
     packing: bool,
+    at_once: float,
 ) -> Callable[..., Rollout]:
     """``(params, ref_params, reward_params, queries, key, behaviour=None) -> Rollout``.
 
@@ -61,10 +62,11 @@ def make_rollout(
     ``logprobs`` and ``values`` are those of ``params`` all the same, and ``behaviour_logprobs``
     its own.
 
-    With ``packing`` the networks read the real tokens alone, in blocks of rows.
+    With ``packing`` the networks read the real tokens alone, in blocks of rows. The share
+    ``at_once`` of the answers is sampled at the same time.
     """
     # The whole distribution is sampled, so that the log-probs are those of what was drawn.
-    whole = dict(temperature=temperature, top_k=0, top_p=1.0)
+    whole = dict(temperature=temperature, top_k=0, top_p=1.0, at_once=at_once)
     sample = partial(generate, lm, length=length, end_ids=end_ids, pad_id=pad_id, **whole)
     read = partial(read_packed if packing else read_padded, temperature=temperature)
 

@@ -21,6 +21,7 @@ from rlhf_jax.config import (
 from rlhf_jax.config.bounds import LARGEST_WHOLE
 from rlhf_jax.config.data import ANSWER_LENGTH
 from rlhf_jax.config.feedback import AnswersConfig
+from rlhf_jax.data.demonstrations import every_answer
 from rlhf_jax.data.fates import (
     EncodingReport,
     Fate,
@@ -32,7 +33,7 @@ from rlhf_jax.data.fates import (
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.lengths import choose_lengths
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.errors import InputError, check, known
+from rlhf_jax.errors import InputError, check, counted, known
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.trained import trained_lengths
 from rlhf_jax.training.corpora import with_block
@@ -105,6 +106,14 @@ def fit_demonstrations(
     config: SFTConfig, rows: Iterable[Demonstration], tokenizer: Tokenizer, *, context: int
 ) -> SFTConfig:
     """``fit_lengths``, and rows of the same length for the text beside the demonstrations."""
+    if config.target == "turns":
+        rows = list(rows)
+        earlier = [len(row.turns) for row in rows if row.turns]
+        say(
+            f"sft: {counted(sum(earlier), 'earlier answer')} of {counted(len(earlier), 'row')} "
+            f"{'are' if sum(earlier) != 1 else 'is'} learnt too (--target turns)"
+        )
+        rows = every_answer(rows)
     uncut = of_demonstrations(rows, tokenizer, prompt_length=None, response_length=None)
     config = fit_lengths(config, uncut, context=config.block_size or context, stage="sft")
     block = config.block_size or episode_length(config)

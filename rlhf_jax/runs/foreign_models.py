@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.data.hub import local_model
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.data.vocabularies import bpe_from_vocabulary
+from rlhf_jax.data.vocabularies import tokenizer_of
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.interop.gguf import load_gguf
 from rlhf_jax.interop.huggingface import load_pretrained, read_shape
@@ -54,7 +55,7 @@ def read_checkpoint(folder: Path) -> Trained:
 def adapter_base(folder: Path, flag: str, base: Path | None) -> Path:
     """The model that a PEFT adapter stands on: ``base``, or the one that it names."""
     named = read_adapter(folder).base
-    below = base or Path(named)
+    below = local_model(base or Path(named))
     if not below.is_dir() or (not named and base is None):
         raise InputError(
             f"--{flag} {folder} is an adapter of {named!r}, which is no folder here; give "
@@ -78,7 +79,7 @@ def load_gguf_file(path: Path) -> Trained:
     """A .gguf file, with the vocabulary in it."""
     imported, vocabulary = load_gguf(path)
     try:
-        tokenizer = bpe_from_vocabulary(**vocabulary._asdict())
+        tokenizer = tokenizer_of(**vocabulary._asdict())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return imported_model(path, imported, tokenizer)

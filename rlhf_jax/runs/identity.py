@@ -12,6 +12,7 @@ from rlhf_jax.config import ConvertConfig
 from rlhf_jax.config.effect import without_effect
 from rlhf_jax.config.forks import name_of
 from rlhf_jax.config.rewards import reward_source
+from rlhf_jax.data.hub import pinned
 from rlhf_jax.errors import check
 from rlhf_jax.runs.checkpoint_files import json_sha256
 from rlhf_jax.runs.inputs import SETTINGS, InputFile, contents_digest, files_digest
@@ -44,7 +45,8 @@ MAY_CHANGE = (
         "run.stop_after",
         "run.preempted_exit_code",
     ),
-    *("run.profile", "run.tensorboard", "run.wandb", "run.compile_cache", "run.tune_malloc"),
+    *("run.profile", "run.tensorboard", "run.wandb", "run.trackio"),
+    *("run.compile_cache", "run.tune_malloc"),
     *("parallel", "init", "reference", "force", "allow_cut", "cache"),
     *("data.cache", "text.cache", "pretrain_data.cache", "ptx_data.cache"),
 )
@@ -71,7 +73,9 @@ def inputs(
             path = _place(config, name, configured)
             known = digest(path) if path is not None else None
             if known is not None:
-                known_inputs[label] = InputFile(str(configured), known)
+                # Of the hub with its commit: a branch goes on.
+                kind = "dataset" if name in READS else "model"
+                known_inputs[label] = InputFile(pinned(str(configured), kind), known)
     return known_inputs
 
 

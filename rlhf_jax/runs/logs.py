@@ -1,16 +1,18 @@
-"""Metrics and samples of a run: JSON lines are the truth, TensorBoard and W&B are copies of it.
+"""Metrics and samples of a run: JSON lines are the truth, TensorBoard, W&B and Trackio copies.
 
 Metric names are those of TRL's PPO, so that curves overlay. Device arrays are fetched one call
 late, when they are ready anyway: logging never waits for the step under way.
 """
 
+import importlib
 import importlib.util
 import json
 import math
 import secrets
 import time
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -211,52 +213,74 @@ def up_to(step: int | None, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
     return [row for row in rows if step is not None and row["step"] <= step]
 
 
-def check_wandb(project: str) -> None:
-    """Raise InputError if Weights & Biases is asked for and not installed."""
-    if project and importlib.util.find_spec("wandb") is None:
-        raise InputError(f"--run.wandb {project}: wandb is not installed (pip install wandb)")
+def check_trackers(run: RunConfig) -> None:
+    """Raise InputError if a tracker is asked for and not installed."""
+    for name in TRACKERS:
+        project = getattr(run, name)
+        if project and importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"--run.{name} {project}: {name} is not installed (pip install {name})"
+            )
 
 
 def open_log(
     run: RunConfig, stage: str, *, config: Mapping[str, Any], resume_step: int | None
 ) -> MetricsLog:
     """The log of a stage of training, which ends where a loss or a gradient is not finite."""
-    sinks = make_sinks(
-        run.dir,
-        stage=stage,
-        config=config,
-        resume_step=resume_step,
-        tensorboard=run.tensorboard,
-        wandb=run.wandb,
-    )
+    sinks = make_sinks(run, stage, config=config, resume_step=resume_step)
     watch = ("loss", "grad_norm", "policy/grad_norm")
     return MetricsLog(run.dir, resume_step=resume_step, watch=watch, sinks=sinks)
 
 
 def make_sinks(
-    folder: Path,
-    *,
-    stage: str,
-    config: Mapping[str, Any],
-    resume_step: int | None,
-    tensorboard: bool,
-    wandb: str,
+    run: RunConfig, stage: str, *, config: Mapping[str, Any], resume_step: int | None
 ) -> list[Sink]:
-    """The sinks that are asked for; only process 0 has any."""
+    """The sinks that are asked for; only process 0 has any. InputError for one not installed."""
     sinks: list[Sink] = []
     if jax.process_index() != 0:
         return sinks
-    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+    check_trackers(run)
+    if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         say("tensorboardX is not installed: metrics go to metrics.jsonl only")
-    elif tensorboard:
-        sinks.append(TensorBoard(folder / "tb", resume_step=resume_step))
-    if wandb:
-        sinks.append(
-            WeightsAndBiases(
-                folder, project=wandb, stage=stage, config=config, resume_step=resume_step
-            )
-        )
+    elif run.tensorboard:
+        sinks.append(TensorBoard(run.dir / "tb", resume_step=resume_step))
+    for name, begin in TRACKERS.items():
+        if getattr(run, name):
+            begin_this = partial(begin, run, stage, dict(config))
+            sinks.append(Tracker(name, run.dir, begin_this, resume_step=resume_step))
     return sinks
+
+
+def begin_wandb(run: RunConfig, stage: str, config: dict[str, Any], identity: str) -> Any:
+    """A run of wandb.ai, or the one of this id."""
+    import wandb
+
+    return wandb.init(
+        project=run.wandb,
+        name=run.dir.name,
+        job_type=stage,
+        dir=str(run.dir),
+        id=identity,
+        resume="allow",
+        config=config,
+    )
+
+
+def begin_trackio(run: RunConfig, stage: str, config: dict[str, Any], identity: str) -> Any:
+    """A run of Trackio, which tells its runs apart by their names."""
+    import trackio
+
+    return trackio.init(
+        project=run.trackio,
+        name=f"{run.dir.name}-{identity}",
+        group=stage,
+        resume="allow",
+        config=config,
+    )
+
+
+TRACKERS = {"wandb": begin_wandb, "trackio": begin_trackio}
+"""By the field of ``RunConfig`` that names a project, which is the package's name too."""
 
 
 class TensorBoard:
@@ -309,42 +333,27 @@ class TensorBoard:
                 self._flushed = time.monotonic()
 
 
-class WeightsAndBiases:
-    """A run of wandb.ai, resumed by the id kept in the folder. InputError when not installed.
+class Tracker:
+    """A run of a tracker of experiments (wandb.ai, Trackio), resumed by the id kept in the folder.
 
-    wandb.ai takes no step twice. When the run goes on from before what was logged last (after a
-    kill), a new run there is given all that is kept, and what was logged to the old one stays.
+    wandb.ai takes no step twice, and Trackio would draw it twice. When the run goes on from before
+    what was logged last (after a kill), a new run there is given all that is kept, and what was
+    logged to the old one stays.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        project: str,
-        stage: str,
-        config: Mapping[str, Any],
-        resume_step: int | None,
+        self, package: str, folder: Path, begin: Callable[[str], Any], *, resume_step: int | None
     ):
-        check_wandb(project)
-        import wandb
-
-        self._wandb = wandb
-        identity = folder / "wandb-id"
+        """``begin`` starts the run of an id, or goes on with it."""
+        self._module = importlib.import_module(package)
+        identity = folder / f"{package}-id"
         logged = read_rows(folder / "metrics.jsonl") + read_rows(folder / "samples.jsonl")
         kept = up_to(resume_step, logged)
         # Rows that a kill took back were sent already, and no step can be sent twice.
         fresh = not identity.exists() or len(kept) < len(logged)
         if fresh:
             write_atomically(identity, secrets.token_hex(8))
-        self._run = wandb.init(
-            project=project,
-            name=folder.name,
-            job_type=stage,
-            dir=str(folder),
-            id=identity.read_text(),
-            resume="allow",
-            config=dict(config),
-        )
+        self._run = begin(identity.read_text())
         if fresh:
             self._replay(kept)
 
@@ -355,7 +364,9 @@ class WeightsAndBiases:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """What was sampled at a step, as a table."""
         columns = list(rows[0])
-        table = self._wandb.Table(columns=columns, data=[[r.get(c) for c in columns] for r in rows])
+        table = self._module.Table(
+            columns=columns, data=[[r.get(c) for c in columns] for r in rows]
+        )
         self._run.log({"samples": table}, step=step)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
+from rlhf_jax.data.hub import local_model
 from rlhf_jax.errors import InputError
 from rlhf_jax.interop.huggingface import is_checkpoint
 from rlhf_jax.interop.peft import base_of, is_adapter
@@ -20,6 +21,10 @@ def model_digest(path: Path) -> str | None:
     That of a finished run, or of a step that it has kept, is of the parameters, a checkpoint's that
     of its files of weights. None where there is none of them.
     """
+    try:
+        path = local_model(path)
+    except InputError:  # who loads it says what is wrong
+        return None
     kept = kept_step(path)
     if kept is not None:
         return kept_digest(kept)
@@ -41,7 +46,7 @@ SETTINGS_FILES = (
     *("config.json", "generation_config.json", "adapter_config.json", "rlhf_jax.json"),
     *("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    "chat_template.jinja",
+    *("tokenizer.model", "chat_template.jinja"),
 )
 """What a folder of Hugging Face says of a model besides its weights."""
 
@@ -52,7 +57,10 @@ def settings_digest(path: Path) -> str | None:
     That is shape, tokenizer, chat template, and the model below an adapter. A single file is read
     whole by ``model_digest``.
     """
-    path = run_of(path)
+    try:
+        path = run_of(local_model(path))
+    except InputError:
+        return None
     if (path / "model.json").is_file():
         files = [path / "model.json", *sorted((path / "tokenizer").glob("*"))]
     else:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -193,7 +194,20 @@ def environment() -> dict[str, Any]:
             f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()
         ],
         "processes": jax.process_count(),
+        "machine": machine(),
     }
+
+
+def machine() -> str:
+    """How many processors this process has, and their kind. No name of a machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # platform.processor() is empty or vague on Linux, so /proc is asked where there is one.
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        model = next((line.partition(": ")[2] for line in lines if "model name" in line), model)
+    return f"{cores or 1} of {model}"
 
 
 def git_version() -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ from rlhf_jax.runs.identity import (
 )
 from rlhf_jax.runs.inputs import InputFile
 from rlhf_jax.runs.kept_steps import measured_after
-from rlhf_jax.runs.logs import MetricsLog, check_wandb, open_log
+from rlhf_jax.runs.logs import MetricsLog, check_trackers, open_log
 from rlhf_jax.runs.profiling import Profiler
 from rlhf_jax.runs.progress import Progress, Throughput, peak_memory, say
 from rlhf_jax.runs.signals import StopRequest
@@ -98,7 +98,7 @@ class Stage:
         start(tune_malloc=self.run_config.tune_malloc, compile_cache=self.run_config.compile_cache)
         if self._alone and jax.process_count() > 1:
             raise InputError(f"{self.name} runs in one process; start it on one host")
-        check_wandb(self.run_config.wandb)
+        check_trackers(self.run_config)
         self._started = time.monotonic()
         self._was_there = self.run_config.dir.exists()
         self._fresh = not (self.run_config.dir / "config.json").exists()

@@ -1,6 +1,7 @@
 """What a process does once, before its first array: allocator, compilation cache, log level."""
 
 import ctypes
+import gc
 import hashlib
 import logging
 import platform
@@ -10,12 +11,16 @@ import jax
 
 # mallopt parameters of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+YOUNG, MIDDLE, OLD = 50_000, 20, 50
+"""After how many new objects Python looks for cycles among them, and after how many such looks
+among older and the oldest ones."""
 
 
 def start(*, tune_malloc: bool, compile_cache: Path | None) -> None:
     """Prepare the process; call before the first computation, and after ``connect``."""
     # Orbax and absl report every save at INFO; our own lines are enough.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    collect_seldom()
     if tune_malloc and platform.libc_ver()[0] == "glibc":
         keep_freed_memory()
     # A folder that the user gave to JAX itself stays.
@@ -24,6 +29,17 @@ def start(*, tune_malloc: bool, compile_cache: Path | None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(compile_cache / machine_key()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def collect_seldom() -> None:
+    """Have Python look for cycles less often, and never among what the imports have made.
+
+    Tracing makes millions of objects that live as long as the process, and by default they are all
+    looked through again and again (a tenth of the time that a short run takes).
+    """
+    if gc.get_threshold()[0] != YOUNG:  # once in a process, which may run several stages
+        gc.freeze()
+        gc.set_threshold(YOUNG, MIDDLE, OLD)
 
 
 def machine_key(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.cli import from_dict, read_json
 from rlhf_jax.config import LoRAConfig, ModelConfig, PPOConfig
 from rlhf_jax.config.rewards import reward_source
+from rlhf_jax.data.hub import local_model
 from rlhf_jax.data.tokenizer_files import has_tokenizer, load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.interop.gguf import is_gguf
 from rlhf_jax.interop.huggingface import is_checkpoint
 from rlhf_jax.interop.peft import is_adapter
-from rlhf_jax.models.heads import make_scalar_model
+from rlhf_jax.models.heads import make_scalar_model, zero_head
 from rlhf_jax.models.lora import (
     adapter_rank,
     adapter_shapes,
@@ -96,7 +96,7 @@ def training_config(path: Path) -> dict:
 
 def load_reader(path: Path, *, flag: str) -> Trained:
     """What ``load_any`` would load, without parameters where the rest can be read without them."""
-    path = Path(path)
+    path = local_model(path)
     if is_adapter(path) or is_gguf(path):
         return load_any(path, flag=flag)
     if is_checkpoint(path):
@@ -186,7 +186,7 @@ def load_any(
 
     ``base`` is the model below a PEFT adapter, if it is not the one that the adapter names.
     """
-    path = Path(path)
+    path = local_model(path)
     # Before a checkpoint: a folder may hold an adapter beside the config of its base model.
     if is_adapter(path):
         below = adapter_base(path, flag, base)
@@ -293,8 +293,7 @@ def policy_as_value(policy: Trained) -> Trained:
 
 def with_zero_head(scalar: Trained) -> Trained:
     """A reward or value model of which all outputs are 0, on the trunk that it has."""
-    head = jax.tree.map(jnp.zeros_like, scalar.params["head"])
-    return scalar._replace(params={**scalar.params, "head": head})
+    return scalar._replace(params=zero_head(scalar.params))
 
 
 def load_value_init(path: Path, **options: Any) -> Trained:
@@ -340,6 +339,7 @@ def same_tokenizer(first: Trained, second: Trained, flags: Sequence[str]) -> Non
 
 def check_model(path: Path, *, flag: str) -> None:
     """Raise InputError, as loading it would, if ``path`` holds no model (yet). Loads nothing."""
+    path = local_model(path)
     if is_adapter(path) or is_gguf(path) or is_checkpoint(path):
         return
     kept = kept_step(path)

@@ -1,5 +1,6 @@
 """Conducting a study: what is missing is run, seed by seed, and its rows are kept as they come."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from rlhf_jax.runs.folder import take_lock
 from rlhf_jax.runs.inputs import files_digest
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.records import read_done
+from rlhf_jax.studies.launchers import Cluster, Launcher, ThisMachine, command_of
 from rlhf_jax.studies.plan import Job, SeedPlan, data_folder, evaluation, plan_seed
-from rlhf_jax.studies.processes import Processes, is_done
+from rlhf_jax.studies.queue import Queue, is_done
 from rlhf_jax.studies.results import (
     Row,
     check_current,
@@ -67,19 +69,41 @@ class Conducted:
         with held(self.root):
             self.data = self.prepare_data()
             check_data(self.results, self.rows, self.data)
-            left = self.seconds_left
-            processes = Processes(
-                self.jobs(), parallel=self.config.jobs, then=self.after, left=left
+            queue = Queue(
+                self.jobs(),
+                self.launcher(),
+                parallel=self.config.jobs,
+                then=self.after,
+                left=self.seconds_left,
             )
-            self.processes = processes
-            processes.run()
+            self.queue = queue
+            queue.run()
         names = {job.folder: job.name for job in (*self.jobs(), *self.evaluations.values())}
-        return {names[folder]: why for folder, why in processes.failed.items()}
+        return {names[folder]: why for folder, why in queue.failed.items()}
+
+    def launcher(self) -> Launcher:
+        """What starts jobs. Raises InputError for a cluster that is not here."""
+        if self.config.cluster.kind == "none":
+            return ThisMachine(self.config.jobs)
+        return Cluster(self.config.cluster, self.root / "submitit", self.config.jobs)
+
+    def commands(self) -> list[str]:
+        """Of each run that is missing, seed after seed, each after those that it needs."""
+        with held(self.root):
+            self.data = self.prepare_data()
+            check_data(self.results, self.rows, self.data)
+            lines = []
+            for plan in self.plans.values():
+                policies = list(plan.policies.values())
+                for job in (*plan.jobs, evaluation(plan, policies, self.root)):
+                    if not is_done(job):
+                        lines.append(f"{shlex.join(['python', *command_of(job)])}  # {job.name}")
+            return lines
 
     def after(self, job: Job) -> Iterable[Job]:
         """What is to be done when a run has ended: the seed's evaluation, or its rows."""
         plan = self.plans[job.seed]
-        done, failed = self.processes.done, self.processes.failed
+        done, failed = self.queue.done, self.queue.failed
         if job is self.evaluations.get(job.seed):
             if job.folder in done:
                 self.keep(plan, job)
@@ -98,7 +122,7 @@ class Conducted:
 
     def keep(self, plan: SeedPlan, job: Job) -> None:
         """Add an evaluation's rows to the file."""
-        rows = rows_of_seed(self.study, plan, job, data=self.data, parallel=self.config.jobs)
+        rows = rows_of_seed(self.study, plan, job, data=self.data)
         self.rows += rows
         write_results(self.results, self.rows, [arm.name for arm in self.study.arms])
         say(f"{self.results}: {len(rows)} rows of seed {plan.seed} added")

@@ -4,8 +4,6 @@ The page, its tables and its figure are made from rows alone, on any machine.
 """
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -78,7 +76,7 @@ def check_data(path: Path, rows: Sequence[Row], data: str) -> None:
     )
 
 
-def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str, parallel: int) -> list[Row]:
+def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str) -> list[Row]:
     """The rows of an evaluation: of each arm whose policy it has measured."""
     summary = read_object(job.folder / "DONE", "policies", "baseline")
     record = read_object(job.folder / "config.json")
@@ -114,7 +112,7 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str, parallel:
                 "runs": {each.folder.name: outcome(each) for each in runs},
                 "data": data,
                 "commit": commit_of(record),
-                "machine": machine(parallel),
+                "machine": record.get("machine", ""),  # of an older version it is not known
                 "devices": sorted({each.rpartition(" ")[2] for each in record["devices"]}),
             }
         )
@@ -140,18 +138,6 @@ def commit_of(record: Mapping[str, Any]) -> str:
     """Twelve digits, with a plus where files differed from that commit; empty outside a clone."""
     git = record.get("git")
     return f"{git['sha'][:12]}{'+' * git['dirty']}" if git else ""
-
-
-def machine(parallel: int) -> str:
-    """Kind of processor, and how many of them a run had. No name of a machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # platform.processor() is empty or vague on Linux, so /proc is asked where there is one.
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        model = next((line.partition(": ")[2] for line in lines if "model name" in line), model)
-    return f"{(cores or 1) // parallel} of {model}"
 
 
 def figures_of(rows: Sequence[Row]) -> dict[int, dict[str, Figures]]:

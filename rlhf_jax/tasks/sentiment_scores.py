@@ -100,7 +100,7 @@ class Lexicon(NamedTuple):
     def sums(self, texts: Sequence[str]) -> Float[np.ndarray, "B"]:
         """Sum of the valences of the words of each text; unknown words have none."""
         get = self.valences.get
-        return np.array([sum(get(word, 0.0) for word in words(text)) for text in texts])
+        return np.array([sum(get(word, 0.0) for word in words(text)) for text in texts], float)
 
 
 def read_lexicons(folder: Path) -> dict[str, Lexicon]:

@@ -121,7 +121,7 @@ def write(task: Task, folder: Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [(as_json(row.prompt), as_json(row.completion)) for row in task.demonstrations]
-    rows = {"demonstrations": [{"prompt": p, "completion": c} for p, c in pairs]}
+    rows = {"demonstrations": [{"prompt": p, "completion": c} for p, c in pairs]} if pairs else {}
     for name, prompts in task.prompts.items():
         rows[f"prompts_{name}"] = [{"prompt": prompt} for prompt in prompts]
     for name, part in rows.items():

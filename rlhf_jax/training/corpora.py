@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config import TextDataConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.batches import Batches, text_batches
 from rlhf_jax.data.datasets import Rows, load_texts, split
 from rlhf_jax.data.encoding import encode_texts
@@ -40,9 +42,11 @@ def load_corpora(config: TextDataConfig, *, flag: str) -> Corpora:
     if not config.path:
         raise InputError(f"--{flag}.path is empty: give --{flag}.path FILE.txt or FILE.jsonl")
     names = tuple(path.stem.removeprefix("corpus_") for path in config.path)
-    train = [load_texts(path, data_dir=config.cache) for path in config.path]
+    columns = column_names(config.columns)
+    load = partial(load_texts, data_dir=config.cache, columns=columns)
+    train = [load(path) for path in config.path]
     if config.heldout:
-        heldout = [load_texts(path, data_dir=config.cache) for path in config.heldout]
+        heldout = [load(path) for path in config.heldout]
     else:
         pairs = [split(rows, heldout_fraction=config.heldout_fraction) for rows in train]
         train, heldout = zip(*pairs, strict=True)

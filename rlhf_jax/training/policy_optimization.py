@@ -94,6 +94,7 @@ def make_policy_optimization(
         pad_id=pad_id,
         recompute_logprobs=config.recompute_logprobs,
         packing=config.packing,
+        at_once=config.sampling.at_once,
     )
     batch, prepare, judge = make_preparation(
         config, end_ids=end_ids, advantage_fn=advantage_fn, combine=combine

@@ -64,6 +64,7 @@ MAY_BE = {
     "AverageConfig": {"towards_init": "0"},
     "BenchmarkConfig": {"prompt": "0", "length": "0", "cores": "0"},
     "CanaryConfig": {"seed": "0"},
+    "ClusterConfig": {"hours": "huge", "gpus": "0"},
     "CombineConfig": {"weights": "-1 huge", "spread_coef": "0 huge", "clip": "huge"},
     "DPOConfig": {
         **{"heldout_fraction": "0", "beta": "huge", "label_smoothing": "0"},
@@ -396,12 +397,31 @@ IDLE = [
     ("CompareConfig", "--run.save-every 3", None),
     ("CompareConfig", "--run.stop-after 3", None),
     ("CompareConfig", "--run.wandb project", None),
+    ("CompareConfig", "--run.trackio project", None),
+    *(
+        ("ClusterConfig", flag, "kind is none")
+        for flag in (
+            *("--hours 3", "--gpus 1", "--cpus 4", "--memory-gb 8", "--partition p"),
+            "--account a",
+        )
+    ),
+    ("ClusterConfig", "--kind local --cpus 4", "kind is local"),
+    ("InstructGPTConfig", "--convert.scan-layers True", "init is not given"),
+    ("InstructGPTConfig", "--init m --pretrain.steps 3", "init is m"),
+    ("InstructGPTConfig", "--init m --sft.epochs 3", "init is m"),
+    ("InstructGPTConfig", "--init m --ablations True", "init is m"),
+    ("ConvertConfig", "from-hf m --license mit", "direction is from-hf"),
+    ("ConvertConfig", "from-hf m --push o/n", "direction is from-hf"),
+    ("ConvertConfig", "to-hf m --private False", "push is"),
+    ("ConvertConfig", "to-hf m --part value --evaluation e", "part is value"),
     ("RewardConfig", "--heldout h --heldout-fraction 0.2", "heldout is h"),
     ("RewardConfig", "--privacy.epsilon 3 --demonstrations d", "privacy.epsilon is 3.0"),
     ("RewardConfig", "--privacy.epsilon 3 --normalise-rows 9", "privacy.epsilon is 3.0"),
     ("RewardConfig", "--data pairs.jsonl --source data", "data is pairs.jsonl"),
     ("RewardConfig", "--data pref_pandalm --heldout-fraction 0.2", "data is pref_pandalm"),
     ("AuditConfig", "--data a.jsonl b/c --source data", "data is a.jsonl b/c"),
+    ("RewardConfig", "--data pref_pandalm --columns prompt=ask", "data is pref_pandalm"),
+    ("EvaluateConfig", "--suite safety --columns prompt=ask", "suite is safety"),
     ("BenchmarkConfig", "--against other --torch-compile True", "against is other"),
     ("BenchmarkConfig", "--against other --baseline-python python", "against is other"),
     ("DPOConfig", "--heldout h --heldout-fraction 0.2", "heldout is h"),
@@ -459,6 +479,7 @@ IDLE = [
     ("EvaluateConfig", "--run.log-every 4", None),
     ("SampleConfig", "--chat False --system Hi", "chat is False"),
     ("AverageConfig", "a b --towards-init 0", "init is not given"),
+    ("AverageConfig", "a b --columns prompt=ask", "heldout is not given"),
     ("ConvertConfig", "from-hf m --part value", "direction is from-hf"),
     ("ConvertConfig", "from-hf m --dtype float16", "direction is from-hf"),
     ("ConvertConfig", "to-hf m --part adapter --dtype float16", "part is adapter"),
@@ -467,6 +488,7 @@ IDLE = [
     ("FeedbackConfig", "--choice random --candidates 2", "choice is random"),
     ("CanaryConfig", "measure --data d", "what is measure"),
     ("CanaryConfig", "measure --repeat 3", "what is measure"),
+    ("CanaryConfig", "measure --columns prompt=ask", "what is measure"),
     ("CanaryConfig", "plant --runs r", "what is plant"),
     ("PlanConfig", "--search True --parallel.fsdp 2", "search is True"),
     ("CombineConfig", "--how min --weights 1", "how is min"),
@@ -500,7 +522,10 @@ UNTRIED = {
     *(("CanaryConfig", field) for field in ("out", "alternatives")),
     ("SamplingConfig", "top_p"),
     *(("RotaryConfig", f"{part}_frequency_factor") for part in ("low", "high")),
-    *(("ConvertConfig", field) for field in ("compute_dtype", "attention", "remat")),
+    *(("ConvertConfig", field) for field in ("compute_dtype", "attention", "remat", "sha256")),
+    # Those of ConvertConfig: where a chain brings a model in they always act.
+    *(("ImportConfig", field) for field in ("compute_dtype", "attention", "remat", "sha256")),
+    *(("ImportConfig", field) for field in ("chat_prompts", "scan_layers")),
 }
 """As others of the same condition."""
 
@@ -786,12 +811,13 @@ def test_an_output_never_replaces_what_the_command_reads(name, config, tmp_path)
     assert file.read_bytes() == before
 
 
-def test_a_missing_logger_is_noticed_before_a_run_is_made(tmp_path, monkeypatch):
+@pytest.mark.parametrize("logger", ["wandb", "trackio"])
+def test_a_missing_logger_is_noticed_before_a_run_is_made(tmp_path, monkeypatch, logger):
     find = importlib.util.find_spec
-    without = lambda name, *rest: None if name == "wandb" else find(name, *rest)
+    without = lambda name, *rest: None if name == logger else find(name, *rest)
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    run = configs.RunConfig(dir=tmp_path / "run", wandb="project")
-    with pytest.raises(InputError, match=r"--run\.wandb project: wandb is not installed"):
+    run = configs.RunConfig(dir=tmp_path / "run", **{logger: "project"})
+    with pytest.raises(InputError, match=rf"--run\.{logger} project: {logger} is not installed"):
         Stage(SFTConfig(run=run), "sft", sft.__file__).__enter__()
     assert not (tmp_path / "run").exists()
 

@@ -11,7 +11,7 @@ from rlhf_jax.data.fates import SEVERAL
 from rlhf_jax.data.formats import Comparison, Demonstration, Prompt
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import train_bpe
-from rlhf_jax.data.vocabularies import bpe_from_vocabulary
+from rlhf_jax.data.vocabularies import Merged, tokenizer_of
 from rlhf_jax.errors import InputError
 
 CHATML = (
@@ -26,12 +26,11 @@ SPECIAL = ["<|im_start|>", "<|im_end|>"]
 def tokenizer():
     trained = train_bpe(["user assistant system what is the capital of France"] * 3, vocab_size=300)
     tokens = [trained._backend.id_to_token(i) for i in range(2, trained.vocab_size)]
-    return bpe_from_vocabulary(
+    return tokenizer_of(
         [*SPECIAL, *tokens],
-        [],
+        Merged([], "smollm"),
         special=SPECIAL,
         eos="<|im_end|>",
-        pre="smollm",
         chat_template=CHATML,
     )
 
@@ -434,4 +433,4 @@ def test_without_a_template_there_is_no_conversation():
 def test_digits_stand_alone_where_the_vocabulary_wants_it(tokenizer):
     assert len(tokenizer.encode("1234")) == 4
     with pytest.raises(InputError, match="pre-tokenizer 'qwen2' is not supported"):
-        bpe_from_vocabulary([], [], special=[], eos="x", pre="qwen2", chat_template=None)
+        tokenizer_of([], Merged([], "qwen2"), special=[], eos="x", chat_template=None)

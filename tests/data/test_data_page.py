@@ -6,12 +6,14 @@ import re
 
 import pytest
 
+from rlhf_jax.config.data import column_names
 from rlhf_jax.data.formats import Account, Comparison, Demonstration, Prompt, Text, iterate
 from rlhf_jax.errors import InputError
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 EXAMPLE = re.compile(
-    r"```(jsonl|json|txt)\n(.*?)```\n\nAs (texts|prompts|demonstrations|comparisons):\n\n"
+    r"```(jsonl|json|txt|csv|tsv)\n(.*?)```\n\nAs (texts|prompts|demonstrations|comparisons)"
+    r"(?:, with `--columns (\S+)`)?:\n\n"
     r"```text\n(.*?)```\n",
     re.DOTALL,
 )
@@ -24,12 +26,12 @@ KINDS = {
 EXAMPLES = EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))
 
 
-def told(path: pathlib.Path, kind: type) -> str:
+def told(path: pathlib.Path, kind: type, columns: str) -> str:
     """What the page says of these rows: those that are learnt, then what is left out or refused."""
     account, lines = Account(), []
     try:
-        for row in iterate(path, kind, account):
-            aside = ("origin", "tokens", "columns")
+        for row in iterate(path, kind, account, column_names(columns)):
+            aside = ("origin", "tokens", "columns", "turns")
             fields = {k: v for k, v in row._asdict().items() if k not in aside}
             lines.append(json.dumps(fields, ensure_ascii=False))
         lines += [f"left out, line {each.origin.line}: {each.why}" for each in account.left_out]
@@ -39,14 +41,14 @@ def told(path: pathlib.Path, kind: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("suffix, rows, kind, expected", EXAMPLES)
-def test_an_example_is_read_as_the_page_says(tmp_path, suffix, rows, kind, expected):
+@pytest.mark.parametrize("suffix, rows, kind, columns, expected", EXAMPLES)
+def test_an_example_is_read_as_the_page_says(tmp_path, suffix, rows, kind, columns, expected):
     path = tmp_path / f"rows.{suffix}"
     path.write_text(rows, encoding="utf-8")
-    assert told(path, KINDS[kind]) == expected
+    assert told(path, KINDS[kind], columns) == expected
 
 
 def test_every_format_has_an_example():
     page = PAGE.read_text(encoding="utf-8")
     assert len(EXAMPLES) == page.count("\nAs ") and len(EXAMPLES) >= 20
-    assert {kind for _, _, kind, _ in EXAMPLES} == set(KINDS)
+    assert {kind for _, _, kind, _, _ in EXAMPLES} == set(KINDS)

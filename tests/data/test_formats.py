@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.data import demonstrations
 from rlhf_jax.data.answers import EARLIER, REMOVED, REPEATED
 from rlhf_jax.data.chat import Message, as_conversation, as_text, write_turns, written_prompt
 from rlhf_jax.data.files import Origin
@@ -81,7 +82,7 @@ def test_plain_text_is_split_at_separators(write):
         ({"prompt": "p", "completion": " c"}, ("p", " c")),
         ({"prompt": [USER], "completion": [BOT]}, (HI, YES)),
         ({"messages": [USER, BOT]}, (HI, YES)),
-        ({"messages": [USER, BOT, USER, BAD_BOT]}, ((*HI, *YES, *HI), NO)),
+        ({"messages": [USER, BOT, USER, BAD_BOT]}, ((*HI, *YES, *HI), NO, (1,))),
         ({"instruction": "Hi?", "input": "", "output": "Yes."}, (HI, YES)),
         (
             {"instruction": "Add.", "input": "1 2", "output": "3"},
@@ -314,13 +315,13 @@ def test_a_bad_row_is_named_with_its_line(write, read, row, message):
 def test_bad_files(write, tmp_path):
     with pytest.raises(InputError, match=r"none.jsonl does not exist"):
         read_texts(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match=r"has no .txt, .jsonl or .json files"):
+    with pytest.raises(InputError, match=r"has no files of rows \(.txt, .jsonl"):
         read_texts(tmp_path)
     with pytest.raises(InputError, match=r"e.jsonl is empty"):
         read_texts(write("", name="e.jsonl"))
-    with pytest.raises(InputError, match=r"a.csv: expected a name ending in .txt"):
-        read_texts(write("x", name="a.csv"))
-    with pytest.raises(InputError, match=r"a.txt is plain text, expected prompts in a .jsonl"):
+    with pytest.raises(InputError, match=r"a.xlsx: expected a name ending in .txt, .jsonl"):
+        read_texts(write("x", name="a.xlsx"))
+    with pytest.raises(InputError, match=r"a.txt is plain text, expected prompts in a file of"):
         read_prompts(write("x", name="a.txt"))
     with pytest.raises(
         InputError, match=r"o.json holds an object with the keys text, expected a list"
@@ -536,7 +537,8 @@ def test_turns_that_answers_share_are_the_prompts(write):
     made, notes = read_one(write, Comparison, row)
     assert made == expected and set(notes) == {REMOVED, EARLIER}
     made, notes = read_one(write, Demonstration, {"prompt": [ASK], "completion": [*more, BOT]})
-    assert made == Demonstration(expected.prompt, YES) and notes == {EARLIER: 1}
+    assert made == Demonstration(expected.prompt, YES, turns=(1,))
+    assert notes == {demonstrations.EARLIER: 1}
     # They part before: each answer is all that follows.
     made, _ = read_one(write, Comparison, row | {"rejected": [ASK, POOR, USER, BAD_BOT]})
     assert made == Comparison("Where is Lund?", ((*LAKE, *HI, *YES), (*IDEA, *HI, *NO)), (0, 1))
@@ -907,7 +909,7 @@ def test_what_a_text_is_without_is_said(write):
 
 def test_earlier_answers_are_context_and_that_is_said(write):
     _, notes = read_one(write, Demonstration, {"messages": [USER, BOT, USER, BOT]})
-    assert notes == {EARLIER: 1}
+    assert notes == {demonstrations.EARLIER: 1}
 
 
 def test_lists_under_a_key_and_lines_in_json(write):
@@ -959,7 +961,7 @@ def test_hidden_files_of_a_folder_are_no_data(write, tmp_path):
     assert len(read_texts(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("other", ["b.parquet", "b.csv", "b.ndjson", "b.jsonl.zst", "B.JSONL"])
+@pytest.mark.parametrize("other", ["b.xlsx", "b.feather", "b.jsonl.xz", "B.JSONL"])
 def test_a_folder_with_files_that_are_not_read_is_refused(write, tmp_path, other):
     """They may hold the other half of the rows, or the same ones."""
     path = write({"text": "a"})
@@ -972,13 +974,8 @@ def test_a_folder_with_files_that_are_not_read_is_refused(write, tmp_path, other
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["state.json", "dataset_info.json", "data-0.arrow"], r"save_to_disk: write it .*to_json"),
-        (["dataset_dict.json"], r"save_to_disk: .*\['train'\]\.to_json"),
-        (
-            ["a.parquet"],
-            r"no .txt, .jsonl or .json files, but a.parquet; convert it with .*to_json",
-        ),
-        (["a/b.jsonl"], r"no .txt, .jsonl or .json files, but folders such as a"),
+        (["a.jsonl.xz"], r"no files of rows .* but a.jsonl.xz, which is not read"),
+        (["a/b.jsonl"], r"no files of rows .* but folders such as a"),
     ],
 )
 def test_folders_of_other_kinds_are_refused_with_advice(write, tmp_path, names, message):
@@ -991,10 +988,8 @@ def test_folders_of_other_kinds_are_refused_with_advice(write, tmp_path, names, 
 
 
 def test_files_of_other_kinds_are_refused_with_advice(write):
-    with pytest.raises(InputError, match=r"a.csv: expected a name .*from_csv\('a.csv'\).to_json"):
-        read_texts(write("a,b", name="a.csv"))
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1"
-    for name in ("a.jsonl", "a.txt", "a.json"):
+    for name in ("a.jsonl", "a.txt", "a.json", "a.csv", "a.parquet", "a.arrow"):
         with pytest.raises(InputError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
             read_texts(write(pointer, name=name))
 
@@ -1075,3 +1070,10 @@ def test_markup_that_two_answers_share_ends_with_its_line(write):
     head = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     (row,) = read_comparisons(write({"chosen": head + "Yes.", "rejected": head + "No."}))
     assert row.prompt == head and row.responses == ("Yes.", "No.")
+
+
+def test_that_a_developer_speaks_as_the_system_is_said(write):
+    first = {"role": "developer", "content": "Be kind."}
+    made, notes = read_one(write, Demonstration, {"messages": [first, USER, BOT]})
+    assert made.prompt[0] == BE_KIND
+    assert notes == {"a developer's message is read as the system's": 1}

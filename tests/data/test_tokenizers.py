@@ -447,7 +447,7 @@ def other_kind(content):
 @pytest.mark.parametrize(
     "change, match",
     [
-        (other_kind, "tokenizer.json is not a byte-level BPE.* model is WordLevel"),
+        (other_kind, "tokenizer.json: the tokenizer is neither a byte-level.* WordLevel"),
         (lambda content: content | {"decoder": None}, "its decoder NoneType"),
     ],
 )
@@ -463,7 +463,7 @@ def test_another_kind_of_vocabulary_is_refused(tmp_path, change, match):
     "name, match",
     [
         ("vocab.json", "has vocab.json, but no merges.txt beside it"),
-        ("tokenizer.model", "has tokenizer.model, which is no byte-level BPE"),
+        ("spiece.model", "has spiece.model, a Unigram model of SentencePiece"),
         ("README.md", "has no vocabulary"),
     ],
 )

@@ -55,6 +55,20 @@ def test_ratio_of_other_sizes_has_the_jackknifes_interval():
     assert found["ci"] == pytest.approx(stats.t.ppf(0.975, 399) * deviation, rel=0.01)
 
 
+def test_perplexity_is_of_tokens_and_its_interval_is_its_logarithms():
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(5, 30, 300)
+    nats = 2.1 * lengths + rng.normal(0, 0.5, 300) * np.sqrt(lengths)
+    found, per_token = metrics.perplexity_ci(-nats, lengths), metrics.ratio_ci(nats, lengths)
+    assert found["mean"] == pytest.approx(np.exp(nats.sum() / lengths.sum())) and found["n"] == 300
+    ends = np.exp([per_token["mean"] - per_token["ci"], per_token["mean"] + per_token["ci"]])
+    assert [found["mean"] - found["ci"], found["mean"] + found["ci"]] == pytest.approx(
+        ends, rel=1e-3
+    )
+    # A model that is as unsure as a fair die.
+    assert metrics.perplexity_ci([-3 * np.log(6), -np.log(6)], [3, 1])["mean"] == pytest.approx(6)
+
+
 def test_win_rate_counts_ties_half_and_is_wilsons():
     scores, baseline = [3.0, 1.0, 2.0, 5.0, 4.0], [1.0, 1.0, 3.0, 2.0, 0.0]
     assert metrics.win_rate(scores, baseline)["mean"] == pytest.approx(3.5 / 5)

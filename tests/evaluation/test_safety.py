@@ -139,11 +139,12 @@ def test_scores_are_sums_of_token_logprobs(runs):
     lm = make_language_model(policy.model, policy.vocab_size)
     pairs = [("the cat", " said the cat"), ("", "he she they " * 6), ("Q: the\nA:", " a")] * 3
     found = continuation_logprobs(policy, make_logprob_scorer(policy, batch_size=4), pairs)
+    read = jax.jit(partial(lm.logits, start=0))
     for (context, text), value in zip(pairs, found, strict=True):
         before = policy.tokenizer.encode(context) or [policy.tokenizer.eos_id]
         ids = before + policy.tokenizer.encode(text)
         tokens = jnp.array([ids], jnp.int32)
-        logits = lm.logits(policy.params, tokens, jnp.ones_like(tokens, bool), start=0)
+        logits = read(policy.params, tokens, jnp.ones_like(tokens, bool))
         logprobs = np.asarray(jax.nn.log_softmax(logits[0]))
         start = len(before)
         slow = sum(logprobs[t - 1, ids[t]] for t in range(start, len(ids)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import little_chain
 import pytest
 import tiny
 
@@ -139,6 +140,11 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tiny.part_of_the_data(tmp_path_factory.mktemp("source"), little_chain.LINES)
+
+
 def test_one_answer_cannot_be_compared(monkeypatch, capsys, tmp_path):
     message = refuse_stage(
         monkeypatch, capsys, tmp_path / "run", "compare", "--responses-per-prompt", 1
@@ -202,13 +208,13 @@ def test_batches_that_eight_devices_cannot_share(tmp_path, stage, flags, expecte
 
 
 @pytest.mark.parametrize("stage", ["ppo", "compare", "evaluate", "reward", "sft"])
-def test_prompt_and_response_over_the_context(monkeypatch, capsys, tmp_path, models, stage):
+def test_prompt_and_response_over_the_context(monkeypatch, capsys, tmp_path, models, source, stage):
     """Positions past the last row of the position table would be read as the last row."""
     row = {"prompt": SHORT, "completion": " film .", "responses": ["x", "y"], "ranks": [0, 1]}
     file = write(tmp_path, "rows.jsonl", [row, row | {"prompt": SHORT + "b"}] * 4)
     lengths = ("--prompt-length", 70, "--response-length", 30)
     data = ("--data", file, "--cache", tmp_path / "cache", "--init", models / "lm", *lengths)
-    prompts = ("--prompts", file, "--source", tiny.ROOT / "data", *lengths)
+    prompts = ("--prompts", file, "--source", source, *lengths)
     read = ("--prompts", file, "--init", models / "lm", "--reward", models / "scalar", *lengths)
     flags = {
         "ppo": (*read, "--cache", tmp_path / "cache"),
@@ -243,10 +249,12 @@ def test_a_batch_has_rows_of_text_and_of_demonstrations(monkeypatch, capsys, tmp
     assert f"pretrain_mix={mix} of batch_size=8 is {rows} rows of text: expected" in message
 
 
-def test_missing_text_is_said_before_anything_is_sampled(monkeypatch, capsys, tmp_path, models):
+def test_missing_text_is_said_before_anything_is_sampled(
+    monkeypatch, capsys, tmp_path, models, source
+):
     file = write(tmp_path, "p.jsonl", [{"prompt": SHORT}])
     flags = ["--policies", models / "lm", "--reward", models / "scalar", "--prompts", file]
-    flags += ["--source", tiny.ROOT / "data", "--prompt-length", 40, "--response-length", 8]
+    flags += ["--source", source, "--prompt-length", 40, "--response-length", 8]
     flags += ["--text.path", tmp_path / "none.txt"]
     monkeypatch.setattr(evaluate, "make_answer", lambda *_: pytest.fail("sampled"))
     message = refuse_stage(monkeypatch, capsys, tmp_path / "run", "evaluate", *flags)

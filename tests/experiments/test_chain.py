@@ -105,11 +105,11 @@ def test_stopped_and_resumed(chain, name, tmp_path):
     assert outcome(folder) == outcome(c.dir / name) and not (tmp_path / "was").exists()
 
 
-def kept(folder: Path) -> bool:
-    """Whether a stage at work has left what the same command goes on from."""
+def kept(folder: Path, batch: int) -> bool:
+    """Whether a stage at work has left what the same command goes on from: of answers a batch."""
     answers = folder / "responses.jsonl"
     if answers.exists():
-        return answers.stat().st_size > 0
+        return answers.read_bytes().count(b"\n") >= batch
     return any(path.name.isdecimal() for path in folder.glob("checkpoints/*"))
 
 
@@ -126,8 +126,8 @@ def test_killed_and_resumed(chain, name, tmp_path):
     environment = process_environment()
     start = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     process = subprocess.Popen(command, **start)
-    began = time.monotonic()
-    while not kept(tmp_path / name) and process.poll() is None and time.monotonic() - began < 300:
+    end, batch = time.monotonic() + 300, c.compare.prompts_per_batch
+    while not kept(tmp_path / name, batch) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     process.kill()
     process.communicate()

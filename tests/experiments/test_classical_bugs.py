@@ -64,6 +64,7 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
         temperature=temperature,
         end_ids=(V - 1,),
         pad_id=V - 2,
+        at_once=1.0,
         recompute_logprobs=recompute,
         packing=False,
     )
@@ -130,6 +131,7 @@ def test_a_model_tuned_on_demonstrations_stops():
             top_p=1.0,
             end_ids=tokenizer.end_ids,
             pad_id=tokenizer.pad_id,
+            at_once=1.0,
         )
     )(state.params, row_keys(jax.random.key(1), 100))
     lengths = sampled.mask.sum(axis=1)

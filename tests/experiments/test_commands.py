@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -30,7 +30,8 @@ DOCUMENTS += sorted((tiny.ROOT / "docs").rglob("*.md"))
 def commands(start: str, text: str) -> list[str]:
     """What follows ``start`` in each command of a code block or between backticks."""
     text = text.replace("\\\n", " ")
-    lines = re.findall(rf"(?:^|`|\| )(?:\.venv/bin/)?{start}([^`\n]*)", text, re.M)
+    before = r"(?:^ *|`|\| )(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?"
+    lines = re.findall(rf"{before}{start}([^`\n]*)", text, re.M)
     return [re.split(r" [#|>&]", line)[0].strip() for line in lines]
 
 
@@ -49,15 +50,25 @@ def test_commands_are_found():
     assert names >= {"pretrain", "sft", "compare", "reward", "ppo", "evaluate", "sample"}
 
 
+@pytest.fixture(scope="module")
+def own_task(tmp_path_factory):
+    return str(tiny.write_own_task(tmp_path_factory.mktemp("task")))
+
+
 @pytest.fixture
-def parse(tmp_path, monkeypatch):
+def parse(own_task, monkeypatch):
     """command -> (experiment, the config that its command line makes)."""
     monkeypatch.chdir(tiny.ROOT)
-    return partial(parsed, given={"N": "1", "rhymes.py": str(tiny.write_own_task(tmp_path))})
+    return partial(parsed, own_task=own_task)
 
 
-def parsed(command: str, given: dict[str, str]):
-    name, *words = (given.get(word, word) for word in shlex.split(command))
+@cache
+def parsed(command: str, own_task: str):
+    # What a reader has by then: a number, a task's file, the preset that a run was of.
+    given = {"N": "1", "rhymes.py": own_task}
+    given |= {"runs/arithmetic/ppo/config.json": "configs/tasks/arithmetic.py"}
+    in_a_loop = re.sub(r"\$\w+", "0", command)
+    name, *words = (given.get(word, word) for word in shlex.split(in_a_loop))
     words = [word for word in words if word != "..."]
     module = Path(tiny.ROOT, "experiments", *name.split("."))
     module = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")

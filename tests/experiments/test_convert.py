@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import hashlib
 import io
 import json
 import shutil
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from families import SHAPES, random_params
 from hub_tokenizer import BEGIN, TURN_END, write_tokenizer
+from push_server import TOKEN, serve
 from safetensors.numpy import load_file, save_file
+from sentencepieces import write_sentencepiece
 
 from experiments import convert, ppo, reward, sample, sft
 from rlhf_jax.cli import load
@@ -72,7 +75,7 @@ def test_there_and_back_gives_the_same_bytes(gpt2, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     to_convert("from-hf", gpt2, "--out", run)
     to_convert("to-hf", run, "--out", out)
-    assert {p.name for p in out.iterdir()} == {p.name for p in gpt2.iterdir()}
+    assert {p.name for p in out.iterdir()} == {p.name for p in gpt2.iterdir()} | {"README.md"}
     for path in gpt2.iterdir():
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
@@ -127,6 +130,43 @@ def test_begin_and_ends_of_text_survive_the_way_in_and_out(tmp_path):
         assert tokenizer.chat_prompts
 
 
+def test_a_sentencepiece_tokenizer_comes_in_and_goes_out_as_it_was(tmp_path):
+    source = tmp_path / "hf"
+    write_sentencepiece(
+        source, "legacy", turns=False, settings={"chat_template": "{{ eos_token }}"}
+    )
+    rows = load_tokenizer(source).vocab_size - 1  # none for padding, which such models do not have
+    params = random_params(SHAPES["mistral"], vocab_size=rows)
+    options = dict(kind="lm", dtype="float32", bos_id=1, end_ids=(2,), pad_id=None)
+    save_pretrained(source, SHAPES["mistral"], params, **options)
+    to_convert("from-hf", source, "--out", tmp_path / "run")
+    to_convert("to-hf", tmp_path / "run", "--out", tmp_path / "out")
+    for name in ("tokenizer.json", "model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes(), name
+    assert load_tokenizer(tmp_path / "out").encode_beginning("hello")[0] == 1
+
+
+def test_an_export_has_a_card_and_is_pushed_when_it_is_whole(gpt2, tmp_path, monkeypatch, capsys):
+    with serve() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        command = ["to-hf", gpt2, "--license", "mit", "--push", "somebody/model"]
+        with monkeypatch.context() as patch:
+            patch.setattr(convert, "save_pretrained", full_disk)
+            with pytest.raises(RunError, match="no space left"):
+                to_convert(*command, "--out", tmp_path / "full")
+        assert not hub.files, "nothing of a folder that is not whole"
+        to_convert(*command, "--out", tmp_path / "out")
+        files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert files.items() <= hub.files["somebody/model"].items()
+        assert files["README.md"].startswith(b"---\nlicense: mit\nlibrary_name: transformers\n")
+    assert f"{hub.url}/somebody/model/commit/abc" in capsys.readouterr().out
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_tokens_without_a_row_of_embedding_are_refused_by_name(tmp_path):
     source = chat_folder(tmp_path / "hf", rows=257)
     expected = (
@@ -162,6 +202,23 @@ def test_from_hf_may_choose_how_to_compute(gpt2, tmp_path):
     model = trained.model
     assert (model.dtype, model.scan_layers, model.remat) == ("bfloat16", True, "dots")
     assert trained.params["trunk"]["blocks"]["ln_1"]["scale"].shape == (2, 16)
+
+
+def test_a_source_is_the_file_that_its_digest_is_of(gpt2, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"no model")
+    out = tmp_path / "run"
+    with pytest.raises(
+        InputError, match=f"{path}: expected SHA-256 {'0' * 64}, found [0-9a-f]{{64}}$"
+    ):
+        to_convert("from-hf", path, "--out", out, "--sha256", "0" * 64)
+    found = hashlib.sha256(b"no model").hexdigest()
+    with pytest.raises(InputError, match="GGUF"):  # the digest is right, the file is none
+        to_convert("from-hf", path, "--out", out, "--sha256", found)
+    with pytest.raises(InputError, match=f"--sha256 is of one file, but {gpt2} is a folder"):
+        to_convert("from-hf", gpt2, "--out", out, "--sha256", found)
+    with pytest.raises(InputError, match="sha256=abc: expected 64 digits"):
+        to_convert("from-hf", path, "--out", out, "--sha256", "abc")
 
 
 def test_chat_prompts_need_a_template(gpt2, tmp_path):

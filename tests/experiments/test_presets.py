@@ -35,6 +35,7 @@ def preset(name):
 def test_no_preset_is_left_out():
     found = {path.stem for path in (tiny.ROOT / "configs").glob("*.py")}
     found -= {"__init__", "algorithms"}  # of PPO alone: tests/experiments/test_algorithms.py
+    found -= {"smollm", "smollm_instructions"}  # tests/experiments/test_brought_in.py
     assert found == set(NAMES)
 
 
@@ -175,7 +176,8 @@ def test_shrinking_keeps_every_option(name, tmp_path):
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
     is_size = lambda field: field in SIZES or field.rpartition(".")[2] in ENDINGS + RUN
-    assert {field for field in changed if not is_size(field)} == set()
+    # Packed programs take longer to compile; test_chain.py and test_task_chain.py run them.
+    assert {field for field in changed if not is_size(field)} <= {"ppo.packing"}
     assert {"pretrain.model.n_layers", "pretrain.steps", "ppo.iterations"} <= changed
 
 

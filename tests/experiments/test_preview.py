@@ -190,3 +190,29 @@ def test_what_a_terminal_shows_can_be_read_without_colours(monkeypatch, capsys, 
     assert "line 3: kept" in out and "[10 tokens cut]" in out and "⟦<|endoftext|>⟧" in out
     assert "line 2: left out: " in out and "learnt" in out and "2 kept" not in out
     assert all(f"line {n}" in out for n in (1, 2, 3, 4))
+
+
+def test_columns_by_other_names_are_shown_as_they_are_read(show):
+    rows = [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in PAIRS]
+    columns = ("--columns", "prompt=ask,chosen=good,rejected=bad")
+    _, expected, _, _ = show(PAIRS, *LENGTHS)
+    _, shown, summary, said = show(rows, *LENGTHS, *columns)
+    assert shown == expected
+    assert "are comparisons (--as)" in said
+    assert summary["column ask is read as prompt"] == len(PAIRS)
+    demonstrations = [{"ask": "p", "good": " a"}]
+    columns = ("--columns", "prompt=ask,completion=good")
+    _, (row,), _, said = show(demonstrations, *columns)
+    assert "are demonstrations (--as)" in said
+    assert (row["prompt"], row["responses"]) == ("p", [" a"])
+
+
+def test_every_turn_is_shown_where_it_is_learnt(show):
+    talk = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]}]
+    _, shown, summary, _ = show(rows)
+    assert [row["responses"] for row in shown] == [[" d"]]
+    _, shown, summary, _ = show(rows, "--target", "turns")
+    assert [row["responses"] for row in shown] == [[" b"], [" d"]] and summary["kept"] == 2
+    with pytest.raises(SystemExit):
+        show(PAIRS, "--target", "turns")

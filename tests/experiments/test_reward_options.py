@@ -100,6 +100,21 @@ def test_packed_answers_make_the_same_reward_model(sft, tmp_path, monkeypatch):
     assert done[0]["heldout"] == pytest.approx(done[1]["heldout"], rel=SAME, abs=SAME)
 
 
+def test_a_head_of_zero_has_no_opinion_of_the_first_batch(sft, tmp_path):
+    data = by_length_and_word(tmp_path / "rows.jsonl", 60)
+    first = {}
+    for head in ("normal", "zero"):
+        made = config(sft, tmp_path / head, data=data, head=head)
+        reward.run(replace(made, run=replace(made.run, log_every=1)))
+        rows = (tmp_path / head / "metrics.jsonl").read_text().splitlines()
+        first[head] = json.loads(rows[0])
+        last = json.loads(rows[-1])
+    assert first["zero"]["loss"] == pytest.approx(np.log(2), rel=SAME)
+    assert first["zero"]["margin"] == 0 and abs(first["normal"]["margin"]) > 1e-3
+    # And comes by one: the last row is of the run with a head of zero.
+    assert abs(last["margin"]) > 1e-3
+
+
 def test_a_named_set_is_trained_on_and_audited(sft, tmp_path, capsys):
     name = "pref_pandalm"
     done = reward.run(config(sft, tmp_path / "reward", data=Path(name), unit_std=True))

@@ -34,7 +34,7 @@ def source(tmp_path_factory) -> Path:
 def small(name: str, source: Path, folder: Path, **measured) -> InstructGPTConfig:
     """The task's preset on real data, with a few steps of a toy model per stage."""
     preset = load(InstructGPTConfig, ["--task", name])
-    c = tiny.shrink(preset, folder / name, tiny.Task(source, folder / "none"))
+    c = tiny.shrink(preset, folder / name, tiny.Task(source, folder / "none"), packing=True)
     return replace(
         c,
         sft=replace(c.sft, heldout_fraction=0.9, batch_size=64, epochs=1),
@@ -134,7 +134,8 @@ def test_passes_are_of_as_many_answers_of_each_policy():
     """The baseline has more answers than asked for; a score between 0 and 1 is no pass."""
     config = EvaluateConfig(pass_k=(1, 2), pass_samples=3)
     gold = np.array([[1.0, 0, 0, 1, 1], [0, 0, 0, 1, 1]])
-    answers = evaluate.Answers([["a"] * 5] * 2, *[gold] * 7)
+    others = len(evaluate.Answers._fields) - 1
+    answers = evaluate.Answers([["a"] * 5] * 2, *[gold] * others)
     found = evaluate.describe_passes(answers, config)
     means = {k: figure["mean"] for k, figure in found.items()}
     assert means == {"1": pytest.approx(1 / 6), "2": pytest.approx(1 / 3)}

@@ -599,6 +599,7 @@ def test_accessible_in_both_languages_on_both_screens(visit, database, language,
     for path in ("/chat", "/dashboard", "/account", "/nowhere"):
         check_page(page, path, language, open_details=path == "/chat")
     page.goto(f"{page.base}/enter?token=admin")
+    page.wait_for_url("**/enter")  # that page goes on by itself
     check_page(page, "/enter", language)  # asks, as somebody is signed in
     page.click("button[value=switch]")
     page.wait_for_url("**/label")

@@ -1,6 +1,7 @@
 """Models of every family with adapters, and their logits."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,5 +33,5 @@ def adapted(name, *, scan=False, lora=LORA, random=True, dtype="float32"):
 
 def logits(config, params, vocab_size=VOCAB):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 9)), jnp.int32)
-    lm = make_language_model(config, vocab_size)
-    return lm.logits(params, tokens, jnp.ones(tokens.shape, bool), start=0)
+    read = jax.jit(partial(make_language_model(config, vocab_size).logits, start=0))
+    return read(params, tokens, jnp.ones(tokens.shape, bool))

@@ -5,6 +5,7 @@ import jax
 from rlhf_jax.types import Params
 
 
+@jax.jit
 def with_noise(params: Params) -> Params:
     """``params`` away from their tiny initial values, so that every term matters."""
     leaves, tree = jax.tree.flatten(params)

@@ -11,6 +11,13 @@ import time
 from pathlib import Path
 
 
+def stop(folder):
+    """Saved, as a stage ends."""
+    with (folder / "diary").open("a") as diary:
+        diary.write("saved\n")
+    sys.exit(0)
+
+
 def main():
     run = json.loads(Path(sys.argv[2]).read_text())["config"]["run"]
     folder, task = Path(run["dir"]), run["wandb"]
@@ -19,7 +26,7 @@ def main():
         diary.write("started\n")
     starts = (folder / "diary").read_text().count("started")
     if task == "stay" and starts == 1:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # saved, as a stage ends
+        signal.signal(signal.SIGTERM, lambda *_: stop(folder))
         (folder / "ready").touch()
         time.sleep(60)
     if task.isdecimal() and starts <= int(task):

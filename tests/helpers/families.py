@@ -97,5 +97,6 @@ def greedy(model, tokens, *, length):
         top_p=1.0,
         end_ids=(-1,),
         pad_id=0,
+        at_once=1.0,
     )
     return np.asarray(generation.responses)

@@ -55,7 +55,8 @@ def make_inputs(folder: Path) -> None:
 
 def configs(folder: Path, runs: Path, steps: int, parallel: ParallelConfig) -> dict:
     task = tiny.Task(folder / "data", folder / "tokenizer")
-    c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16).resolve()
+    preset = quickstart.get_config()
+    c = tiny.shrink(preset, folder / "chain", task, d_model=16, packing=True).resolve()
 
     def common(stage, name):
         run = replace(stage.run, dir=runs / name, eval_every=1, save_every=1, seed=7)
@@ -118,7 +119,9 @@ def main(
         RUN[name](made[name])
     for layout, sizes in LAYOUTS.items() if mode == "layouts" else ():
         beside = Path(runs).with_name(layout)
-        RUN["ppo"](configs(Path(folder), beside, int(steps), ParallelConfig(**sizes))["ppo"])
+        config = configs(Path(folder), beside, int(steps), ParallelConfig(**sizes))["ppo"]
+        # Packed or not, an iteration is the same, and these compile sooner.
+        RUN["ppo"](replace(config, packing=False))
 
 
 def stop(name: str, config, *, after: int) -> None:

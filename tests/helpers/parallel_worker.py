@@ -5,6 +5,7 @@ processor, and a random number falls on the boundary between two tokens for none
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import cache, partial
@@ -56,24 +57,28 @@ CONFIG = ModelConfig(n_layers=2, d_model=32, n_heads=2, context=32)
 TX = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
 OFTEN = 10
 """A token that most responses of the sampled model have: as their end, it ends them early."""
+COLLECTIVES = re.compile(
+    r"(?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\("
+)
 
 
 class Layout(NamedTuple):
-    """Devices, micro-batches, and whether PPO packs its episodes."""
+    """Devices, micro-batches, whether PPO packs its episodes, and how many it samples at once."""
 
     devices: ParallelConfig
     accumulate: int = 1
     packing: bool = False
+    at_once: float = 1.0
 
 
 ONE_DEVICE = Layout(ParallelConfig("mesh", 1))
 CUBE = ParallelConfig("mesh", 8, data=2, fsdp=2, tensor=2)
 LAYOUTS = {
-    "8 x data": Layout(ParallelConfig("mesh", 8)),
-    "2 x 2 x 2, 2 micro-batches": Layout(CUBE, 2, packing=True),
+    "8 x data": Layout(ParallelConfig("mesh", 8), at_once=0.5),
+    "2 x 2 x 2, 2 micro-batches": Layout(CUBE, 2, packing=True, at_once=0.25),
     "8 x fsdp": Layout(ParallelConfig("mesh", 8, fsdp=8), packing=True),
-    "8 x tensor": Layout(ParallelConfig("mesh", 8, tensor=8)),
-    "pmap over 8": Layout(ParallelConfig("pmap", 8), packing=True),
+    "8 x tensor": Layout(ParallelConfig("mesh", 8, tensor=8), at_once=0.25),
+    "pmap over 8": Layout(ParallelConfig("pmap", 8), packing=True, at_once=0.5),
 }
 
 
@@ -261,8 +266,8 @@ def update_by_groups(algorithm, layout, dtype):
     return state, metrics | update_metrics
 
 
-def sampled(layout, dtype):
-    """Answers, log-probs, values and scores of 64 queries: on one device rows are left behind."""
+def sampling(layout, dtype):
+    """The program that samples and reads answers to 64 queries, and what it is called with."""
     parallel = make_parallel(layout.devices)
     rng = np.random.default_rng(1)
     queries = rng.integers(4, V, (64, Q)).astype(np.int32)
@@ -279,10 +284,23 @@ def sampled(layout, dtype):
         pad_id=0,
         recompute_logprobs=False,
         packing=layout.packing,
+        at_once=layout.at_once,
     )
     models = parallel.place((both.init(params, reward), reference, {"task": reward}))
     batch = parallel.shard(QueryBatch(queries, mask, np.arange(64, dtype=np.int32)))
-    return jax.device_get(parallel.function(rollout)(*models, batch, jax.random.key(4)))
+    return parallel.function(rollout), (*models, batch, jax.random.key(4))
+
+
+def sampled(layout, dtype):
+    """Answers, log-probs, values and scores: on one device rows are left behind."""
+    program, arguments = sampling(layout, dtype)
+    return jax.device_get(program(*arguments))
+
+
+def exchanges(layout, dtype):
+    """How often the devices wait for each other in a program that samples and reads."""
+    program, arguments = sampling(layout, dtype)
+    return len(COLLECTIVES.findall(program.lower(*arguments).compile().as_text()))
 
 
 def differences(found, expected):
@@ -319,5 +337,6 @@ if __name__ == "__main__":
     found["rollouts"] = {
         name: differences(sampled(layout, dtype), expected) for name, layout in LAYOUTS.items()
     }
+    found["exchanges"] = {n: exchanges(LAYOUTS[n], dtype) for n in ("8 x data", "8 x tensor")}
     found["rows that ended"] = int((expected.mask.sum(axis=1) < R).sum())
     json.dump(found, sys.stdout)

@@ -118,6 +118,7 @@ def policy_row(rng, name):
         "ended": 0.93,
         "distinct_2": 0.72,
         "repeated_words": 0.11,
+        "perplexity_by_baseline": figure(21.5, 1.5),
         "judges": {"second classifier": figure(gold - 0.1, 0.03), "lexicon": figure(0.3, 0.03)},
     }
 

@@ -104,12 +104,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def shrink(
-    preset: InstructGPTConfig, folder: Path, task: Task, *, d_model: int = 32
+    preset: InstructGPTConfig, folder: Path, task: Task, *, d_model: int = 32, packing: bool = False
 ) -> InstructGPTConfig:
     """``preset`` with one layer and two steps per stage; its ``reward_init`` lies beside it.
 
-    Not sizes but changed all the same: PPO is forced, as a model of two steps passes no gate, and
-    rows may be cut, as a small vocabulary makes them long.
+    Not sizes but changed all the same: PPO is forced, as a model of two steps passes no gate, rows
+    may be cut, as a small vocabulary makes them long, and PPO does not pack its episodes unless
+    ``packing`` says so: its programs take a third less to compile, and compute the same
+    (test_packed_episodes.py).
     """
     p, rows, minibatch = preset, TEXT_ROWS, 2
     cache = folder.parent / "cache"
@@ -172,6 +174,7 @@ def shrink(
             ptx_batch_size=minibatch,
             ptx_data=text(p.ppo.ptx_data),
             force=True,
+            packing=packing,
             **cut,
         ),
         evaluate=stage(

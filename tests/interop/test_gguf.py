@@ -53,6 +53,7 @@ def write(
     eos=1,
     kinds=(3, 3),
     vocabulary=None,
+    scores=None,
     **fields,
 ):
     writer = gguf.GGUFWriter(path, architecture)
@@ -74,7 +75,10 @@ def write(
     for name, value in (vocabulary or {}).items():
         add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
         add(f"tokenizer.ggml.{name}", value)
-    writer.add_token_merges(["a b", "ab c"])
+    if scores is None:
+        writer.add_token_merges(["a b", "ab c"])
+    else:
+        writer.add_token_scores(scores)
     writer.add_eos_token_id(eos)
     writer.kv_data[0].pop(without, None)
     theirs = {ours: llama_cpp for llama_cpp, ours in NAMES.items()}
@@ -228,7 +232,7 @@ def test_every_usual_kind_of_block_is_read(name, wide, tmp_path):
     "options,message",
     [
         (dict(architecture="mamba"), "architecture 'mamba' is not supported"),
-        (dict(tokenizer="llama"), "tokenizer 'llama' is no byte-level BPE"),
+        (dict(tokenizer="bert"), "tokenizer 'bert' is neither a byte-level BPE"),
         (dict(expert_count=8), "expert_count=8"),
         (dict(pre="llama-bpe"), r"m\.gguf: pre-tokenizer 'llama-bpe' is not supported"),
     ],
@@ -274,11 +278,42 @@ def test_begin_further_end_and_added_tokens_come_along(params, tmp_path):
     assert load_trained(tmp_path / "m.gguf", flag="init").tokenizer.bos_id is None
 
 
+SPELLED = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", *map(chr, range(ord("!"), ord("!") + 90))]
+PIECES = dict(
+    tokenizer="llama",
+    tokens=[*SPELLED, "ab", "▁a", "zz"],
+    kinds=(2, 3, 3, 6),
+    scores=[0.0] * len(SPELLED) + [-2.0, -1.0, -3.0],
+    eos=2,
+    vocabulary={"bos_token_id": 1},
+)
+"""SentencePiece's: a space and an a go together before an a and a b do."""
+
+
+@pytest.mark.parametrize("prefix", [None, True, False])
+@pytest.mark.parametrize("begins", [None, True, False])
+def test_a_vocabulary_of_sentencepiece_is_made_of_scores(params, tmp_path, prefix, begins):
+    given = {"add_space_prefix": prefix, "add_bos_token": begins}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = PIECES | {"vocabulary": PIECES["vocabulary"] | given}
+    write(tmp_path / "m.gguf", params, **options)
+    tokenizer = load_trained(tmp_path / "m.gguf", flag="init").tokenizer
+    ids = {token: i for i, token in enumerate(PIECES["tokens"])}
+    first = [ids["ab"]] if prefix is False else [ids["▁a"], ids["b"]]
+    rest = [ids["▁a"], ids["b"], ids["<0x0A>"]]
+    bos = [] if begins is False else [1]
+    assert tokenizer.encode_prompts(["ab ab\n"]) == [[*bos, *first, *rest]]
+    assert tokenizer.encode_answers(["ab"], [" ab\n"]) == [[*rest, 2]]
+    assert tokenizer.decode(tokenizer.encode(" ab\n")) == " ab\n"
+    assert tokenizer.stray_special("", "a<s>") == "<s>" and tokenizer.lacks("é")
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (dict(vocabulary=dict(add_bos_token=True)), "add_bos_token is true, but"),
         (dict(vocabulary=dict(eot_token_id=ROWS)), f"eot_token_id is {ROWS}, but there are {ROWS}"),
+        (dict(PIECES, scores=[0.0]), f"scores has 1 numbers, expected .* the {ROWS} tokens"),
         (dict(eos=ROWS), f"eos_token_id is {ROWS}, but there are {ROWS} tokens"),
         (dict(tokens=TOKENS[:-1]), f"found {ROWS - 1} of {ROWS - 1} and {ROWS}"),
         (dict(tokens=[*TOKENS[:-1], "ab"]), f"found {ROWS - 1} of {ROWS} and {ROWS}"),

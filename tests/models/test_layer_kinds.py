@@ -51,7 +51,7 @@ MASK = np.arange(T)[None] >= np.array([0, 2, 9])[:, None]
 
 @pytest.fixture(scope="module")
 def params():
-    return with_noise(make_language_model(CONFIG, V).init(jax.random.key(0)))
+    return with_noise(jax.jit(make_language_model(CONFIG, V).init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,8 @@ def test_blocks_of_a_window_are_all_scores_under_its_mask(T, S, window):
 
     def run(attend):
         f = lambda *qkv: jnp.sin(3 * attend(*qkv, segments)).sum()
-        return attend(q, k, v, segments), *jax.grad(f, (0, 1, 2))(q, k, v)
+        whole = lambda *qkv: (attend(*qkv, segments), *jax.grad(f, (0, 1, 2))(*qkv))
+        return jax.jit(whole)(q, k, v)
 
     expected = run(partial(plain_attention, scoring=scoring))
     got = run(partial(attention, drop=None, fused=False, scoring=scoring, index=jnp.int32(S - T)))

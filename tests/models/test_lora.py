@@ -162,8 +162,8 @@ def test_the_gradient_of_an_adapter_is_that_of_its_product():
     config, _, params = adapted("gpt2", dtype="float64")
     trainable, frozen = partition(params)
     loss = lambda params: optax.l2_loss(logits(config, params)).mean()
-    found = jax.grad(lambda p: loss(combine(frozen, p)))(trainable)
-    dense = jax.grad(loss)(merge_adapters(params, SCALE))
+    found = jax.jit(jax.grad(lambda p: loss(combine(frozen, p))))(trainable)
+    dense = jax.jit(jax.grad(loss))(merge_adapters(params, SCALE))
     path = ("trunk", "block_1", "attn", "c_proj")
     layer, outer = at(params, path), at(dense, path)["kernel"]
     expected = {

@@ -52,7 +52,9 @@ def test_a_turned_product_is_the_product():
 
 
 def sampler(config):
-    options = dict(length=R, temperature=1.0, top_k=0, top_p=1.0, end_ids=(17,), pad_id=18)
+    options = dict(
+        length=R, temperature=1.0, top_k=0, top_p=1.0, end_ids=(17,), pad_id=18, at_once=1.0
+    )
     lm = make_language_model(config, V)
     return jax.jit(
         lambda params, queries, mask, keys: generate(lm, params, queries, mask, keys, **options)

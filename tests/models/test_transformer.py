@@ -1,6 +1,7 @@
 """The trunk is GPT-2 exactly, and padding, packing, caching and layout change nothing."""
 
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ V, B, T = 31, 3, 9
 
 @pytest.fixture(scope="module")
 def params():
-    return with_noise(make_language_model(CONFIG, V).init(jax.random.key(0)))
+    return with_noise(jax.jit(make_language_model(CONFIG, V).init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,14 @@ def gpt2(params, tokens, n_heads):
 
 
 def logits(config, params, tokens, mask=None, start=0):
+    """As one program: outside of ``jax.jit`` every operation would be one."""
     mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-    return make_language_model(config, V).logits(params, tokens, mask, start=start)
+    return reader(config, start)(params, tokens, mask)
+
+
+@cache
+def reader(config, start):
+    return jax.jit(partial(make_language_model(config, V).logits, start=start))
 
 
 def test_is_gpt2(params, tokens):
@@ -103,7 +110,7 @@ def test_causal_by_gradient(params, tokens):
             moved = {"trunk": trunk | {"wpe": wpe}}
             return logits(CONFIG, moved, tokens[:1])[0, t].sum()
 
-        return np.abs(jax.grad(loss)(trunk["wpe"])).sum(axis=1)[:T] > 0
+        return np.abs(jax.jit(jax.grad(loss))(trunk["wpe"])).sum(axis=1)[:T] > 0
 
     for t in (0, 4, T - 1):
         assert at(t).tolist() == [i <= t for i in range(T)]
@@ -125,7 +132,8 @@ def test_packing_changes_nothing(params, tokens):
     segments = jnp.array([[1] * 4 + [2] * T + [3] * 2])
     positions = jnp.concatenate([jnp.arange(4), jnp.arange(T), jnp.arange(2)])[None]
     batch = LMBatch(row, jnp.ones(row.shape, bool), segments, positions)
-    got = make_language_model(CONFIG, V).packed_logits(params, batch, None)[0]
+    packed = make_language_model(CONFIG, V).packed_logits
+    got = jax.jit(lambda params: packed(params, batch, None))(params)[0]
     alone = logits(CONFIG, params, tokens)
     expected = np.concatenate([alone[0, :4], alone[1], alone[2, :2]])
     assert_same(got, expected)
@@ -134,7 +142,7 @@ def test_packing_changes_nothing(params, tokens):
 def test_a_row_without_real_tokens_is_finite(params, tokens):
     mask = jnp.ones(tokens.shape, bool).at[1].set(False)
     loss = lambda p: logits(CONFIG, p, tokens, mask).sum()
-    value, gradient = jax.value_and_grad(loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
@@ -145,12 +153,13 @@ def test_cached_decoding_is_the_full_forward(params, tokens, scan):
     lm = make_language_model(config, V)
     params = {"trunk": as_layout(params["trunk"], config)}
     mask = jnp.arange(T)[None] >= jnp.array([0, 2, 3])[:, None]
-    full = lm.logits(params, tokens, mask, start=0)
+    full = logits(config, params, tokens, mask)
     Q = 5
-    got, cache = lm.prefill(params, tokens[:, :Q], mask[:, :Q], length=T - Q)
+    prefill, decode = jax.jit(partial(lm.prefill, length=T - Q)), jax.jit(lm.decode)
+    got, cached = prefill(params, tokens[:, :Q], mask[:, :Q])
     assert_same(got, full[:, Q - 1])
     for t in range(Q, T):
-        got, cache = lm.decode(params, tokens[:, t], cache)
+        got, cached = decode(params, tokens[:, t], cached)
         assert_same(got, full[:, t])
 
 
@@ -159,8 +168,8 @@ def test_scanned_layers_are_the_unrolled_ones(params, tokens, remat):
     config = replace(CONFIG, scan_layers=True, remat=remat)
     stacked = {"trunk": stack_blocks(params["trunk"], CONFIG.n_layers)}
     f = lambda c: lambda p: jnp.sin(logits(c, p, tokens)).sum()
-    value, gradient = jax.value_and_grad(f(CONFIG))(params)
-    scanned, scanned_gradient = jax.value_and_grad(f(config))(stacked)
+    value, gradient = jax.jit(jax.value_and_grad(f(CONFIG)))(params)
+    scanned, scanned_gradient = jax.jit(jax.value_and_grad(f(config)))(stacked)
     assert_same(scanned, value)
     unstacked = unstack_blocks(scanned_gradient["trunk"], CONFIG.n_layers)
     jax.tree.map(assert_same, unstacked, gradient["trunk"])
@@ -196,23 +205,26 @@ def test_dropout_acts_only_with_a_key(params, tokens):
     lm = make_language_model(config, V)
     ones = jnp.ones(tokens.shape, jnp.int32)
     batch = LMBatch(tokens, ones > 0, ones, jnp.tile(jnp.arange(T), (B, 1)))
-    calm = lm.packed_logits(params, batch, None)
-    np.testing.assert_array_equal(calm, lm.packed_logits(params, batch, None))
+    without = jax.jit(lambda params: lm.packed_logits(params, batch, None))
+    calm = without(params)
+    np.testing.assert_array_equal(calm, without(params))
     assert_same(calm, logits(CONFIG, params, tokens))
-    first, second = (lm.packed_logits(params, batch, jax.random.key(k)) for k in (0, 1))
+    moving = jax.jit(lambda key: lm.packed_logits(params, batch, key))
+    first, second = (moving(jax.random.key(k)) for k in (0, 1))
     assert np.abs(first - second).max() > 0.1
 
 
 def test_score_is_read_at_the_last_real_token(params, tokens):
     """Bug 5: right padding of any length does not move it."""
     model = make_scalar_model(CONFIG, V)
-    scalar = model.init(jax.random.key(0), params["trunk"])
+    scalar = jax.jit(model.init)(jax.random.key(0), params["trunk"])
     mask = jnp.arange(T)[None] < jnp.array([4, T, 1])[:, None]
-    got = model.score(scalar, tokens, mask, None)
-    everywhere = model.values(scalar, tokens, mask, start=0)
+    score = jax.jit(lambda tokens, mask: model.score(scalar, tokens, mask, None))
+    got = score(tokens, mask)
+    everywhere = jax.jit(partial(model.values, start=0))(scalar, tokens, mask)
     assert_same(got, everywhere[jnp.arange(B), jnp.array([3, T - 1, 0])])
     padded = jnp.pad(tokens, [(0, 0), (0, 6)], constant_values=3)
-    again = model.score(scalar, padded, jnp.pad(mask, [(0, 0), (0, 6)]), None)
+    again = score(padded, jnp.pad(mask, [(0, 0), (0, 6)]))
     assert_same(again, got)
 
 
@@ -229,8 +241,8 @@ def test_a_query_read_once_scores_its_responses_as_read_each_time(params, scan, 
         n_kv_heads=1,
     )
     model = make_scalar_model(config, V)
-    trunk = make_language_model(config, V).init(jax.random.key(1))["trunk"]
-    scalar = model.init(jax.random.key(0), jax.tree.map(lambda x: 4 * x, trunk))
+    trunk = jax.jit(make_language_model(config, V).init)(jax.random.key(1))["trunk"]
+    scalar = jax.jit(model.init)(jax.random.key(0), jax.tree.map(lambda x: 4 * x, trunk))
     query_mask = jnp.arange(Q)[None] >= jnp.array([0, 2, 3])[:, None]
     mask = jnp.arange(R)[None, None] < jnp.array([[5, 2, 1], [3, 0, 4], [1, 1, 0]])[..., None]
     queries = jax.random.randint(jax.random.key(2), (B, Q), 0, V)
@@ -244,8 +256,8 @@ def test_a_query_read_once_scores_its_responses_as_read_each_time(params, scan, 
     def read_once(scalar):
         return model.score_responses(scalar, queries, query_mask, responses, mask, None)
 
-    assert_same(read_once(scalar), read_each_time(scalar))
-    f = lambda scores: jax.grad(lambda s: jnp.sin(scores(s)).sum())(scalar)
+    assert_same(jax.jit(read_once)(scalar), jax.jit(read_each_time)(scalar))
+    f = lambda scores: jax.jit(jax.grad(lambda s: jnp.sin(scores(s)).sum()))(scalar)
     jax.tree.map(assert_same, f(read_once), f(read_each_time))
 
 

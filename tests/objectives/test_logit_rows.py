@@ -40,23 +40,24 @@ def loss_fn(config):
 def test_the_same_loss_and_gradients(tied, rows):
     config = replace(CONFIG, tied=tied)
     lm, batch = make_language_model(config, V), make_batch()
-    params = lm.init(jax.random.key(0))
+    params = jax.jit(lm.init)(jax.random.key(0))
     reference = lambda params: lm_loss(lm.packed_logits(params, batch, None), batch)[0]
-    expected = jax.value_and_grad(reference)(params)
-    found = jax.value_and_grad(loss_fn(replace(config, logit_rows=rows)))(params, batch)
+    expected = jax.jit(jax.value_and_grad(reference))(params)
+    in_parts = loss_fn(replace(config, logit_rows=rows))
+    found = jax.jit(jax.value_and_grad(in_parts))(params, batch)
     jax.tree.map(assert_same, found, expected)
 
 
 def test_without_parts_nothing_changes():
     lm, batch = make_language_model(CONFIG, V), make_batch()
-    params = lm.init(jax.random.key(0))
+    params = jax.jit(lm.init)(jax.random.key(0))
     expected = lm_loss(lm.packed_logits(params, batch, None), batch)[0]
     assert loss_fn(CONFIG)(params, batch) == expected
 
 
 def test_the_logits_never_exist_at_once():
     """No array of the gradient's program has as many entries as all logits."""
-    params = make_language_model(CONFIG, V).init(jax.random.key(0))
+    params = jax.jit(make_language_model(CONFIG, V).init)(jax.random.key(0))
 
     def largest(rows: int) -> int:
         gradient = jax.grad(loss_fn(replace(CONFIG, logit_rows=rows)))

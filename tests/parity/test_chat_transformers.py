@@ -8,6 +8,7 @@ from tokenizers import AddedToken, processors
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 pytest.importorskip("torch", reason="needs PyTorch: make test-torch")
 import transformers as hf
+from sentencepieces import KINDS, write_sentencepiece
 
 from rlhf_jax.data.chat import Message
 from rlhf_jax.data.tokenizer_files import load_tokenizer
@@ -85,3 +86,29 @@ def test_a_plain_text_begins_as_transformers_begins_it(folder):
     theirs, ours = hf.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     assert ours.encode_beginning("Is Lund nice?") == theirs("Is Lund nice?").input_ids
     assert (ours.named_bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+PHI = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentencepiece_has_the_ids_of_transformers(tmp_path, kind):
+    """What we write is read there: texts, a conversation with its answer, and the way back."""
+    write_sentencepiece(tmp_path / "hub", kind, settings={"chat_template": PHI})
+    ours = load_tokenizer(tmp_path / "hub").with_chat_prompts()
+    ours.save(tmp_path / "ours", rows=ours.vocab_size - 1)
+    theirs = hf.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    for text in ("Is Lund nice?", "  two  spaces\n", "\u4f60\u597d \U0001f600"):
+        assert ours.encode_beginning(text) == theirs(text).input_ids
+    asked = [{"role": "user", "content": "Is Lund nice?"}]
+    whole = theirs.apply_chat_template(
+        [*asked, {"role": "assistant", "content": "Very."}], tokenize=False
+    )
+    (query,) = ours.encode_prompts(["Is Lund nice?"])
+    (answer,) = ours.encode_answers(["Is Lund nice?"], ["Very."])
+    ids = theirs(whole, add_special_tokens=False).input_ids
+    assert [*query, *answer] == ids[: len(query) + len(answer)]
+    assert theirs.decode(answer, skip_special_tokens=True) == "Very."

@@ -158,9 +158,8 @@ def test_logits(precision, lm, side):
     (lm,) = at(precision, lm)
     mask = ragged((20, 13, 1), 20, left=side == "left")
     tokens = tokens_like(0, mask)
-    ours = make_language_model(lm.model, VOCAB).logits(
-        lm.params, jnp.asarray(tokens), jnp.asarray(mask), start=0
-    )
+    read = jax.jit(partial(make_language_model(lm.model, VOCAB).logits, start=0))
+    ours = read(lm.params, jnp.asarray(tokens), jnp.asarray(mask))
     with torch.no_grad():
         theirs = lm.theirs(**masked_inputs(tokens, mask)).logits.numpy()
     precision.agree("GPT-2 logits", np.asarray(ours)[mask], theirs[mask])
@@ -177,9 +176,8 @@ def test_sft_loss_with_prompt_masks_and_packing(precision, lm, packed, reference
 
     count = count_targets(packed)
     assert count == 18
-    grads, metrics = accumulated_gradients(
-        loss_fn, lm.params, packed, KEY, count, accumulate=accumulate
-    )
+    gradients = jax.jit(partial(accumulated_gradients, loss_fn, accumulate=accumulate))
+    grads, metrics = gradients(lm.params, packed, KEY, count)
     lm.theirs.zero_grad()
     loss = reference(lm.theirs, packed)
     loss.backward()
@@ -210,7 +208,7 @@ def our_ranking(scalar, batch):
         scores = model.score_responses(params, *batch[:4], None)
         return ranking_loss(scores, batch.ranks, count=count_ranked(batch.ranks))
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(scalar.params)
+    grads, metrics = jax.jit(jax.grad(loss_fn, has_aux=True))(scalar.params)
     return metrics, by_torch_name(grads)
 
 
@@ -262,13 +260,13 @@ def test_dpo_loss(precision, lm, reference, name):
     lm, other = at(precision, lm, reference)
     batch, beta = comparisons(RANKS[name], 11), 0.3
     model = make_language_model(lm.model, VOCAB)
-    ref_logprobs = sequence_logprobs(model, other.params, batch)
+    ref_logprobs = jax.jit(partial(sequence_logprobs, model))(other.params, batch)
 
     def loss_fn(params):
         logprobs = sequence_logprobs(model, params, batch)
         return dpo_loss(logprobs, ref_logprobs, batch.ranks, beta=beta, label_smoothing=0.1)
 
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(lm.params)
+    grads, metrics = jax.jit(jax.grad(loss_fn, has_aux=True))(lm.params)
     tokens, mask = flat_responses(batch)
     K, Q = batch.ranks.shape[1], batch.queries.shape[1]
     answers = torch.tensor(np.array(tokens)).long()[:, Q:]
@@ -341,7 +339,10 @@ def test_trls_reward_trainer(precision, scalar, name):
     expected = without_offsets(torch_gradients(scalar.theirs))
     precision.agree("gradient of the ranking loss (TRL)", without_offsets(grads), expected)
     assert float(metrics["accuracy"]) == pytest.approx(trl_metrics["accuracy"][0], abs=1e-6)
-    assert float(metrics["margin"]) == pytest.approx(trl_metrics["margin"][0], rel=1e-5)
+    with torch.no_grad():
+        largest = scalar.theirs(**masked_inputs(tokens, mask)).logits.abs().max().item()
+    near = 2 * precision.tolerance * largest  # a mean of differences of two scores
+    assert float(metrics["margin"]) == pytest.approx(trl_metrics["margin"][0], rel=0, abs=near)
 
 
 def all_pairs(batch):
@@ -441,7 +442,8 @@ def our_ppo(policy_value, params, batch):
     clips = dict(clip_eps=CLIP, value_clip_eps=VALUE_CLIP, vf_coef=VF, entropy_coef=0.0)
     loss_fn = make_ppo_loss(policy_value, partial(ppo_loss, **clips), temperature=TEMPERATURE)
     count = batch.mask.sum(dtype=jnp.float32)
-    grads, metrics = accumulated_gradients(loss_fn, params, batch, KEY, count, accumulate=2)
+    gradients = jax.jit(partial(accumulated_gradients, loss_fn, accumulate=2))
+    grads, metrics = gradients(params, batch, KEY, count)
     total = metrics["loss/policy_avg"] + VF * metrics["loss/value_avg"]
     assert 0.1 < metrics["policy/clipfrac_avg"] < 0.9 and 0.1 < metrics["val/clipfrac_avg"] < 0.9
     return total, grads

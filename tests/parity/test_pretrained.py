@@ -286,6 +286,7 @@ def test_greedy_text_with_left_padding_is_the_same(pair):
         top_p=1.0,
         end_ids=(-1,),
         pad_id=PAD,
+        at_once=1.0,
     )
     np.testing.assert_array_equal(found.responses, expected)
 

@@ -107,6 +107,7 @@ def test_greedy_generation_with_left_padding_and_eos(model):
         top_p=1.0,
         end_ids=(eos,),
         pad_id=PAD,
+        at_once=1.0,
     )
     np.testing.assert_array_equal(found.responses, expected)
     ended = (expected == eos).any(axis=1)

@@ -159,3 +159,27 @@ def test_every_table_has_a_head(page):
     for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
         if line.startswith("|") and not before.startswith("|"):
             assert re.fullmatch(r"\|[ :|-]+\|", after), line
+
+
+GUIDES = [page for page in PAGES if page.parent.name in ("tutorials", "howto", "zh")]
+GUIDES += [ROOT / "docs" / f"{name}.md" for name in ("glossary", "losses", "numerics", "security")]
+ALL_FLAGS = {"help", "config"} | {
+    flag
+    for name in rlhf_jax.config.__all__
+    if dataclasses.is_dataclass(config_class := getattr(rlhf_jax.config, name))
+    for flag in flag_names(config_class())
+}
+"""Of all commands, and of the labelling loop's."""
+FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*\w)(?![\w.]*\*)")
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_guide_names_exists(page):
+    """Flags of ours, tests and modules; the first cell of a row may speak of another library."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if page.stem == "migrate":
+        text = re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE)
+    flags = {flag for code in re.findall(r"`([^`]+)`", text) for flag in FLAG.findall(code)}
+    assert not flags - ALL_FLAGS
+    for path in re.findall(r"`((?:tests|rlhf_jax)/[\w/]+\.\w+)`", text):
+        assert (ROOT / path).is_file(), path

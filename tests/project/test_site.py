@@ -1,8 +1,12 @@
-"""What the documentation site makes from the code: commands, functions, docstrings as prose."""
+"""The documentation site: what it makes from the code, and that all of it is open to everybody."""
 
 import importlib.util
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +14,10 @@ import rlhf_jax.config
 from rlhf_jax.cli import flag_names
 
 ROOT = pathlib.Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PAGES = ("index", "tutorials/quickstart", "metrics", "reference/commands")
+"""One of each kind: links, a tutorial, wide tables, what is generated."""
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +77,64 @@ def test_pages_that_are_as_they_were_stay_untouched(reference, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
+# --- the site itself ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Built without a warning."""
+    pytest.importorskip("sphinx", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    words = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(folder / "trees")]
+    # In a process of its own: conf.py's neighbours have names that the tests' helpers have too.
+    command = [sys.executable, "-m", "sphinx", *words, str(ROOT / "docs"), str(folder / "html")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
+
+
 @pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("sphinx")
-    build = pytest.importorskip("sphinx.cmd.build").build_main
-    words = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees")]
-    assert build([*words, str(ROOT / "docs"), str(tmp_path / "html")]) == 0
-    page = (tmp_path / "html" / "reference" / "api_objectives.html").read_text(encoding="utf-8")
+def test_functions_have_their_docstrings_on_it(site):
+    page = (site / "reference" / "api_objectives.html").read_text(encoding="utf-8")
     assert "kl_penalised_rewards" in page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    flags = ["--disable-gpu", *(() if os.getuid() else ("--no-sandbox",))]
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_nothing_keeps_anybody_out(site, browser, size, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
+    width, height = SIZES[size]
+    viewport = {"width": width, "height": height}
+    with browser.new_context(viewport=viewport, color_scheme=scheme) as context:
+        for name in PAGES:
+            page = context.new_page()
+            page.goto((site / f"{name}.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            found = axe.Axe().run(page).response["violations"]
+            serious = [v for v in found if v["impact"] in ("serious", "critical")]
+            assert not serious, (name, [(v["id"], v["nodes"][0]["html"]) for v in serious])
+            page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_search_works_without_a_server(site, browser):
+    page = browser.new_page()
+    page.goto((site / "search.html").as_uri() + "?q=val%2Fratio")
+    page.wait_for_selector("ul.search li a")
+    found = [link.get_attribute("href") for link in page.query_selector_all("ul.search li a")]
+    assert any(link.startswith("metrics.html") for link in found), found

@@ -365,6 +365,7 @@ def test_band_counts_the_seeds_that_reached_a_step():
         ("win_rate",),
         ("gold", "gold_difference"),
         ("score", "kl", "length", "ended", "distinct_2", "repeated_words", "judges"),
+        ("perplexity_by_baseline",),
     ],
 )
 def test_figures_that_an_older_evaluation_did_not_record_are_no_failure(tmp_path, undrawn, absent):

@@ -1,6 +1,7 @@
 """Sampling: the right distribution, the right log-probs, rows that do not depend on each other."""
 
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,15 @@ from precision import assert_same, float32_bound
 from scipy import stats
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.errors import InputError
 from rlhf_jax.models.heads import make_language_model, make_policy_value, make_scalar_model
 from rlhf_jax.models.transformer import as_layout
 from rlhf_jax.objectives.ends import has_ended
 from rlhf_jax.objectives.kl import exact_kl
 from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
+from rlhf_jax.rollouts.decoding import begun_together, places_for, smaller_batches
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
-from rlhf_jax.rollouts.generate import generate, row_keys, smaller_batches
+from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
 from rlhf_jax.types import QueryBatch
 
@@ -28,7 +31,9 @@ V, B, Q, R = 19, 6, 5, 8
 EOS, PAD = 17, 18
 with jax.enable_x64(True):
     LM = make_language_model(CONFIG, V)
-OPTIONS = dict(length=R, temperature=0.7, top_k=0, top_p=1.0, end_ids=(EOS,), pad_id=PAD)
+OPTIONS = dict(
+    length=R, temperature=0.7, top_k=0, top_p=1.0, end_ids=(EOS,), pad_id=PAD, at_once=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +50,18 @@ def batch():
     return QueryBatch(queries, mask, jnp.arange(B))
 
 
+def generated(lm, params, queries, mask, keys, **options):
+    """As one program: outside of ``jax.jit`` every operation would be one."""
+    return jax.jit(partial(generate, lm, **options))(params, queries, mask, keys)
+
+
+@cache
+def sampler(**options):
+    return jax.jit(partial(generate, LM, **options))
+
+
 def sample(params, batch, keys, **changes):
-    return generate(LM, params, batch.queries, batch.query_mask, keys, **(OPTIONS | changes))
+    return sampler(**OPTIONS | changes)(params, batch.queries, batch.query_mask, keys)
 
 
 @pytest.mark.parametrize("size", [50, 1000])
@@ -107,13 +122,13 @@ def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, sc
     mask = jnp.arange(Q)[None] >= jnp.arange(rows)[:, None] % Q
     whole_batches = []
 
-    def sample(halvings):
-        monkeypatch.setattr("rlhf_jax.rollouts.generate.HALVINGS", halvings)
-        whole_batches.append(smaller_batches(rows) == ())
+    def sample(parts):
+        monkeypatch.setattr("rlhf_jax.rollouts.decoding.PARTS", parts)
+        whole_batches.append(smaller_batches(rows, refilled=False) == ())
         keys = row_keys(jax.random.key(3), rows)
-        return generate(lm, params, queries, mask, keys, **OPTIONS | {"length": 24})
+        return generated(lm, params, queries, mask, keys, **OPTIONS | {"length": 24})
 
-    expected, *others = map(sample, (0, 1, 2))
+    expected, *others = map(sample, ((), (2,), (2, 4)))
     lengths = np.asarray(expected.mask.sum(axis=1))
     assert (lengths == 24).any() and np.median(lengths) < 12  # else no row would be left behind
     assert whole_batches == [True, False, False]
@@ -121,6 +136,95 @@ def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, sc
         np.testing.assert_array_equal(found.responses, expected.responses)
         np.testing.assert_array_equal(found.mask, expected.mask)
         assert_same(found.logprobs, expected.logprobs)
+
+
+@pytest.mark.parametrize(
+    "scan, per_query, at_once", [(False, 1, 0.25), (True, 1, 0.5), (False, 3, 0.1), (False, 2, 0.9)]
+)
+def test_waiting_prompts_take_the_places_of_rows_that_have_ended(params, scan, per_query, at_once):
+    """Every row answers as in the whole batch, though places begin at different times."""
+    config = replace(CONFIG, scan_layers=scan)
+    lm = make_language_model(config, V)
+    params = {"trunk": as_layout(params["trunk"], config)}
+    P = 40
+    queries = jax.random.randint(jax.random.key(2), (P, Q), 0, EOS)
+    mask = jnp.arange(Q)[None] >= jnp.arange(P)[:, None] % Q
+    options = OPTIONS | {"length": 24}
+    keys = lambda: row_keys(jax.random.key(3), P * per_query)
+    expected = generated(lm, params, queries, mask, keys(), **options)
+    found = generated(lm, params, queries, mask, keys(), **options | {"at_once": at_once})
+    lengths = np.asarray(expected.mask.sum(axis=1))
+    assert (lengths == 24).any() and np.median(lengths) < 12  # so places begin again, some often
+    np.testing.assert_array_equal(found.responses, expected.responses)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    assert_same(found.logprobs, expected.logprobs)
+
+
+def test_a_refilled_place_takes_fewer_steps(params):
+    """What it is for: rows read in all, of which those that have ended are the waste."""
+    P, length = 64, 24
+    queries = jax.random.randint(jax.random.key(2), (P, Q), 0, EOS)
+    mask = jnp.ones((P, Q), bool)
+    read = []
+
+    def decode(params, tokens, cache):
+        jax.debug.callback(lambda: read.append(len(tokens)))
+        return LM.decode(params, tokens, cache)
+
+    def rows_read(at_once):
+        read.clear()
+        keys = row_keys(jax.random.key(3), P)
+        lm = LM._replace(decode=decode)
+        options = OPTIONS | {"length": length}
+        found = generated(lm, params, queries, mask, keys, **options | {"at_once": at_once})
+        jax.effects_barrier()
+        return sum(read), int(found.mask.sum())
+
+    (whole, tokens), (refilled, same) = rows_read(1.0), rows_read(0.25)
+    assert tokens == same < refilled < 0.75 * whole
+
+
+def test_positions_of_rows_that_have_ended_stand_still(params):
+    """Learned positions end with the context, and what lies beyond is NaN, which masks let pass."""
+    P, length = 48, 24
+    queries = jax.random.randint(jax.random.key(2), (P, Q), 0, EOS)
+    positions = []
+
+    def decode(params, tokens, cache):
+        jax.debug.callback(lambda x: positions.append(x.max()), cache.positions)
+        return LM.decode(params, tokens, cache)
+
+    lm, keys = LM._replace(decode=decode), row_keys(jax.random.key(3), P)
+    mask = jnp.ones((P, Q), bool)
+    generated(lm, params, queries, mask, keys, **OPTIONS | {"length": length, "at_once": 0.34})
+    jax.effects_barrier()
+    assert len(positions) > length  # so that positions would go on
+    assert max(positions) < Q + length <= CONFIG.context
+
+
+def test_places_and_refills_are_of_whole_queries():
+    assert places_for(128, 1, 0.25) == 32 and places_for(128, 1, 1.0) == 128
+    assert places_for(12, 4, 0.1) == 4  # never less than one query's
+    assert 0.07 * 100 > 7 and places_for(300, 3, 0.07) == 21
+    for rows, places, per_query in (
+        (128, 32, 1),
+        (120, 40, 1),
+        (96, 48, 4),
+        (7, 2, 1),
+        (12, 12, 3),
+    ):
+        count = begun_together(rows, places, per_query)
+        assert count % per_query == 0 and (rows - places) % count == 0 and 0 < count <= places
+
+
+def test_a_sliding_window_reads_its_cache_in_order(params, batch):
+    lm = make_language_model(replace(CONFIG, windows=(0, 4)), V)
+    ask = lambda **options: generated(
+        lm, params, *batch[:2], row_keys(jax.random.key(3), B), **OPTIONS | options
+    )
+    with pytest.raises(InputError, match=r"at_once=0.5: a model with a sliding window of 4 tokens"):
+        ask(at_once=0.5)
+    assert ask().mask.any()
 
 
 def test_a_row_ends_at_the_first_of_several_ends(params, batch):
@@ -141,10 +245,12 @@ def test_a_row_ends_at_the_first_of_several_ends(params, batch):
 
 
 def test_rows_stay_where_they_are_on_several_devices():
-    assert smaller_batches(128) == (64,)
-    assert smaller_batches(63) == ()
+    assert smaller_batches(128, refilled=False) == (64,)
+    assert smaller_batches(63, refilled=False) == ()
+    assert smaller_batches(64, refilled=True) == (32, 8)
+    assert smaller_batches(16, refilled=True) == (8,)
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
-        assert smaller_batches(128) == ()
+        assert smaller_batches(128, refilled=False) == smaller_batches(64, refilled=True) == ()
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -155,8 +261,8 @@ def test_responses_to_one_query_are_those_to_its_copies(params, batch, scan):
     params = {"trunk": as_layout(params["trunk"], config)}
     keys = lambda: row_keys(jax.random.key(9), 3 * B)
     copies = [jnp.repeat(x, 3, axis=0) for x in (batch.queries, batch.query_mask)]
-    expected = generate(lm, params, *copies, keys(), **OPTIONS)
-    found = generate(lm, params, batch.queries, batch.query_mask, keys(), **OPTIONS)
+    expected = generated(lm, params, *copies, keys(), **OPTIONS)
+    found = generated(lm, params, batch.queries, batch.query_mask, keys(), **OPTIONS)
     np.testing.assert_array_equal(found.responses, expected.responses)
     assert_same(found.logprobs, expected.logprobs)
     assert (np.asarray(found.responses[::3]) != np.asarray(found.responses[1::3])).any()
@@ -187,7 +293,8 @@ def test_the_mask_ends_with_eos(params, batch):
 def test_logprobs_of_sampling_are_those_of_the_trainer(params, batch):
     """Bugs 15, 23, 35: at T = 0.7 the ratio is 1 before the first update."""
     sampled = sample(params, batch, row_keys(jax.random.key(6), B))
-    again = response_logprobs(LM, params, batch, sampled, temperature=0.7)
+    read = jax.jit(partial(response_logprobs, LM, temperature=0.7))
+    again = read(params, batch, sampled)
     assert_same(np.where(sampled.mask, again, 0), sampled.logprobs)
 
 
@@ -201,18 +308,20 @@ def test_rows_that_no_token_has_do_not_exist(params, batch, temperature):
     keys = lambda: row_keys(jax.random.key(7), B)
     queries = batch.queries, batch.query_mask
     options = OPTIONS | {"temperature": temperature}
-    found = generate(lm, padded, *queries, keys(), **options)
+    found = generated(lm, padded, *queries, keys(), **options)
     expected = sample(params, batch, keys(), **options)
     np.testing.assert_array_equal(found.responses, expected.responses)
     assert_same(found.logprobs, expected.logprobs)
 
-    def logprobs(model, params):
-        return response_logprobs(model, params, batch, found, temperature=1.0)
+    def logprobs(model):
+        read = partial(response_logprobs, model, temperature=1.0)
+        return jax.jit(lambda params: read(params, batch, found))
 
-    assert_same(logprobs(lm, padded), logprobs(LM, params))
-    gradient = jax.grad(lambda p: jnp.where(found.mask, logprobs(lm, p), 0).sum())(padded)
+    assert_same(logprobs(lm)(padded), logprobs(LM)(params))
+    loss = lambda p: jnp.where(found.mask, logprobs(lm)(p), 0).sum()
+    gradient = jax.jit(jax.grad(loss))(padded)
     assert (gradient["trunk"]["wte"][V:] == 0).all()
-    logits = lm.logits(padded, *queries, start=0)
+    logits = jax.jit(partial(lm.logits, start=0))(padded, *queries)
     assert (entropy(logits) > 0).all() and (exact_kl(logits, logits) == 0).all()
 
 
@@ -222,7 +331,8 @@ def test_greedy_is_temperature_zero(params, batch):
         sample(params, batch, row_keys(jax.random.key(k), B), temperature=0.0) for k in (0, 1)
     )
     np.testing.assert_array_equal(first.responses, second.responses)
-    logits = LM.logits(params, batch.queries, batch.query_mask, start=Q - 1)[:, 0]
+    read = jax.jit(partial(LM.logits, start=Q - 1))
+    logits = read(params, batch.queries, batch.query_mask)[:, 0]
     np.testing.assert_array_equal(first.responses[:, 0], logits.argmax(axis=-1))
     token, logprob = greedy(logits)
     assert_same(logprob, token_logprobs(logits, token))
@@ -233,7 +343,7 @@ def test_greedy_is_temperature_zero(params, batch):
 def test_rollout(params, batch, recompute, trunk):
     """Policy = reference: KL 0. Values are those of the states before each token (bug 3)."""
     reward = make_scalar_model(CONFIG, V)
-    reward_params = reward.init(jax.random.key(7), params["trunk"])
+    reward_params = jax.jit(reward.init)(jax.random.key(7), params["trunk"])
     both = make_policy_value(CONFIG, CONFIG, V, trunk)
     rollout = make_rollout(
         LM,
@@ -243,21 +353,24 @@ def test_rollout(params, batch, recompute, trunk):
         temperature=0.7,
         end_ids=(EOS,),
         pad_id=PAD,
+        at_once=1.0,
         recompute_logprobs=recompute,
         packing=False,
     )
     trained = both.init(params, reward_params)
-    r = rollout(trained, params, {"task": reward_params}, batch, jax.random.key(8))
+    r = jax.jit(rollout)(trained, params, {"task": reward_params}, batch, jax.random.key(8))
     assert_same(r.logprobs, r.ref_logprobs)
     tokens = jnp.concatenate([r.queries, r.responses], axis=1)
     mask = jnp.concatenate([r.query_mask, r.mask], axis=1)
-    assert_same(r.scores["task"], reward.score(reward_params, tokens, mask, None))
+    score = jax.jit(lambda params: reward.score(params, tokens, mask, None))
+    assert_same(r.scores["task"], score(reward_params))
     if trunk == "separate":
-        all_values = reward.values(reward_params, tokens, mask, start=0)
+        all_values = jax.jit(partial(reward.values, start=0))(reward_params, tokens, mask)
         expected = np.where(r.mask, all_values[:, Q - 1 : Q + R - 1], 0)
         assert_same(r.values, expected)
     else:
         assert (r.values == 0).all()  # a fresh head on the policy's trunk
-    logits, _ = both.evaluate(trained, r.queries, r.query_mask, r.responses, r.mask)
+    episode = r.queries, r.query_mask, r.responses, r.mask
+    logits, _ = jax.jit(both.evaluate)(trained, *episode)
     again = token_logprobs(scale_logits(logits, 0.7), r.responses)
     assert_same(np.where(r.mask, again, 0), r.logprobs)

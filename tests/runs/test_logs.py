@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rlhf_jax.config import RunConfig
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.runs import progress as progress_module
 from rlhf_jax.runs.logs import MetricsLog, make_sinks, open_lines, read_rows
@@ -176,15 +177,9 @@ def test_sinks_get_the_same_rows(tmp_path):
     assert sink.closed
 
 
-def sinks_of(folder, *, resume_step=None, tensorboard=False, wandb=""):
-    return make_sinks(
-        folder,
-        stage="sft",
-        config={"lr": 1.0},
-        resume_step=resume_step,
-        tensorboard=tensorboard,
-        wandb=wandb,
-    )
+def sinks_of(folder, *, resume_step=None, tensorboard=False, **projects):
+    run = RunConfig(dir=folder, tensorboard=tensorboard, **projects)
+    return make_sinks(run, "sft", config={"lr": 1.0}, resume_step=resume_step)
 
 
 class Full:
@@ -238,24 +233,27 @@ def test_without_tensorboardx_one_line_says_so(tmp_path, monkeypatch, capsys):
     assert sinks_of(tmp_path) == []
 
 
-def test_weights_and_biases(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tracker, named", [("wandb", "id"), ("trackio", "name")])
+def test_trackers(tmp_path, monkeypatch, tracker, named):
+    """With a module that stands in for the package: what is sent, once, and to which run."""
     calls = []
     run = types.SimpleNamespace(
         log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
     )
-    fake = types.ModuleType("wandb")
-    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    fake = types.ModuleType(tracker)
+    fake.__spec__ = importlib.machinery.ModuleSpec(tracker, None)
     fake.init = lambda **options: calls.append(options) or run
     fake.Table = lambda columns, data: (columns, data)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, tracker, fake)
     for _ in range(2):
-        (sink,) = sinks_of(tmp_path, resume_step=3, wandb="project")
+        (sink,) = sinks_of(tmp_path, resume_step=3, **{tracker: "project"})
         sink.scalars(3, {"loss": 1.0})
         sink.samples(3, [{"prompt": "a", "score": 1}, {"prompt": "b"}])
         sink.close()
     first, again = calls[0], calls[4]
     assert first["project"] == "project" and first["config"] == {"lr": 1.0}
-    assert first["id"] == again["id"] and first["resume"] == "allow"
+    assert first[named] == again[named] and first["resume"] == "allow"
+    assert tmp_path.name in first["name"]
     table = (["prompt", "score"], [["a", 1], ["b", None]])
     assert calls[1:4] == [(3, {"loss": 1.0}), (3, {"samples": table}), "end"]
     # Killed after step 3, going on from step 1: wandb.ai would drop the new steps 2 and 3.
@@ -264,12 +262,12 @@ def test_weights_and_biases(tmp_path, monkeypatch):
             log.scalars(step, {"loss": 1.0 * step, "lr": float("nan")})
             log.samples(step, [{"prompt": f"{step}"}])
     calls.clear()
-    (sink,) = sinks_of(tmp_path, resume_step=1, wandb="project")
-    assert calls[0]["id"] != again["id"]
+    (sink,) = sinks_of(tmp_path, resume_step=1, **{tracker: "project"})
+    assert calls[0][named] != again[named]
     assert calls[1:] == [(1, {"loss": 1.0, "lr": None}), (1, {"samples": (["prompt"], [["1"]])})]
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match="wandb is not installed"):
-        sinks_of(tmp_path, wandb="project")
+    monkeypatch.setitem(sys.modules, tracker, None)
+    with pytest.raises(InputError, match=f"{tracker} is not installed"):
+        sinks_of(tmp_path, **{tracker: "project"})
 
 
 class Clock:

@@ -1,6 +1,7 @@
 """What a process does before its first array: programs are kept, apart for each kind of machine."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -14,15 +15,17 @@ import tiny
 
 from rlhf_jax import cli
 from rlhf_jax.config import TaskConfig
-from rlhf_jax.runs.startup import machine_key
+from rlhf_jax.runs.startup import collect_seldom, machine_key
 
 PROGRAM = """
-import json, pathlib, sys
+import gc, json, pathlib, sys
 import jax
 from rlhf_jax.runs.startup import start
+before = gc.get_freeze_count()
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 start(tune_malloc=True, compile_cache=pathlib.Path(sys.argv[1]))
+assert before == 0 and gc.get_freeze_count() > 10_000 and gc.get_threshold() == (50_000, 20, 50)
 print(float(jax.jit(lambda x: x * 2 + 1)(3.0)))
 print(json.dumps([hits.count(f"/jax/compilation_cache/cache_{x}") for x in ("hits", "misses")]))
 """
@@ -123,3 +126,11 @@ def test_a_stage_starts_without_scipys_slow_parts():
     slow = {f"scipy.{name}" for name in ("stats", "optimize", "special", "sparse")}
     program = f"import sys, experiments.ppo; sys.exit(bool({slow} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", program], env=tiny.process_environment(), check=True)
+
+
+def test_what_a_second_stage_leaves_behind_can_still_be_collected():
+    """What lives at the first start of a process, the imports, is never looked through again."""
+    collect_seldom()
+    kept, of_a_stage = gc.get_freeze_count(), [[] for _ in range(1000)]
+    collect_seldom()
+    assert gc.get_freeze_count() <= kept and len(of_a_stage) == 1000

@@ -86,17 +86,19 @@ def test_a_row_names_all_that_its_figures_were_made_from(tmp_path):
         done = {"seconds": 1.0, "params_sha256": f"p-{each.label}"}
         (each.folder / "DONE").write_text(json.dumps(done))
     job.folder.mkdir(parents=True)
-    (job.folder / "config.json").write_text(json.dumps({"devices": ["cpu:0 cpu"], "git": None}))
+    record = {"devices": ["cpu:0 cpu"], "git": None, "machine": "2 of Y"}
+    (job.folder / "config.json").write_text(json.dumps(record))
     names = [plan.sft.name, "best_of_4", plan.policies["ppo"].name]
     summary = {"policies": {name: {} for name in names}, "text": {}, "baseline": plan.sft.name}
     (job.folder / "DONE").write_text(json.dumps(summary | {"seconds": 2.0}))
     study = replace(STUDY, measure=lambda measured: {"score": 0.5, "none": float("nan")})
-    rows = rows_of_seed(study, plan, job, data="d", parallel=1)
+    rows = rows_of_seed(study, plan, job, data="d")
     stages = {row["arm"]: {*row["runs"].values()} for row in rows}
     before = {"p-pretrain", "p-sft"}
     picked = before | {"p-comparisons", "p-reward"}
     assert stages == {"sft": before, "best_of_4": picked, "ppo": picked | {"p-ppo"}}
     assert all(row["figures"] == {"score": 0.5} for row in rows)
+    assert {row["machine"] for row in rows} == {"2 of Y"}  # the run's, not whose file this is
     assert [row["seconds"].get("arm") for row in rows] == [None, None, 1.0]
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_a_study_that_is_killed_has_the_rows_of_one_that_is_not(tmp_path):
     last = evaluation(plan, [*plan.policies.values()], conducted.root)
     for job in (*plan.jobs, last):  # in this process, whom nobody kills
         importlib.import_module(job.module).run(job.config)
-    expected = rows_of_seed(conducted.study, plan, last, data=conducted.data, parallel=1)
+    expected = rows_of_seed(conducted.study, plan, last, data=conducted.data)
     assert [row["arm"] for row in expected] == ["sft", "ppo"]
     assert abs(expected[0]["figures"]["kl"]) < 1e-4 and expected[0]["figures"]["tax"] == 0
     assert expected[1]["figures"]["tax"] != 0 and "arm" in expected[1]["seconds"]
@@ -132,6 +133,35 @@ def test_the_documents_study_is_short_and_runs_dry(tmp_path, capsys, monkeypatch
     said = capsys.readouterr().out
     assert "mine: 4 arms, 6 seeds; 0 rows are there; 42 runs are missing" in said
     assert "nobody has timed yet" in said and [*tmp_path.iterdir()] == [file]
+
+
+def test_commands_of_what_is_missing_are_told_in_an_order_that_works(tmp_path, capsys):
+    """And read back: each names a stage and a file with the config that the study would give it."""
+    file = tmp_path / "toy.py"
+    file.write_text(FILE.format(folder=str(tmp_path)))
+    config = StudyConfig(
+        file=file, seeds=2, dir=tmp_path / "here", results=tmp_path / "results", commands=True
+    )
+    study = importlib.import_module("experiments.study")
+    study.run(config)
+    lines = capsys.readouterr().out.splitlines()
+    stages = ["pretrain", "sft", "ppo", "evaluate"]
+    labels = [f"seed {seed}: {stage}" for seed in range(2) for stage in stages]
+    assert [line.rpartition("  # ")[2] for line in lines] == labels
+    conducted = Conducted(read_study(file), config)
+    jobs = {job.name: job for job in conducted.jobs()}
+    for line in lines:
+        python, m, module, flag, preset = shlex.split(line.partition("  # ")[0])
+        assert (python, m, flag) == ("python", "-m", "--config")
+        name = line.rpartition("  # ")[2]
+        if name in jobs:
+            assert module == jobs[name].module
+            assert load(type(jobs[name].config), ["--config", preset]) == jobs[name].config
+        else:
+            assert module == "experiments.evaluate" and Path(preset).is_file()
+    # Their data lie there, and nothing has been run.
+    assert list((tmp_path / "here").rglob("prompts_ppo.jsonl"))
+    assert not list((tmp_path / "here").rglob("metrics.jsonl"))
 
 
 def test_how_long_it_takes_is_told_from_rows(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from rlhf_jax.data.formats import read_demonstrations, read_prompts, read_texts
 from rlhf_jax.errors import InputError
 from rlhf_jax.evaluation.overlap import rouge
 from rlhf_jax.feedback.labelers import calibrate_tau, score_gaps
-from rlhf_jax.tasks import instructions, language, summarization, translation
+from rlhf_jax.tasks import instructions, language, summarization, tone, translation
 from rlhf_jax.tasks.preferences import load_preferences
 from rlhf_jax.tasks.references import References
 from rlhf_jax.tasks.sentiment_scores import NEGATIVE
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
 NAMES = (
     *("arithmetic", "instructions", "language", "sentiment", "sentiment_classification"),
-    *("sentiment_negative", "summarization", "translation"),
+    *("sentiment_negative", "short_instructions", "summarization", "tone", "translation"),
 )
 OTHERS = tuple(name for name in NAMES if name != "sentiment")
 """test_sentiment.py has the quickstart's."""
@@ -102,8 +102,8 @@ def test_held_out_text_is_not_learnt(tasks, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_people_score_above_nonsense(tasks, name):
     """The gold scorer ranks what people wrote over nothing, and over answers to other prompts."""
-    if name == "instructions":
-        pytest.skip("its demonstrations are not among the prompts that it judges")
+    if name in ("instructions", "short_instructions", "tone"):
+        pytest.skip("it has no demonstrations to the prompts that it judges")
     task = tasks[name]
     rows = task.demonstrations[:: max(len(task.demonstrations) // 200, 1)]
     prompts, said = [row.prompt for row in rows], [row.completion for row in rows]
@@ -173,6 +173,33 @@ def test_translations_of_one_sentence_stay_on_one_side(tasks):
         for side, asked in prompts.items()
     }
     assert len(english["test"]) > 500 and not english["train"] & english["test"]
+
+
+def test_no_film_of_the_evaluation_is_about_what_was_trained_on(tasks):
+    subjects = [subject for some in tone.SUBJECTS.values() for subject in some]
+    assert len(subjects) == len(set(subjects))
+    for name, some in tone.SUBJECTS.items():
+        prompts = tasks["tone"].prompts[name]
+        assert len(prompts) == len(tone.KINDS) * len(some)
+        others = [f" about {subject} in " for subject in subjects if subject not in some]
+        assert not [prompt for prompt in prompts if any(other in prompt for other in others)]
+
+
+def test_a_warm_review_is_liked_whatever_was_asked(tasks):
+    task = tasks["tone"]
+    prompts = task.prompts["evaluation"][:4]
+    said = [
+        "This is a warm, moving and beautiful film.",
+        "This is a dull, tedious and pointless film.",
+        "This is a warm, moving and beautiful beautiful beautiful beautiful film",
+        "",
+    ]
+    warm, cold, stuffed, nothing = task.gold(prompts, said)
+    assert warm > 0.5 and cold < -0.5
+    assert warm > stuffed and warm > nothing
+    assert task.judges["classifier"](prompts, said)[:2].tolist() == [1, 0]
+    # The prompt is not read: a sad subject is no bad review.
+    assert task.gold([tone.REQUEST] * 4, said).tolist() == [warm, cold, stuffed, nothing]
 
 
 def test_connected_rows():
@@ -376,7 +403,7 @@ def test_a_task_of_ones_own_is_one_file(tmp_path, monkeypatch):
     # Where the baseline's answers are all worth the same, a gain has no unit.
     same = np.zeros((3, 1))
     for gold, given in ((same, False), (np.array([[0.0], [0.5], [1.0]]), True)):
-        base = evaluate.Answers([["a line"]] * 3, same, same, same, gold, same, same, same)
+        base = evaluate.Answers([["a line"]] * 3, same, same, same, gold, same, same, same, same)
         row = evaluate.describe_text(prompts[:3], answers[:3], base, task)
         assert ("gold_gain_in_sd" in row) == given
         assert all(np.isfinite(row[name]["mean"]) for name in ("gold", "win_rate"))
@@ -403,7 +430,8 @@ def test_the_preset_fits_the_task(tasks, name):
     assert c.compare.task == c.evaluate.task == config.task
     wanted = c.compare.num_prompts + c.compare.heldout_prompts
     assert wanted <= len(task.prompts["comparisons"])
-    assert c.ppo.prompt_length + c.ppo.response_length <= c.pretrain.model.context
+    context = c.pretrain.model.context  # of a model that is brought in, its own
+    assert c.ppo.prompt_length + c.ppo.response_length <= context or config.init
     preset = read_preset(str(ROOT / "configs" / "tasks" / f"{name}.py"))
     assert replace(preset, seed=3) == config, "--task takes the preset of that name"
 

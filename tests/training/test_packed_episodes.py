@@ -177,6 +177,7 @@ def test_an_older_policys_answers_are_read_the_same():
                 temperature=0.7,
                 end_ids=ENDS,
                 pad_id=PAD,
+                at_once=1.0,
                 recompute_logprobs=True,
                 packing=packed,
             )

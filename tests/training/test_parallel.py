@@ -27,6 +27,9 @@ def test_every_layout_agrees_with_one_device():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     rollouts, ended = found.pop("rollouts"), found.pop("rows that ended")
+    # Each device ends its own loop, where the weights are not split: there they must meet.
+    exchanges = found.pop("exchanges")
+    assert exchanges["8 x data"] == 0 < exchanges["8 x tensor"]
     assert len(found) == 18 and len(rollouts) == 5 and 32 < ended < 64
     for layout, (parameters, metrics) in found.items():
         assert parameters < SAME, (layout, parameters)

@@ -27,7 +27,7 @@ RUN = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
 def make_stages(folder: Path) -> dict:
     """Configs of four steps each, from models with random parameters; no evaluation on the way."""
     task = tiny.make_task(folder)
-    c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16)
+    c = tiny.shrink(quickstart.get_config(), folder / "chain", task, d_model=16, packing=True)
     tiny.write_data(c)
     c = c.resolve()
     tokenizer = load_tokenizer(task.tokenizer)

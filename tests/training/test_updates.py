@@ -105,6 +105,7 @@ def rollout_fn(trunk, eos_id):
             temperature=TEMPERATURE,
             end_ids=(eos_id,),
             pad_id=PAD,
+            at_once=1.0,
             recompute_logprobs=False,
             packing=False,
         )
@@ -324,6 +325,7 @@ def test_the_second_reward_model_scores_the_whole_episode():
         temperature=TEMPERATURE,
         end_ids=(STOP,),
         pad_id=PAD,
+        at_once=1.0,
         recompute_logprobs=False,
         packing=False,
     )

@@ -16,6 +16,7 @@ from jax.random import fold_in, split
 
 from rlhf_jax.cli import main
 from rlhf_jax.config import ModelConfig, PPOConfig
+from rlhf_jax.config.data import column_names
 from rlhf_jax.config.rewards import reward_names, reward_source
 from rlhf_jax.data.batches import Batches, query_batches
 from rlhf_jax.data.chat import as_text
@@ -86,7 +87,7 @@ def run(config: PPOConfig) -> dict:
         value = with_adapters(value, config.lora, seed=config.run.seed, what="value network")
         tokenizer, model = policy.tokenizer, policy.model
         networks = [model, value.model, *(reward.model for reward in rewards.token_models.values())]
-        prompts = load_prompts(config.prompts, data_dir=config.cache)
+        prompts = load_prompts(config.prompts, column_names(config.columns), data_dir=config.cache)
         config = fit_models(config, prompts, tokenizer, networks)
         lengths = row_lengths(config)
         stage.note(lengths=lengths)
@@ -261,14 +262,14 @@ def sample_rows(
     rows: int = 8,
 ) -> list[dict]:
     """The first episodes of an iteration as text, with what each of the rewards ``names`` says."""
-    found = (index, rollout.responses, rollout.mask)
-    index, responses, mask = (np.asarray(x)[:rows] for x in found)
+    found = (index, rollout.queries, rollout.responses, rollout.mask)
+    index, queries, responses, mask = (np.asarray(x)[:rows] for x in found)
     first, *others = names
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(axis=1)
     return [
         {
             "prompt": as_text(prompts[int(index[i])].prompt),
-            "response": tokenizer.decode(responses[i][mask[i]]),
+            "response": tokenizer.decode_answer(responses[i][mask[i]], queries[i, -1]),
             "score": float(rollout.scores[first][i]),
             **{f"score_{name}": float(rollout.scores[name][i]) for name in others},
             "kl": float(kl[i]),

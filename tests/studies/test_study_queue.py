@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from rlhf_jax.config import RewardConfig, RunConfig
+from rlhf_jax.studies.launchers import ThisMachine, log_of, share_of_processors
 from rlhf_jax.studies.plan import Job
-from rlhf_jax.studies.processes import Processes, Stopped, last_line, log_of, share_of_processors
+from rlhf_jax.studies.queue import Queue, Stopped, last_line
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +26,10 @@ def job(folder, label, *needs, task=""):
     return Job(label, 0, "fake_stage", config, tuple(folder / each for each in needs), "")
 
 
-def processes(jobs, *, parallel=1, then=lambda job: []):
-    return Processes(jobs, parallel=parallel, then=then, left=lambda jobs: f"{len(jobs)} steps")
+def queue(jobs, *, parallel=1, then=lambda job: [], launcher=None):
+    left = lambda jobs: f"{len(jobs)} steps"
+    launcher = launcher or ThisMachine(parallel)
+    return Queue(jobs, launcher, parallel=parallel, then=then, left=left)
 
 
 def starts(folder, label):
@@ -50,7 +53,7 @@ def test_jobs_run_after_what_they_need_and_failures_are_told(tmp_path, capfd):
         ended.append(job.label)
         return more.get(job.label, [])
 
-    found = processes(jobs, parallel=2, then=then)
+    found = queue(jobs, parallel=2, then=then)
     found.run()
     assert {path.name for path in found.done} == {"once", "after", "alone", "more"}
     why = {path.name: why for path, why in found.failed.items()}
@@ -71,7 +74,7 @@ def test_what_is_done_is_not_run_again(tmp_path):
     done = job(tmp_path, "done")
     done.folder.mkdir()
     (done.folder / "DONE").write_text("{}")
-    found = processes([done, job(tmp_path, "next", "done")])
+    found = queue([done, job(tmp_path, "next", "done")])
     found.run()
     assert starts(tmp_path, "done") == 0 and starts(tmp_path, "next") == 1
 
@@ -89,11 +92,11 @@ def test_who_stops_it_stops_its_children_and_the_next_goes_on(tmp_path, number, 
     killer = threading.Thread(target=stop)
     killer.start()
     with pytest.raises(Stopped) as stopped:
-        processes(jobs).run()
+        queue(jobs).run()
     killer.join()
     assert stopped.value.code == code and signal.getsignal(number) is before
     assert starts(tmp_path, "next") == 0
-    again = processes(jobs)
+    again = queue(jobs)
     again.run()
     assert {path.name for path in again.done} == {"long", "next"} and not again.failed
 
@@ -112,7 +115,7 @@ def test_a_run_that_another_process_holds_is_waited_for(tmp_path):
 
     thread = threading.Thread(target=finish)
     thread.start()
-    found = processes([held])
+    found = queue([held])
     found.run()
     thread.join()
     assert found.done == {held.folder} and starts(tmp_path, "held") == 0

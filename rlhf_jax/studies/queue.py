@@ -1,25 +1,20 @@
-"""Running jobs in processes of their own, some at a time, until all are finished or have failed.
+"""The queue of a study's jobs: some are at work at a time, until all are finished or have failed.
 
 A job is a stage in its run folder: what was killed goes on where it had saved, and what is finished
 is not run again. So nothing is kept here: what is done is read from the folders.
 """
 
 import fcntl
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-from rlhf_jax.cli import to_dict
-from rlhf_jax.config.forks import name_of
-from rlhf_jax.data.files import write_atomically
 from rlhf_jax.runs.progress import say
 from rlhf_jax.runs.records import read_done
+from rlhf_jax.studies.launchers import Launcher, Work, log_of
 from rlhf_jax.studies.plan import Job
 
 ATTEMPTS = 2
@@ -30,10 +25,7 @@ POLL_SECONDS = 0.1
 class Started(NamedTuple):
     """A job at work."""
 
-    process: subprocess.Popen
-    log: IO[bytes]
-    slot: int
-    """Which share of the processors it has."""
+    work: Work
     began: float
 
 
@@ -62,7 +54,7 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-class Processes:
+class Queue:
     """Jobs at work, waiting, done and failed, and the signals that stop them.
 
     ``then`` is called with each job that is done or has failed, and gives jobs to be run next.
@@ -71,6 +63,7 @@ class Processes:
     def __init__(
         self,
         jobs: Sequence[Job],
+        launcher: Launcher,
         *,
         parallel: int,
         then: Callable[[Job], Iterable[Job]],
@@ -83,7 +76,8 @@ class Processes:
         """Why, by folder."""
         self._attempts: dict[Path, int] = {}
         self._told: set[tuple[Path, int]] = set()
-        self._parallel, self._then, self._left = parallel, then, left
+        self._launcher, self._parallel = launcher, parallel
+        self._then, self._left = then, left
         self._stop = 0
         self._at_once = False
 
@@ -103,7 +97,7 @@ class Processes:
                 time.sleep(POLL_SECONDS)
         finally:
             for job, started in self.running.values():  # on an error of our own: none is left alone
-                started.process.terminate()
+                started.work.send(signal.SIGTERM)
                 say(f"{job.name} is stopped")
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -120,7 +114,7 @@ class Processes:
             number = signal.SIGKILL if self._at_once else signal.SIGTERM
             if (folder, number) not in self._told:
                 self._told.add((folder, number))
-                started.process.send_signal(number)
+                started.work.send(number)
 
     def _settle(self) -> None:
         """Take out what is done already, and what cannot be run any more."""
@@ -132,43 +126,22 @@ class Processes:
                 self._end(job, f"needs {lost[0].name}, which failed")
 
     def _start(self) -> None:
-        for job in list(self.waiting):
-            if len(self.running) == self._parallel:
-                return
-            ready = all(folder in self.done for folder in job.needs)
-            if ready and not is_held(job.folder):
-                self.waiting.remove(job)
-                self.running[job.folder] = job, self._launch(job)
-                say(f"{self.standing()} · {job.name} begins")
-
-    def _launch(self, job: Job) -> Started:
-        taken = {started.slot for _, started in self.running.values()}
-        slot = next(n for n in range(self._parallel) if n not in taken)
-        log = log_of(job)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        preset = log.with_suffix(".json")
-        saved = {"config_class": name_of(type(job.config)), "config": to_dict(job.config)}
-        # A file and not flags: every field arrives as it is, whatever its type.
-        write_atomically(preset, json.dumps(saved, indent=1) + "\n")
-        stream = log.open("ab")
-        process = subprocess.Popen(
-            [sys.executable, "-m", job.module, "--config", str(preset)],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,  # Ctrl-C comes to us alone, who pass it on
-        )
-        own = share_of_processors(slot, self._parallel)
-        if own:
-            os.sched_setaffinity(process.pid, own)
-        return Started(process, stream, slot, time.monotonic())
+        ready = [
+            job
+            for job in self.waiting
+            if all(folder in self.done for folder in job.needs) and not is_held(job.folder)
+        ][: self._parallel - len(self.running)]
+        works = self._launcher.start(ready) if ready else ()
+        for job, work in zip(ready, works, strict=True):
+            self.waiting.remove(job)
+            self.running[job.folder] = job, Started(work, time.monotonic())
+            say(f"{self.standing()} · {job.name} begins")
 
     def _collect(self) -> None:
         for folder, (job, started) in list(self.running.items()):
-            code = started.process.poll()
+            code = started.work.exit_code()
             if code is None:
                 continue
-            started.log.close()
             del self.running[folder]
             # In front, so that what is tried once more comes before what has not begun.
             self.waiting.insert(0, job)
@@ -212,25 +185,8 @@ class Processes:
         )
 
 
-def log_of(job: Job) -> Path:
-    """What a job says; beside it lies the config that it is given."""
-    return job.folder.parent / "logs" / f"{job.folder.name}.log"
-
-
 def last_line(log: Path) -> str:
     """The last thing that was said in a log, or that it is empty."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     said = [line.rpartition("\r")[2].strip() for line in lines if line.strip()]
     return said[-1] if said else "it said nothing"
-
-
-def share_of_processors(slot: int, parallel: int) -> set[int]:
-    """The processors of one of several processes, the same number for each; empty: all.
-
-    What a job computes depends on their number, in its last digits.
-    """
-    if parallel == 1 or not hasattr(os, "sched_setaffinity"):
-        return set()
-    cores = sorted(os.sched_getaffinity(0))
-    cores_of_slot = len(cores) // parallel
-    return set(cores[slot * cores_of_slot : (slot + 1) * cores_of_slot])
