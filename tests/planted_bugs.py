@@ -944,6 +944,22 @@ PLANTS = (
         "[:300]",
         "tests/interop/test_push.py::test_a_refusal_is_a_sentence_without_the_token",
     ),
+    Plant(
+        167,
+        "a template that writes no functions is taken all the same",
+        "rlhf_jax/data/chat.py",
+        "        if same:\n",
+        "        if False:\n",
+        "tests/data/test_functions.py::test_who_cannot_write_functions_refuses_them",
+    ),
+    Plant(
+        168,
+        "the arguments of a call reach the template as text",
+        "rlhf_jax/data/functions.py",
+        'inside | {"arguments": arguments}',
+        "inside",
+        "tests/data/test_functions.py::test_a_template_is_given_functions_calls_and_results",
+    ),
 )
 
 

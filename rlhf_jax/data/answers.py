@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message, as_text
-from rlhf_jax.data.messages import RowError, is_messages, read_messages, read_text
+from rlhf_jax.data.messages import is_messages, read_messages, read_text
+from rlhf_jax.data.rows import RowError
 
 REMOVED = "prompt removed from the answer"
 EARLIER = "earlier answers of a conversation are its prompt: only the last is learnt"
@@ -56,21 +57,24 @@ def _after_prompt(
         return messages
     if len(messages) > 1:
         raise RowError(f"{key} continues the assistant's message: expected no message after it")
+    if messages[0].more:
+        raise RowError(f"{key} continues the assistant's message: expected no calls in it")
     return messages[0].content
 
 
 def _without(messages: Conversation, prompt: str | Conversation, key: str) -> Conversation:
     """What a conversation goes on with after ``prompt``; a system message may be the prompt's."""
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    if turns[0].role == "system" != messages[0].role:
-        turns = turns[1:]
+    for role in ("tools", "system"):
+        if turns and turns[0].role == role != messages[0].role:
+            turns = turns[1:]
     end = len(turns)
     partial = turns[-1].content if turns[-1].role == "assistant" else None
     same = len(messages) >= end and all(map(_alike, messages[: end - (partial is not None)], turns))
     if same and partial is not None:
         last = messages[end - 1]
         same = last.role == "assistant" and last.content.startswith(partial)
-        rest = Message("assistant", last.content.removeprefix(partial))
+        rest = last._replace(content=last.content.removeprefix(partial))
         return _checked((rest, *messages[end:]), same, key)
     return _checked(messages[end:], same, key)
 
@@ -82,7 +86,7 @@ def _checked(rest: Conversation, same: bool, key: str) -> Conversation:
 
 
 def _alike(a: Message, b: Message) -> bool:
-    return a.role == b.role and a.content.strip() == b.content.strip()
+    return a.role == b.role and a.more == b.more and a.content.strip() == b.content.strip()
 
 
 def last_answers(
@@ -152,5 +156,6 @@ def without(
     rest = content_of(answer).removeprefix(lead)
     if not asks_for_message(prompt):
         return rest
-    later = () if isinstance(answer, str) else answer[1:]
-    return (Message("assistant", rest.lstrip()), *later)
+    if isinstance(answer, str):
+        return (Message("assistant", rest.lstrip()),)
+    return (answer[0]._replace(content=rest.lstrip()), *answer[1:])

@@ -22,7 +22,7 @@ from rlhf_jax.errors import InputError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 TURNS = re.compile(f"({HUMAN}|{ASSISTANT})")
-SPEAKERS = {"user": HUMAN, "assistant": ASSISTANT}
+SPEAKERS = {"user": HUMAN, "assistant": ASSISTANT, "tool": "\n\nTool:", "tools": "\n\nTools:"}
 
 HIDDEN, FILLED = "\ue000", "\ue001"
 """Private-use characters, as many as what they hide or stand for."""
@@ -32,11 +32,38 @@ class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: str
-    """system, user or assistant."""
+    """system, user, assistant, tool (what a function returned), or tools (which there are)."""
     content: str
+    """Of the role tools: a list of functions, as JSON."""
+    more: str = ""
+    """What a template is given beside these two, an object as JSON: which functions are called."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As files hold it, and as templates are given it."""
+        named = {"role": self.role, "content": self.content}
+        return named | json.loads(self.more) if self.more else named
+
+    @property
+    def shown(self) -> str:
+        """What people read of it: calls of functions as JSON."""
+        return " ".join(filter(None, (self.content, self.more)))
+
+    @classmethod
+    def from_dict(cls, written: dict[str, Any]) -> "Message":
+        """What ``as_dict`` wrote."""
+        more = {name: part for name, part in written.items() if name not in ("role", "content")}
+        as_text = json.dumps(more, ensure_ascii=False) if more else ""
+        return cls(written["role"], written["content"], as_text)
 
 
 Conversation = tuple[Message, ...]
+
+
+def uses_tools(value: str | Conversation) -> bool:
+    """Whether functions are offered, called or answer in a conversation."""
+    return not isinstance(value, str) and any(
+        message.role in ("tool", "tools") or message.more for message in value
+    )
 
 
 # --- As plain text ----------------------------------------------------------------------------
@@ -51,7 +78,7 @@ def _turn(message: Message, *, first: bool) -> str:
     if message.role == "system":
         # Not glued to the answer before it.
         return message.content if first else f"\n\n{message.content}"
-    return f"{SPEAKERS[message.role]} {message.content}"
+    return f"{SPEAKERS[message.role]} {message.shown}"
 
 
 def as_text(value: str | Conversation) -> str:
@@ -60,7 +87,8 @@ def as_text(value: str | Conversation) -> str:
     ``\n\nHuman: ...`` for the user, ``\n\nAssistant: ...`` for the assistant, a system message
     as it stands. A prompt ends in ``\n\nAssistant:``, or in the message that is to be continued;
     an answer, which the assistant begins and ends, comes without that mark: prompt and answer
-    together are the whole.
+    together are the whole. Functions and calls of them stand there for people to read, as JSON: no
+    model is shown them so.
     """
     if isinstance(value, str):
         return value
@@ -70,9 +98,9 @@ def as_text(value: str | Conversation) -> str:
     return text.removeprefix(ASSISTANT) if value[0].role == "assistant" else text
 
 
-def as_json(value: str | Conversation) -> str | list[dict[str, str]]:
+def as_json(value: str | Conversation) -> str | list[dict[str, Any]]:
     """What a row of a file holds of a prompt or an answer: the text, or messages by their names."""
-    return value if isinstance(value, str) else [message._asdict() for message in value]
+    return value if isinstance(value, str) else [message.as_dict() for message in value]
 
 
 def written_turns(text: str) -> Conversation | None:
@@ -147,13 +175,14 @@ def render_prompt(template: ChatTemplate, conversation: Conversation) -> Rendere
         return render_prompt(template, conversation[:-1])
     if open_answer:
         rendered = _render(template, conversation, open_answer=True)
+        _check_functions(template, conversation, rendered.text, open_answer=True)
     else:
         rendered = _left_open(template, conversation)
     _check_whole(rendered.text, conversation)
     return rendered
 
 
-def render_answer(template: ChatTemplate, conversation: Conversation, answer: str) -> Rendered:
+def render_answer(template: ChatTemplate, conversation: Conversation, answer: Message) -> Rendered:
     """What the template writes after ``render_prompt``: the answer and what ends it.
 
     Raises InputError if it refuses, and if it does not render an answer after its prompt: then
@@ -162,9 +191,10 @@ def render_answer(template: ChatTemplate, conversation: Conversation, answer: st
     before, asked = "", conversation
     if conversation[-1].role == "assistant":
         before, asked = conversation[-1].content, conversation[:-1]
-    answered = (*asked, Message("assistant", before + answer))
+    answered = (*asked, answer._replace(content=before + answer.content))
     prompt = render_prompt(template, conversation)
     whole = _render(template, answered, open_answer=False)
+    _check_functions(template, answered, whole.text, open_answer=False)
     if not _begins(whole, prompt) and asked is conversation:
         # Some templates write a system message elsewhere once there is an answer. What counts is
         # what they write after the last message.
@@ -188,14 +218,40 @@ def _check_whole(text: str, conversation: Conversation) -> None:
     """
     # White space is laid out anew by templates, so it is taken out on both sides, when it must be.
     solid = None
-    for role, content in conversation:
-        if role == "assistant" or content.strip() in text:
+    for role, content, _ in conversation:
+        if role in ("assistant", "tools") or content.strip() in text:
             continue
         solid = "".join(text.split()) if solid is None else solid
         if "".join(content.split()) not in solid:
             raise InputError(
                 f"the chat template leaves out the {role}'s message {content[:40]!r}, expected "
                 "rows without it or with its words in another message"
+            )
+
+
+def _check_functions(
+    template: ChatTemplate, conversation: Conversation, text: str, *, open_answer: bool
+) -> None:
+    """Raise InputError for functions or calls of them that ``text`` would be the same without.
+
+    Many templates know of none, and say nothing.
+    """
+    for n, message in enumerate(conversation):
+        before, after = conversation[:n], conversation[n + 1 :]
+        if message.role == "tools":
+            what, without = "functions that may be called", (*before, *after)
+        elif "tool_calls" in message.as_dict():
+            what, without = "the calls of functions", (*before, message._replace(more=""), *after)
+        else:
+            continue
+        try:
+            same = _fill(template, without, open_answer) == text
+        except InputError:
+            continue  # a template that is not content without them writes them
+        if same:
+            raise InputError(
+                f"the chat template leaves out {what}: expected a model whose template writes "
+                "them, or rows without them"
             )
 
 
@@ -207,7 +263,7 @@ def _filled(
     template: ChatTemplate, conversation: Conversation, n: int, *, open_answer: bool
 ) -> Rendered:
     """Rendered with other letters in message ``n``: its own may be the template's too."""
-    message = Message(conversation[n].role, FILLED * len(conversation[n].content))
+    message = conversation[n]._replace(content=FILLED * len(conversation[n].content))
     conversation = (*conversation[:n], message, *conversation[n + 1 :])
     return _render(template, conversation, open_answer=open_answer)
 
@@ -243,6 +299,7 @@ def _left_open(template: ChatTemplate, conversation: Conversation) -> Rendered:
     """Rendered up to the end of the last message, as ``continue_final_message`` does."""
     content = conversation[-1].content
     whole = _render(template, conversation, open_answer=False)
+    _check_functions(template, conversation, whole.text, open_answer=False)
     filled = _filled(template, conversation, len(conversation) - 1, open_answer=False).text
     start = filled.find(FILLED)
     kept = next((x for x in (content, content.strip()) if whole.text.startswith(x, start)), None)
@@ -260,7 +317,7 @@ def _render(template: ChatTemplate, conversation: Conversation, *, open_answer: 
         return pattern.sub(lambda match: HIDDEN * len(match[0]), text)
 
     # A user who types <|im_end|> must not end a turn: only what the template wrote is special.
-    hidden = tuple(Message(role, hide(content)) for role, content in conversation)
+    hidden = tuple(Message(role, hide(content), hide(more)) for role, content, more in conversation)
     text = _fill(template, conversation, open_answer)
     outline = text if hidden == conversation else _fill(template, hidden, open_answer)
     if len(outline) != len(text):
@@ -269,11 +326,12 @@ def _render(template: ChatTemplate, conversation: Conversation, *, open_answer: 
 
 
 def _fill(template: ChatTemplate, conversation: Conversation, open_answer: bool) -> str:
+    tools = [json.loads(message.content) for message in conversation if message.role == "tools"]
     try:
         return _compiled(template.source, template.now).render(
-            messages=[message._asdict() for message in conversation],
+            messages=[message.as_dict() for message in conversation if message.role != "tools"],
             # Templates ask whether these are none, so they are there.
-            tools=None,
+            tools=tools[0] if tools else None,
             documents=None,
             add_generation_prompt=open_answer,
             **dict(template.names),

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from rlhf_jax.data.chat import Conversation, Message, as_text, written_prompt
-from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_messages, read_text
+from rlhf_jax.data.functions import functions_message
+from rlhf_jax.data.messages import is_filled, is_messages, read_messages, read_text
+from rlhf_jax.data.rows import RowError
 
 ASKING = ("prompt", "instruction", "question", "query")
 """Each of them alone is what is asked."""
@@ -18,9 +20,9 @@ MATERIAL = ("input", "context")
 SYSTEM = ("system", "system_prompt", "system_message")
 ANSWERING = ("completion", "output", "response", "answer")
 CONVERSATIONS = ("messages", "conversations")
-REFUSED = (
-    *("tools", "functions", "documents", "images", "image", "videos", "video", "audios", "audio"),
-)
+FUNCTIONS = ("tools", "functions")
+"""Which functions the model may call."""
+REFUSED = ("documents", "images", "image", "videos", "video", "audios", "audio")
 """What the answers depend on, and a model of text is not shown."""
 BESIDE = (
     *("passage", "choices", "options", "persona", "document", "article", "knowledge"),
@@ -34,8 +36,13 @@ LABELS = ("label", "kto_tag")
 OTHERS_READ = (
     *("history", "text", *LABELS, "info", "choice", *RANKED, "ranks", "response_tokens"),
 )
-READ = frozenset((*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *CONVERSATIONS, *REFUSED, *OTHERS_READ))
-CHANGING = (*ASKING, *MATERIAL, *SYSTEM, *ANSWERING, *REFUSED, *RANKED, "history")
+READ = frozenset(
+    (
+        *(*ASKING, *MATERIAL, *SYSTEM, *FUNCTIONS, *ANSWERING, *CONVERSATIONS, *REFUSED),
+        *OTHERS_READ,
+    )
+)
+CHANGING = (*ASKING, *MATERIAL, *SYSTEM, *FUNCTIONS, *ANSWERING, *REFUSED, *RANKED, "history")
 """What a plain text beside them is without."""
 HARMLESS = frozenset(
     (
@@ -82,7 +89,7 @@ def read_prompt(row: dict) -> str | Conversation | None:
     Raises RowError for columns that contradict each other, or that would be lost.
     """
     for name in REFUSED:
-        if is_filled(row.get(name)) and row[name] not in ("[]", "{}", "null"):
+        if _says_more_than_none(row.get(name)):
             raise RowError(
                 f"{name} is not learnt, but the answer may depend on it: expected rows without it"
             )
@@ -91,9 +98,11 @@ def read_prompt(row: dict) -> str | Conversation | None:
         for name in ("history", *MATERIAL):
             if is_filled(row.get(name)) and not isinstance(row[name], dict):
                 raise RowError(f"found {name} without a prompt, instruction or question")
+        if not any(is_filled(row.get(name)) for name in CONVERSATIONS) and _functions(row):
+            raise RowError("found functions without a prompt or messages, expected them beside one")
         return None
     _check_beside(row, as_text(asked) if asked else "")
-    return with_system(_with_history(asked, row), _system(row))
+    return with_functions(with_system(_with_history(asked, row), _system(row)), row)
 
 
 def _check_beside(row: dict, asked: str) -> None:
@@ -166,12 +175,55 @@ def _system(row: dict) -> str | None:
     columns = [row[name] for name in SYSTEM if is_filled(row.get(name))]
     names = ("chosen", "rejected", *ANSWERING, *CONVERSATIONS)
     answers = [row[name] for name in names if is_messages(row.get(name))]
-    first = [read_messages(value)[0] for value in answers]
+    first = [without_functions(read_messages(value))[0] for value in answers]
     texts = [read_text(value, "system") for value in columns]
     texts += [message.content for message in first if message.role == "system"]
     if len(set(texts)) > 1:
         raise RowError("found two different system messages, expected one")
     return texts[0] if texts else None
+
+
+@overload
+def with_functions(prompt: Conversation, row: dict) -> Conversation: ...
+
+
+@overload
+def with_functions(prompt: str, row: dict) -> str | Conversation: ...
+
+
+def with_functions(prompt: str | Conversation, row: dict) -> str | Conversation:
+    """``prompt`` after the functions that a row's columns offer.
+
+    Raises RowError if it begins with others.
+    """
+    offered = _functions(row)
+    if offered is None or not prompt:
+        return prompt
+    if isinstance(prompt, str):
+        prompt = (Message("user", prompt),)
+    rest = without_functions(prompt)
+    if len(rest) < len(prompt) and prompt[0] != offered:
+        raise RowError("found functions in a column and others in the messages, expected one list")
+    return (offered, *rest)
+
+
+def without_functions(conversation: Conversation) -> Conversation:
+    """What is said in a conversation that may begin with functions."""
+    return conversation[conversation[0].role == "tools" :]
+
+
+def _functions(row: dict) -> Message | None:
+    """The functions that columns of a row offer."""
+    names = [name for name in FUNCTIONS if _says_more_than_none(row.get(name))]
+    offered = {functions_message(row[name], name) for name in names}
+    if len(offered) > 1:
+        raise RowError(f"found different {' and '.join(FUNCTIONS)}, expected one of them")
+    return next(iter(offered), None)
+
+
+def _says_more_than_none(value: Any) -> bool:
+    """Whether a column is filled, also where it is written as JSON."""
+    return is_filled(value) and value not in ("[]", "{}", "null")
 
 
 @overload
@@ -188,8 +240,9 @@ def with_system(prompt: str | Conversation, system: str | None) -> str | Convers
         return prompt
     if isinstance(prompt, str):
         prompt = (Message("user", prompt),)
-    if prompt[0].role != "system":
-        return (Message("system", system), *prompt)
-    if prompt[0].content != system:
+    said = without_functions(prompt)
+    if not said or said[0].role != "system":
+        return (*prompt[: len(prompt) - len(said)], Message("system", system), *said)
+    if said[0].content != system:
         raise RowError("found two different system messages, expected one")
     return prompt

@@ -7,9 +7,9 @@ from rlhf_jax.data.answers import joined, last_answers, read_answer
 from rlhf_jax.data.chat import Conversation
 from rlhf_jax.data.columns import ANSWERING, note_unread
 from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import RowError, is_filled, is_messages, read_text
+from rlhf_jax.data.messages import is_filled, is_messages, read_text
 from rlhf_jax.data.prompts import askable, asked_in, is_exact, missing, prompt_of, shared_prompt
-from rlhf_jax.data.rows import Comparison, without_gaps
+from rlhf_jax.data.rows import Comparison, RowError, without_gaps
 
 
 def comparison_row(row: dict, notes: Counter[str]) -> Comparison:

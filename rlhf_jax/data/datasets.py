@@ -32,6 +32,7 @@ from rlhf_jax.data import (
     demonstrations,
     files,
     formats,
+    functions,
     json_text,
     messages,
     prompts,
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 READING = (
     *(answers, arrow_files, chat, columns, comparisons, csv_files, demonstrations, files, formats),
-    *(json_text, messages, prompts, public_sets, readers, renaming, rows, trees),
+    *(functions, json_text, messages, prompts, public_sets, readers, renaming, rows, trees),
 )
 """The code that decides what is read."""
 READ_AT_ONCE = 256

@@ -8,14 +8,7 @@ from rlhf_jax.data.answers import last_answers, read_answer
 from rlhf_jax.data.chat import Conversation, Message
 from rlhf_jax.data.columns import ANSWERING, CONVERSATIONS, LABELS, RANKED, note_unread
 from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import (
-    WEIGHTS,
-    RowError,
-    is_filled,
-    is_messages,
-    read_messages,
-    read_text,
-)
+from rlhf_jax.data.messages import WEIGHTS, is_filled, is_messages, read_messages, read_text
 from rlhf_jax.data.prompts import (
     askable,
     asked_in,
@@ -26,7 +19,7 @@ from rlhf_jax.data.prompts import (
     missing,
     until_answer,
 )
-from rlhf_jax.data.rows import UNANSWERED, Demonstration, NotLearnt
+from rlhf_jax.data.rows import UNANSWERED, Demonstration, NotLearnt, RowError
 
 EARLIER = "earlier answers of a conversation are its prompt, and learnt with --target turns alone"
 

@@ -33,7 +33,7 @@ from rlhf_jax.data.answers import REMOVED, REPEATED, repeated, without
 from rlhf_jax.data.chat import ASSISTANT, Conversation, as_text
 from rlhf_jax.data.columns import unknown_columns
 from rlhf_jax.data.files import SEPARATOR, Origin, file_type, find_files, read_rows
-from rlhf_jax.data.messages import OtherKeys, RowError, has_developer, unknown_parts
+from rlhf_jax.data.messages import has_developer, unknown_parts
 from rlhf_jax.data.public_sets import ranked_row
 from rlhf_jax.data.readers import READERS
 from rlhf_jax.data.renaming import Columns, check_columns, renamed
@@ -45,10 +45,12 @@ from rlhf_jax.data.rows import (
     Demonstration,
     LeftOut,
     NotLearnt,
+    OtherKeys,
     OtherKind,
     Prompt,
     R,
     Row,
+    RowError,
     Text,
     without_gaps,
 )

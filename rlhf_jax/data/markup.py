@@ -70,9 +70,9 @@ class Markup:
         """
         return pieces_of(render_prompt(self._template, conversation), self.specials)
 
-    def answer(self, conversation: Conversation, text: str) -> list[Piece]:
+    def answer(self, conversation: Conversation, answer: Message) -> list[Piece]:
         """What the template writes after ``prompt(conversation)``. Raises InputError."""
-        return pieces_of(render_answer(self._template, conversation, text), self.specials)
+        return pieces_of(render_answer(self._template, conversation, answer), self.specials)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -124,7 +124,8 @@ class Markup:
     @cached_property
     def ends(self) -> tuple[str, ...]:
         """The special token that the template writes after an answer, if it does."""
-        pieces = self._probe(self.answer, (Message("user", "a"), Message("assistant", "b")), "")
+        asked, answer = Message("user", "a"), Message("assistant", "b")
+        pieces = self._probe(self.answer, (asked,), answer)
         return tuple(piece.text for piece in pieces if piece.special)[:1]
 
     @cached_property

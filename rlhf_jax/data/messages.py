@@ -1,10 +1,13 @@
 """Messages as files write them: ``role`` and ``content``, or ``from`` and ``value``."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_jax.data.chat import Conversation, Message
 from rlhf_jax.data.files import HALF, type_name
+from rlhf_jax.data.functions import functions_message, read_calls
+from rlhf_jax.data.rows import RowError
 
 ROLES = {
     "system": "system",
@@ -20,10 +23,14 @@ ROLES = {
     "ai": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tools": "tools",
 }
-"""Who speaks, by the names that public data sets use; tools and functions are not among them."""
+"""Who speaks, by the names that public data sets use; tools is how this project writes them."""
 NOT_LEARNT = (
-    "tool_calls",
     "function_call",
     "reasoning_content",
     "reasoning",
@@ -34,22 +41,17 @@ NOT_LEARNT = (
 """Parts of a message that its text would be without."""
 WEIGHTS = ("weight", "train", "loss")
 """Whether a message is to be learnt."""
+FOR_TEMPLATES = {"assistant": ("tool_calls",), "tool": ("name", "tool_call_id")}
+"""Parts of a message that its text is without, and that a chat template is given."""
 PARTS_READ = frozenset(("role", "content", *NOT_LEARNT))
 PARTS_HARMLESS = frozenset(("id", "message_id", "timestamp", "created", "model", "tool_call_id"))
-
-
-class RowError(ValueError):
-    """What is wrong with one row; the reader of the file adds where it stands."""
-
-
-class OtherKeys(RowError):
-    """The row has none of the keys that rows of this kind have."""
 
 
 def is_messages(value: Any) -> bool:
     """Whether this is a list of messages, or a single one."""
     if isinstance(value, dict):
-        return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+        contents = {"content", "tool_calls"} & value.keys()
+        return ("role" in value and bool(contents)) or {"from", "value"} <= value.keys()
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
@@ -68,10 +70,23 @@ def _message(value: Any) -> Message:
     speaker = ROLES.get(value[role].lower()) if isinstance(value[role], str) else None
     if speaker is None:
         raise RowError(
-            f"{role} is {value[role]!r}, expected system, user or assistant (or human, gpt): "
-            "what tools say is not learnt"
+            f"{role} is {value[role]!r}, expected system, user, assistant or tool (or human, gpt)"
         )
-    return Message(speaker, read_text(value[content], content))
+    text = read_text(value.get(content), content)
+    if speaker == "tools":
+        return functions_message(text, "the message of the role tools")
+    return Message(speaker, text, _more(value, speaker))
+
+
+def _more(value: dict, speaker: str) -> str:
+    """What a template is given of a message beside its text."""
+    if speaker != "assistant" and is_filled(value.get("tool_calls")):
+        raise RowError(f"the {speaker}'s message has tool_calls, expected them of the assistant")
+    names = FOR_TEMPLATES.get(speaker, ())
+    given = {name: value[name] for name in names if is_filled(value.get(name))}
+    if "tool_calls" in given:
+        given["tool_calls"] = read_calls(value["tool_calls"])
+    return json.dumps(given, ensure_ascii=False) if given else ""
 
 
 def has_developer(row: dict) -> bool:
@@ -104,7 +119,8 @@ def _is_read(part: str, value: Any, message: dict) -> bool:
         return value in (0, 1)
     if part in ("from", "value"):
         return "role" not in message
-    return part in PARTS_READ | PARTS_HARMLESS
+    speaker = ROLES.get(str(message.get("role")).lower())
+    return part in PARTS_READ | PARTS_HARMLESS or part in FOR_TEMPLATES.get(str(speaker), ())
 
 
 def read_text(value: Any, key: str) -> str:

@@ -13,24 +13,26 @@ from rlhf_jax.data.chat import (
     written_prompt,
     written_turns,
 )
-from rlhf_jax.data.columns import ASKING, CONVERSATIONS, MATERIAL, SYSTEM, read_prompt, with_system
-from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import (
-    OtherKeys,
-    RowError,
-    is_filled,
-    is_messages,
-    read_messages,
-    read_text,
+from rlhf_jax.data.columns import (
+    ASKING,
+    CONVERSATIONS,
+    FUNCTIONS,
+    MATERIAL,
+    SYSTEM,
+    read_prompt,
+    with_functions,
+    with_system,
 )
-from rlhf_jax.data.rows import EMPTY, NotLearnt, Prompt
+from rlhf_jax.data.files import type_name
+from rlhf_jax.data.messages import is_filled, is_messages, read_messages, read_text
+from rlhf_jax.data.rows import EMPTY, NotLearnt, OtherKeys, Prompt, RowError
 
 WORD_ENDS = re.compile(r"[ \n。，、；：？！]")
 
 
 def prompt_row(row: dict, notes: Counter[str]) -> Prompt:
     """A row of any format as its prompt, with the columns beside it. Raises RowError."""
-    asking = (*ASKING, *MATERIAL, *SYSTEM, *CONVERSATIONS)
+    asking = (*ASKING, *MATERIAL, *SYSTEM, *FUNCTIONS, *CONVERSATIONS)
     columns = {name: value for name, value in row.items() if name not in asking}
     return Prompt(prompt_of(row, notes), columns or None)
 
@@ -104,7 +106,7 @@ def conversation_of(row: dict) -> Conversation | None:
         raise RowError(f"found both {names[0]} and {names[1]}, expected one conversation")
     system = next((row[key] for key in SYSTEM if is_filled(row.get(key))), None)
     system = None if system is None else read_text(system, "system")
-    return with_system(conversations[0], system)
+    return with_functions(with_system(conversations[0], system), row)
 
 
 def check_conversation(row: dict) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.rows import RowError
 
 Ranks = list[int]
 

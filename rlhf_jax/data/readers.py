@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from rlhf_jax.data.chat import write_turns
+from rlhf_jax.data.chat import uses_tools, write_turns
 from rlhf_jax.data.columns import CHANGING, note_unread
 from rlhf_jax.data.comparisons import comparison_row
 from rlhf_jax.data.demonstrations import demonstration_row
 from rlhf_jax.data.messages import read_text
 from rlhf_jax.data.prompts import check_conversation, conversation_of, missing, prompt_row
-from rlhf_jax.data.rows import Comparison, Demonstration, Prompt, Row, Text
+from rlhf_jax.data.rows import Comparison, Demonstration, Prompt, Row, RowError, Text
 
 
 def text_row(row: dict, notes: Counter[str]) -> Text:
@@ -21,6 +21,8 @@ def text_row(row: dict, notes: Counter[str]) -> Text:
         note_unread(row, CHANGING, notes)
         return Text(read_text(row["text"], "text"))
     if messages is not None:
+        if uses_tools(messages):
+            raise RowError("functions are called in the messages, which no text can hold")
         return Text(write_turns(messages))
     check_conversation(row)
     raise missing(row, "text or messages")

@@ -96,6 +96,14 @@ class OtherKind(InputError):
     """The rows are of another kind than the one that they are read as."""
 
 
+class RowError(ValueError):
+    """What is wrong with one row; the reader of the file adds where it stands."""
+
+
+class OtherKeys(RowError):
+    """The row has none of the keys that rows of this kind have."""
+
+
 class NotLearnt(Exception):
     """Why one row is left out."""
 

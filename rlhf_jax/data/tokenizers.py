@@ -29,7 +29,7 @@ from rlhf_jax.data.byte_level import (
     with_special_tokens,
     without_tokens,
 )
-from rlhf_jax.data.chat import Conversation, Piece, as_conversation, as_text
+from rlhf_jax.data.chat import Conversation, Message, Piece, as_conversation, as_text, uses_tools
 from rlhf_jax.data.files import write_atomically
 from rlhf_jax.data.markup import Markup
 from rlhf_jax.data.spelling import Place, Spelling
@@ -185,7 +185,7 @@ class Tokenizer:
         ids. Elsewhere they are letters (see ``stray_special``).
         """
         pieces = [self._prompt_pieces(prompt) for prompt in prompts]
-        plain = [as_text(p) for p, parts in zip(prompts, pieces, strict=True) if parts is None]
+        plain = [_plain(p) for p, parts in zip(prompts, pieces, strict=True) if parts is None]
         encoded = iter(self.encode_beginnings(plain))
         return [next(encoded) if parts is None else self._markup.ids(parts) for parts in pieces]
 
@@ -213,7 +213,7 @@ class Tokenizer:
         pairs = list(zip(prompts, answers, strict=True))
         before = [self._prompt_pieces(prompt) for prompt in prompts]
         plain = [
-            self._without_end(as_text(answer))
+            self._without_end(_plain(answer))
             for (_, answer), made in zip(pairs, before, strict=True)
             if made is None
         ]
@@ -283,10 +283,11 @@ class Tokenizer:
         if self._markup.is_markup(prompt):
             return self._markup.pieces(as_text(answer))
         conversation = as_conversation(prompt)
-        text, _ = self._without_end(_answer_content(answer))
+        message = _answer_message(answer)
+        text, _ = self._without_end(message.content)
         if conversation[-1].role != "assistant" and isinstance(answer, str):
             text = text.removeprefix(" ")  # it joins plain strings
-        return self._markup.answer(conversation, text)
+        return self._markup.answer(conversation, message._replace(content=text))
 
     def _without_end(self, text: str) -> tuple[str, int]:
         """A text and the id that ends it: the end token that it spells last, or end of text."""
@@ -445,11 +446,21 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     return Tokenizer(backend, eos=EOS, pad=PAD)
 
 
-def _answer_content(answer: str | Conversation) -> str:
-    """The words of an answer, which in a chat template is one message of the assistant."""
+def _answer_message(answer: str | Conversation) -> Message:
+    """An answer, which in a chat template is one message of the assistant."""
     if isinstance(answer, str):
-        return answer
+        return Message("assistant", answer)
     if len(answer) != 1 or answer[0].role != "assistant":
         roles = ", ".join(message.role for message in answer)
         raise InputError(f"an answer in a chat template is one message, found those of {roles}")
-    return answer[0].content
+    return answer[0]
+
+
+def _plain(value: str | Conversation) -> str:
+    """``as_text`` of what a model without a chat template is shown. Raises InputError."""
+    if uses_tools(value):
+        raise InputError(
+            "functions and their calls are written by a chat template, which this tokenizer does "
+            "not use: expected rows without them, or a model with a template"
+        )
+    return as_text(value)

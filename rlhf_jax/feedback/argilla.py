@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlhf_jax.data.columns import unknown_columns
-from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.rows import RowError
 
 RESPONSES = ".responses"
 SUBMITTED = "submitted"

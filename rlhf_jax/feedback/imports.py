@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from rlhf_jax.data.chat import as_text
 from rlhf_jax.data.files import Origin, find_files, read_rows
 from rlhf_jax.data.formats import read_as
-from rlhf_jax.data.messages import RowError
-from rlhf_jax.data.rows import Account, Comparison, LeftOut
+from rlhf_jax.data.rows import Account, Comparison, LeftOut, RowError
 from rlhf_jax.errors import InputError, check
 from rlhf_jax.feedback.argilla import argilla_rows, is_argilla
 from rlhf_jax.feedback.fields import MOST_RESPONSES

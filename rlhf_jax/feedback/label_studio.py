@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.data.files import type_name
-from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.rows import RowError
 
 UNPLACED = "_"
 """The column of what was put into no bucket."""

@@ -49,11 +49,11 @@ def check_whole(name: str, text: str) -> None:
         raise InputError(f"{name}: holds half a surrogate pair, expected whole characters")
 
 
-def from_json(value: str | list[dict[str, str]]) -> str | Conversation:
+def from_json(value: str | list[dict[str, Any]]) -> str | Conversation:
     """A prompt or an answer as ``rlhf_jax.data.chat.as_json`` wrote it."""
     if isinstance(value, str):
         return value
-    return tuple(Message(message["role"], message["content"]) for message in value)
+    return tuple(map(Message.from_dict, value))
 
 
 def map_text(change: Callable[[str], str], value: str | Conversation) -> str | Conversation:

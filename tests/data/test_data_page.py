@@ -33,7 +33,8 @@ def told(path: pathlib.Path, kind: type, columns: str) -> str:
         for row in iterate(path, kind, account, column_names(columns)):
             aside = ("origin", "tokens", "columns", "turns")
             fields = {k: v for k, v in row._asdict().items() if k not in aside}
-            lines.append(json.dumps(fields, ensure_ascii=False))
+            # A message is its role and its text, and nothing third where no function is called.
+            lines.append(json.dumps(fields, ensure_ascii=False).replace(', ""]', "]"))
         lines += [f"left out, line {each.origin.line}: {each.why}" for each in account.left_out]
         lines += [f"said, of {count} rows: {note}" for note, count in account.notes.items()]
     except InputError as error:

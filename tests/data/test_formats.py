@@ -239,7 +239,7 @@ OK_ROW = {read_texts: {"text": "t"}, read_comparisons: PAIR}
         (read_texts, {"txet": 1, "id": 2}, "found the keys txet, id, expected text or messages"),
         (read_texts, {"text": 3}, "text is a number, expected a string"),
         (read_texts, r'{"text": "\ud83d"}', "text holds half a surrogate pair"),
-        (read_texts, {"messages": [{"role": "tool", "content": "x"}]}, "role is 'tool', expected"),
+        (read_texts, {"messages": [{"role": "tool", "content": "x"}]}, "functions are called in"),
         (read_texts, {"messages": [{"role": "user"}]}, "every message to have role and content"),
         (read_prompts, {"text": "t"}, "found the keys text, expected prompt, instruction"),
         (read_prompts, {"chosen": "ab", "rejected": "cd"}, "begin with no word in common"),
@@ -631,7 +631,6 @@ def test_a_question_is_the_prompt_of_a_pair(write):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"tools": [{"name": "f"}]}, "tools is not learnt"),
         ({"images": ["a.png"]}, "images is not learnt"),
         ({"documents": ["d"]}, "documents is not learnt"),
         ({"context": "c"}, "found both prompt and context"),
@@ -854,9 +853,15 @@ def test_conversations_by_other_names(write, messages, name):
 @pytest.mark.parametrize(
     "message, expected",
     [
-        ({"from": "tool", "value": "x"}, "from is 'tool', expected system, user or assistant"),
+        (
+            {"from": "narrator", "value": "x"},
+            "from is 'narrator', expected system, user, assistant",
+        ),
         ({"from": "function_call", "value": "x"}, "from is 'function_call'"),
-        (USER | {"tool_calls": [{}]}, "a message has tool_calls, which is not learnt"),
+        (
+            USER | {"function_call": {"name": "f"}},
+            "a message has function_call, which is not learn",
+        ),
         (USER | {"content": [{"type": "image", "url": "u"}]}, "part of type 'image'"),
         (USER | {"content": ["Hi?"]}, "content is a list with a string"),
         ({"speaker": "user", "text": "x"}, "role and content, or from and value"),

@@ -1,6 +1,7 @@
 """Conversations have the ids that transformers gives them, begin and ends of text too."""
 
 import os
+from collections import Counter
 
 import pytest
 from tokenizers import AddedToken, processors
@@ -11,6 +12,7 @@ import transformers as hf
 from sentencepieces import KINDS, write_sentencepiece
 
 from rlhf_jax.data.chat import Message
+from rlhf_jax.data.demonstrations import demonstration_row, every_answer
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
 
@@ -27,6 +29,10 @@ MARKED = LINES.replace("{{ m.content }}<|turn_end|>", "{% if m.role == 'assistan
     "{% generation %}{{ m.content }}<|turn_end|>{% endgeneration %}"
     "{% else %}{{ m.content }}<|turn_end|>{% endif %}")  # fmt: skip
 TOOLS = "{% if tools is none and documents is none %}no tools{% endif %}" + LINES
+CALLING = "{% for f in tools %}<|head|>{{ f | tojson(indent=1) }}{% endfor %}" + LINES.replace(
+    "{{ m.content }}",
+    "{{ m.content }}{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}",
+)
 HEADED = [
     Message("system", "Be brief."),
     Message("user", "Is Lund nice? "),
@@ -80,6 +86,31 @@ def test_a_conversation_and_its_answer(folder, template, length):
         [],
         theirs("\n", add_special_tokens=False).input_ids,
     )
+
+
+def test_functions_calls_and_results(folder):
+    """The template is given them as transformers gives them: objects, in the order of the file."""
+    (folder / "chat_template.jinja").write_text(CALLING)
+    theirs = hf.AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(folder).with_chat_prompts()
+    tools = [
+        {"type": "function", "function": {"name": "near", "parameters": {"y": 1, "x": "\u00e9"}}}
+    ]
+    call = {"function": {"name": "near", "arguments": {"town": "Lund", "n": 2}}}
+    messages = [
+        {"role": "user", "content": "Is Lund nice?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "near", "content": "Very."},
+        {"role": "assistant", "content": "Near the lake."},
+    ]
+    row = demonstration_row({"tools": tools, "messages": messages}, Counter())
+    text = theirs.apply_chat_template(messages, tools=tools, tokenize=False)
+    whole = theirs(text, add_special_tokens=False).input_ids
+    for each in every_answer([row]):
+        (query,) = ours.encode_prompts([each.prompt])
+        (answer,) = ours.encode_answers([each.prompt], [each.completion])
+        assert [*query, *answer] == whole[: len(query) + len(answer)]
+    assert len(whole) - len(query) - len(answer) <= 1  # the line's end
 
 
 def test_a_plain_text_begins_as_transformers_begins_it(folder):

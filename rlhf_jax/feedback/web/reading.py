@@ -21,13 +21,15 @@ class Asked(NamedTuple):
     """A turn of the prompt as the page shows it."""
 
     role: str
-    """system, user or assistant; "" for a prompt that is a text."""
+    """Of the message; "" for a prompt that is a text."""
     text: str
 
 
 def asked(prompt: str | Conversation) -> list[Asked]:
     """Each turn by itself: what a person wrote inside one looks like no other."""
-    return [Asked("", prompt)] if isinstance(prompt, str) else [Asked(*turn) for turn in prompt]
+    if isinstance(prompt, str):
+        return [Asked("", prompt)]
+    return [Asked(message.role, message.shown) for message in prompt]
 
 
 def is_long(prompt: str | Conversation) -> bool:
