@@ -950,7 +950,7 @@ PLANTS = (
         "rlhf_jax/data/chat.py",
         "        if same:\n",
         "        if False:\n",
-        "tests/data/test_functions.py::test_who_cannot_write_functions_refuses_them",
+        "tests/data/test_functions.py::test_a_template_that_writes_no_functions_says_so",
     ),
     Plant(
         168,

@@ -198,6 +198,16 @@ def test_functions_of_nothing_are_refused(write):
         read_comparisons(write({"tools": [ADD], "chosen": "It is 3.", "rejected": "It is 4."}))
 
 
+def test_a_template_that_writes_no_functions_says_so(tokenizer):
+    deaf = tokenizer._with(chat_template=TEMPLATE.replace("{% if tools %}", "{% if false %}"))
+    said = ""
+    try:
+        deaf.encode_prompts([(OFFERED, ASKED)])
+    except InputError as error:
+        said = str(error)
+    assert said.startswith("the chat template leaves out functions that may be called")
+
+
 def test_who_cannot_write_functions_refuses_them(tokenizer, write):
     """A text without a template, a model without one, and a template that knows of none."""
     path = write({"tools": [ADD], "messages": MESSAGES})
