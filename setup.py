@@ -61,6 +61,8 @@ TEST = [
 TEST_FEEDBACK = [*TEAM, "axe-playwright-python>=0.1.4", "httpx2>=2.0", "playwright>=1.50"]
 LM_EVAL = ["lm-eval>=0.4.12"]
 DOCS = ["sphinx>=8.2", "myst-parser>=5.0", "furo>=2025.9", "sphinx-copybutton>=0.5"]
+# What runs docs/notebooks from top to bottom.
+NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10"]
 # What tests/parity compares with; in an environment of its own, with constraints-torch.txt.
 # TRL 1.12.0 is the last with a PPO.
 TORCH = [
@@ -105,8 +107,8 @@ setup(
         "gguf": GGUF,
         "slurm": SLURM,
         "lm-eval": LM_EVAL,
-        "test": [*TEST, *TEST_FEEDBACK, *DOCS],
+        "test": [*TEST, *TEST_FEEDBACK, *DOCS, *NOTEBOOKS],
         "torch": TORCH,
-        "dev": [*TEST, *TEST_FEEDBACK, *DOCS, "ruff>=0.12", "ty>=0.0.108"],
+        "dev": [*TEST, *TEST_FEEDBACK, *DOCS, *NOTEBOOKS, "ruff>=0.12", "ty>=0.0.108"],
     },
 )

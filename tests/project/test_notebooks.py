@@ -29,7 +29,8 @@ def test_a_notebook_holds_no_outputs(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(path, monkeypatch, tmp_path):
-    nbformat, nbclient = map(pytest.importorskip, ("nbformat", "nbclient"))
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra test")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra test")
     for name, value in process_environment(TMPDIR=str(tmp_path), MPLBACKEND="agg").items():
         monkeypatch.setitem(os.environ, name, value)
     book = nbformat.read(path, as_version=4)
