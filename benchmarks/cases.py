@@ -45,6 +45,12 @@ class Case:
     variant: str = ""
     end: str = "never"
     torch_compile: bool = False
+    device: str = "cpu"
+
+    @property
+    def arrays(self) -> str:
+        """How numbers are stored where products are in ``dtype``."""
+        return "float32" if self.dtype == "tf32" else self.dtype
 
     @property
     def name(self) -> str:
@@ -52,7 +58,8 @@ class Case:
         words = [self.suite, self.shape, self.dtype, f"{self.batch}x{self.prompt}+{self.length}"]
         words += [self.variant] if self.variant else []
         words += ["ends early"] if self.end == "early" else []
-        return " ".join(words + (["torch.compile"] if self.torch_compile else []))
+        words += ["torch.compile"] if self.torch_compile else []
+        return " ".join(words + (["on a GPU"] if self.device == "gpu" else []))
 
     @property
     def unit(self) -> str:
@@ -97,6 +104,7 @@ def make_cases(config: BenchmarkConfig) -> list[Case]:
                         variant=variant,
                         end=config.end if sampled else "never",
                         torch_compile=config.torch_compile and not sampled,
+                        device=config.device,
                     )
                 )
     return cases

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from rlhf_jax.config.bounds import Bounds, Count, CountOrZero, check_bounds
 from rlhf_jax.config.effect import only
+from rlhf_jax.errors import check
 
 Suite = Literal["generate", "pretrain", "sft", "reward", "ppo", "memory"]
 
@@ -19,8 +20,10 @@ class BenchmarkConfig:
     shape: Literal["nano", "tiny", "tiny50k", "gpt2"] = "tiny"
     """nano: only to try the benchmark; tiny: 4 layers, width 256, vocabulary 4,096 (tiny50k:
     50,257); gpt2: 124M parameters."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products, on both sides."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where both sides compute: gpu is one NVIDIA card (benchmarks/gpu.sh)."""
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of matrix products, on both sides. tf32, on a GPU: float32 whose products keep 10 bits."""
     batch: tuple[Count, ...] = ()
     """Rows; empty: 1, 8 and 32 for generation, 8 for training, 16 (gpt2: 8) episodes for PPO."""
     prompt: CountOrZero = 0
@@ -48,6 +51,9 @@ class BenchmarkConfig:
 
     def __post_init__(self):
         check_bounds(self)
+        on_cpu = self.device == "cpu"
+        check(not (on_cpu and self.dtype == "tf32"), "--dtype tf32 is of GPUs: --device gpu")
+        check(on_cpu or not self.cores, "--cores is of processors: no effect with --device gpu")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def head_parameters(case: Case) -> int:
 def generation_seconds(case: Case, *, gflops: float, gbs: float) -> float:
     """Prefill, then per token every weight and the cache read once, or 2 N FLOP per row."""
     s = SHAPES[case.shape]
-    size = 2 if case.dtype == "bfloat16" else 4
+    size = 2 if case.arrays == "bfloat16" else 4
     weights = trunk_parameters(case) + head_parameters(case)
     prefill = 2 * (trunk_parameters(case) * case.prompt + head_parameters(case)) * case.batch
     steps = case.answer_length - 1

@@ -13,8 +13,9 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.cases import B1, B2, CLIP_NORM, EOS, EPS, LR, WEIGHT_DECAY, Case
 from benchmarks.ours_ppo import make_ppo
-from benchmarks.worker import Work, best_gflops, serve
+from benchmarks.worker import GEMM_SIZE, Limits, Work, best_gbs, best_gflops, serve
 from rlhf_jax.config import OptimConfig, ParallelConfig
+from rlhf_jax.errors import check
 from rlhf_jax.interop.huggingface import load_pretrained
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.objectives.language_losses import count_targets
@@ -33,7 +34,7 @@ COMPILING, BY_XLA = "/jax/core/compile/", "backend_compile_duration"
 def make_generation(case: Case, folder: Path) -> Work:
     """Sampling: a batch of answers, one after the other."""
     imported = load_pretrained(folder / "lm")
-    config = replace(imported.model, dtype=case.dtype)
+    config = replace(imported.model, dtype=case.arrays)
     lm = make_language_model(config, imported.vocab_size)
     parallel = make_parallel(ParallelConfig(devices=1))
     params = parallel.place(imported.params)
@@ -62,7 +63,7 @@ def make_training(case: Case, folder: Path) -> Work:
     """A step of pretraining, SFT or reward modelling, as the experiments make it."""
     kind = "scalar" if case.suite == "reward" else "lm"
     imported = load_pretrained(folder / kind)
-    config = replace(imported.model, dtype=case.dtype)
+    config = replace(imported.model, dtype=case.arrays)
     optim = OptimConfig(
         lr=LR,
         schedule="constant",
@@ -131,16 +132,38 @@ def compilation() -> Callable[[], dict[str, float]]:
     return lambda: total
 
 
-def gemm(dtype: str, n: int = 2048) -> float:
+def gemm(case: Case) -> float:
     """GFLOP/s of XLA's matrix product, the best of several."""
-    a = jnp.ones((n, n), dtype)
+    n = GEMM_SIZE[case.device]
+    a = jnp.ones((n, n), case.arrays)
     product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
     return best_gflops(lambda: product(a).block_until_ready(), n)
+
+
+def stream(case: Case) -> float | None:
+    """GB/s of reading a GPU's memory once; None on a CPU, whose own is measured without JAX."""
+    if case.device == "cpu":
+        return None
+    x = jnp.ones(2**28, jnp.float32)
+    read = jax.jit(jnp.sum)
+    return best_gbs(lambda: read(x).block_until_ready(), x.nbytes)
+
+
+def peak(case: Case) -> float | None:
+    """MiB that the arrays on a GPU took at most; None on a CPU, where the process's count."""
+    if case.device == "cpu":
+        return None
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
 
 
 def make(case: Case, folder: str) -> Work:
     """The work of a case on our side."""
     start(tune_malloc=True, compile_cache=None)
+    if case.device == "gpu":
+        # A GPU's "default" is tf32 for float32 products.
+        exact = "highest" if case.dtype == "float32" else "tensorfloat32"
+        jax.config.update("jax_default_matmul_precision", exact)
+        check(jax.default_backend() == "gpu", "JAX finds no GPU: pip install -e '.[cuda]'")
     if case.suite == "generate":
         return make_generation(case, Path(folder))
     if case.unit == "episodes":
@@ -149,4 +172,4 @@ def make(case: Case, folder: str) -> Work:
 
 
 if __name__ == "__main__":
-    serve(make, gemm)
+    serve(make, Limits(gemm, stream, peak))

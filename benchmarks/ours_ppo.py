@@ -40,7 +40,7 @@ from rlhf_jax.types import Generation, QueryBatch
 def load(case: Case, folder: Path, kind: str) -> Trained:
     """A model of a case as a stage would have it, without a tokenizer."""
     imported = load_pretrained(folder)
-    model = replace(imported.model, dtype=case.dtype)
+    model = replace(imported.model, dtype=case.arrays)
     return Trained(model, imported.vocab_size, None, imported.params, kind)
 
 

@@ -98,8 +98,9 @@ def markdown(data: dict[str, Any]) -> str:
 
 def describe_machine(machine: dict[str, Any]) -> str:
     """A machine in words."""
+    card = f"{machine['accelerator']}; " if "accelerator" in machine else ""
     return (
-        f"{machine['processor']} ({', '.join(machine['instructions'])}), {machine['used']} of "
-        f"{machine['cores']} cores, load {machine['load_at_end']} at the end, "
+        f"{card}{machine['processor']} ({', '.join(machine['instructions'])}), "
+        f"{machine['used']} of {machine['cores']} cores, load {machine['load_at_end']} at the end, "
         f"Python {machine['python']}"
     )

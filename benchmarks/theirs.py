@@ -16,7 +16,10 @@ import transformers as hf
 
 from benchmarks import inputs
 from benchmarks.cases import B1, B2, CLIP_NORM, EOS, EPS, LR, WEIGHT_DECAY, Case
-from benchmarks.worker import Work, best_gflops, serve
+from benchmarks.worker import GEMM_SIZE, Limits, Work, best_gbs, best_gflops, serve
+
+DEVICE = {"cpu": "cpu", "gpu": "cuda"}
+"""What PyTorch calls a case's device."""
 
 
 def make_generation(case: Case, folder: Path) -> Work:
@@ -24,9 +27,11 @@ def make_generation(case: Case, folder: Path) -> Work:
     model = hf.GPT2LMHeadModel.from_pretrained(folder / "lm").eval()
     queries = torch.tensor(inputs.prompts(case)).long()
     both = torch.cat([queries, torch.tensor(inputs.answers(case)).long()], dim=1)
+    queries, both = queries.to(DEVICE[case.device]), both.to(DEVICE[case.device])
+    model.to(DEVICE[case.device])
     with torch.inference_mode():
         logprob = response_logprobs(model, both, case.prompt).mean().item()
-    model.to(getattr(torch, case.dtype))
+    model.to(getattr(torch, case.arrays))
     options = dict(
         do_sample=True,
         temperature=1.0,
@@ -41,6 +46,7 @@ def make_generation(case: Case, folder: Path) -> Work:
     def repeat():
         with torch.inference_mode():
             ids = model.generate(queries, attention_mask=torch.ones_like(queries))
+            wait(case)
         new = ids[:, case.prompt :]
         if case.end == "never":
             return {"tokens": new.numel()}
@@ -60,7 +66,7 @@ def make_training(case: Case, folder: Path) -> Work:
     """A step of training by PyTorch."""
     kind = hf.GPT2ForSequenceClassification if case.suite == "reward" else hf.GPT2LMHeadModel
     name = "scalar" if case.suite == "reward" else "lm"
-    model = kind.from_pretrained(folder / name)
+    model = kind.from_pretrained(folder / name).to(DEVICE[case.device])
     model.eval()  # without dropout; gradients are the same
     if case.torch_compile:
         model = torch.compile(model)
@@ -71,8 +77,9 @@ def make_training(case: Case, folder: Path) -> Work:
     ids = torch.tensor(inputs.rows(case)).long()
     loss_fn = reward_loss if case.suite == "reward" else language_loss
     labels = ids.masked_fill(~torch.tensor(inputs.targets(case, ids.numpy())), -100)
-    half = case.dtype == "bfloat16"
-    autocast = partial(torch.autocast, "cpu", torch.bfloat16) if half else nullcontext
+    ids, labels = ids.to(DEVICE[case.device]), labels.to(DEVICE[case.device])
+    half = case.arrays == "bfloat16"
+    autocast = partial(torch.autocast, DEVICE[case.device], torch.bfloat16) if half else nullcontext
 
     def step():
         with autocast():
@@ -81,6 +88,7 @@ def make_training(case: Case, folder: Path) -> Work:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        wait(case)
         return {"loss": loss.item()}
 
     start = time.perf_counter()
@@ -101,14 +109,46 @@ def reward_loss(model, ids, labels):
     return -torch.nn.functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()
 
 
-def gemm(dtype: str, n: int = 2048) -> float:
+def wait(case: Case) -> None:
+    """Until a GPU has done what it was given."""
+    if case.device == "gpu":
+        torch.cuda.synchronize()
+
+
+def gemm(case: Case) -> float:
     """GFLOP/s of PyTorch's matrix product, the best of several."""
-    a = torch.ones(n, n, dtype=getattr(torch, dtype))
-    return best_gflops(lambda: a @ a, n)
+    n = GEMM_SIZE[case.device]
+    a = torch.ones(n, n, dtype=getattr(torch, case.arrays), device=DEVICE[case.device])
+
+    def product():
+        a @ a
+        wait(case)
+
+    return best_gflops(product, n)
+
+
+def stream(case: Case) -> float | None:
+    """GB/s of reading a GPU's memory once; None on a CPU, whose own is measured without PyTorch."""
+    if case.device == "cpu":
+        return None
+    x = torch.ones(2**28, device="cuda")
+
+    def read():
+        x.sum()
+        wait(case)
+
+    return best_gbs(read, x.nbytes)
+
+
+def peak(case: Case) -> float | None:
+    """MiB that tensors on a GPU took at most; None on a CPU, where the process's count."""
+    return None if case.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
 
 def make(case: Case, folder: str) -> Work:
     """The work of a case on their side."""
+    # Exact float32 products on a GPU, or of 10 bits.
+    torch.set_float32_matmul_precision("high" if case.dtype == "tf32" else "highest")
     if case.suite == "generate":
         return make_generation(case, Path(folder))
     if case.unit == "episodes":
@@ -121,4 +161,4 @@ def make(case: Case, folder: str) -> Work:
 if __name__ == "__main__":
     # Without this, two workers whose turns do not overlap still share cores with spinning threads.
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    serve(make, gemm)
+    serve(make, Limits(gemm, stream, peak))

@@ -25,7 +25,7 @@ from benchmarks.cases import (
     VF_COEF,
     Case,
 )
-from benchmarks.theirs import response_logprobs
+from benchmarks.theirs import response_logprobs, wait
 from benchmarks.worker import Work
 
 
@@ -68,7 +68,7 @@ class Turns:
 def make_ppo(case: Case, folder: Path) -> Work:
     """An iteration of PPOTrainer."""
     # TRL builds an Accelerator of its own that ignores its bf16 argument; it reads this one.
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if case.dtype == "bfloat16" else "no"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if case.arrays == "bfloat16" else "no"
     policy, reference = (hf.GPT2LMHeadModel.from_pretrained(folder / "lm") for _ in range(2))
     scalar = hf.GPT2ForSequenceClassification
     value, reward = (scalar.from_pretrained(folder / "scalar") for _ in range(2))
@@ -111,6 +111,7 @@ def make_ppo(case: Case, folder: Path) -> Work:
 
     def repeat():
         turns.next()
+        wait(case)
         last = trainer.state.log_history[-1]
         return {"kl": last["objective/kl"]}
 
@@ -123,7 +124,7 @@ def make_config(case: Case, folder: Path) -> PPOConfig:
         output_dir=str(folder / "trl"),
         report_to="none",
         save_strategy="no",
-        use_cpu=True,
+        use_cpu=case.device == "cpu",
         bf16=False,
         disable_tqdm=True,
         num_sample_generations=0,

@@ -30,7 +30,18 @@ class Work(NamedTuple):
     """``compile_seconds`` until the first repetition was done; ours: ``trace_seconds`` of them."""
 
 
-def serve(make: Callable[[Case, str], Work], gemm: Callable[[str], float]) -> None:
+class Limits(NamedTuple):
+    """How a library finds out what the machine can do, and what it took of it."""
+
+    gemm: Callable[[Case], float]
+    """GFLOP/s of a square product."""
+    stream: Callable[[Case], float | None]
+    """GB/s of reading a GPU's memory."""
+    peak: Callable[[Case], float | None]
+    """MiB of a GPU's memory that arrays took at most."""
+
+
+def serve(make: Callable[[Case, str], Work], limits: Limits) -> None:
     """Answer the parent until it closes the pipe. Whatever libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -53,9 +64,13 @@ def serve(make: Callable[[Case, str], Work], gemm: Callable[[str], float]) -> No
         elif order == "repeat":
             answer = measured(work.repeat)
         elif order == "limits":
-            answer = {"gemm_gflops": gemm(case.dtype), "stream_gbs": stream()}
+            rate = limits.stream(case)
+            rate = stream() if rate is None else rate
+            answer = {"gemm_gflops": limits.gemm(case), "stream_gbs": rate}
         else:
-            answer = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+            mib = limits.peak(case)
+            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            answer = {"peak_mib": resident if mib is None else mib}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -67,15 +82,29 @@ def measured(repeat: Callable[[], dict[str, float]]) -> dict[str, float]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, **told}
 
 
+GEMM_SIZE = {"cpu": 2048, "gpu": 8192}
+"""Rows of the square product that tells a device's rate."""
+
+
+def best_gbs(read: Callable[[], Any], size: int) -> float:
+    """``size`` bytes over the shortest of several reads, in GB/s."""
+    return size / shortest(read) / 1e9
+
+
 def best_gflops(product: Callable[[], Any], n: int) -> float:
     """2 n³ over the shortest of several products, in GFLOP/s."""
-    product()
+    return 2 * n**3 / shortest(product) / 1e9
+
+
+def shortest(work: Callable[[], Any]) -> float:
+    """Seconds of the shortest of several, after one that is not counted."""
+    work()
     seconds = []
     for _ in range(7):
         start = time.perf_counter()
-        product()
+        work()
         seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds) / 1e9
+    return min(seconds)
 
 
 def stream(mebibytes: int = 256) -> float:

@@ -30,9 +30,11 @@ def get_config() -> InstructGPTConfig:
             reward=(Path("gold:short_instructions"),),
             advantage="grpo",
             whiten_advantages=False,
-            iterations=14,
+            # Each answer is learnt from once: new ones are worth more than a second look.
+            ppo_epochs=1,
+            iterations=16,
             samples_per_prompt=8,
             kl=KLConfig(coef=0.02, target=0.0, place="loss", estimator="k3"),
         ),
-        evaluate=replace(c.evaluate, **LENGTHS, num_prompts=256, batch_size=32),
+        evaluate=replace(c.evaluate, **LENGTHS, num_prompts=172, batch_size=43),
     )

@@ -10,6 +10,7 @@ Everyone outside ``models/`` holds these functions and a tree of parameters, nev
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -70,10 +71,10 @@ class LanguageModel(NamedTuple):
     """(params, queries, query_mask, *, length) -> logits of the first response token, cache."""
     decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
     """(params, tokens [B], cache) -> logits of the next token, cache."""
-    prefers_transposed: Callable[[int], bool]
-    """Whether ``decode`` for so many rows is quicker on a CPU with ``transposed(params)``."""
-    transposed: Callable[[Params], Params]
-    """The same parameters for ``decode``, with kernels stored [out, in]."""
+    prefers_rearranged: Callable[[int], bool]
+    """Whether ``decode`` for so many rows is quicker on a CPU with ``rearranged(params, rows)``."""
+    rearranged: Callable[[Params, int], Params]
+    """The same parameters for ``decode``: layers apart, and for few rows kernels as [out, in]."""
     window: int
     """Of its layers' sliding windows the narrowest, in tokens; 0: they see all."""
 
@@ -150,8 +151,19 @@ def prefers_transposed(rows: int, config: ModelConfig) -> bool:
     return plain and rows in FEW_ROWS and config.d_model >= WIDE
 
 
-def transposed(params: Params, config: ModelConfig) -> Params:
-    """``params`` with transposed copies of the kernels that such decoding steps read."""
+def prefers_rearranged(rows: int, config: ModelConfig) -> bool:
+    """Whether one CPU decodes so many rows quicker with ``rearranged`` parameters."""
+    # Of stacked layers each product would first cut its kernel out, again for every token.
+    stacked = config.scan_layers and layout.on_one_device()
+    return stacked or prefers_transposed(rows, config)
+
+
+def rearranged(params: Params, rows: int, config: ModelConfig) -> Params:
+    """``params`` as decoding steps of so many rows read them quickest on a CPU: copies."""
+    apart = as_layout(params["trunk"], replace(config, scan_layers=False))
+    params = params | {"trunk": apart}
+    if not prefers_transposed(rows, config):
+        return params
     return transpose_kernels(params) | (transposed_head(params) if config.tied else {})
 
 
@@ -199,8 +211,8 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         packed_logprobs=packed_logprobs,
         prefill=prefill,
         decode=decode,
-        prefers_transposed=partial(prefers_transposed, config=config),
-        transposed=partial(transposed, config=config),
+        prefers_rearranged=partial(prefers_rearranged, config=config),
+        rearranged=partial(rearranged, config=config),
         window=min(filter(None, (kind.window for kind in config.layer_kinds)), default=0),
     )
 

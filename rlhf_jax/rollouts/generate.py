@@ -112,14 +112,14 @@ def answer_rows(
         finished = decode_rest(step, state, sizes=sizes)
         return put_rows(answered, state._replace(generation=finished), jnp.arange(places))
 
-    # Transposed once, outside the loop, which reads the kernels again for every token.
-    def rest_transposed(params, state):
-        return rest(model.transposed(params), state)
+    # Once, outside the loop, which reads the kernels again for every token.
+    def rest_rearranged(params, state):
+        return rest(model.rearranged(params, places), state)
 
     state = begin(jnp.int32(0), places)
-    if not model.prefers_transposed(places):
+    if not model.prefers_rearranged(places):
         return rest(params, state)
-    return jax.lax.platform_dependent(params, state, cpu=rest_transposed, default=rest)
+    return jax.lax.platform_dependent(params, state, cpu=rest_rearranged, default=rest)
 
 
 def begin_rows(

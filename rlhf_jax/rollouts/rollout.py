@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from rlhf_jax.models import layout
 from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel, episode_inputs
 from rlhf_jax.models.packing import Block, pack, sum_over_blocks
 from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
@@ -49,6 +50,7 @@ def make_rollout(
     recompute_logprobs: bool,
     packing: bool,
     at_once: float,
+    samples_per_prompt: int,
 ) -> Callable[..., Rollout]:
     """``(params, ref_params, reward_params, queries, key, behaviour=None) -> Rollout``.
 
@@ -62,7 +64,8 @@ def make_rollout(
     ``logprobs`` and ``values`` are those of ``params`` all the same, and ``behaviour_logprobs``
     its own.
 
-    With ``packing`` the networks read the real tokens alone, in blocks of rows. The share
+    Of each prompt there are ``samples_per_prompt`` rows, one after the other: the sampler reads it
+    once. With ``packing`` the networks read the real tokens alone, in blocks of rows. The share
     ``at_once`` of the answers is sampled at the same time.
     """
     # The whole distribution is sampled, so that the log-probs are those of what was drawn.
@@ -80,7 +83,7 @@ def make_rollout(
     ) -> Rollout:
         keys = row_keys(key, len(batch.queries))
         sampler = policy_value.policy(params) if behaviour is None else behaviour
-        sampled = sample(sampler, batch.queries, batch.query_mask, keys)
+        sampled = sample(sampler, *asked(batch, samples_per_prompt), keys)
         lm_params = {"reference": ref_params}
         if behaviour is not None and recompute_logprobs:
             lm_params["behaviour"] = behaviour
@@ -91,6 +94,17 @@ def make_rollout(
         return episodes(batch, sampled, seen, anew=anew, stale=stale)
 
     return rollout
+
+
+def asked(
+    batch: QueryBatch, samples_per_prompt: int
+) -> tuple[Int[Array, "P Q"], Bool[Array, "P Q"]]:
+    """Each prompt of a batch once, with its mask; where devices share one, as the rows stand."""
+    B = len(batch.queries)
+    P = B // samples_per_prompt
+    if B % samples_per_prompt or layout.row_shards(P) != layout.row_shards(B):
+        return batch.queries, batch.query_mask
+    return batch.queries[::samples_per_prompt], batch.query_mask[::samples_per_prompt]
 
 
 def episodes(

@@ -95,6 +95,7 @@ def make_policy_optimization(
         recompute_logprobs=config.recompute_logprobs,
         packing=config.packing,
         at_once=config.sampling.at_once,
+        samples_per_prompt=config.samples_per_prompt,
     )
     batch, prepare, judge = make_preparation(
         config, end_ids=end_ids, advantage_fn=advantage_fn, combine=combine

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from benchmarks.limits import limit_seconds
 from benchmarks.ratios import Ratio, pairwise_ratio
 from benchmarks.run import check_equal, check_made
 from benchmarks.table import key
-from rlhf_jax.errors import RunError
+from rlhf_jax.errors import InputError, RunError
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +102,33 @@ def test_run_against_itself(tmp_path):
         assert [len(turns) for turns in r["turns"].values()] == [3, 3]
     lines = compare(str(path), str(path))
     assert sum("no change beyond noise" in line for line in lines) == 2
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_goes_through_its_steps(tmp_path):
+    """On a processor: a step that fails and one for which no time is left do not end the others."""
+    settings = dict(DEVICE="cpu", SHAPE="nano", AGAINST=".", PYTHON=sys.executable, LIMIT="300")
+    settings |= dict(STEPS="facts generate", PYTHON_OF_TORCH="/bin/false")
+    run = partial(
+        subprocess.run, ["bash", "benchmarks/gpu.sh", str(tmp_path)], cwd=ROOT, capture_output=True
+    )
+    done = run(env=tiny.process_environment(**settings), text=True, timeout=300)
+    facts, generate = (tmp_path / "summary.txt").read_text().splitlines()
+    assert facts.startswith("facts: failed with status 1") and done.returncode == 1
+    assert generate.startswith("generate: ok"), (tmp_path / "generate.log").read_text()
+    (path,) = (tmp_path / "results").glob("*.json")
+    assert len(json.loads(path.read_text())["results"]) == 3
+    late = tiny.process_environment(**settings | dict(LIMIT="0", STEPS="smollm"))
+    assert run(env=late, text=True).stdout == "smollm: not begun: no time, 0 s\n"
+
+
+def test_what_is_of_gpus_alone_is_refused_without_one():
+    with pytest.raises(InputError, match="--dtype tf32 is of GPUs"):
+        BenchmarkConfig(dtype="tf32")
+    with pytest.raises(InputError, match="--cores is of processors"):
+        BenchmarkConfig(device="gpu", cores=1)
+    (case,) = make_cases(BenchmarkConfig(suite=("sft",), device="gpu", dtype="tf32"))
+    assert (case.name, case.arrays) == ("sft tiny tf32 8x0+128 on a GPU", "float32")
 
 
 def printed(*command: str) -> str:

@@ -67,6 +67,7 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
         at_once=1.0,
         recompute_logprobs=recompute,
         packing=False,
+        samples_per_prompt=1,
     )
     query, ones = jnp.array([[3, 1, 4]]), jnp.ones((rows, Q), bool)
     batch = QueryBatch(jnp.repeat(query, rows, axis=0), ones, jnp.arange(rows))

@@ -284,6 +284,7 @@ def sampling(layout, dtype):
         pad_id=0,
         recompute_logprobs=False,
         packing=layout.packing,
+        samples_per_prompt=1,
         at_once=layout.at_once,
     )
     models = parallel.place((both.init(params, reward), reference, {"task": reward}))

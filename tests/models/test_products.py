@@ -138,12 +138,12 @@ def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
 )
 def test_only_few_rows_of_a_wide_model_are_read_turned(rows, config, expected, monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
-    assert make_language_model(config, V).prefers_transposed(rows) == expected
+    assert make_language_model(config, V).prefers_rearranged(rows) == expected
 
 
 def test_kernels_lie_as_they_are_on_several_devices(monkeypatch):
     monkeypatch.setattr(heads, "WIDE", 16)
     lm = make_language_model(CONFIG, V)
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1, 4), ("data", "fsdp", "tensor"))):
-        assert not lm.prefers_transposed(8)
-    assert lm.prefers_transposed(8)
+        assert not lm.prefers_rearranged(8)
+    assert lm.prefers_rearranged(8)

@@ -21,7 +21,7 @@ from rlhf_jax.objectives.logprobs import entropy, scale_logits, token_logprobs
 from rlhf_jax.rollouts.decoding import begun_together, places_for, smaller_batches
 from rlhf_jax.rollouts.filters import draw, filter_logits, greedy, top_k_filter, top_p_filter
 from rlhf_jax.rollouts.generate import generate, row_keys
-from rlhf_jax.rollouts.rollout import make_rollout, response_logprobs
+from rlhf_jax.rollouts.rollout import asked, make_rollout, response_logprobs
 from rlhf_jax.types import QueryBatch
 
 # So that no draw of two programs falls on two sides of the boundary between two tokens.
@@ -338,6 +338,60 @@ def test_greedy_is_temperature_zero(params, batch):
     assert_same(logprob, token_logprobs(logits, token))
 
 
+def test_a_rollout_reads_each_prompt_once_for_all_its_answers(params, batch):
+    """Its answers are those to as many copies of the prompt."""
+    copies = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), batch)
+    rows = []
+
+    def prefill(params, queries, *mask, **length):
+        rows.append(len(queries))
+        return LM.prefill(params, queries, *mask, **length)
+
+    both, found = make_policy_value(CONFIG, CONFIG, V, "none"), []
+    for samples in (1, 3):
+        rollout = make_rollout(
+            LM._replace(prefill=prefill),
+            both,
+            {},
+            length=R,
+            temperature=0.7,
+            end_ids=(EOS,),
+            pad_id=PAD,
+            at_once=1.0,
+            recompute_logprobs=False,
+            packing=False,
+            samples_per_prompt=samples,
+        )
+        found.append(jax.jit(rollout)(both.init(params, {}), params, {}, copies, jax.random.key(8)))
+    assert rows == [3 * B, B]
+    assert (found[0].responses == found[1].responses).all()
+    assert (found[0].queries == found[1].queries).all()
+    assert_same(found[0].logprobs, found[1].logprobs)
+
+
+@pytest.mark.parametrize("samples, read", [(2, 4), (4, 8), (3, 8)])
+def test_devices_that_share_a_prompt_each_read_it(samples, read):
+    rows = QueryBatch(jnp.zeros((8, Q), jnp.int32), jnp.ones((8, Q), bool), jnp.arange(8))
+    mesh = AbstractMesh((4, 1, 1), ("data", "fsdp", "tensor"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        queries, mask = jax.eval_shape(partial(asked, samples_per_prompt=samples), rows)
+    assert len(queries) == len(mask) == read
+
+
+def test_of_stacked_layers_no_step_cuts_its_kernels_out(params, batch):
+    """They are laid apart once: the loop is not given the stack."""
+    lm = make_language_model(replace(CONFIG, scan_layers=True), V)
+    stacked = params | {"trunk": as_layout(params["trunk"], replace(CONFIG, scan_layers=True))}
+    kernel = stacked["trunk"]["blocks"]["mlp"]["c_fc"]["kernel"].shape
+    program = jax.jit(partial(generate, lm, **OPTIONS))
+    keys = row_keys(jax.random.key(0), B)
+    text = program.lower(stacked, batch.queries, batch.query_mask, keys).compile().as_text()
+    loops = [line for line in text.splitlines() if " while(" in line]
+    assert kernel == (2, 16, 64) and loops
+    assert not any("f64[2,16,64]" in line for line in loops)
+    assert any("f64[16,64]" in line for line in loops)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("trunk", ["separate", "shared"])
 def test_rollout(params, batch, recompute, trunk):
@@ -356,6 +410,7 @@ def test_rollout(params, batch, recompute, trunk):
         at_once=1.0,
         recompute_logprobs=recompute,
         packing=False,
+        samples_per_prompt=1,
     )
     trained = both.init(params, reward_params)
     r = jax.jit(rollout)(trained, params, {"task": reward_params}, batch, jax.random.key(8))

@@ -95,7 +95,9 @@ def test_an_older_policy_samples_and_the_one_that_learns_says_how_likely_that_wa
     now, then, reference = (jax.jit(lm.init)(jax.random.key(n)) for n in range(3))
     now, then = (jax.tree.map(lambda x: 8 * x, params) for params in (now, then))
     args = dict(length=R, temperature=TEMPERATURE, end_ids=(V,), pad_id=0, at_once=1.0)
-    roll_out = make_rollout(lm, both, {}, recompute_logprobs=False, packing=False, **args)
+    roll_out = make_rollout(
+        lm, both, {}, recompute_logprobs=False, packing=False, samples_per_prompt=1, **args
+    )
     queries = jax.random.randint(jax.random.key(5), (B, Q), 0, V)
     batch = QueryBatch(queries, jnp.ones((B, Q), bool), jnp.arange(B))
     inputs = {"policy": now}, reference, {}, batch, jax.random.key(6)

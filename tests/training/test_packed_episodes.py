@@ -180,6 +180,7 @@ def test_an_older_policys_answers_are_read_the_same():
                 at_once=1.0,
                 recompute_logprobs=True,
                 packing=packed,
+                samples_per_prompt=1,
             )
         )(*params, queries(), jax.random.key(6), older)
         for packed in (True, False)

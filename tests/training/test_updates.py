@@ -76,13 +76,14 @@ def language_model_params():
     # Far from the tiny initial values, so that responses and advantages differ; drawn in float32,
     # as that model ends some responses early.
     with jax.enable_x64(False):
-        drawn = make_language_model(replace(CONFIG, dtype="float32"), V).init(jax.random.key(0))
-    return jax.tree.map(lambda x: 4 * jnp.asarray(x, float), drawn)
+        init = make_language_model(replace(CONFIG, dtype="float32"), V).init
+        drawn = jax.jit(init)(jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(4 * np.asarray(x, float)), drawn)
 
 
 @cache
 def reward_params():
-    return SCALAR.init(jax.random.key(1), language_model_params()["trunk"])
+    return jax.jit(SCALAR.init)(jax.random.key(1), language_model_params()["trunk"])
 
 
 @cache
@@ -91,7 +92,7 @@ def both(trunk):
 
 
 def start(trunk="separate"):
-    return both(trunk).init(language_model_params(), reward_params())
+    return jax.jit(both(trunk).init)(language_model_params(), reward_params())
 
 
 @cache
@@ -108,6 +109,7 @@ def rollout_fn(trunk, eos_id):
             at_once=1.0,
             recompute_logprobs=False,
             packing=False,
+            samples_per_prompt=1,
         )
     )
 
@@ -122,12 +124,17 @@ def roll_out(params, *, trunk="separate", eos_id=STOP, seed=2) -> Rollout:
 
 def prepare(rollout, kl_coef=0.1, **changes):
     coefs = {"kl_coef": jnp.float64(kl_coef), "second_weight": jnp.float64(3)}
-    return prepare_batch(rollout, coefs, **PREPARE | changes)
+    # As one program: outside of ``jax.jit`` every operation would be one.
+    return jax.jit(partial(prepare_batch, **PREPARE | changes))(rollout, coefs)
 
 
 def one_minibatch(rollout):
     """All episodes as the one minibatch of one epoch."""
-    return shuffle_minibatches(prepare(rollout)[0], jax.random.key(7), epochs=1, num_minibatches=1)
+    return shuffle(prepare(rollout)[0], jax.random.key(7), epochs=1, num_minibatches=1)
+
+
+def shuffle(batch, key, **numbers):
+    return jax.jit(partial(shuffle_minibatches, **numbers))(batch, key)
 
 
 def objective(new_logprobs, new_values, entropies, batch, *, count):
@@ -177,6 +184,12 @@ def text(*shape):
         segment_ids=jnp.asarray(mask, jnp.int32),
         positions=jnp.broadcast_to(jnp.arange(T), (*shape, T)),
     )
+
+
+def follow(average, params):
+    """The moving average after one more step, by NumPy."""
+    step = lambda e, p: EMA * np.asarray(e) + (1 - EMA) * np.asarray(p)
+    return jax.tree.map(step, average, params)
 
 
 def close(actual, expected):
@@ -328,17 +341,19 @@ def test_the_second_reward_model_scores_the_whole_episode():
         at_once=1.0,
         recompute_logprobs=False,
         packing=False,
+        samples_per_prompt=1,
     )
     queries = jax.random.randint(jax.random.key(100), (B, Q), 0, V)
     batch = QueryBatch(queries, jnp.ones((B, Q), bool), jnp.arange(B))
-    second = SCALAR.init(jax.random.key(2), language_model_params()["trunk"])
+    second = jax.jit(SCALAR.init)(jax.random.key(2), language_model_params()["trunk"])
     rewards = {"task": reward_params(), "second": second}
     inputs = (start(), language_model_params(), rewards, batch, jax.random.key(0))
     r = jax.jit(rollout_of)(*inputs)
     tokens = jnp.concatenate([r.queries, r.responses], axis=1)
     mask = jnp.concatenate([r.query_mask, r.mask], axis=1)
-    close(r.scores["second"], SCALAR.score(second, tokens, mask, None))
-    close(r.scores["task"], SCALAR.score(reward_params(), tokens, mask, None))
+    score = jax.jit(lambda params: SCALAR.score(params, tokens, mask, None))
+    close(r.scores["second"], score(second))
+    close(r.scores["task"], score(reward_params()))
     assert np.abs(r.scores["task"] - r.scores["second"]).max() > 1e-3
 
 
@@ -364,12 +379,12 @@ def test_what_an_ablation_swaps_is_what_runs():
     ppo = make_policy_optimization(config, *models, end_ids=(STOP,), pad_id=PAD, **swapped)
     scores = {"a": jnp.arange(B, dtype=float), "b": jnp.ones(B)}
     coefs = {"kl_coef": jnp.float64(0), "second_weight": jnp.float64(3)}
-    batch, metrics = ppo.batch(r._replace(scores=scores), coefs)
+    batch, metrics = jax.jit(ppo.batch)(r._replace(scores=scores), coefs)
     close(metrics["objective/scores"], (scores["a"] - 3).mean())
     close(batch.advantages.sum(axis=1), 7 * (scores["a"] - 3))
     rolled = roll_out(start())
-    loss, _ = ppo.loss(start(), prepare(rolled)[0], jax.random.key(0), 1.0)
-    logits, _ = both("separate").evaluate(start(), *rolled[:4])
+    loss, _ = jax.jit(ppo.loss)(start(), prepare(rolled)[0], jax.random.key(0), 1.0)
+    logits, _ = jax.jit(both("separate").evaluate)(start(), *rolled[:4])
     expected = entropy(scale_logits(logits, config.sampling.temperature)).sum()
     close(loss, expected + rolled.ref_logprobs[0, 0])
     moved = ppo.control(
@@ -404,7 +419,7 @@ def test_an_algorithm_is_what_its_config_says():
     scores = jnp.asarray([0.5, 1.5, 2.0, 2.0, 3.0, -3.0, 0.0, 4.0])
     r = made_up_rollout()._replace(values=None, scores={"task": scores})
     coefs = {"kl_coef": jnp.float64(0.4)}
-    batches, metrics = wired(config).prepare(r, coefs, jax.random.key(0))
+    batches, metrics = jax.jit(wired(config).prepare)(r, coefs, jax.random.key(0))
     assert batches.kl_coef.tolist() == [[0.4] * 4] * 2 and batches.values is None
     close(metrics["objective/zero_spread_groups"], 0.25)
     close(metrics["objective/rlhf_reward"], scores.mean())
@@ -416,14 +431,14 @@ def test_an_algorithm_is_what_its_config_says():
         close(batch.weights, np.where(batch.mask, batch.mask.sum() / 4 / lengths, 0))
         expected = np.array([by_logprob[x] for x in np.asarray(batch.logprobs)[:, 0]])
         close(batch.advantages, np.where(batch.mask, expected[:, None], 0))
-    whole, _ = wired(config).batch(r, coefs)
+    whole, _ = jax.jit(wired(config).batch)(r, coefs)
     close(whole.weights, np.where(r.mask, r.mask.sum() / B / r.mask.sum(axis=1, keepdims=True), 0))
 
     config = replace(config, advantage="reinforce", aggregation="token_mean")
     coefs = {name: jnp.float64(x) for name, x in starting_coefs(config).items()}
     assert coefs.keys() == {"kl_coef", "baseline", "baseline_weight"}
     moved = wired(config).control(coefs, metrics)
-    batch, metrics = wired(config).batch(r, moved)
+    batch, metrics = jax.jit(wired(config).batch)(r, moved)
     close(metrics["objective/baseline"], scores.mean())
     close(batch.advantages, np.where(r.mask, (scores - scores.mean())[:, None], 0))
     assert batch.weights is None
@@ -448,7 +463,7 @@ def test_minibatches_are_whole_episodes_each_used_once_per_epoch():
     """Bugs 31, 47: fields of an episode stay together; the order is new each epoch and key."""
     batch, _ = prepare(made_up_rollout())
     key_a, key_b = jax.random.split(jax.random.key(0))
-    shuffled = shuffle_minibatches(batch, key_a, epochs=3, num_minibatches=4)
+    shuffled = shuffle(batch, key_a, epochs=3, num_minibatches=4)
     assert shuffled.returns.shape == (12, B // 4, R)
     as_rows = lambda fields, n: np.concatenate(
         [np.nan_to_num(x.reshape(n, -1)).astype(float) for x in jax.tree.leaves(fields)], axis=1
@@ -458,7 +473,7 @@ def test_minibatches_are_whole_episodes_each_used_once_per_epoch():
     orders = same.argmax(axis=1).reshape(3, B).tolist()
     assert all(sorted(order) == list(range(B)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    other = shuffle_minibatches(batch, key_b, epochs=1, num_minibatches=1)
+    other = shuffle(batch, key_b, epochs=1, num_minibatches=1)
     assert (np.asarray(other.queries[0]) != np.asarray(batch.queries)[orders[0]]).any()
 
 
@@ -553,14 +568,14 @@ def test_minibatches_are_taken_in_turn_and_the_average_follows_each():
     """Bug 42: e ← d e + (1 − d) p from the initial weights on, without debiasing."""
     params = start()
     batch, _ = prepare(roll_out(params))
-    batches = shuffle_minibatches(batch, jax.random.key(7), epochs=1, num_minibatches=4)
+    batches = shuffle(batch, jax.random.key(7), epochs=1, num_minibatches=4)
     begin = lambda: make_start(params, lr=0.01)
     at_once, metrics = update_fn()(begin(), (batches, None), jax.random.key(0))
     state, average, seen = begin(), params, []
     for n in range(4):
         one = jax.tree.map(lambda x, n=n: x[n : n + 1], batches)
         state, each = update_fn()(state, (one, None), jax.random.key(n))
-        average = jax.tree.map(lambda e, p: EMA * e + (1 - EMA) * p, average, state.params)
+        average = follow(average, state.params)
         close(state.ema_params, average)
         seen.append(each)
     close((at_once.params, at_once.ema_params), (state.params, average))
@@ -593,9 +608,7 @@ def test_the_schedule_advances_once_per_iteration():
         make_ppo_update(loss_fn, None, None, tx, ptx_coef=0.0, accumulate=1, ema_decay=0.0)
     )
     state = make_state(params, tx, ema_decay=0.0)
-    batches = shuffle_minibatches(
-        prepare(made_up_rollout())[0], jax.random.key(0), epochs=2, num_minibatches=2
-    )
+    batches = shuffle(prepare(made_up_rollout())[0], jax.random.key(0), epochs=2, num_minibatches=2)
     positions = [0.0]
     for iteration in range(4):
         state, _ = update(state, (batches, None), jax.random.key(iteration))
@@ -647,7 +660,7 @@ def test_a_step_donates_its_state_and_nothing_else():
         new, _ = donating_update()(state, (batches, None), jax.random.key(n))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.ema_params))
-        average = jax.tree.map(lambda e, p: EMA * e + (1 - EMA) * p, average, new.params)
+        average = follow(average, new.params)
         close(new.ema_params, average)
         state = new
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((ref_params, params)))
