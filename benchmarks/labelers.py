@@ -152,7 +152,7 @@ def training(folder: Path, config: LabelersConfig, is_training: bool) -> Generat
         yield done
         return
     (case,) = make_cases(BenchmarkConfig(suite=("ppo",), shape=config.shape))
-    environment = quiet_environment(config.cores)
+    environment = quiet_environment(config.cores, "cpu")
     arguments = [case.to_json(), str(folder)]
     export = [sys.executable, "-m", "benchmarks.export", *arguments]
     subprocess.run(export, cwd=ROOT, env=environment, check=True)

@@ -44,7 +44,7 @@ def two_starts(case: Case, cores: int) -> tuple[dict[str, float], dict[str, floa
 
     Seconds of tracing, of compiling (or loading), and of all until the first repetition is done.
     """
-    environment = quiet_environment(cores) | CACHE_EVERYTHING
+    environment = quiet_environment(cores, "cpu") | CACHE_EVERYTHING
     with tempfile.TemporaryDirectory() as folder:
         arguments = [case.to_json(), folder]
         export = [sys.executable, "-m", "benchmarks.export", *arguments]

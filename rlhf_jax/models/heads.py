@@ -10,7 +10,6 @@ Everyone outside ``models/`` holds these functions and a tree of parameters, nev
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -21,15 +20,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.models import layout
 from rlhf_jax.models.attention import NEGATIVE, Segments, in_segments, segments_from_mask
+from rlhf_jax.models.cpu_decoding import (
+    prefers_rearranged,
+    prefers_transposed,
+    rearranged,
+    transposed_head,
+)
 from rlhf_jax.models.layers import accumulator, capped
 from rlhf_jax.models.packing import TokenRows, pack, read_in_blocks
-from rlhf_jax.models.products import (
-    FEW_ROWS,
-    WIDE,
-    transpose_kernels,
-    transposed_product,
-    wide_product,
-)
+from rlhf_jax.models.products import transposed_product, wide_product
 from rlhf_jax.models.transformer import (
     KeyValues,
     as_layout,
@@ -142,34 +141,6 @@ def unembedding(params: Params, dtype: str) -> Float[Array, "D V"]:
     # The barrier keeps the transpose apart: folded into the product, it makes the gradient of the
     # embedding a slower kind of product on CPU (a quarter of the head's time).
     return jax.lax.optimization_barrier(params["trunk"]["wte"].astype(dtype).T)
-
-
-def prefers_transposed(rows: int, config: ModelConfig) -> bool:
-    """Whether one CPU decodes so many rows quicker with transposed kernels."""
-    # bfloat16 is multiplied by other kernels, and several devices split the plain layout.
-    plain = accumulator(config.dtype) == config.dtype and layout.on_one_device()
-    return plain and rows in FEW_ROWS and config.d_model >= WIDE
-
-
-def prefers_rearranged(rows: int, config: ModelConfig) -> bool:
-    """Whether one CPU decodes so many rows quicker with ``rearranged`` parameters."""
-    # Of stacked layers each product would first cut its kernel out, again for every token.
-    stacked = config.scan_layers and layout.on_one_device()
-    return stacked or prefers_transposed(rows, config)
-
-
-def rearranged(params: Params, rows: int, config: ModelConfig) -> Params:
-    """``params`` as decoding steps of so many rows read them quickest on a CPU: copies."""
-    apart = as_layout(params["trunk"], replace(config, scan_layers=False))
-    params = params | {"trunk": apart}
-    if not prefers_transposed(rows, config):
-        return params
-    return transpose_kernels(params) | (transposed_head(params) if config.tied else {})
-
-
-def transposed_head(params: Params) -> Params:
-    """A tied unembedding, which lies as [out, in] already."""
-    return {"lm_head": {"transposed": params["trunk"]["wte"]}}
 
 
 def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:

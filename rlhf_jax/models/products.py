@@ -7,13 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rlhf_jax.types import Params
-
-FEW_ROWS = range(2, 33)
-"""Numbers of rows at which a transposed kernel is quicker; one row reads weights as they lie."""
-WIDE = 256
-"""Width of a model from which transposed kernels pay; narrower ones gain nothing or lose."""
-
 
 @jax.custom_vjp
 def wide_product(rows: Float[Array, "N D"], kernel: Float[Array, "D V"]) -> Float[Array, "N V"]:
@@ -45,15 +38,3 @@ def transposed_product(
     product = jax.lax.dot_general(transposed, rows, (((1,), (1,)), ((), ())))
     # The barrier keeps the compiler from swapping the operands to save the transposition.
     return jax.lax.optimization_barrier(product).T
-
-
-def transpose_kernels(params: Params) -> Params:
-    """``params`` whose kernels are stored [out, in], under the name ``transposed``."""
-    if not isinstance(params, dict):
-        return params
-    transposed = {
-        name: transpose_kernels(leaf) for name, leaf in params.items() if name != "kernel"
-    }
-    if "kernel" in params:
-        transposed["transposed"] = jnp.swapaxes(params["kernel"], -1, -2)
-    return transposed

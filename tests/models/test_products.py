@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 from precision import assert_same
 
 from rlhf_jax.config import LoRAConfig, ModelConfig
-from rlhf_jax.models import heads
+from rlhf_jax.models import cpu_decoding
 from rlhf_jax.models.heads import make_language_model
 from rlhf_jax.models.lora import add_adapters
 from rlhf_jax.models.products import transposed_product, wide_product
@@ -85,7 +85,7 @@ def test_decoding_with_turned_kernels_gives_the_same_responses(changes, monkeypa
         params = add_adapters(jax.random.key(3), params, config, LoRAConfig(rank=2))
         params = jax.tree.map(lambda x: x + 0.1, params)
     plain = sampler(config)(params, *inputs())
-    monkeypatch.setattr(heads, "WIDE", 16)
+    monkeypatch.setattr(cpu_decoding, "WIDE", 16)
     program = sampler(config)
     transposed = program(params, *inputs())
     np.testing.assert_array_equal(transposed.responses, plain.responses)
@@ -104,7 +104,7 @@ def transposed_products(program, *operands, platform="cpu") -> set[str]:
 
 @pytest.mark.parametrize("platform, transposed", PLATFORMS)
 def test_only_a_cpu_decodes_with_turned_kernels(platform, transposed, monkeypatch):
-    monkeypatch.setattr(heads, "WIDE", 16)
+    monkeypatch.setattr(cpu_decoding, "WIDE", 16)
     params = make_language_model(CONFIG, V).init(jax.random.key(0))
     found = transposed_products(sampler(CONFIG), params, *inputs(), platform=platform)
     assert found == ({"mlp", "head"} if transposed else set())
@@ -116,7 +116,7 @@ def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
     tied, platform, transposed, monkeypatch
 ):
     """On a CPU it is the left operand as it lies; an untied kernel would first be transposed."""
-    monkeypatch.setattr(heads, "WIDE", 16)
+    monkeypatch.setattr(cpu_decoding, "WIDE", 16)
     lm = make_language_model(replace(CONFIG, tied=tied, bias="none"), V)
     params, (queries, mask, _) = lm.init(jax.random.key(0)), inputs()
     prefill = jax.jit(lambda *operands: lm.prefill(*operands, length=R))
@@ -137,12 +137,12 @@ def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
     ],
 )
 def test_only_few_rows_of_a_wide_model_are_read_turned(rows, config, expected, monkeypatch):
-    monkeypatch.setattr(heads, "WIDE", 16)
+    monkeypatch.setattr(cpu_decoding, "WIDE", 16)
     assert make_language_model(config, V).prefers_rearranged(rows) == expected
 
 
 def test_kernels_lie_as_they_are_on_several_devices(monkeypatch):
-    monkeypatch.setattr(heads, "WIDE", 16)
+    monkeypatch.setattr(cpu_decoding, "WIDE", 16)
     lm = make_language_model(CONFIG, V)
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1, 4), ("data", "fsdp", "tensor"))):
         assert not lm.prefers_rearranged(8)
