@@ -57,7 +57,12 @@ def is_messages(value: Any) -> bool:
 
 def read_messages(value: list | dict) -> Conversation:
     """The conversation of a list of messages, or of a single one. Raises RowError."""
-    return tuple(map(_message, value if isinstance(value, list) else [value]))
+    conversation = tuple(map(_message, value if isinstance(value, list) else [value]))
+    if any(message.role == "tools" for message in conversation[1:]) or (
+        len(conversation) == 1 and conversation[0].role == "tools"
+    ):
+        raise RowError("a message of the role tools is not the first of several, expected it there")
+    return conversation
 
 
 def _message(value: Any) -> Message:

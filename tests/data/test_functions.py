@@ -183,6 +183,14 @@ def test_people_read_them_as_json():
             "the message of the role tools is an empty list",
         ),
         (
+            {"messages": [*MESSAGES, {"role": "tools", "content": '[{"name": "f"}]'}]},
+            "not the first",
+        ),
+        (
+            {"messages": [{"role": "tools", "content": '[{"name": "f"}]'}]},
+            "not the first of several",
+        ),
+        (
             {"tools": [ADD], "messages": [{"role": "tools", "content": '[{"name": "f"}]'}, ASK]},
             "found functions in a column and others in the messages",
         ),
