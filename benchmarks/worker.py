@@ -111,13 +111,12 @@ def stream(mebibytes: int = 256) -> float:
     """Reading memory once with one thread per core, the best of several, in GB/s."""
     threads = len(os.sched_getaffinity(0))
     parts = [np.ones(mebibytes * 2**18 // threads, np.float32) for _ in range(threads)]
-    seconds = []
-    for _ in range(7):
+
+    def read():
         readers = [threading.Thread(target=np.dot, args=(part, part)) for part in parts]
-        start = time.perf_counter()
         for reader in readers:
             reader.start()
         for reader in readers:
             reader.join()
-        seconds.append(time.perf_counter() - start)
-    return sum(part.nbytes for part in parts) / min(seconds) / 1e9
+
+    return best_gbs(read, sum(part.nbytes for part in parts))

@@ -1,5 +1,7 @@
 """Prepared data sets: the same rows as the files, never stale, never half-written."""
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
@@ -223,3 +225,17 @@ def test_split_never_holds_out_nothing_or_everything(write, cache):
     assert min(len(part) for part in split(rows, heldout_fraction=0.01)) >= 1
     with pytest.raises(InputError, match=r"holding out 0.6 of 2 different rows leaves none"):
         split(rows, heldout_fraction=0.6)
+
+
+def test_all_code_that_reads_is_part_of_a_prepared_sets_name():
+    """A change of it makes sets anew. Not what fetches files alone: their bytes are in the name."""
+    names = {module.__name__ for module in datasets.READING}
+    imported = set()
+    for module in datasets.READING:
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.ImportFrom) and node.module == "rlhf_jax.data":
+                imported |= {f"rlhf_jax.data.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlhf_jax"):
+                imported.add(node.module)
+    assert "rlhf_jax.data.columns" in imported
+    assert imported - names == {"rlhf_jax.data.hub", "rlhf_jax.errors"}

@@ -1,6 +1,7 @@
 """Functions that a model may call: rows of public sets, as a chat template writes them."""
 
 import json
+from importlib.resources import files
 
 import pytest
 from tokenizers import AddedToken
@@ -18,6 +19,7 @@ from rlhf_jax.data.formats import (
 from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.feedback.texts import from_json
+from rlhf_jax.feedback.web import reading
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"b": "int", "a": "int"}}}
 CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"b": 2, "a": 1}}}
@@ -105,6 +107,42 @@ def test_functions_stand_before_the_system_message_and_before_a_text(write):
 def test_a_call_may_be_the_better_answer(write, sides):
     (read,) = read_comparisons(write({"tools": [ADD], "prompt": [ASK]} | sides))
     assert read[:3] == ((OFFERED, ASKED), ((CALLED,), (ANSWERED,)), (0, 1))
+
+
+def test_a_call_stays_with_its_message_when_the_prompt_before_it_is_taken_away(write):
+    """Of a conversation that repeats it, and of an answer whose words begin with it."""
+    asked = [ASK, CALLING, RESULT]
+    row = {"tools": [ADD], "prompt": asked, "completion": [*asked, CALLING]}
+    (read,) = read_demonstrations(write(row))
+    assert read[:2] == ((OFFERED, ASKED, CALLED, RETURNED), (CALLED,))
+    other = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": {"a": 7}}]}
+    with pytest.raises(InputError, match="a conversation that does not begin with the prompt"):
+        read_demonstrations(write(row | {"completion": [ASK, other, RESULT, ANSWER]}))
+    words = CALLING | {"content": "Add one and two. I do."}
+    row = {"tools": [ADD], "prompt": "Add one and two.", "completion": [words]}
+    (read,) = read_demonstrations(write(row))
+    assert read.completion == (CALLED._replace(content="I do."),)
+
+
+def test_an_answer_that_was_begun_goes_on_with_words_alone(write):
+    begun = [ASK, {"role": "assistant", "content": "Let me add:"}]
+    (read,) = read_demonstrations(write({"prompt": begun, "completion": [ANSWER]}))
+    assert read.completion == "It is 3."
+    with pytest.raises(InputError, match="expected no calls in it"):
+        read_demonstrations(write({"prompt": begun, "completion": [CALLING]}))
+
+
+def test_the_labelling_page_shows_them():
+    shown = reading.asked((OFFERED, ASKED, CALLED, RETURNED))
+    assert [turn.role for turn in shown] == ["tools", "user", "assistant", "tool"]
+    assert shown[2].text == CALLED.more and shown[3].text.startswith("3 {")
+    for language in ("en", "zh"):
+        assert all(f"role.{turn.role}" in locales(language) for turn in shown)
+
+
+def locales(language):
+    path = files("rlhf_jax.feedback.web") / "locales" / f"{language}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_a_template_is_given_functions_calls_and_results(tokenizer, write):
@@ -230,6 +268,9 @@ def test_who_cannot_write_functions_refuses_them(tokenizer, write):
     offered = "line 1: the chat template leaves out functions that may be called"
     with pytest.raises(InputError, match=offered):
         encode_demonstrations(rows, tokenizer._with(chat_template=deaf), **lengths)
+    with pytest.raises(InputError, match="leaves out functions that may be called"):
+        begun = (OFFERED, ASKED, Message("assistant", "Let me add:"))
+        tokenizer._with(chat_template=deaf).encode_prompts([begun])
     mute = deaf.replace("{% for call in m.tool_calls %}", "{% for call in [] %}")
     (row,) = every_answer([row._replace(prompt=row.prompt[1:2], turns=()) for row in rows])
     with pytest.raises(InputError, match="leaves out the calls of functions"):

@@ -203,6 +203,7 @@ def test_a_run_records_the_commit_and_the_contents(hub):
 # --- without a network ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_fetched_whole_is_read_without_a_network(hub, offline, caplog):
     commit = hub.publish("dataset", "o/n", SPLITS)
     assert texts_of("hf://o/n/train") == ["a", "b"]
@@ -273,6 +274,7 @@ def test_a_model_without_what_is_read_is_refused(hub, offline):
     assert model_digest(Path("hf://o/m")) is None is settings_digest(Path("hf://o/m"))
 
 
+@pytest.mark.slow
 def test_a_command_reads_model_and_data_from_the_endpoint_of_its_environment(
     hub, checkpoint, tmp_path
 ):

@@ -151,6 +151,7 @@ def failed(findings) -> set[str]:
     return {finding.name for finding in findings if finding.passed is False}
 
 
+@pytest.mark.slow
 def test_a_sound_patient_passes_every_check(patient):
     findings = checks.examine(patient)
     assert failed(findings) == set()
@@ -161,6 +162,7 @@ def test_a_sound_patient_passes_every_check(patient):
 # --- faults in the model --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_position_bug_under_padding(patient, episodes, monkeypatch):
     """Bug 4: positions count padding."""
     ramp = lambda mask: jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
@@ -234,6 +236,7 @@ def test_a_sampler_that_forgets_the_temperature(patient, prompts, monkeypatch):
     assert {RATIO, SAMPLER, "KL(π ‖ π) is 0, nats per episode"} <= found
 
 
+@pytest.mark.slow
 def test_recomputed_log_probs_hide_the_sampler_from_the_ratio_alone(patient, prompts, monkeypatch):
     monkeypatch.setattr(generate, "filter_logits", lambda logits, **_: logits)
     recomputing = patient._replace(ppo=replace(patient.ppo, recompute_logprobs=True))
@@ -241,6 +244,7 @@ def test_recomputed_log_probs_hide_the_sampler_from_the_ratio_alone(patient, pro
     assert SAMPLER in found and RATIO not in found
 
 
+@pytest.mark.slow
 def test_a_loss_that_forgets_the_temperature(patient, prompts, monkeypatch):
     monkeypatch.setattr(policy_optimization, "scale_logits", lambda logits, temperature: logits)
     assert {RATIO, SAMPLER} <= logprob_findings(patient, prompts)
@@ -563,6 +567,7 @@ def examine(*argv: str):
     return doctor.run(cli.load(doctor.config_class(list(argv)), argv))
 
 
+@pytest.mark.slow
 def test_data_that_are_not_there_yet_are_of_the_chains_own_task(tmp_path, monkeypatch):
     class Enough(Exception):
         pass
@@ -584,6 +589,7 @@ def test_data_that_are_not_there_yet_are_of_the_chains_own_task(tmp_path, monkey
     assert "Chinese: " in (tmp_path / "data" / "prompts_ppo.jsonl").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_chain_that_has_not_been_run(chain, capsys):
     before = files(chain)
     findings = examine("--config", str(chain / "preset.py"))

@@ -172,6 +172,7 @@ def suite(runs, folder, **changes):
     )
 
 
+@pytest.mark.slow
 def test_the_suite(runs, sets, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal still names every measure
     runs = Path(shutil.copytree(runs, tmp_path / "runs"))
@@ -241,6 +242,7 @@ def test_missing_matplotlib_is_said_before_anything_is_measured(runs, tmp_path, 
     assert not (tmp_path / "safety" / "measured.json").exists()
 
 
+@pytest.mark.slow
 def test_the_respectful_prompt_is_never_cut(runs, tmp_path, monkeypatch):
     """Whatever --prompt-length says; of red-team dialogues the end is kept, and that is said."""
     read, sampler = [], safety.make_sampler
@@ -265,6 +267,7 @@ def test_the_respectful_prompt_is_never_cut(runs, tmp_path, monkeypatch):
     assert done["sft_dialogues"]["kept"] == 3 and done["sft_dialogues"]["cut"] == {"prompt": 3}
 
 
+@pytest.mark.slow
 def test_a_stopped_suite_goes_on_after_the_last_policy(runs, tmp_path, monkeypatch):
     config = suite(runs, tmp_path / "safety", suite_rows=3)
     measure, measured = safety.harmlessness, []

@@ -25,6 +25,7 @@ def test_pairing_helps():
     assert paired_bootstrap(a, rng.permutation(b))["p"] > 0.05
 
 
+@pytest.mark.slow
 def test_no_difference_is_rarely_called_one():
     """Under no difference p is below 0.05 in about 6 of 100 comparisons (three standard errors)."""
     rng = np.random.default_rng(2)

@@ -51,6 +51,7 @@ def same(found, expected):
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-6), found, expected)
 
 
+@pytest.mark.slow
 def test_between_two_policies(folder, tmp_path):
     paths = folder / "lm0", folder / "lm1"
     done = averaged(*paths, "--weights", 0.3, 0.7, "--dir", tmp_path / "run")
@@ -69,6 +70,7 @@ def test_between_two_policies(folder, tmp_path):
         averaged(*paths, "--weights", 0.5, 0.5, "--dir", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_round_of_warp(folder, tmp_path, capsys):
     """Two policies along the sphere about their start, then some way back to it; the layers of
     a scanned model have angles of their own."""

@@ -45,6 +45,7 @@ from rlhf_jax.types import QueryBatch
 # --- many samples ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_rollouts_are_of_the_density_that_is_scored(recompute):
     """Bugs 15, 17, 18: first tokens by chi-square, and the mean of log π − log π_ref is the KL."""
@@ -94,6 +95,7 @@ def test_rollouts_are_of_the_density_that_is_scored(recompute):
     assert np.where(r.mask, sampled, 0).sum(axis=1).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_a_model_tuned_on_demonstrations_stops():
     """Bugs 1, 2: the end of text is a target, apart from padding, so it is sampled on time."""
     tokenizer = train_bpe(["a b c"], vocab_size=258)
@@ -226,6 +228,7 @@ def stages(tmp_path_factory) -> Stages:
     return Stages(folder / "sft", folder / "reward", folder / "ppo", shown)
 
 
+@pytest.mark.slow
 def test_demonstrations_score_zero(stages):
     """Bug 32: by the reward model as PPO loads it, after its training, without dropout."""
     trained = load_trained(stages.reward, flag="reward", kind="scalar")

@@ -319,6 +319,7 @@ def test_a_language_model_is_no_reward_model(gpt2):
         load_trained(gpt2, flag="reward", kind="scalar")
 
 
+@pytest.mark.slow
 def test_a_piped_prompt_is_answered(gpt2, monkeypatch, capsys):
     lines = io.TextIOWrapper(io.BytesIO(b"The capital of France\n"))
     monkeypatch.setattr("sys.stdin", lines)

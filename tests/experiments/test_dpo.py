@@ -51,6 +51,7 @@ def into(config, name, **changes):
     return replace(config, run=run, **changes)
 
 
+@pytest.mark.slow
 def test_it_learns_the_order_and_starts_at_ln_2(config):
     before = params_sha256(load_params(config.init / "final"))
     done = dpo.run(config)
@@ -65,6 +66,7 @@ def test_it_learns_the_order_and_starts_at_ln_2(config):
     assert params_sha256(load_params(config.init / "final")) == before != done["params_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoRAConfig(), LoRAConfig(rank=2)], ids=["full", "lora"])
 def test_a_stopped_run_goes_on_to_the_same_bits(config, lora):
     whole = dpo.run(into(config, f"whole{lora.rank}", lora=lora))

@@ -144,6 +144,7 @@ def test_gpt2_has_exactly_its_parameters():
     assert count_parameters("gpt2_124m", vocabulary) == 124_439_808 + 768
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,expected",
     [("instructgpt_1b3", 1.3e9), ("instructgpt_6b", 6.7e9), ("instructgpt_175b", 175e9)],

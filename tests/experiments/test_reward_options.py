@@ -68,6 +68,7 @@ def by_length_and_word(path, rows):
     return path
 
 
+@pytest.mark.slow
 def test_length_control_leaves_the_words_and_takes_the_length(sft, tmp_path):
     data = by_length_and_word(tmp_path / "rows.jsonl", 1200)
     found = {}
@@ -87,6 +88,7 @@ def test_length_control_leaves_the_words_and_takes_the_length(sft, tmp_path):
     assert found[False]["accuracy"]["mean"] > found[True]["accuracy"]["mean"]
 
 
+@pytest.mark.slow
 def test_packed_answers_make_the_same_reward_model(sft, tmp_path, monkeypatch):
     data = by_length_and_word(tmp_path / "rows.jsonl", 60)
     read, packed = [], heads.packed_scores
@@ -100,6 +102,7 @@ def test_packed_answers_make_the_same_reward_model(sft, tmp_path, monkeypatch):
     assert done[0]["heldout"] == pytest.approx(done[1]["heldout"], rel=SAME, abs=SAME)
 
 
+@pytest.mark.slow
 def test_a_head_of_zero_has_no_opinion_of_the_first_batch(sft, tmp_path):
     data = by_length_and_word(tmp_path / "rows.jsonl", 60)
     first = {}
@@ -115,6 +118,7 @@ def test_a_head_of_zero_has_no_opinion_of_the_first_batch(sft, tmp_path):
     assert abs(last["margin"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_named_set_is_trained_on_and_audited(sft, tmp_path, capsys):
     name = "pref_pandalm"
     done = reward.run(config(sft, tmp_path / "reward", data=Path(name), unit_std=True))
@@ -132,6 +136,7 @@ def test_a_named_set_is_trained_on_and_audited(sft, tmp_path, capsys):
     assert "two labelers" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pairs_for_themselves_are_elements_of_their_own(sft, tmp_path):
     rows = [
         {"prompt": f"p{n}", "responses": ["a", "b", "c"], "ranks": [0, 1, 1]} for n in range(40)
@@ -157,6 +162,7 @@ def test_a_model_that_says_no_lengths_is_audited_with_those_given(sft, tmp_path)
     assert audit.run(replace(check, response_length=8))["pref_pandalm"]["accuracy"]["n"] == 146
 
 
+@pytest.mark.slow
 def test_folds_are_audited_as_one(sft, tmp_path):
     """Each model on the documents that it has not seen; all prompts count once."""
     name, runs = "rank_mqm_wmt23_zh_en", (tmp_path / "a", tmp_path / "b")
@@ -185,6 +191,7 @@ def test_folds_are_audited_as_one(sft, tmp_path):
         audit.run(replace(check(*runs), data=("pref_pandalm",)))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_of_the_model_that_it_started_from(sft, tmp_path):
     """Another model in --init is said, not passed over; the same in another place is the same."""
     rows = by_length_and_word(tmp_path / "rows.jsonl", 40)

@@ -72,6 +72,7 @@ def test_a_task_runs_through_all_stages(source, tmp_path):
     assert chinese in report and not chinese.isascii()
 
 
+@pytest.mark.slow
 def test_an_evaluation_samples_nothing_twice(source, tmp_path, monkeypatch):
     """Metrics, significance and baselines; another evaluation reads the shared answers."""
     tokenizer = train_bpe(["Chinese: 我们的猫 English: our cat"] * 9, vocab_size=300)
@@ -143,6 +144,7 @@ def test_passes_are_of_as_many_answers_of_each_policy():
         evaluate.describe_passes(answers._replace(gold=gold / 2), config)
 
 
+@pytest.mark.slow
 def test_the_files_of_a_task_alone(tmp_path, capsys):
     task_files.run(TaskConfig(name="translation", source=ROOT / "data", out=tmp_path / "data"))
     assert "demonstrations: 16,795" in capsys.readouterr().out

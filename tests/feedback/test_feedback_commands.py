@@ -209,6 +209,7 @@ def test_a_chain_s_preset_serves_every_command(command):
             assert value_of(config, name) == value_of(whole, name), name
 
 
+@pytest.mark.slow
 def test_a_flag_is_the_same_in_every_command_that_takes_it():
     fields = dict(fields_of(FeedbackConfig()))
     for command in feedback.COMMANDS.values():
@@ -365,6 +366,7 @@ def test_run_ends_when_a_part_of_it_fails():
     assert "feedback: answer: ended\nfeedback: update: ended" in said
 
 
+@pytest.mark.slow
 def test_after_the_rounds_the_site_stays_for_people():
     process = run_stubs("serve", "update", forever=True, update="")
     line = process.stderr.readline()

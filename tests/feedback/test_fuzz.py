@@ -238,6 +238,7 @@ def database(tmp_path, monkeypatch):
     return database
 
 
+@pytest.mark.slow
 def test_whatever_fields_hold(database, monkeypatch, caplog):
     check(database, 300, 0, monkeypatch, caplog)
     assert integrity(database) == "ok"
@@ -249,6 +250,7 @@ def test_whatever_fields_hold_many_times(database, monkeypatch, caplog):
     assert integrity(database) == "ok"
 
 
+@pytest.mark.slow
 def test_whatever_fields_hold_on_postgresql(server, monkeypatch, caplog):
     check(open_database(new_postgresql(server, "fuzz")), 150, 2, monkeypatch, caplog)
 

@@ -52,6 +52,7 @@ def cached(sampler, policy, folder, config=None, **changes):
     return wrap(model=policy.model, **SHAPE | changes)
 
 
+@pytest.mark.slow
 def test_nothing_is_sampled_twice_and_answers_are_as_they_were(sampler, policy, tmp_path, key):
     plain = list(sampler(policy.params, PROMPTS, key))
     sampler.batches = 0

@@ -53,6 +53,7 @@ def test_best_of_n_is_the_best_of_all_as_one():
     assert picked.gold[:, 0].tolist() == [3 * p + k for p, k in enumerate(best)]
 
 
+@pytest.mark.slow
 def test_how_likely_the_baseline_finds_an_answer_is_at_temperature_one():
     """Whatever temperature it was sampled at; without masked tokens, by log-softmax row by row."""
     model = ModelConfig(n_layers=1, d_model=16, n_heads=2, context=8)

@@ -140,6 +140,7 @@ def wait_for_sleep(pid):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
 def test_ctrl_c_ends_an_answer_and_ctrl_d_the_session():
     """In a terminal, with a line of Chinese that is typed, corrected and recalled."""

@@ -114,6 +114,7 @@ def params():
     return random_params(CONFIG, vocab_size=ROWS)
 
 
+@pytest.mark.slow
 def test_weights_are_put_back_in_order(params, tmp_path):
     write(tmp_path / "m.gguf", params)
     imported, vocabulary = load_gguf(tmp_path / "m.gguf")

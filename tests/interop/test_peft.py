@@ -213,6 +213,7 @@ def run_folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_adapters_leave_for_peft_and_come_back(run_folder):
     f = run_folder
     to_convert("to-hf", f / "run", "--out", f / "out", "--part", "adapter", "--base", f / "hf")

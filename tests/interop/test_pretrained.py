@@ -46,6 +46,7 @@ def assert_as_written(found, written, atol):
     np.testing.assert_allclose(found, np.array(written), rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_gpt2_sort_has_the_activations_that_pytorch_computed():
     reference = json.loads((SORT / "reference.json").read_text())
@@ -66,6 +67,7 @@ def test_gpt2_sort_has_the_activations_that_pytorch_computed():
     assert_as_written(logits, reference["lm_head"], 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_gpt2_sort_sorts_500_of_500():
     letters = jnp.asarray(np.random.default_rng(0).integers(0, 3, (500, 6)), jnp.int32)
@@ -118,6 +120,7 @@ def stories(tmp_path_factory):
     return load_pretrained(folder), json.loads((source / "reference.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_stories260k_has_its_logits(stories):
     model, reference = in_float64(stories[0]), stories[1]
@@ -127,6 +130,7 @@ def test_stories260k_has_its_logits(stories):
     assert_as_written(logits[0], reference["logits_of_first_8_positions"], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_stories260k_tells_its_story(stories):
     model, reference = in_float64(stories[0]), stories[1]

@@ -297,6 +297,7 @@ def test_a_batch_that_the_mesh_cannot_split_is_named(name):
         PROGRAMS[name](chain, Models(MODEL, MODEL, 512), Parallel("mesh", mesh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_logits_in_parts_are_planned_in_parts(name):
     """Four products with the vocabulary instead of three: a part is made again backward."""

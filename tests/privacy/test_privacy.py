@@ -128,6 +128,7 @@ def test_one_step_on_all_data_is_the_gaussian_mechanism():
         assert delta == pytest.approx(1e-5, rel=0.02)
 
 
+@pytest.mark.slow
 def test_epsilon_is_under_the_renyi_bound_and_moves_as_it_must():
     run = dict(rate=0.02, steps=300, delta=1e-5)
     tight = epsilon_of(1.0, **run)
@@ -138,6 +139,7 @@ def test_epsilon_is_under_the_renyi_bound_and_moves_as_it_must():
     assert epsilon_of(1.0, **run | {"rate": 0.01}) < tight
 
 
+@pytest.mark.slow
 def test_the_noise_keeps_the_budget_and_wastes_little():
     run = dict(rate=0.05, steps=100, delta=1e-5)
     noise = noise_for(3.0, **run)
@@ -350,6 +352,7 @@ def test_secrets_are_remembered_without_privacy_and_not_with_it(pretrained, tmp_
     assert found["plain"]["mean"] > found["private"]["mean"] + 2
 
 
+@pytest.mark.slow
 def test_private_training_goes_on_where_it_stopped(pretrained, tmp_path):
     rows = [{"prompt": f"the {n}", "completion": f" Human {n % 7}"} for n in range(120)]
     data = tmp_path / "rows.jsonl"
@@ -366,6 +369,7 @@ def test_private_training_goes_on_where_it_stopped(pretrained, tmp_path):
     assert whole["privacy"]["assumed"].startswith("secret run.seed and run.data_seed")
 
 
+@pytest.mark.slow
 def test_a_private_reward_model(pretrained, tmp_path):
     rows = [{"prompt": f"p {n}", "chosen": " the code", "rejected": " 7"} for n in range(100)]
     data = tmp_path / "rows.jsonl"

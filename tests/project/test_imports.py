@@ -104,6 +104,7 @@ NOT_INSTALLED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["instructgpt", "audit", "task", "doctor", "convert"])
 def test_the_main_job_imports_without_the_extras_it_does_not_install(name):
     block = f"import sys; sys.modules.update(dict.fromkeys({NOT_INSTALLED!r}))"

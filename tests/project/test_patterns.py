@@ -78,6 +78,7 @@ def test_the_time_is_linear_in_the_text(module):
     assert set(built) == {f"{module}: {ast.unparse(ast.parse(each))}" for each in known}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", [r"[\w.+-]+@", r"<!--.*?-->", r"\s+$", r"\[.*?\]"])
 def test_the_test_sees_what_is_slow(slow):
     pattern = patterns.Pattern("here", re.compile(slow), "search")

@@ -44,6 +44,7 @@ def undrawn(monkeypatch):
 # --- one run --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_page_is_one_small_file_without_script_or_network(full):
     text, _ = full
     page = Page(text)
@@ -80,6 +81,7 @@ def test_two_rewards_are_drawn_where_a_second_was_measured(tmp_path, undrawn):
     assert drawn == list(zip([0.0, 0.25, 0.5, 0.75, 1.0], golds, strict=True))
 
 
+@pytest.mark.slow
 def test_quality_against_size_is_drawn_for_runs_of_several_sizes(tmp_path, monkeypatch):
     """Runs of one size share a point; the axis is logarithmic; so for metrics and judges."""
     others = '<svg viewBox="0 0 1 1"></svg>'
@@ -232,6 +234,7 @@ def test_identity_of_the_run(full):
     assert "Missing" not in full[0]
 
 
+@pytest.mark.slow
 def test_same_records_same_bytes(full, tmp_path):
     text, folder = full
     write([folder / "chain"], tmp_path / "again.html")

@@ -338,6 +338,12 @@ def test_greedy_is_temperature_zero(params, batch):
     assert_same(logprob, token_logprobs(logits, token))
 
 
+def rollout_of(lm, both, reward_models, **changes):
+    options = dict(length=R, temperature=0.7, end_ids=(EOS,), pad_id=PAD, at_once=1.0)
+    options |= dict(recompute_logprobs=False, packing=False, samples_per_prompt=1)
+    return make_rollout(lm, both, reward_models, **options | changes)
+
+
 def test_a_rollout_reads_each_prompt_once_for_all_its_answers(params, batch):
     """Its answers are those to as many copies of the prompt."""
     copies = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), batch)
@@ -349,19 +355,8 @@ def test_a_rollout_reads_each_prompt_once_for_all_its_answers(params, batch):
 
     both, found = make_policy_value(CONFIG, CONFIG, V, "none"), []
     for samples in (1, 3):
-        rollout = make_rollout(
-            LM._replace(prefill=prefill),
-            both,
-            {},
-            length=R,
-            temperature=0.7,
-            end_ids=(EOS,),
-            pad_id=PAD,
-            at_once=1.0,
-            recompute_logprobs=False,
-            packing=False,
-            samples_per_prompt=samples,
-        )
+        lm = LM._replace(prefill=prefill)
+        rollout = rollout_of(lm, both, {}, samples_per_prompt=samples)
         found.append(jax.jit(rollout)(both.init(params, {}), params, {}, copies, jax.random.key(8)))
     assert rows == [3 * B, B]
     assert (found[0].responses == found[1].responses).all()
@@ -399,19 +394,7 @@ def test_rollout(params, batch, recompute, trunk):
     reward = make_scalar_model(CONFIG, V)
     reward_params = jax.jit(reward.init)(jax.random.key(7), params["trunk"])
     both = make_policy_value(CONFIG, CONFIG, V, trunk)
-    rollout = make_rollout(
-        LM,
-        both,
-        {"task": reward},
-        length=R,
-        temperature=0.7,
-        end_ids=(EOS,),
-        pad_id=PAD,
-        at_once=1.0,
-        recompute_logprobs=recompute,
-        packing=False,
-        samples_per_prompt=1,
-    )
+    rollout = rollout_of(LM, both, {"task": reward}, recompute_logprobs=recompute)
     trained = both.init(params, reward_params)
     r = jax.jit(rollout)(trained, params, {"task": reward_params}, batch, jax.random.key(8))
     assert_same(r.logprobs, r.ref_logprobs)

@@ -289,6 +289,7 @@ with Checkpoints(Path(sys.argv[1]), keep_latest=2, keep_best=0, best_metric=None
 """
 
 
+@pytest.mark.slow
 def test_exit_straight_after_the_last_save(tmp_path):
     expected = {"ok": 0, "error": 1}
     processes = {how: python(SAVE_AND_EXIT, tmp_path / how, how) for how in expected}
@@ -317,6 +318,7 @@ with Checkpoints(Path(sys.argv[1]), keep_latest=2, keep_best=0, best_metric=None
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_save(tmp_path):
     like = {f"w{i}": jnp.zeros(250_000, jnp.int32) for i in range(20)}  # 20 MB
     process = python(SAVE_FOREVER, tmp_path)
@@ -415,6 +417,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 def test_really_full_disk(tmp_path, small_disk):
     process = python(RUN_OUT_OF_SPACE, tmp_path / "checkpoints", small_disk)
     output, errors = process.communicate(timeout=60)

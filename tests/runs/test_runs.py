@@ -212,6 +212,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder(tmp_path):
     process = python(HOLD, tmp_path)
     assert process.stdout.readline() == "held\n", process.stderr.read()

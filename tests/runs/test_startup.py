@@ -46,6 +46,7 @@ def run(folder, **environment) -> tuple[int, int]:
     return tuple(json.loads(counts))
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path):
     found, compiled = run(tmp_path)
     assert found == 0 and compiled > 0
@@ -53,6 +54,7 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert run(tmp_path) == (compiled, 0)
 
 
+@pytest.mark.slow
 def test_the_users_own_folder_stays(tmp_path):
     run(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs"))
     assert not (tmp_path / "ours").exists()
@@ -121,6 +123,7 @@ def test_what_a_user_can_cause_is_one_line(monkeypatch, capsys, error, code, sai
     assert capsys.readouterr().err == ("" if said is None else f"stopped: {said}\n")
 
 
+@pytest.mark.slow
 def test_a_stage_starts_without_scipys_slow_parts():
     """``import scipy`` and ``scipy.stats`` in the library, never ``from scipy import stats``."""
     slow = {f"scipy.{name}" for name in ("stats", "optimize", "special", "sparse")}

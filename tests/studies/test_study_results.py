@@ -159,6 +159,7 @@ def test_arms_of_one_seed_whose_sft_differs_are_no_pair():
     ]
 
 
+@pytest.mark.slow
 def test_the_page_is_made_of_rows_alone_and_always_the_same(tmp_path):
     config = StudyConfig(file=Path("configs/studies/mine.py"), results=tmp_path, seeds=9)
     rows = make_rows(range(8))

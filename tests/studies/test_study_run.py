@@ -112,6 +112,7 @@ def test_a_study_that_is_killed_has_the_rows_of_one_that_is_not(tmp_path):
     assert not Conducted(read_study(file), config).jobs()  # nor are they run on another machine
 
 
+@pytest.mark.slow
 def test_the_documents_study_is_short_and_runs_dry(tmp_path, capsys, monkeypatch):
     text = re.search(r"```python\n(.*?)```", DOC.read_text(), re.S)[1]
     assert len(text.strip().splitlines()) <= 30
@@ -135,6 +136,7 @@ def test_the_documents_study_is_short_and_runs_dry(tmp_path, capsys, monkeypatch
     assert "nobody has timed yet" in said and [*tmp_path.iterdir()] == [file]
 
 
+@pytest.mark.slow
 def test_commands_of_what_is_missing_are_told_in_an_order_that_works(tmp_path, capsys):
     """And read back: each names a stage and a file with the config that the study would give it."""
     file = tmp_path / "toy.py"

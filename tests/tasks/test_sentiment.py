@@ -73,6 +73,7 @@ def small(tmp_path):
 # --- splits ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_sentence_and_review_serves_exactly_one_end(sentences, reviews):
     for parts, source in ((sentences, "sft_sentence_polarity"), (reviews, "sft_movie_reviews")):
         used = [sentiment.normalised(row.text) for part in parts for row in part]
@@ -88,6 +89,7 @@ def test_no_line_of_a_review_is_also_a_labelled_sentence(sentences, reviews):
     assert not lines & {sentiment.normalised(row.text) for part in sentences for row in part}
 
 
+@pytest.mark.slow
 def test_no_prompt_is_shared_by_two_lists(data):
     lists = dict(data.prompts)
     lists["demonstrations"] = [
@@ -447,6 +449,7 @@ def test_written_files_are_what_the_stages_read(data, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1 + 4 + 6
 
 
+@pytest.mark.slow
 def test_writing_is_deterministic_and_leaves_nothing_half_written(small, tmp_path, monkeypatch):
     """In other processes, where sets of strings have another order; scores to the last bit."""
     program = (

@@ -64,6 +64,16 @@ def runs_of_words(text, length=8):
     return {tuple(words[n : n + length]) for n in range(len(words) - length + 1)}
 
 
+def test_what_is_tested_could_be_kept_in_a_short_answer(task):
+    constraints_of = instructions.read_ifeval(DATA / "eval_ifeval")
+    tested = [*task.prompts["validation"], *task.prompts["evaluation"]]
+    assert len(tested) < len(constraints_of) and all(
+        short_instructions.least_words(constraint) <= 40
+        for prompt in tested
+        for constraint in constraints_of[prompt]
+    )
+
+
 def test_prompts_are_short(task):
     for prompts in task.prompts.values():
         texts = [instructions.text_of(prompt) for prompt in prompts]

@@ -79,6 +79,7 @@ def test_the_list_of_names_is_what_can_be_imported():
         assert (path.stem in NAMES) == (hasattr(module, "build") and path.stem != "task")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_prompts_serve_one_end_only(tasks, name):
     task = tasks[name]
@@ -125,6 +126,7 @@ def test_metrics_and_baselines(tasks, name):
         assert np.isfinite(task.gold(prompts, responses)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["translation", "summarization", "instructions", "language"])
 def test_files_are_read_back(tasks, name, tmp_path):
     """Chinese, newlines in prompts and all."""
@@ -419,6 +421,7 @@ def test_wrong_tasks_are_named(tasks, tmp_path):
         tasks["translation"].gold(["Chinese: 你好吗\nEnglish"], ["Hi"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_preset_fits_the_task(tasks, name):
     config = load(InstructGPTConfig, ["--task", name, "--seed", "3"])

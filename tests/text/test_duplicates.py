@@ -117,6 +117,7 @@ def test_encodings_of_one_text_are_one():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["summarization", "translation"])
 def test_the_tasks_do_not_leak(name):
     """Nothing that is evaluated on is in the demonstrations, prompts of training or corpora.

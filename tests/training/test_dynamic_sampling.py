@@ -165,6 +165,7 @@ def test_a_batch_that_cannot_be_filled_is_said_once_and_counted():
     assert wiring.control(once, full)["unfilled_batches"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["token_mean", "sequence_mean", "sequence_sum", "constant_length"])
 def test_prompts_that_teach_nothing_weigh_nothing_in_an_unfilled_batch(how):
     """Neither in the KL of the loss nor in what it is divided by: as if the batch were smaller."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from precision import log_ratio_bound
 
 from rlhf_jax.config import KLConfig, ModelConfig, OptimConfig, PPOConfig
@@ -63,6 +64,7 @@ def start(tx):
     return policy, make_state(BOTH.init(policy, value), tx, ema_decay=0.0)
 
 
+@pytest.mark.slow
 def test_ppo_learns_to_emit_the_paid_token():
     reference = LM.init(jax.random.key(0))
     before = params_sha256(reference)
@@ -82,6 +84,7 @@ def test_ppo_learns_to_emit_the_paid_token():
     assert first["policy/approxkl_avg"] > 0
 
 
+@pytest.mark.slow
 def test_the_kl_penalty_holds_the_policy_back():
     reference = LM.init(jax.random.key(0))
     scores = {}
@@ -123,6 +126,7 @@ def test_language_model_beats_the_unigram():
     assert metrics["loss"] < 0.1 < np.log(8)
 
 
+@pytest.mark.slow
 def test_reward_model_learns_a_ranking_it_can_see():
     """Responses with more 7s rank higher; held-out pairs are ordered rightly."""
     rng = np.random.default_rng(0)

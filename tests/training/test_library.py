@@ -4,6 +4,7 @@ import re
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from rlhf_jax.config import ModelConfig
@@ -12,6 +13,7 @@ from rlhf_jax.interop.huggingface import save_pretrained
 from rlhf_jax.models.heads import make_language_model
 
 
+@pytest.mark.slow
 def test_ppo_as_a_library_in_forty_lines(tmp_path):
     page = (tiny.ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)[1]

@@ -90,6 +90,7 @@ def test_importance_weights_are_those_of_the_loss_beside_what_an_answer_weighs()
     assert_same(fresh.weights.sum(axis=1), np.full(B, np.asarray(mask).sum() / B))
 
 
+@pytest.mark.slow
 def test_an_older_policy_samples_and_the_one_that_learns_says_how_likely_that_was():
     lm, both = make_language_model(MODEL, V), make_policy_value(MODEL, MODEL, V, "none")
     now, then, reference = (jax.jit(lm.init)(jax.random.key(n)) for n in range(3))

@@ -51,6 +51,7 @@ def test_schedules():
     assert at(constant, 110) == 1.0
 
 
+@pytest.mark.slow
 def test_the_schedule_counts_iterations():
     """Bug 41: after InstructGPT's 10 iterations of 8 updates the warm-up is over, not before."""
     config = OptimConfig(lr=1.0, schedule="constant", warmup_steps=10, warmup_init=0.1)

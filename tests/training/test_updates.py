@@ -444,6 +444,32 @@ def test_an_algorithm_is_what_its_config_says():
     assert batch.weights is None
 
 
+def test_the_sampler_of_an_algorithm_reads_a_prompt_once_for_its_group():
+    config = PPOConfig(
+        response_length=R,
+        batch_size=B,
+        samples_per_prompt=4,
+        num_minibatches=1,
+        value_trunk="none",
+        advantage="grpo",
+        whiten_advantages=False,
+        kl=KLConfig(coef=0.1),
+    )
+    rows = []
+
+    def prefill(params, queries, *mask, **length):
+        rows.append(len(queries))
+        return LM.prefill(params, queries, *mask, **length)
+
+    lm, none = LM._replace(prefill=prefill), both("none")
+    ppo = make_policy_optimization(config, lm, none, {}, TX, end_ids=(STOP,), pad_id=PAD)
+    params = none.init(language_model_params(), {})
+    ids = jnp.zeros((B, Q), jnp.int32)
+    batch = QueryBatch(ids, jnp.ones((B, Q), bool), jnp.arange(B))
+    jax.eval_shape(ppo.rollout, params, language_model_params(), {}, batch, jax.random.key(0))
+    assert rows == [B // 4]
+
+
 def test_the_kl_of_twice_as_long_responses_is_twice_as_large():
     """Bug 19: the controller's target is nats per episode, not per token."""
     r = made_up_rollout()
