@@ -2,7 +2,8 @@
 
 Command:  make smollm CONFIG=configs/smollm_instructions.py
 Hardware: 2 CPU cores.
-Expected: 25 minutes with AVX-512; that it follows instructions better is not shown (docs/smollm.md).
+Expected: 25 minutes with AVX-512. That it follows instructions better is not shown
+          (docs/smollm.md).
 """
 
 from dataclasses import replace

@@ -1,5 +1,6 @@
 """Global switches: every test runs with the strictest settings JAX has."""
 
+import collections
 import importlib.metadata
 import os
 
@@ -39,15 +40,9 @@ beartype_packages(TEXT)
 LONGEST = (
     *("chain", "tutorials", "hosts", "parallel", "feedback_rounds", "task_chain", "options"),
     *("privacy", "recompilation", "topologies", "benchmarks", "doctor", "safety", "presets"),
-    *(
-        "classical_bugs",
-        "dpo",
-        "learning",
-        "reward_options",
-        "attention",
-        "convert",
-        "feedback_server",
-    ),
+    *("classical_bugs", "dpo", "learning", "reward_options", "attention", "convert"),
+    *("feedback_server", "updates", "generate", "commands", "transformer", "settings"),
+    "pretrained",
     *("update_trl", "ecosystem"),  # against PyTorch
 )
 """Files that take from minutes to half a minute. They are begun first, so that two processes, each
@@ -55,9 +50,25 @@ of which takes whole files, end together (with --no-loadscope-reorder: by their 
 otherwise)."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    mark_further_cases_slow(items)
+
+
+def mark_further_cases_slow(items):
+    """Of a test marked `cases(n)`, n cases from all over its list stay in the fast suite."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("cases"):
+            tests[item.path, item.originalname].append(item)
+    for cases in tests.values():
+        few = cases[0].get_closest_marker("cases").args[0]
+        kept = {n * len(cases) // few for n in range(few)}
+        for n, item in enumerate(cases):
+            if n not in kept:
+                item.add_marker("slow")
 
 
 def pytest_collection_finish():

@@ -61,6 +61,7 @@ def test_the_first_page_fits_a_screen(command):
 
 
 @pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.cases(11)
 def test_every_field_is_on_the_page_of_its_group(name):
     made = CONFIGS[name]()
     fields = list(help_pages.fields_of(made))

@@ -499,6 +499,7 @@ IDLE = [
 
 
 @pytest.mark.parametrize("name,flags,why", IDLE)
+@pytest.mark.cases(40)
 def test_a_flag_without_effect_is_said(name, flags, why, capsys):
     load(CLASSES[name], flags.split())
     last = [flag for flag in flags.split() if flag.startswith("--")][-1]
@@ -871,6 +872,7 @@ def test_what_a_round_reads_is_there_before_it_waits_for_people(missing, tmp_pat
     "flag",
     ["--reward-init", "--ppo.value-init", "--ppo.second-reward.model", "--evaluate.second-reward"],
 )
+@pytest.mark.cases(1)
 def test_other_models_of_a_chain_are_looked_for_before_its_first_stage(flag, tmp_path):
     """A folder above a run may have an @ in its name, too."""
     folder = tmp_path / "me@home"

@@ -196,6 +196,7 @@ def make_comparisons(**options):
 
 @pytest.mark.parametrize("make", [make_text, make_mix, make_queries, make_comparisons])
 @pytest.mark.parametrize("steps", [0, 3, 7, 40])
+@pytest.mark.cases(6)
 def test_resuming_is_exact(make, steps):
     it = make()
     list(islice(it, steps))
@@ -234,6 +235,7 @@ def test_a_state_of_other_data_is_refused(other, message):
         other.set_state(make_text().get_state())
 
 
+@pytest.mark.slow
 def test_mixing_follows_the_weights_and_repeats_small_corpora():
     small, large = documents(*[8] * 4), documents(*[8] * 1000)
     it = text_batches(

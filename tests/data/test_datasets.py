@@ -195,6 +195,7 @@ def test_split_does_not_depend_on_order_nor_on_other_rows(write, cache):
     assert len(splits[0]) == 10 and len(splits[0] & splits[2]) >= 8
 
 
+@pytest.mark.slow
 def test_an_independent_side_depends_on_the_row_alone(write, cache):
     """By rank, one row more moves another for some of the rows."""
     rows = load_texts(write(*({"text": f"t{n}"} for n in range(60))), data_dir=cache)

@@ -158,6 +158,7 @@ def test_parquet_of_the_hubs_own_conversion(hub, tmp_path):
         ("hf://o o/n", r"hf://o o/n: Repo id must use alphanumeric chars"),
     ],
 )
+@pytest.mark.cases(1)
 def test_what_is_not_there_is_said(hub, name, message):
     hub.publish("dataset", "o/n", SPLITS)
     hub.publish("dataset", "o/secret", SPLITS)

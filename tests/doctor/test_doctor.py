@@ -170,6 +170,7 @@ def test_a_position_bug_under_padding(patient, episodes, monkeypatch):
     assert "left padding changes no logit" in failed(checks.model_findings(patient, episodes))
 
 
+@pytest.mark.slow
 def test_rows_that_see_each_other(patient, episodes, monkeypatch):
     unembed = heads.unembed
 
@@ -229,6 +230,7 @@ RATIO = "ratio is 1 at the first minibatch"
 SAMPLER = "sampler's log-probs = trainer's"
 
 
+@pytest.mark.slow
 def test_a_sampler_that_forgets_the_temperature(patient, prompts, monkeypatch):
     """Bug 15."""
     monkeypatch.setattr(generate, "filter_logits", lambda logits, **_: logits)
@@ -250,11 +252,13 @@ def test_a_loss_that_forgets_the_temperature(patient, prompts, monkeypatch):
     assert {RATIO, SAMPLER} <= logprob_findings(patient, prompts)
 
 
+@pytest.mark.slow
 def test_a_reference_scored_at_another_temperature(patient, prompts, monkeypatch):
     monkeypatch.setattr(rollout, "scale_logits", lambda logits, temperature: logits)
     assert logprob_findings(patient, prompts) == {"KL(π ‖ π) is 0, nats per episode"}
 
 
+@pytest.mark.slow
 def test_tokens_that_are_not_drawn_from_the_policy(patient, prompts, monkeypatch):
     """Bug 17: the log-probs are the policy's, the tokens are not."""
 
@@ -321,6 +325,7 @@ def test_the_same_faults_further_down(patient, episodes, monkeypatch, fault):
 CHUNKS = "micro-batches = whole batch"
 
 
+@pytest.mark.slow
 def test_a_mean_of_means(patient, episodes, monkeypatch):
     """Bug 29."""
     own_count = lambda x, mask, *, count=None, axis=None: masked_mean(x, mask, axis=axis) / 2
@@ -328,6 +333,7 @@ def test_a_mean_of_means(patient, episodes, monkeypatch):
     assert failed(checks.chunk_findings(patient, episodes)) == {CHUNKS}
 
 
+@pytest.mark.slow
 def test_a_reference_that_shares_the_policys_arrays(patient, episodes, monkeypatch):
     """Bug 21: the update's buffers are the reference's."""
     copies = lambda tree: jax.tree.map(jnp.copy, tree)
@@ -341,6 +347,7 @@ def test_a_reference_that_shares_the_policys_arrays(patient, episodes, monkeypat
     assert not found.passed and found.measured.startswith("changed")
 
 
+@pytest.mark.slow
 def test_adapters_move_the_policy_alone(patient, episodes):
     """With LoRA the reference does share arrays with the policy, those that do not train."""
     ppo = replace(patient.ppo, lora=LoRAConfig(rank=2))
@@ -472,6 +479,7 @@ def test_ends_of_text_out_of_the_loss(patient, episodes, monkeypatch):
     assert "ends of text in SFT's loss" in found
 
 
+@pytest.mark.slow
 def test_a_policy_that_never_learnt_to_end(patient, prompts):
     lm = make_language_model(MODEL, patient.policy.vocab_size)
     fresh = patient.policy._replace(params=lm.init(jax.random.key(0)))

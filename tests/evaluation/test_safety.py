@@ -133,6 +133,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 def test_scores_are_sums_of_token_logprobs(runs):
     """In batches of any size and at any length, equal to one text alone without padding."""
     policy = in_float64(load_trained(runs / "sft", flag="init"))

@@ -98,6 +98,7 @@ def test_a_round_of_warp(folder, tmp_path, capsys):
     assert "are averaged linearly" in capsys.readouterr().err  # what starts at 0 or 1 in all
 
 
+@pytest.mark.slow
 def test_back_towards_the_start_of_a_linear_average(folder, tmp_path):
     paths = [folder / "lm0", folder / "lm1"]
     third = shutil.copytree(folder / "lm0", tmp_path / "start")
@@ -107,6 +108,7 @@ def test_back_towards_the_start_of_a_linear_average(folder, tmp_path):
     same(found, jax.tree.map(lambda x, y: (x + y) / 2, a, b))
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_reward_models_passes_ppos_gate(folder, tmp_path):
     paths = [shutil.copytree(folder / name, tmp_path / name) for name in ("rm0", "rm1")]
     run = tmp_path / "run"
@@ -124,6 +126,7 @@ def test_a_reward_model_of_reward_models_passes_ppos_gate(folder, tmp_path):
     check_reward_models(PPOConfig(reward=(run,), min_reward_accuracy=0.0))
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_first(folder, tmp_path):
     plain = load_trained(folder / "rm0", flag="x", kind="scalar")
     model = replace(MODEL, lora_scale=2.0)

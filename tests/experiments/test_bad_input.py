@@ -275,6 +275,7 @@ OTHER = train_bpe(["once upon a time"] * 9, vocab_size=260)
         (("--policies", "lm", "lm", "--reward", "scalar"), "--policies names lm twice"),
     ],
 )
+@pytest.mark.cases(1)
 def test_what_cannot_be_compared(monkeypatch, capsys, tmp_path, models, flags, message):
     """Ids of one vocabulary mean other texts in another, though nothing would fail."""
     tiny.save_model(tmp_path / "other", OTHER, context=80)

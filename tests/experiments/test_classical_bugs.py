@@ -253,6 +253,7 @@ def test_demonstrations_score_zero(stages):
     assert abs(scores.mean()) < bound < scores.std()
 
 
+@pytest.mark.slow
 def test_the_kl_to_the_reference_starts_at_zero(stages):
     """Bugs 17, 21, 22: at step 1, on 64 prompts, the reference is the policy; at step 2 it is not.
 

@@ -88,12 +88,14 @@ def parsed(command: str, own_task: str):
 
 
 @pytest.mark.parametrize("document,command", EXPERIMENTS)
+@pytest.mark.cases(40)
 def test_experiments_parse(document, command, parse):
     """The module exists and its flags are known; a preset that is named exists."""
     parse(command)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.cases(6)
 def test_no_two_commands_of_a_document_want_one_folder(document, parse):
     """Typed one after the other, the second is neither refused nor taken for the first."""
     same = set(MAY_CHANGE) - {*STARTS_FROM}

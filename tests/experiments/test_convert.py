@@ -80,6 +80,7 @@ def test_there_and_back_gives_the_same_bytes(gpt2, tmp_path):
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_rows_that_no_token_has_are_suppressed_in_exports(gpt2, tmp_path):
     """50,304 rows as GPT-NeoX pads them: 50,257 tokens, our padding, and 46 of nothing."""
     params = {"trunk": dict(random_params(SHAPES["gpt2"], vocab_size=50304)["trunk"])}
@@ -146,6 +147,7 @@ def test_a_sentencepiece_tokenizer_comes_in_and_goes_out_as_it_was(tmp_path):
     assert load_tokenizer(tmp_path / "out").encode_beginning("hello")[0] == 1
 
 
+@pytest.mark.slow
 def test_an_export_has_a_card_and_is_pushed_when_it_is_whole(gpt2, tmp_path, monkeypatch, capsys):
     with serve() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -282,6 +284,7 @@ def test_pointers_and_second_sets_of_weights(gpt2, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.cases(1)
 def test_weights_of_compiled_and_parallel_models_are_read(gpt2, tmp_path, capsys, prefix):
     folder = tmp_path / "hf"
     shutil.copytree(gpt2, folder)

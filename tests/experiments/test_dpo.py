@@ -78,6 +78,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, lora):
 
 
 @pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.cases(1)
 def test_updates_read_what_packing_says(config, packing, monkeypatch):
     read = []
     packed = preference_optimization.packed_logprobs

@@ -149,6 +149,7 @@ def test_pairs_for_themselves_are_elements_of_their_own(sft, tmp_path):
     assert kept == {"prompt": 36, "shuffled": 72}
 
 
+@pytest.mark.slow
 def test_a_model_that_says_no_lengths_is_audited_with_those_given(sft, tmp_path):
     tokenizer = load_tokenizer(sft / "tokenizer")
     check = AuditConfig(

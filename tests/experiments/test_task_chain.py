@@ -152,6 +152,7 @@ def test_the_files_of_a_task_alone(tmp_path, capsys):
     assert {"demonstrations.jsonl", "prompts_news.jsonl", "corpus_novel.txt"} <= names
 
 
+@pytest.mark.slow
 def test_another_tasks_corpora_are_refused(tmp_path):
     config = load(InstructGPTConfig, ["--config", str(ROOT / "configs" / "quickstart.py")])
     config = replace(config, task="instructions", source=ROOT / "data", dir=tmp_path / "run")

@@ -864,6 +864,7 @@ def test_no_path_leads_to_other_files(app, name):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.cases(3)
 def test_what_people_and_models_write_is_only_text(database, app, attack):
     responses = [queue.Response(f" {attack} {n}", attack) for n in range(4)]
     queue.add_tasks(database, [queue.NewTask(attack, responses) for _ in range(2)])

@@ -201,6 +201,7 @@ def test_gaps_are_of_pairs_that_can_be_ordered():
 
 
 @pytest.mark.parametrize("width", [0.0, 0.2])
+@pytest.mark.cases(1)
 def test_two_labelers_agree_at_the_rate_asked_for(width):
     tau = calibrate_tau(gaps(SCORES), agreement=0.726, tie_width=width)
     assert expected_agreement(gaps(SCORES), tau=tau, tie_width=width) == pytest.approx(0.726)
@@ -227,6 +228,7 @@ def test_tau_grows_with_the_scale_of_the_scores():
     assert larger == pytest.approx(10 * tau)
 
 
+@pytest.mark.slow
 def test_responses_that_occur_again_do_not_make_the_noise_larger():
     """Two labelers agree as often as asked where half of the pairs are the same word twice."""
     rows = np.random.default_rng(1).choice([-1.0, 1.0], size=(4000, 4))

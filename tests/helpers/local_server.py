@@ -28,7 +28,9 @@ class Handler(BaseHTTPRequestHandler):
 def serving(handler):
     """The address at which a class of Handler answers."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # Half a second by default, which every test that stops a server would wait for.
+    poll = {"poll_interval": 0.01}
+    thread = threading.Thread(target=server.serve_forever, kwargs=poll, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

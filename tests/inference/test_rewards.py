@@ -280,6 +280,7 @@ def models(tmp_path_factory):
     return folder, task, lm, scalar, prompts
 
 
+@pytest.mark.slow
 def test_text_is_scored_as_the_reward_model_reads_it(models, capsys):
     """Held against its own tokens: with the end of text where the policy ended, and only there."""
     _, _, _, scalar, prompts = models

@@ -43,6 +43,7 @@ def read(folder, config, base):
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "phi3"])
 @pytest.mark.parametrize("lora", [EVERYWHERE, LoRAConfig(3, 3 * SCALE, "attn/c_attn")], ids=str)
+@pytest.mark.cases(4)
 def test_out_and_in_again_are_the_same_bits(name, lora, tmp_path):
     config, base, params = save(tmp_path / "a", name, lora=lora)
     again, found, kind = read(tmp_path / "a", config, base)
@@ -177,6 +178,7 @@ def test_a_bias_that_is_no_number_is_refused(tmp_path, bias):
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.cases(5)
 def test_a_wrong_adapter_is_refused(name, tmp_path):
     config, base, _ = save(tmp_path, "gpt2")
     change, message = WRONG[name]

@@ -147,6 +147,7 @@ def test_stories260k_tells_its_story(stories):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("kind", ["lm", "scalar"])
 @pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.cases(11)
 def test_every_family_survives_the_way_out_and_in(name, kind, scanned, tmp_path):
     config = dataclasses.replace(SHAPES[name], scan_layers=scanned)
     params = random_params(config, kind)
@@ -664,6 +665,7 @@ def test_a_shape_that_no_family_has_is_not_exported(change, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_every_combination_of_a_shape_is_one_family_or_none():
     """No two families claim one shape, so an export cannot load as something else."""
     values = {
@@ -714,6 +716,7 @@ def test_every_combination_of_a_shape_is_one_family_or_none():
         (48, 1600, 1_557_611_200),
     ],
 )
+@pytest.mark.cases(1)
 def test_the_four_sizes_of_gpt2_have_their_numbers_of_parameters(layers, width, parameters):
     fields = {"n_layer": layers, "n_embd": width, "n_head": width // 64, "n_positions": 1024}
     config = GPT2.read(Fields(fields | {"activation_function": "gelu_new"}, "config.json"))

@@ -92,6 +92,7 @@ def assert_near(found, expected, keys):
     ],
     ids=["whole blocks", "grouped", "behind a query", "blocks and a bit", "window", "both"],
 )
+@pytest.mark.cases(2)
 def test_splash_attention_is_attention(H, G, T, S, scoring):
     given = inputs(H, G, T, S)
     got = outputs_and_gradients(partial(interpreted, scoring=scoring), *given)
@@ -148,6 +149,7 @@ def scores_of_a_reward_model(config):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.slow
 def test_models_take_the_kernel_that_the_platform_has(monkeypatch, scan):
     fused = replace(CONFIG, attention="fused", scan_layers=scan)
     expected = scores_of_a_reward_model(replace(CONFIG, scan_layers=scan))

@@ -86,6 +86,7 @@ def test_in_a_window_a_token_sees_the_nearest_of_its_segment():
 
 @pytest.mark.parametrize("T, S", [(19, 19), (12, 30), (3, 30), (1, 1)])
 @pytest.mark.parametrize("window", [1, 7])
+@pytest.mark.cases(3)
 def test_blocks_of_a_window_are_all_scores_under_its_mask(T, S, window):
     """And the gradients, with grouped queries, padding on both sides and packed documents."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -126,6 +127,7 @@ def test_a_window_saves_scores():
 
 
 @pytest.mark.parametrize("Q", [2, 11])
+@pytest.mark.cases(1)
 def test_cached_decoding_is_the_full_forward_past_the_window(params, tokens, full, Q):
     """With left padding, queries shorter and longer than the window."""
     lm = make_language_model(CONFIG, V)
@@ -160,6 +162,7 @@ def test_packing_changes_nothing(params, tokens, full):
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.cases(1)
 def test_scanned_layers_are_the_unrolled_ones(params, tokens, remat):
     config = replace(CONFIG, scan_layers=True, remat=remat)
     stacked = {"trunk": stack_blocks(params["trunk"], CONFIG.n_layers)}
@@ -176,6 +179,7 @@ def test_scanned_layers_are_the_unrolled_ones(params, tokens, remat):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.cases(1)
 def test_a_query_read_once_scores_its_responses_as_read_each_time(params, tokens, scan):
     """The window of a response's first tokens lies in its query."""
     config = replace(CONFIG, scan_layers=scan)

@@ -4,9 +4,11 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 from tiny import ROOT
 
 
+@pytest.mark.slow
 def test_parameters_go_to_nnx_are_trained_there_and_come_back():
     page = (ROOT / "docs" / "linen.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)

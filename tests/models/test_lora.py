@@ -31,6 +31,7 @@ from rlhf_jax.types import LMBatch
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.cases(3)
 def test_new_adapters_change_nothing(name):
     config, base, params = adapted(name, random=False)
     np.testing.assert_array_equal(logits(config, params), logits(config, base))
@@ -39,6 +40,7 @@ def test_new_adapters_change_nothing(name):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.usefixtures("float64")
+@pytest.mark.cases(4)
 def test_merged_is_the_same_model(name, scan):
     config, base, params = adapted(name, scan=scan, dtype="float64")
     merged = merge_adapters(params, SCALE)

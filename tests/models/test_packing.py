@@ -96,6 +96,7 @@ def test_a_row_has_no_more_reads_than_columns():
 
 
 @pytest.mark.parametrize("name", ["of all lengths", "some empty"])
+@pytest.mark.cases(1)
 def test_models_read_the_same(float64, name):
     tokens, mask, read = padded(LENGTHS[name])
     lm, scalar = make_language_model(CONFIG, V), make_scalar_model(CONFIG, V)

@@ -77,6 +77,7 @@ def inputs():
     ],
     ids=str,
 )
+@pytest.mark.cases(1)
 def test_decoding_with_turned_kernels_gives_the_same_responses(changes, monkeypatch):
     adapters = changes.pop("lora", False)
     config = replace(CONFIG, **changes)
@@ -103,6 +104,7 @@ def transposed_products(program, *operands, platform="cpu") -> set[str]:
 
 
 @pytest.mark.parametrize("platform, transposed", PLATFORMS)
+@pytest.mark.cases(1)
 def test_only_a_cpu_decodes_with_turned_kernels(platform, transposed, monkeypatch):
     monkeypatch.setattr(cpu_decoding, "WIDE", 16)
     params = make_language_model(CONFIG, V).init(jax.random.key(0))
@@ -112,6 +114,7 @@ def test_only_a_cpu_decodes_with_turned_kernels(platform, transposed, monkeypatc
 
 @pytest.mark.parametrize("platform, transposed", PLATFORMS)
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.cases(2)
 def test_prefill_does_not_copy_a_tied_embedding_for_one_position(
     tied, platform, transposed, monkeypatch
 ):

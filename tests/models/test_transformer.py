@@ -230,6 +230,7 @@ def test_score_is_read_at_the_last_real_token(params, tokens):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.cases(1)
 def test_a_query_read_once_scores_its_responses_as_read_each_time(params, scan, positions):
     """Scores and their gradients; an absent response has the query's last token."""
     K, Q, R = 3, 4, 5

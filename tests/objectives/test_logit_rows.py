@@ -37,6 +37,7 @@ def loss_fn(config):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("rows", [1, 8, 33, 100])  # 33 = B (T − 1) rows in all
+@pytest.mark.cases(2)
 def test_the_same_loss_and_gradients(tied, rows):
     config = replace(CONFIG, tied=tied)
     lm, batch = make_language_model(config, V), make_batch()

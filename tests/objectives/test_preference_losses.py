@@ -38,6 +38,7 @@ def close(actual, expected):
         ("hinge", 0.3, 0.0, False, 0.0),
     ],
 )
+@pytest.mark.cases(3)
 def test_values_and_gradients_pair_by_pair(loss, beta, label_smoothing, per_token, sft_coef):
     """Bug 33, and mean for sum, a wrong target of IPO, robust without its division."""
     logprobs, ref_logprobs = draw()

@@ -175,6 +175,7 @@ def test_damaged_checkpoints_removed_as_advised(tmp_path):
 
 
 @pytest.mark.parametrize("task", [path.stem for path in (ROOT / "configs/tasks").glob("[a-z]*.py")])
+@pytest.mark.cases(2)
 def test_a_task_s_preset_as_advised(task):
     """Of a task whose corpora are others: --task NAME without --config."""
     assert load(configs.InstructGPTConfig, ["--task", task]).task == task

@@ -56,6 +56,7 @@ def test_page_is_one_small_file_without_script_or_network(full):
     assert {m for m in re.findall(r"(?:url\(|href=\")#([^)\"]+)", text)} <= set(page.ids)
 
 
+@pytest.mark.slow
 def test_every_part_is_there(full):
     ids = Page(full[0]).ids
     parts = "results answers frontier distributions tax reward ppo sft pretrain runs recipe"
@@ -133,6 +134,7 @@ def test_large_numbers_have_a_unit(number, words):
     assert with_unit(number) == words
 
 
+@pytest.mark.slow
 def test_drawings_are_well_formed_and_described(full):
     drawings = re.findall(r"<svg viewBox.*?</svg>", full[0], flags=re.DOTALL)
     assert len(drawings) > 20
@@ -144,6 +146,7 @@ def test_drawings_are_well_formed_and_described(full):
     assert "#0b62a8" not in "".join(drawings) and "var(--c0)" in "".join(drawings)
 
 
+@pytest.mark.slow
 def test_every_drawing_can_be_saved(full):
     text, folder = full
     links = re.findall(r'download="([^"]+)\.svg" href="data:image/svg\+xml;base64,([^"]+)"', text)
@@ -294,6 +297,7 @@ def test_calibration_bars_are_wilson_intervals():
 # --- several runs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_seeds_are_one_group_with_an_interval_over_them(tmp_path, undrawn):
     folders = [make_run(tmp_path / f"s{seed}", seed) for seed in (0, 1)]
     (group,) = group_runs(folders)
@@ -316,6 +320,7 @@ def test_seeds_are_one_group_with_an_interval_over_them(tmp_path, undrawn):
     assert high - low == pytest.approx(2 * 12.7062047 * np.std(kls, ddof=1) / np.sqrt(2))
 
 
+@pytest.mark.slow
 def test_other_configs_are_other_groups(tmp_path, undrawn):
     folders = [make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 1, kl_coef=0.5)]
     assert [group.label for group in group_runs(folders)] == ["kl.coef=0.25", "kl.coef=0.5"]
@@ -371,6 +376,7 @@ def test_band_counts_the_seeds_that_reached_a_step():
         ("perplexity_by_baseline",),
     ],
 )
+@pytest.mark.cases(1)
 def test_figures_that_an_older_evaluation_did_not_record_are_no_failure(tmp_path, undrawn, absent):
     folder = make_run(tmp_path / "old", 0)
     path = folder / "evaluate" / "DONE"

@@ -65,6 +65,7 @@ def sample(params, batch, keys, **changes):
 
 
 @pytest.mark.parametrize("size", [50, 1000])
+@pytest.mark.cases(1)
 def test_draw_follows_the_distribution(size):
     """Bug 17: chi-square against softmax, over one and over several blocks of the vocabulary.
 
@@ -114,6 +115,7 @@ def test_a_row_does_not_depend_on_its_batch(params, batch):
 
 
 @pytest.mark.parametrize("scan, rows", [(False, 64), (True, 131)])
+@pytest.mark.cases(1)
 def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, scan, rows):
     config = replace(CONFIG, scan_layers=scan)
     lm = make_language_model(config, V)
@@ -141,6 +143,7 @@ def test_rows_that_go_on_in_a_smaller_batch_are_the_same(params, monkeypatch, sc
 @pytest.mark.parametrize(
     "scan, per_query, at_once", [(False, 1, 0.25), (True, 1, 0.5), (False, 3, 0.1), (False, 2, 0.9)]
 )
+@pytest.mark.cases(1)
 def test_waiting_prompts_take_the_places_of_rows_that_have_ended(params, scan, per_query, at_once):
     """Every row answers as in the whole batch, though places begin at different times."""
     config = replace(CONFIG, scan_layers=scan)
@@ -160,6 +163,7 @@ def test_waiting_prompts_take_the_places_of_rows_that_have_ended(params, scan, p
     assert_same(found.logprobs, expected.logprobs)
 
 
+@pytest.mark.slow
 def test_a_refilled_place_takes_fewer_steps(params):
     """What it is for: rows read in all, of which those that have ended are the waste."""
     P, length = 64, 24
@@ -184,6 +188,7 @@ def test_a_refilled_place_takes_fewer_steps(params):
     assert tokens == same < refilled < 0.75 * whole
 
 
+@pytest.mark.slow
 def test_positions_of_rows_that_have_ended_stand_still(params):
     """Learned positions end with the context, and what lies beyond is NaN, which masks let pass."""
     P, length = 48, 24
@@ -254,6 +259,7 @@ def test_rows_stay_where_they_are_on_several_devices():
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.cases(1)
 def test_responses_to_one_query_are_those_to_its_copies(params, batch, scan):
     """The query is read once for all of them."""
     config = replace(CONFIG, scan_layers=scan)
@@ -299,6 +305,7 @@ def test_logprobs_of_sampling_are_those_of_the_trainer(params, batch):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.cases(1)
 def test_rows_that_no_token_has_do_not_exist(params, batch, temperature):
     """Large as they may be, they change no response and no log-prob, and have no gradient."""
     rows = 5
@@ -389,6 +396,7 @@ def test_of_stacked_layers_no_step_cuts_its_kernels_out(params, batch):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("trunk", ["separate", "shared"])
+@pytest.mark.cases(2)
 def test_rollout(params, batch, recompute, trunk):
     """Policy = reference: KL 0. Values are those of the states before each token (bug 3)."""
     reward = make_scalar_model(CONFIG, V)

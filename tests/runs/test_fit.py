@@ -139,6 +139,7 @@ def test_lengths_that_are_not_known_yet_are_not_checked():
 
 
 @pytest.mark.parametrize("steps", [1, 4, 19, 20, 1000])
+@pytest.mark.cases(1)
 def test_warm_up_is_a_share_of_the_run(steps):
     """On four pairs DPO has one step, at the full rate."""
     optim = DPOConfig().optim

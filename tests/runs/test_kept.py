@@ -75,6 +75,7 @@ def same(tree, other):
 
 
 @pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.cases(1)
 def test_steps_of_a_finished_run(init, tmp_path, ema):
     config = SFTConfig(run=frame(tmp_path / "run", keep_latest=2), init=init)
     trained = load_trained(init, flag="init")

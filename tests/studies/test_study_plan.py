@@ -155,12 +155,14 @@ def test_a_file_without_a_study_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_arms_of_the_studies_that_ship_set_nothing_without_effect(path, capsys):
     for job in plan_seed(read_study(path), 0, ROOT).jobs:
         say_idle(job.config, set_in(job.config), "")
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_frontier_holds_sampled_tokens_and_labels_equal():
     plan = plan_seed(read_study(STUDIES / "frontier.py"), 0, ROOT)
     jobs = {job.label: job for job in plan.jobs}

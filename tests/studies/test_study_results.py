@@ -115,6 +115,7 @@ def test_stale_rows_are_named():
         check_data(Path("x.jsonl"), [*rows[:-1], rows[-1] | {"data": "e"}], "d")
 
 
+@pytest.mark.slow
 def test_an_effect_is_shown_and_none_is_not():
     found, left_out = comparisons_of(make_rows(range(8)))
     assert found["best_of_4", "gold"].verdict == "higher" and not left_out
@@ -125,6 +126,7 @@ def test_an_effect_is_shown_and_none_is_not():
     assert len(ps) == 4 and ps[-1][0] == ps[-1][1] and ps[2][1] == pytest.approx(2 * ps[2][0])
 
 
+@pytest.mark.slow
 def test_few_pairs_are_not_compared_unless_told():
     found, _ = comparisons_of(make_rows(range(4)))
     assert found["ppo", "gold"].difference is None
@@ -144,6 +146,7 @@ def test_a_page_of_one_seed_claims_nothing(tmp_path):
     assert "n = 1 seed, which has no interval" in (tmp_path / "mine.svg").read_text()
 
 
+@pytest.mark.slow
 def test_arms_of_one_seed_whose_sft_differs_are_no_pair():
     """The same config on another machine: what both were made from came out otherwise."""
     rows = make_rows(range(6))

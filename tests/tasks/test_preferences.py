@@ -96,6 +96,7 @@ def test_every_pair_is_what_the_file_says(sets):
             assert judged[question, response[1:]] == (rank == 0)
 
 
+@pytest.mark.slow
 def test_rated_summaries_are_asked_for_as_the_task_asks(sets):
     """The ranks are those of the number of kinds of information; no paper is learnt from."""
     found = sets["rank_scitldr_informativeness"].heldout

@@ -83,6 +83,7 @@ def test_every_sentence_and_review_serves_exactly_one_end(sentences, reviews):
         assert set(used) <= {sentiment.normalised(row.text) for row in everything}
 
 
+@pytest.mark.slow
 def test_no_line_of_a_review_is_also_a_labelled_sentence(sentences, reviews):
     """Pang and Lee's two sets overlap in a few sentences."""
     lines = {sentiment.normalised(x) for part in reviews for r in part for x in r.text.split("\n")}
@@ -102,6 +103,7 @@ def test_no_prompt_is_shared_by_two_lists(data):
             assert not lists[first] & lists[second], (first, second)
 
 
+@pytest.mark.slow
 def test_evaluation_prompts_begin_no_other_labelled_sentence(data, sentences):
     starts = {
         POSITIVE + sentiment.prefix(row.text)
@@ -111,6 +113,7 @@ def test_evaluation_prompts_begin_no_other_labelled_sentence(data, sentences):
     assert not starts & {*data.prompts["evaluation"], *data.prompts["validation"]}
 
 
+@pytest.mark.slow
 def test_text_to_learn_from_is_neither_held_out_nor_seen_by_the_scorers(data, sentences, reviews):
     for name, documents in data.corpora.items():
         assert not set(documents) & set(data.heldout[name])
@@ -121,6 +124,7 @@ def test_text_to_learn_from_is_neither_held_out_nor_seen_by_the_scorers(data, se
     assert {row.text for row in sentences.evaluation} == set(data.heldout["polarity"])
 
 
+@pytest.mark.slow
 def test_prompts_are_distinct_many_and_say_something(data):
     wanted = {"evaluation": 400, "validation": 128, "comparisons": 1400, "ppo": 3072}
     assert set(data.prompts) == set(wanted)
@@ -131,6 +135,7 @@ def test_prompts_are_distinct_many_and_say_something(data):
             assert prompt.startswith(POSITIVE) and len(start.split()) == 3 and len(words(start)) > 1
 
 
+@pytest.mark.slow
 def test_lists_are_in_random_order(data):
     """Whoever takes the first thousand must not get an alphabet's or a file's beginning."""
     for prompts in data.prompts.values():
@@ -141,6 +146,7 @@ def test_lists_are_in_random_order(data):
     assert 0.45 < np.mean(asked) < 0.55
 
 
+@pytest.mark.slow
 def test_demonstrations_are_the_sentences_with_the_sentiment_that_people_gave(data, sentences):
     short = [row for row in sentences.demonstrations if len(row.text.split()) <= 23]
     assert len(data.demonstrations) == 3762
@@ -160,6 +166,7 @@ def test_repeated_texts_are_read_once(small):
 # --- gold scorer ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gold_and_judge_agree_with_people_on_unseen_sentences(data, sentences):
     """Measured 0.748 and 0.742 on these; the standard error is 0.015."""
     rows = [*sentences.evaluation, *sentences.validation]
@@ -170,6 +177,7 @@ def test_gold_and_judge_agree_with_people_on_unseen_sentences(data, sentences):
     assert np.mean(data.judges["classifier"](prompts, rest) == labels) >= 0.72
 
 
+@pytest.mark.slow
 def test_gold_logits_are_calibrated_on_unseen_sentences(data, sentences):
     """Calibrating once more changes them little; without calibration the slope is 2 or more."""
     rows = [*sentences.evaluation, *sentences.validation]
@@ -178,6 +186,7 @@ def test_gold_logits_are_calibrated_on_unseen_sentences(data, sentences):
     assert 0.75 < slope < 1.25 and abs(offset) < 0.3
 
 
+@pytest.mark.slow
 def test_gold_prefers_good_to_bad(data):
     ranked = [
         " moving and funny film with wonderful performances .",
@@ -203,6 +212,7 @@ def test_gold_prefers_good_to_bad(data):
         " wonderful moviendly perforgances , beauticious and excerestingly heartlropped .",
     ],
 )
+@pytest.mark.slow
 def test_cheats_do_not_pay(data, cheat):
     honest = " moving film with wonderful performances ."
     good, bad = data.gold([PROMPT] * 2, [honest, cheat])
@@ -255,6 +265,7 @@ def test_gold_reads_prefix_and_response_as_one_text():
         sentiment.full_text("Tell a joke", ".")
 
 
+@pytest.mark.slow
 def test_gold_does_not_depend_on_the_batch(data):
     prompts = data.prompts["evaluation"][:400]
     responses = [row.completion for row in data.demonstrations[:400]]
@@ -264,6 +275,7 @@ def test_gold_does_not_depend_on_the_batch(data):
     assert data.gold([], []).shape == (0,)
 
 
+@pytest.mark.slow
 def test_scoring_costs_the_same_for_each_text(data):
     """Calls of functions, which a busy machine does not change: 770 for each when written."""
     rows = (data.demonstrations * 3)[:3000]
@@ -422,6 +434,7 @@ def test_lexicons_of_the_data_folder():
     )
 
 
+@pytest.mark.slow
 def test_judges_lean_the_way_people_do(data, sentences):
     rows = sentences.evaluation
     prompts = [POSITIVE + sentiment.prefix(row.text) for row in rows]
@@ -435,6 +448,7 @@ def test_judges_lean_the_way_people_do(data, sentences):
 # --- files ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_written_files_are_what_the_stages_read(data, tmp_path):
     sentiment.write(data, tmp_path)
     for name, prompts in data.prompts.items():

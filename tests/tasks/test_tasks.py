@@ -92,6 +92,7 @@ def test_prompts_serve_one_end_only(tasks, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.cases(1)
 def test_held_out_text_is_not_learnt(tasks, name):
     task = tasks[name]
     assert list(task.corpora) == list(task.heldout)
@@ -101,6 +102,7 @@ def test_held_out_text_is_not_learnt(tasks, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.cases(3)
 def test_people_score_above_nonsense(tasks, name):
     """The gold scorer ranks what people wrote over nothing, and over answers to other prompts."""
     if name in ("instructions", "short_instructions", "tone"):
@@ -115,6 +117,7 @@ def test_people_score_above_nonsense(tasks, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.cases(3)
 def test_metrics_and_baselines(tasks, name):
     task = tasks[name]
     prompts = task.prompts["evaluation"][:40]
@@ -146,6 +149,7 @@ def test_files_are_read_back(tasks, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["instructions"])
+@pytest.mark.slow
 def test_another_process_makes_the_same(name):
     program = (
         "import sys, hashlib, pathlib; from rlhf_jax.tasks.task import find_task;"
@@ -177,6 +181,7 @@ def test_translations_of_one_sentence_stay_on_one_side(tasks):
     assert len(english["test"]) > 500 and not english["train"] & english["test"]
 
 
+@pytest.mark.slow
 def test_no_film_of_the_evaluation_is_about_what_was_trained_on(tasks):
     subjects = [subject for some in tone.SUBJECTS.values() for subject in some]
     assert len(subjects) == len(set(subjects))
@@ -187,6 +192,7 @@ def test_no_film_of_the_evaluation_is_about_what_was_trained_on(tasks):
         assert not [prompt for prompt in prompts if any(other in prompt for other in others)]
 
 
+@pytest.mark.slow
 def test_a_warm_review_is_liked_whatever_was_asked(tasks):
     task = tasks["tone"]
     prompts = task.prompts["evaluation"][:4]
@@ -321,6 +327,7 @@ def test_alpaca_eval_rows():
     ]
 
 
+@pytest.mark.slow
 def test_language_prompts_of_the_test_come_from_held_out_passages(tasks):
     task = tasks["language"]
     flat = lambda texts: " ".join(" ".join(texts).split())
@@ -331,6 +338,7 @@ def test_language_prompts_of_the_test_come_from_held_out_passages(tasks):
         assert (start + rest) in "话说天下大势，分久必合，合久必分。" and rest
 
 
+@pytest.mark.slow
 def test_language_gold_likes_text_over_noise_and_over_repetition(tasks):
     task = tasks["language"]
     prompts = task.prompts["evaluation"][:50]
@@ -342,6 +350,7 @@ def test_language_gold_likes_text_over_noise_and_over_repetition(tasks):
         assert judge(prompts, people).mean() > judge(prompts, loops).mean()
 
 
+@pytest.mark.slow
 def test_negative_prompts_turn_the_score(tasks):
     task = tasks["sentiment_negative"]
     for prompts in task.prompts.values():
@@ -365,6 +374,7 @@ def test_classification_is_judged_by_the_label(tasks):
 # --- one's own ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_one_file(tmp_path, monkeypatch):
     """The file that docs/tasks.md shows, with as many couplets as it says: a chain could begin."""
     tiny.write_own_task(tmp_path)

@@ -127,6 +127,7 @@ def test_the_tasks_do_not_leak(name):
     check_leaks(find_task(name)(DATA), name)
 
 
+@pytest.mark.slow
 def test_a_task_that_leaks_is_refused(tmp_path):
     """By the commands that write its files, before they do."""
     (tmp_path / "leaky.py").write_text(LEAKY)

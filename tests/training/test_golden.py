@@ -34,12 +34,14 @@ def measure(stage: str, dtype: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("stage", UPDATES)
+@pytest.mark.cases(2)
 def test_golden_step(stage):
     expected = json.loads(GOLDEN.read_text())[stage]
     assert measure(stage, "float64") == pytest.approx(expected, rel=SAME, abs=SAME)
 
 
 @pytest.mark.parametrize("stage", UPDATES)
+@pytest.mark.cases(1)
 def test_golden_step_in_float32(stage):
     """Forward, and twice as much backward, once an update. Not compared are shares of what lies
     beyond a bound: a rounding may move one over it."""

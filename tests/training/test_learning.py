@@ -109,6 +109,7 @@ def test_every_episode_is_used_epochs_times_in_a_new_order():
     assert (epochs[0] != epochs[1]).any()
 
 
+@pytest.mark.slow
 def test_language_model_beats_the_unigram():
     """On text where the next token is the last one plus 1, modulo 8."""
     tokens = (np.arange(12)[None] + np.arange(16)[:, None]) % 8

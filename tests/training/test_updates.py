@@ -215,6 +215,7 @@ def distance(tree, other):
 @pytest.mark.parametrize(
     "trunk,eos_id", [("separate", STOP), ("separate", NEVER), ("shared", STOP)]
 )
+@pytest.mark.cases(1)
 def test_every_ratio_is_one_at_the_first_minibatch(trunk, eos_id):
     """Bugs 14, 15, 35: no dropout and the same temperature in sampler, scorer and update."""
     params = start(trunk)
