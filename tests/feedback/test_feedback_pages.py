@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -27,7 +28,7 @@ from rlhf_jax.feedback.fields import PROMPT_FLAGS, RESPONSE_FLAGS, SKIP_REASONS,
 from rlhf_jax.feedback.labels import rankings, read_labels, written
 from rlhf_jax.feedback.plots import plot
 from rlhf_jax.feedback.standing import add_refusal, read_standing
-from rlhf_jax.feedback.web import forms, limits, reading, security
+from rlhf_jax.feedback.web import forms, label_pages, limits, reading, security
 from rlhf_jax.feedback.web.address import origin_of
 from rlhf_jax.feedback.web.app import create_app
 from rlhf_jax.feedback.web.guide import own_guide, task_guide
@@ -117,6 +118,16 @@ def test_a_task_from_form_to_training_row(database, app):
     assert [x.kind for x in read_labels(database)] == ["skip"] and "Skipped." in page
     page = ann.post("/label", page, **RANKS)
     assert "Nothing to label" in page
+
+
+def test_who_answers_at_once_has_taken_no_time(database, app, monkeypatch):
+    fill(database, 1)
+    ann = Browser(app, accounts.add_labeler(database, "Ann")[1])
+    for module in (label_pages, forms):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(time=lambda: 1_000.96))
+    ann.post("/label", ann.get("/label"), **RANKS)
+    (label,) = read_labels(database)
+    assert label.body["seconds"] == pytest.approx(0, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The labelling pages: one task at a time, skipping, taking back, and the guide."""
 
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -45,7 +46,8 @@ def task_page(visit: Visit, task: queue.Task, *, entered: forms.Entered, **optio
             "shown": [reading.continued(task.prompt, task.responses[n].text) for n in order],
             "entered": entered,
             "submission": secrets.token_hex(16),
-            "started": f"{time.time():.1f}",
+            # Rounded down: whoever answers at once must not have answered before it was asked.
+            "started": f"{math.floor(10 * time.time()) / 10:.1f}",
             "quality": QUALITY,
             "response_flags": RESPONSE_FLAGS,
             "prompt_flags": PROMPT_FLAGS,
