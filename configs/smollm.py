@@ -66,6 +66,8 @@ def get_config() -> InstructGPTConfig:
             **LENGTHS,
             run=RunConfig(eval_every=18, log_every=1),
             lora=LORA,
+            # What is praised is in a few words of the answer, not at its end.
+            pooling="mean",
             optim=adam(5e-4),
             batch_size=8,
             epochs=2,

@@ -22,7 +22,7 @@ from rlhf_jax.objectives.language_losses import count_targets
 from rlhf_jax.runs.fit import check_pace
 from rlhf_jax.runs.model_card import save_model_card
 from rlhf_jax.runs.stage import Stage
-from rlhf_jax.runs.trained import Trained, load_trained, with_adapters
+from rlhf_jax.runs.trained import Trained, load_trained, say_if_slow, with_adapters
 from rlhf_jax.training.corpora import (
     Corpora,
     load_corpora,
@@ -64,6 +64,7 @@ def run(config: PretrainConfig) -> dict:
 
         # Model and state
         lm = make_language_model(start.model, start.vocab_size)
+        say_if_slow(start.model)
         check_pace("pretrain", config.steps, optim=config.optim)
         schedule = make_schedule(config.optim, config.steps)
         tx = make_optimizer(config.optim, config.steps, updates_per_step=1)

@@ -65,7 +65,7 @@ def run(config: RewardConfig) -> dict:
         sft = for_run(sft, config.run.dir)
         sft = with_adapters(sft, config.lora, seed=config.run.seed)
         tokenizer, vocab_size = sft.tokenizer, sft.vocab_size
-        model_config = replace(sft.model, dropout=config.dropout)
+        model_config = replace(sft.model, dropout=config.dropout, pooling=config.pooling)
         rows, heldout = load_rows(config)
         context = model_config.context
         config = fit_pairs(config, chain(rows, heldout), tokenizer, context=context, stage="reward")

@@ -237,23 +237,28 @@ def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> 
     model = make_scalar_model(reward.model, reward.vocab_size)
     tokenizer = reward.tokenizer
     prompt_length, length = known(config.prompt_length), episode_length(config)
-    score_fn = parallel.function(lambda p, tokens, mask: model.score(p, tokens, mask, None))
+
+    @parallel.function
+    def score_fn(params, tokens, mask, starts):
+        return model.score(params, tokens, mask, None, start=starts)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         rows = []
         for prompt, response in zip(prompts, responses, strict=True):
             query = tokenizer.encode_prompts([prompt])[0][-prompt_length:]
             answer = tokenizer.encode_answers([prompt], [response])[0][: config.response_length]
-            rows.append(query + answer)
+            rows.append((query, answer))
         scores = []
         for start in range(0, len(rows), BATCH):
             tokens = np.full((BATCH, length), tokenizer.pad_id, np.int32)
             mask = np.zeros((BATCH, length), bool)
+            starts = np.zeros((BATCH, 1), np.int32)
             batch = rows[start : start + BATCH]
-            for n, ids in enumerate(batch):
+            for n, (query, answer) in enumerate(batch):
+                ids, starts[n] = query + answer, len(query)
                 tokens[n, : len(ids)], mask[n, : len(ids)] = ids, True
             mask[len(batch) :, 0] = True  # rows that only fill up
-            scored = score_fn(reward.params, jnp.asarray(tokens), jnp.asarray(mask))
+            scored = score_fn(reward.params, *map(jnp.asarray, (tokens, mask, starts)))
             scores.append(np.asarray(scored)[: len(batch)])
         return np.concatenate(scores).astype(float)
 

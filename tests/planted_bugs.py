@@ -11,7 +11,8 @@ something else, has noticed nothing. Exit code 1 if any bug escapes.
 Numbers up to 48 are those of a list of classical RLHF bugs; tests name them by these numbers. Those
 from 49 on are of PPO's kin, from 70 on of DPO's, from 110 on of what else an iteration learns from,
 and of what moves beside the policy, from 130 on of studies, from 140 on of dynamic sampling
-and of policies merged along a sphere, from 150 on of files and columns.
+and of policies merged along a sphere, from 150 on of files and columns, from 169 on of scores that
+are means.
 """
 
 import json
@@ -959,6 +960,31 @@ PLANTS = (
         'inside | {"arguments": arguments}',
         "inside",
         "tests/data/test_functions.py::test_a_template_is_given_functions_calls_and_results",
+    ),
+    Plant(
+        169,
+        "a mean score is over the prompt too",
+        "rlhf_jax/models/heads.py",
+        "mask & (jnp.arange(mask.shape[1])[None] >= start), axis=1)",
+        "mask, axis=1)",
+        "tests/models/test_pooling.py::test_every_way_gives_the_mean_over_the_answers_tokens",
+    ),
+    Plant(
+        170,
+        "PPO is not told where the answers begin whose mean is their score",
+        "rlhf_jax/rollouts/rollout.py",
+        "tokens, mask, None, start=Q)",
+        "tokens, mask, None)",
+        "tests/training/test_packed_episodes.py::test_a_score_that_is_a_mean_is_the_same",
+    ),
+    Plant(
+        171,
+        "the model does not know that it was trained with a mean",
+        "experiments/reward.py",
+        "replace(sft.model, dropout=config.dropout, pooling=config.pooling)",
+        "replace(sft.model, dropout=config.dropout)",
+        "tests/experiments/test_reward_options.py"
+        "::test_a_score_that_is_a_mean_learns_is_kept_and_is_not_exported",
     ),
 )
 

@@ -130,6 +130,8 @@ class ModelConfig:
     export_as: str = ""
     """Which family an export is of (transformers' model_type), where several compute the same;
     empty: the plainest. Stages set it, for a checkpoint to go out as what it came in."""
+    pooling: Literal["last", "mean"] = "last"
+    """What a reward model's score is made of; stages set it (see RewardConfig)."""
     lora_scale: Finite = 1.0
     """α / r of the low-rank adapters that parameters may hold; stages set it (see LoRAConfig)."""
     dropout: ShareBelowOne = 0.0

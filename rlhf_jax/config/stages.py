@@ -45,7 +45,7 @@ class PretrainConfig:
     attention, scan_layers, remat, logit_rows and dtype. None starts from random parameters."""
     data: TextDataConfig = field(default_factory=TextDataConfig)
     tokenizer: Annotated[TokenizerConfig, only(init=None)] = field(default_factory=TokenizerConfig)
-    model: Annotated[ModelConfig, SHAPE, never("unused_rows", "lora_scale")] = field(
+    model: Annotated[ModelConfig, SHAPE, never("unused_rows", "pooling", "lora_scale")] = field(
         default_factory=ModelConfig
     )
     lora: LoRAConfig = field(default_factory=LoRAConfig)
@@ -207,6 +207,10 @@ class RewardConfig:
     head: Literal["normal", "zero"] = "normal"
     """The new head starts from N(0, 1/√(d+1)), as OpenAI's released reward models, or from 0: all
     answers score alike then, and few comparisons need not undo what a random head says of them."""
+    pooling: Literal["last", "mean"] = "last"
+    """A score is the head's output at the answer's last token, as in InstructGPT, or its mean over
+    the answer's tokens: no token has to gather what the others say, which takes many comparisons to
+    learn. transformers has no model with the mean, so that one is not exported."""
     length_control: bool = False
     """Train beside a term b · log length, b fitted on the labels alone, that is then left out: what
     length explains is not learnt."""

@@ -132,7 +132,7 @@ def make_judge(
             kl = summed(logprobs(lm, params) - logprobs(base_lm, baseline.params))
             base = summed(logprobs(base_lm, baseline.params, temperature=1.0))
             scores = [
-                model.score(reward.params, tokens, mask, None)
+                model.score(reward.params, tokens, mask, None, start=batch.queries.shape[1])
                 for model, reward in zip(models, rewards, strict=True)
             ]
             return jnp.stack(scores, axis=1) if scores else jnp.zeros((len(kl), 0)), kl, base

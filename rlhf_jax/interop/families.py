@@ -5,10 +5,10 @@ functions between its ``config.json`` and ModelConfig.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_jax.config import ModelConfig
-from rlhf_jax.errors import InputError
+from rlhf_jax.errors import InputError, check
 from rlhf_jax.interop.config_fields import Fields, activation, rotary, write_rotary
 from rlhf_jax.interop.family import Family, anything
 from rlhf_jax.interop.gemma import GEMMA2, GEMMA3
@@ -156,6 +156,15 @@ def family_of_checkpoint(config: Mapping[str, Any], file: str) -> Family:
     if model_type not in FAMILIES:
         raise InputError(f"{file}: model_type {model_type!r} is not supported, only {[*FAMILIES]}")
     return FAMILIES[model_type]
+
+
+def check_classifier(c: ModelConfig, kind: Literal["lm", "scalar"]) -> None:
+    """Raise InputError for a reward model that no classifier of transformers computes."""
+    check(
+        kind == "lm" or c.pooling == "last",
+        "the score of this reward model is the mean over an answer's tokens (--pooling mean): "
+        "transformers' classifiers read the last one alone, so it is not exported",
+    )
 
 
 def family_of_model(c: ModelConfig) -> Family:

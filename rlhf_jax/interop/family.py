@@ -10,7 +10,7 @@ from rlhf_jax.interop.config_fields import Fields
 
 ANY = """
 n_layers d_model n_heads d_ff context norm_eps tied rotary
-unused_rows export_as lora_scale dropout scan_layers remat attention logit_rows dtype
+unused_rows export_as pooling lora_scale dropout scan_layers remat attention logit_rows dtype
 """
 """Fields of ModelConfig that any family may have as it likes, or that are no part of a model."""
 PART = re.compile(r"(?<![^.])([^.\[]+)\[(\d+)\]")

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.interop.families import family_of_model
+from rlhf_jax.interop.families import check_classifier, family_of_model
 from rlhf_jax.interop.pretrained import (
     Imported,
     Place,
@@ -105,16 +105,17 @@ def save_pretrained(
     """Write ``config.json``, ``generation_config.json`` and the weights for transformers and vLLM.
 
     Sampling stops at all of ``end_ids``; the first ends a plain text. A classifier of transformers
-    has no bias: a reward model's is kept in ``rlhf_jax.json``.
-    Raises InputError, before anything is written, for values that ``dtype`` cannot hold.
+    has no bias: a reward model's is kept in ``rlhf_jax.json``. Raises InputError, before anything
+    is written, for values that ``dtype`` cannot hold, and by ``check_classifier``.
     """
     folder = Path(folder)
     family = family_of_model(config)
+    check_classifier(config, kind)
     trunk = params["trunk"]
     if "blocks" in trunk:
         trunk = unstack_blocks(trunk, config.n_layers)
-    heads = {"lm": ("lm_head",), "scalar": ("head",)}[kind]
-    params = {"trunk": trunk} | {name: params[name] for name in heads if name in params}
+    kept = ("trunk", {"lm": "lm_head", "scalar": "head"}[kind])
+    params = {name: (params | {"trunk": trunk})[name] for name in kept if name in params}
     raw = {
         "architectures": [family.classifier if kind == "scalar" else family.causal],
         "model_type": family.model_type,

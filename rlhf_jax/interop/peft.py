@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError, check, check_fetched
-from rlhf_jax.interop.families import Family, family_of_model
+from rlhf_jax.interop.families import Family, check_classifier, family_of_model
 from rlhf_jax.interop.pretrained import check_finite
 from rlhf_jax.interop.tensor_names import Tensors, at, parameter_shapes, put, tensors_of
 from rlhf_jax.interop.weight_files import HEAD_BIAS, head_bias, read_json
@@ -262,9 +262,13 @@ def save_adapter(
     kind: Literal["lm", "scalar"],
     base: str,
 ) -> None:
-    """Write the adapters of ``params`` (and a scalar head) for PEFT; ``base`` names their model."""
+    """Write the adapters of ``params`` (and a scalar head) for PEFT; ``base`` names their model.
+
+    Raises InputError for a reward model whose score is a mean (``check_classifier``).
+    """
     folder = Path(folder)
     family = family_of_model(config)
+    check_classifier(config, kind)
     trunk = params["trunk"]
     trunk = unstack_blocks(trunk, config.n_layers) if "blocks" in trunk else trunk
     tensors: dict[str, np.ndarray] = {}

@@ -36,7 +36,7 @@ from rlhf_jax.models.transformer import (
 )
 from rlhf_jax.models.trunk import Trunk, make_trunk, padded_rows, read_rows
 from rlhf_jax.objectives.logprobs import token_logprobs, token_logprobs_in_parts
-from rlhf_jax.objectives.masked import last_index
+from rlhf_jax.objectives.masked import last_index, masked_mean
 from rlhf_jax.types import LMBatch, Params
 
 
@@ -79,7 +79,7 @@ class LanguageModel(NamedTuple):
 
 
 class ScalarModel(NamedTuple):
-    """A number per position: reward (read at the last real token) or value."""
+    """A number per position: reward (its last or their mean, ``config.pooling``) or value."""
 
     init: Callable[[Key[Array, ""], Params], Params]
     """(key, trunk parameters to start from) -> params."""
@@ -87,8 +87,11 @@ class ScalarModel(NamedTuple):
     """(params, tokens [B T], mask [B T], *, start) -> outputs of positions start..T-1."""
     read: Callable[[Params, TokenRows], Float[Array, "N M"]]
     """(params, rows) -> outputs at their columns."""
+    pool: Callable[..., Float[Array, "B"]]
+    """(outputs [B T], mask [B T], *, start) -> scores: ``pooled`` as the model has it."""
     score: Callable[..., Float[Array, "B"]]
-    """(params, tokens, mask, dropout_key | None) -> output at the last real token."""
+    """(params, tokens, mask, dropout_key | None, *, start) -> scores of whole rows, whose answers
+    begin in column ``start``: an int, or one for each row, [B 1]. Only a mean asks for it."""
     score_packed: Callable[..., Float[Array, "B K"]]
     """(params, queries, query_mask, responses, mask) -> the same scores from the real tokens alone,
     in blocks of rows; 0 of an absent response."""
@@ -274,9 +277,13 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
     def values(params, tokens, mask, *, start):
         return read(params, padded_rows(tokens, mask, start=start))
 
-    def score(params, tokens, mask, dropout_key):
+    pool = partial(pooled, pooling=config.pooling)
+
+    def score(params, tokens, mask, dropout_key, *, start=0):
         apply = trunk.applied(dropout_key)
         hidden, _ = apply(params["trunk"], tokens, positions_of(mask), segments_from_mask(mask))
+        if config.pooling == "mean":
+            return pool(apply_head(params["head"], hidden), mask, start=start)
         return apply_head(params["head"], at_position(hidden, last_index(mask)))
 
     def score_responses(params, queries, query_mask, responses, mask, dropout_key):
@@ -304,16 +311,37 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
             cache,
             jnp.int32(Q),
         )
+        if config.pooling == "mean":
+            return pool(apply_head(params["head"], written), mask, start=0).reshape(B, K)
         # An absent response has no token: the query's last stands for it, at index 0, and the last
         # of R' tokens is at index R'.
         hidden = jnp.concatenate([per_response(seen[:, -1:]), written], axis=1)
         return apply_head(params["head"], at_position(hidden, mask.sum(axis=1))).reshape(B, K)
 
-    return ScalarModel(init, values, read, score, partial(packed_scores, read), score_responses)
+    packed = partial(packed_scores, read, config.pooling)
+    return ScalarModel(init, values, read, pool, score, packed, score_responses)
+
+
+def pooled(
+    outputs: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    start: int | Int[Array, "B 1"],
+    pooling: Literal["last", "mean"],
+) -> Float[Array, "B"]:
+    """Scores of rows: the output at the last real token, as in InstructGPT, or the answer's mean.
+
+    mean: Σ w·hₜ / n + b over the n real tokens from column ``start`` on, so that each token is
+    taught by the whole answer's rank; 0 for a row without any.
+    """
+    if pooling == "last":
+        return jnp.take_along_axis(outputs, last_index(mask)[:, None], axis=1)[:, 0]
+    return masked_mean(outputs, mask & (jnp.arange(mask.shape[1])[None] >= start), axis=1)
 
 
 def packed_scores(
     read: Callable[[Params, TokenRows], Float[Array, "N M"]],
+    pooling: Literal["last", "mean"],
     params: Params,
     queries: Int[Array, "B Q"],
     query_mask: Bool[Array, "B Q"],
@@ -329,14 +357,14 @@ def packed_scores(
     queries = jnp.broadcast_to(queries[:, None], query_mask.shape)
     tokens = jnp.concatenate([queries, responses], axis=2).reshape(B * K, -1)
     mask = jnp.concatenate([query_mask, mask], axis=2).reshape(B * K, -1)
-    last = last_index(mask)[:, None]
-    ends = mask & (jnp.arange(mask.shape[1])[None] == last)
+    Q, columns = mask.shape[1] - R, jnp.arange(mask.shape[1])[None]
+    wanted = columns >= Q if pooling == "mean" else columns == last_index(mask)[:, None]
 
     def outputs(params, block):
         return block.put(read(params, block.rows))
 
-    scores = read_in_blocks(outputs, params, pack(tokens, mask, ends, most_read=R))
-    return jnp.take_along_axis(scores, last, axis=1).reshape(B, K)
+    found = read_in_blocks(outputs, params, pack(tokens, mask, mask & wanted, most_read=R))
+    return pooled(found, mask, start=Q, pooling=pooling).reshape(B, K)
 
 
 def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:

@@ -12,7 +12,6 @@ from rlhf_jax.models import layout
 from rlhf_jax.models.heads import LanguageModel, PolicyValue, ScalarModel, episode_inputs
 from rlhf_jax.models.packing import Block, pack, sum_over_blocks
 from rlhf_jax.objectives.logprobs import scale_logits, token_logprobs
-from rlhf_jax.objectives.masked import last_index
 from rlhf_jax.rollouts.generate import generate, row_keys
 from rlhf_jax.types import Generation, Params, QueryBatch, Rollout
 
@@ -137,7 +136,7 @@ def read_padded(
     networks: Readers, batch: QueryBatch, sampled: Generation, *, temperature: float
 ) -> Reading:
     """A row of each network for each episode, padding and all."""
-    n, mask = networks, sampled.mask
+    n, Q, mask = networks, batch.queries.shape[1], sampled.mask
     inputs = batch.queries, batch.query_mask, sampled.responses, mask
     logits, values = n.policy_value.evaluate(n.params, *inputs)
     logprobs = partial(response_logprobs, n.lm, temperature=temperature)
@@ -150,7 +149,7 @@ def read_padded(
         },
         values=values,
         scores={
-            name: model.score(n.reward_params[name], tokens, mask, None)
+            name: model.score(n.reward_params[name], tokens, mask, None, start=Q)
             for name, model in n.reward_models.items()
         },
     )
@@ -163,7 +162,7 @@ def read_packed(
     n, Q, R = networks, batch.queries.shape[1], sampled.mask.shape[1]
     tokens = jnp.concatenate([batch.queries, sampled.responses], axis=1)
     mask = jnp.concatenate([batch.query_mask, sampled.mask], axis=1)
-    # A response token is predicted one column before it; a score is read at the last one.
+    # A response token is predicted one column before it; a score is made of the outputs at them.
     predicted = jnp.pad(sampled.responses, [(0, 0), (Q - 1, 1)])
     read = mask.at[:, : Q - 1].set(False)
 
@@ -189,8 +188,7 @@ def read_packed(
     logprobs, lm_logprobs, values = jax.tree.map(
         lambda x: x[:, Q - 1 : -1], (logprobs, lm_logprobs, values)
     )
-    last = last_index(mask)[:, None]
-    scores = {name: jnp.take_along_axis(x, last, axis=1)[:, 0] for name, x in scores.items()}
+    scores = {name: n.reward_models[name].pool(x, mask, start=Q) for name, x in scores.items()}
     return Reading(logprobs, lm_logprobs, values, scores)
 
 

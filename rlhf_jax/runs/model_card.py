@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -54,7 +55,8 @@ def save_model_card(
     tokenizer.save(folder / "tokenizer")
     card = {"model": to_dict(model), "vocab_size": vocab_size, "kind": kind}
     if value is not None:
-        card["value"] = to_dict(value)
+        # Of the reward model that it may start from, but a value is a number per state.
+        card["value"] = to_dict(replace(value, pooling="last"))
     if lengths is not None:
         card["lengths"] = dict(lengths)
     if average_of is not None:

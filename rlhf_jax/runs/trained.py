@@ -308,11 +308,22 @@ def load_value_init(path: Path, **options: Any) -> Trained:
     return policy_as_value(load_trained(path, flag=flag, **options))
 
 
+def say_if_slow(model: ModelConfig) -> None:
+    """Say that training in bfloat16 is no gain on the processor that this is."""
+    if model.dtype == "bfloat16" and jax.default_backend() == "cpu":
+        say(
+            "note: model.dtype is bfloat16, and on both kinds of CPU that were measured, with "
+            "instructions for it, a training step took 1.5 times as long as in float32 or more "
+            "(docs/performance.md)"
+        )
+
+
 def for_run(trained: Trained, run_dir: Path) -> Trained:
     """``trained`` as a run takes it: a template writes the time at which the run began.
 
-    That a template is not used is said.
+    That a template is not used is said, and that half precision is slow here.
     """
+    say_if_slow(trained.model)
     tokenizer = trained.tokenizer
     if tokenizer.chat_template is not None and not tokenizer.chat_prompts:
         say(

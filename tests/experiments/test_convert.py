@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -185,6 +186,13 @@ def test_a_template_that_is_not_used_is_said(tmp_path, capsys):
     assert "prompts are plain text, though the model has a chat template" in capsys.readouterr().err
     for_run(trained._replace(tokenizer=trained.tokenizer.with_chat_prompts()), tmp_path / "run")
     assert capsys.readouterr().err == ""
+
+
+def test_that_half_precision_is_slow_on_a_cpu_is_said(tmp_path, capsys):
+    trained = load_trained(chat_folder(tmp_path / "hf", rows=259), flag="init")
+    trained = trained._replace(tokenizer=trained.tokenizer.with_chat_prompts())
+    for_run(trained._replace(model=replace(trained.model, dtype="bfloat16")), tmp_path / "run")
+    assert "note: model.dtype is bfloat16" in capsys.readouterr().err
 
 
 def test_a_run_keeps_the_day_on_which_it_began(tmp_path):

@@ -103,6 +103,22 @@ def test_packed_answers_make_the_same_reward_model(sft, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_score_that_is_a_mean_learns_is_kept_and_is_not_exported(sft, tmp_path):
+    rows = by_length_and_word(tmp_path / "rows.jsonl", 480).read_text().splitlines(keepends=True)
+    data, heldout, folder = tmp_path / "data.jsonl", tmp_path / "heldout.jsonl", tmp_path / "mean"
+    data.write_text("".join(rows[:400]))
+    heldout.write_text("".join(rows[400:]))
+    done = reward.run(config(sft, folder, data=data, heldout=heldout, pooling="mean", epochs=2))
+    assert load_trained(folder, flag="reward", kind="scalar").model.pooling == "mean"
+    found = audit.run(AuditConfig(reward=(folder,), data=(str(heldout),), **LENGTHS))
+    accuracy = found[str(heldout)]["accuracy"]["mean"]
+    assert accuracy == pytest.approx(done["heldout"]["eval/accuracy"], rel=SAME) and accuracy > 0.7
+    with pytest.raises(InputError, match="mean over an answer's tokens"):
+        convert.run(ConvertConfig("to-hf", folder, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_a_head_of_zero_has_no_opinion_of_the_first_batch(sft, tmp_path):
     data = by_length_and_word(tmp_path / "rows.jsonl", 60)
     first = {}

@@ -66,8 +66,11 @@ def wide(params):
     return jax.tree.map(lambda x: 4 * jnp.asarray(x, float), params)
 
 
-def networks(value_trunk):
-    lm, scalar = make_language_model(CONFIG, V), make_scalar_model(CONFIG, V)
+def networks(value_trunk, pooling="last"):
+    lm, scalar = (
+        make_language_model(CONFIG, V),
+        make_scalar_model(replace(CONFIG, pooling=pooling), V),
+    )
     both = make_policy_value(CONFIG, CONFIG, V, value_trunk)
     params, reference, older = (wide(lm.init(jax.random.key(n))) for n in range(3))
     reward = wide(scalar.init(jax.random.key(3), params["trunk"]))
@@ -80,9 +83,9 @@ def queries():
     return QueryBatch(tokens, mask, jnp.arange(B))
 
 
-def iteration(config, packed, objective=None):
+def iteration(config, packed, objective=None, pooling="last"):
     """(episodes, metrics of an update, new parameters) of one iteration."""
-    lm, scalar, both, params, _ = networks(config.value_trunk)
+    lm, scalar, both, params, _ = networks(config.value_trunk, pooling)
     ppo = make_policy_optimization(
         replace(config, packing=packed),
         lm,
@@ -111,6 +114,19 @@ def test_an_iteration_is_the_same(config):
     lengths = np.asarray(expected[0].mask.sum(axis=1))
     assert lengths.min() < R / 2 and lengths.max() == R  # there is padding, and a longest answer
     same(found, expected)
+
+
+def test_a_score_that_is_a_mean_is_the_same():
+    config = replace(PPO, value_trunk="none", optim=OptimConfig())
+    found, expected = (iteration(config, packed, pooling="mean") for packed in (True, False))
+    same(found, expected)
+    _, scalar, _, (_, _, rewards), _ = networks("none")
+    episodes, prompts = expected[0], queries()
+    rows = (prompts.queries, episodes.responses), (prompts.query_mask, episodes.mask)
+    tokens, mask = (jnp.concatenate(parts, axis=1) for parts in rows)
+    outputs = jax.jit(partial(scalar.values, start=Q))(rewards["task"], tokens, mask)
+    means = jnp.where(episodes.mask, outputs, 0).sum(axis=1) / episodes.mask.sum(axis=1)
+    same(episodes.scores["task"], means)
 
 
 def test_a_forks_objective_sees_its_minibatch_whole():
