@@ -82,11 +82,11 @@ def get_config() -> InstructGPTConfig:
             min_reward_accuracy=0.55,  # LOG.md, 2026-11-30: few comparisons teach it little
             advantage="rloo",
             value_trunk="none",
-            iterations=12,
+            iterations=10,
             batch_size=64,
             samples_per_prompt=4,
             num_minibatches=2,
-            kl=KLConfig(coef=0.05, target=0.0),
+            kl=KLConfig(coef=0.15, target=0.0),
             optim=adam(1e-3),
         ),
         # A round of people's labels in minutes: one reward model, few iterations.
@@ -100,5 +100,5 @@ def get_config() -> InstructGPTConfig:
             warmup_steps=2,
             evaluation_prompts=32,
         ),
-        evaluate=EvaluateConfig(**LENGTHS, num_prompts=128, best_of=(1,), batch_size=64),
+        evaluate=EvaluateConfig(**LENGTHS, num_prompts=128, best_of=(1,), batch_size=32),
     )

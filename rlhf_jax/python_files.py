@@ -1,17 +1,29 @@
 """Python files of the user's own: presets, tasks, reward functions."""
 
-import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TypeVar
 
 from rlhf_jax.errors import InputError, check
 
 T = TypeVar("T")
+
+
+class Uncached(SourceFileLoader):
+    """Compiles the file as it is now, and leaves no ``__pycache__`` beside it.
+
+    Python's own would take yesterday's code for that of a file of the same size and second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The file's code."""
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def load_file(path: Path, *, flag: str) -> ModuleType:
@@ -20,14 +32,16 @@ def load_file(path: Path, *, flag: str) -> ModuleType:
     Raises InputError where there is none, or with the line on which its code fails.
     """
     check(path.is_file(), f"{flag}: no such file")
-    spec = importlib.util.spec_from_file_location(f"own_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{flag}: expected a .py file")
-    module = importlib.util.module_from_spec(spec)
+    check(path.suffix == ".py", f"{flag}: expected a .py file")
+    name = f"own_{path.stem}"
+    loader = Uncached(name, str(path))
+    spec = spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # as it has a loader
+    module = module_from_spec(spec)
     # There its dataclasses look for their own types; afterwards it is nobody else's to import.
     sys.modules[module.__name__] = module
     try:
-        in_file(path, partial(spec.loader.exec_module, module), flag=flag)
+        in_file(path, partial(loader.exec_module, module), flag=flag)
     finally:
         del sys.modules[module.__name__]
     return module

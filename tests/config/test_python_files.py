@@ -1,5 +1,6 @@
 """Python files of one's own: presets, tasks and reward functions are loaded by one function."""
 
+import os
 import sys
 
 import pytest
@@ -51,3 +52,14 @@ def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "own.txt").write_text("x = 1\n")
     with pytest.raises(InputError, match=r"--task own\.txt: expected a \.py file"):
         load_file(tmp_path / "own.txt", flag="--task own.txt")
+
+
+def test_a_file_is_read_as_it_is_now_and_nothing_is_written_beside_it(tmp_path, monkeypatch):
+    """Byte code is told from its file by size and second: an edit may have the same."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path, found = tmp_path / "own.py", []
+    for value in (1, 2):
+        path.write_text(f"x = {value}\n")
+        os.utime(path, (1_000, 1_000))
+        found.append(load_file(path, flag="--task own.py").x)
+    assert found == [1, 2] and [file.name for file in tmp_path.iterdir()] == ["own.py"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from little_chain import little_quickstart
+from local_server import free_port
 from tiny import ROOT, process_environment
 
 from experiments import instructgpt
@@ -30,6 +31,8 @@ SMALL = {
     "ppo": "--iterations 2 --batch-size 16 --force True",
     "feedback run": "--rounds 1 --simulated 3 --labels-per-round 8 --tasks-per-round 12 "
     "--iterations 1 --evaluation-prompts 8 --candidates 2 --epochs 1 "
+    # The documented port may be taken, by a site or by another run of these tests.
+    f"--serve.port {free_port()} "
     "--ppo.min-reward-accuracy 0 --ppo.allow-cut True --reward.allow-cut True",
 }
 """Added to a command: the last of two equal flags counts."""

@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from feedback_site import fill, free_port, integrity, start_server, wait_for
+from feedback_site import fill, integrity, start_server, wait_for
+from local_server import free_port
 
 from rlhf_jax.feedback import accounts, queue
 from rlhf_jax.feedback.client import Client

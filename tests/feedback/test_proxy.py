@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from feedback_site import ROOT, fill, free_port, running
+from feedback_site import ROOT, fill, running
+from local_server import free_port
 
 from rlhf_jax.feedback import accounts
 from rlhf_jax.feedback.database import open_database

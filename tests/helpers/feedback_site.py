@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from local_server import free_port
 
 from rlhf_jax.feedback import accounts
 from rlhf_jax.feedback.queue import NewTask, Response, add_tasks
@@ -54,12 +55,6 @@ def integrity(database: Database) -> str:
 
 def labeler(database: Database, name: str = "Ann") -> accounts.Account:
     return accounts.add_labeler(database, name)[0]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start_server(store: Path, port: int, token: str = "admin", **options):

@@ -25,7 +25,8 @@ before = gc.get_freeze_count()
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 start(tune_malloc=True, compile_cache=pathlib.Path(sys.argv[1]))
-assert before == 0 and gc.get_freeze_count() > 10_000 and gc.get_threshold() == (50_000, 20, 50)
+# Python 3.12 begins with some hundred.
+assert before < 1_000 and gc.get_freeze_count() > 10_000 and gc.get_threshold() == (50_000, 20, 50)
 print(float(jax.jit(lambda x: x * 2 + 1)(3.0)))
 print(json.dumps([hits.count(f"/jax/compilation_cache/cache_{x}") for x in ("hits", "misses")]))
 """

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from local_server import free_port
 from precision import SAME
 
 from configs import quickstart
@@ -106,12 +106,6 @@ def test_shares_of_a_fingerprint_add_up_however_it_is_split(dtype):
 
 
 # --- processes --------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def launch(folder, stages, runs, steps, mesh, *, processes, devices, mode="mesh"):
