@@ -119,7 +119,7 @@ def make_judge(
         lm = make_language_model(model, vocab_size)
 
         @parallel.function
-        def judge(params, batch, generation):
+        def judged(params, base_params, reward_params, batch, generation):
             tokens = jnp.concatenate([batch.queries, generation.responses], axis=1)
             mask = jnp.concatenate([batch.query_mask, generation.mask], axis=1)
 
@@ -129,13 +129,18 @@ def make_judge(
             def summed(x):
                 return jnp.where(generation.mask, x, 0.0).sum(axis=1)
 
-            kl = summed(logprobs(lm, params) - logprobs(base_lm, baseline.params))
-            base = summed(logprobs(base_lm, baseline.params, temperature=1.0))
+            kl = summed(logprobs(lm, params) - logprobs(base_lm, base_params))
+            base = summed(logprobs(base_lm, base_params, temperature=1.0))
             scores = [
-                model.score(reward.params, tokens, mask, None, start=batch.queries.shape[1])
-                for model, reward in zip(models, rewards, strict=True)
+                model.score(own, tokens, mask, None, start=batch.queries.shape[1])
+                for model, own in zip(models, reward_params, strict=True)
             ]
             return jnp.stack(scores, axis=1) if scores else jnp.zeros((len(kl), 0)), kl, base
+
+        def judge(params, batch, generation):
+            # As arguments: what a function closes over is part of its program, in copies.
+            own = [reward.params for reward in rewards]
+            return judged(params, baseline.params, own, batch, generation)
 
         return lm, judge
 
