@@ -75,12 +75,13 @@ def comparison(group: Group, policy: str, rate: Between) -> str:
     prompts = {look_up(figure, "n") for figure in figures} - {None}
     of = f"{prompts.pop()} held-out prompts" if len(prompts) == 1 else "the held-out prompts"
     over = f"over {len(figures)} seeds, " if len(figures) > 1 else ""
-    titles = [name_of(name, group, [group]) for name in (policy, baseline_of(group))]
+    winner, other = (name_of(name, group, [group]) for name in (policy, baseline_of(group)))
+    theirs = f"those of {other}" if " " in other else f"{other}'s"  # "the model as it came's"
     return (
-        f"by gold score, {titles[0]}'s answers beat {titles[1]}'s on {percent(rate.mean)} of {of} "
+        f"by gold score, {winner}'s answers beat {theirs} on {percent(rate.mean)} of {of} "
         f"({over}95 % interval {percent(rate.low)} to {percent(rate.high)})"
         if rate.low <= rate.high
-        else f"by gold score, {titles[0]}'s answers beat {titles[1]}'s on {percent(rate.mean)} of "
+        else f"by gold score, {winner}'s answers beat {theirs} on {percent(rate.mean)} of "
         f"{of} (an interval was not recorded)"
     )
 

@@ -116,6 +116,12 @@ def test_an_older_evaluation_without_an_interval():
     assert sentence.endswith("on 70 % of the held-out prompts (an interval was not recorded).")
 
 
+def test_a_model_that_was_there_already_is_named_in_plain_words():
+    group = group_of(evaluation(0.8, 0.85, 0.9))
+    group.runs[0].stages["sft"].done["source"] = "somebody's"
+    assert "answers beat those of the model as it came on 85 %" in verdict(group, [group])
+
+
 def test_groups_are_judged_one_by_one():
     groups = [
         group_of(evaluation(0.8, 0.85, 0.9), label="kl.coef=0.1"),
