@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct on two CPU cores: a taste in film reviews, learnt from ranked answers.
 
 Command:  make smollm   (python -m experiments.instructgpt --config configs/smollm.py)
-Hardware: 2 CPU cores, 7 GB of memory; about 40 minutes by the steps that were timed.
-Expected: not yet known; docs/smollm.md says what has been measured.
+Hardware: 1 or 2 CPU cores, 5 GB of memory; 38 minutes on one core with AVX-512.
+Expected: PPO wins 0.87 ± 0.01 against the model as it came, at about 6 nats (docs/smollm.md).
 """
 
 import os

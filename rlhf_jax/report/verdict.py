@@ -116,10 +116,11 @@ def what_was_trained(group: Group) -> str:
     )
     tasks = {run.recipe.task for run in group.runs} - {""}
     on = f" on the task “{tasks.pop()}”" if len(tasks) == 1 else ""
+    be = "was" if runs == 1 else "were"
     if not finished:
         started = "brought in" if brought_in else "started"
-        return f"{subject} was {started}{on} and no stage of its training has finished"
-    went = "that was there already went" if brought_in else "went"
+        return f"{subject} {be} {started}{on} and no stage of its training has finished"
+    went = f"that {be} there already went" if brought_in else "went"
     return f"{subject} {went} through {listed([TRAINED[s] for s in finished])}{on}"
 
 

@@ -120,6 +120,8 @@ def test_a_model_that_was_there_already_is_named_in_plain_words():
     group = group_of(evaluation(0.8, 0.85, 0.9))
     group.runs[0].stages["sft"].done["source"] = "somebody's"
     assert "answers beat those of the model as it came on 85 %" in verdict(group, [group])
+    several = group._replace(runs=[*group.runs, *group.runs])
+    assert "a seed of its own, that were there already went through" in verdict(several, [several])
 
 
 def test_groups_are_judged_one_by_one():
