@@ -964,7 +964,7 @@ PLANTS = (
     Plant(
         169,
         "a mean score is over the prompt too",
-        "rlhf_jax/models/heads.py",
+        "rlhf_jax/models/scores.py",
         "mask & (jnp.arange(mask.shape[1])[None] >= start), axis=1)",
         "mask, axis=1)",
         "tests/models/test_pooling.py::test_every_way_gives_the_mean_over_the_answers_tokens",

@@ -108,9 +108,8 @@ def save_pretrained(
     has no bias: a reward model's is kept in ``rlhf_jax.json``. Raises InputError, before anything
     is written, for values that ``dtype`` cannot hold, and by ``check_classifier``.
     """
-    folder = Path(folder)
-    family = family_of_model(config)
     check_classifier(config, kind)
+    folder, family = Path(folder), family_of_model(config)
     trunk = params["trunk"]
     if "blocks" in trunk:
         trunk = unstack_blocks(trunk, config.n_layers)

@@ -27,8 +27,9 @@ from rlhf_jax.models.cpu_decoding import (
     transposed_head,
 )
 from rlhf_jax.models.layers import accumulator, capped
-from rlhf_jax.models.packing import TokenRows, pack, read_in_blocks
+from rlhf_jax.models.packing import TokenRows
 from rlhf_jax.models.products import transposed_product, wide_product
+from rlhf_jax.models.scores import packed_scores, pooled
 from rlhf_jax.models.transformer import (
     KeyValues,
     as_layout,
@@ -36,7 +37,7 @@ from rlhf_jax.models.transformer import (
 )
 from rlhf_jax.models.trunk import Trunk, make_trunk, padded_rows, read_rows
 from rlhf_jax.objectives.logprobs import token_logprobs, token_logprobs_in_parts
-from rlhf_jax.objectives.masked import last_index, masked_mean
+from rlhf_jax.objectives.masked import last_index
 from rlhf_jax.types import LMBatch, Params
 
 
@@ -262,14 +263,7 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
     trunk = make_trunk(config, vocab_size)
 
     def init(key, trunk_params):
-        # N(0, 1/√(d+1)) as OpenAI's released reward models (Stiennon et al. 2020's text lost the
-        # root); zero bias. The K-wise loss never moves the bias: it is for normalisation.
-        stddev = (config.d_model + 1) ** -0.5
-        kernel = stddev * jax.random.normal(key, (config.d_model, 1))
-        return {
-            "trunk": as_layout(trunk_params, config),
-            "head": {"kernel": kernel, "bias": jnp.zeros(1)},
-        }
+        return {"trunk": as_layout(trunk_params, config), "head": new_head(key, config.d_model)}
 
     def read(params, rows):
         return apply_head(params["head"], read_rows(trunk, params["trunk"], rows))
@@ -322,51 +316,6 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
     return ScalarModel(init, values, read, pool, score, packed, score_responses)
 
 
-def pooled(
-    outputs: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    *,
-    start: int | Int[Array, "B 1"],
-    pooling: Literal["last", "mean"],
-) -> Float[Array, "B"]:
-    """Scores of rows: the output at the last real token, as in InstructGPT, or the answer's mean.
-
-    mean: Σ w·hₜ / n + b over the n real tokens from column ``start`` on, so that each token is
-    taught by the whole answer's rank; 0 for a row without any.
-    """
-    if pooling == "last":
-        return jnp.take_along_axis(outputs, last_index(mask)[:, None], axis=1)[:, 0]
-    return masked_mean(outputs, mask & (jnp.arange(mask.shape[1])[None] >= start), axis=1)
-
-
-def packed_scores(
-    read: Callable[[Params, TokenRows], Float[Array, "N M"]],
-    pooling: Literal["last", "mean"],
-    params: Params,
-    queries: Int[Array, "B Q"],
-    query_mask: Bool[Array, "B Q"],
-    responses: Int[Array, "B K R"],
-    mask: Bool[Array, "B K R"],
-) -> Float[Array, "B K"]:
-    """Scores of whole answers, each behind its query, from their real tokens alone.
-
-    ``read`` is the scalar model's. The score of an absent response is 0, and nothing of it is read.
-    """
-    B, K, R = mask.shape
-    query_mask = query_mask[:, None] & mask.any(axis=2, keepdims=True)
-    queries = jnp.broadcast_to(queries[:, None], query_mask.shape)
-    tokens = jnp.concatenate([queries, responses], axis=2).reshape(B * K, -1)
-    mask = jnp.concatenate([query_mask, mask], axis=2).reshape(B * K, -1)
-    Q, columns = mask.shape[1] - R, jnp.arange(mask.shape[1])[None]
-    wanted = columns >= Q if pooling == "mean" else columns == last_index(mask)[:, None]
-
-    def outputs(params, block):
-        return block.put(read(params, block.rows))
-
-    found = read_in_blocks(outputs, params, pack(tokens, mask, mask & wanted, most_read=R))
-    return pooled(found, mask, start=Q, pooling=pooling).reshape(B, K)
-
-
 def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:
     """Keys or values with ``length`` empty slots behind them."""
     return layout.heads(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)]))
@@ -381,6 +330,14 @@ def apply_head(head: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]
     """The scalar head: hidden · kernel + bias."""
     # The head stays in float32: scores that differ by little must not round to ties.
     return (hidden.astype(accumulator(hidden.dtype)) @ head["kernel"])[..., 0] + head["bias"][0]
+
+
+def new_head(key: Key[Array, ""], d_model: int) -> Params:
+    """A scalar head: N(0, 1/√(d + 1)) as OpenAI's released reward models, and a bias of 0."""
+    # Stiennon et al. 2020's text lost the root. The K-wise loss never moves the bias: it is for
+    # normalisation.
+    kernel = (d_model + 1) ** -0.5 * jax.random.normal(key, (d_model, 1))
+    return {"kernel": kernel, "bias": jnp.zeros(1)}
 
 
 def zero_head(params: Params) -> Params:

@@ -11,7 +11,8 @@ import pytest
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import InputError
 from rlhf_jax.interop.huggingface import save_pretrained
-from rlhf_jax.models.heads import make_language_model, make_scalar_model, pooled
+from rlhf_jax.models.heads import make_language_model, make_scalar_model
+from rlhf_jax.models.scores import pooled
 
 V, B, K, Q, R = 11, 3, 3, 4, 5
 CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=16, dtype="float64", pooling="mean")
