@@ -13,19 +13,19 @@ from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_jax.config import EvaluateConfig
 from rlhf_jax.data.files import write_atomically
+from rlhf_jax.data.formats import Comparison
 from rlhf_jax.errors import check, known
 from rlhf_jax.evaluation.bias import chance_of_multiple_choice, multiple_choice, pair_bias
 from rlhf_jax.evaluation.metrics import Interval, mean_ci, win_rate
 from rlhf_jax.evaluation.numbers import show
 from rlhf_jax.inference.answer_cache import with_cache
-from rlhf_jax.inference.reward_scores import fold_held_out
+from rlhf_jax.inference.reward_scores import fold_held_out, make_reward_scorer
 from rlhf_jax.inference.sampler import make_sampler, prompt_report
 from rlhf_jax.inference.text_logprobs import continuation_logprobs, make_logprob_scorer
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
@@ -33,7 +33,7 @@ from rlhf_jax.report.drawing import load_matplotlib
 from rlhf_jax.report.figures import Panel, Series
 from rlhf_jax.report.page import Section, render
 from rlhf_jax.report.page import Table as ReportTable
-from rlhf_jax.runs.fit import episode_length, fit_answers, row_lengths
+from rlhf_jax.runs.fit import fit_answers, row_lengths
 from rlhf_jax.runs.stage import Stage
 from rlhf_jax.runs.trained import Trained, load_by_name, load_trained, names_apart
 from rlhf_jax.tasks.safety_sets import (
@@ -235,32 +235,12 @@ def count_cut(config: EvaluateConfig, policy: Trained, sets: SafetySets) -> Iter
 def make_reward(config: EvaluateConfig, parallel: Parallel, reward: Trained) -> Callable:
     """``(prompts, responses) -> scores``; both cut as in training, the end of text is counted."""
     model = make_scalar_model(reward.model, reward.vocab_size)
-    tokenizer = reward.tokenizer
-    prompt_length, length = known(config.prompt_length), episode_length(config)
-
-    @parallel.function
-    def score_fn(params, tokens, mask, starts):
-        return model.score(params, tokens, mask, None, start=starts)
+    score_rows = make_reward_scorer(model, reward.tokenizer, parallel, **row_lengths(config))
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        rows = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            query = tokenizer.encode_prompts([prompt])[0][-prompt_length:]
-            answer = tokenizer.encode_answers([prompt], [response])[0][: config.response_length]
-            rows.append((query, answer))
-        scores = []
-        for start in range(0, len(rows), BATCH):
-            tokens = np.full((BATCH, length), tokenizer.pad_id, np.int32)
-            mask = np.zeros((BATCH, length), bool)
-            starts = np.zeros((BATCH, 1), np.int32)
-            batch = rows[start : start + BATCH]
-            for n, (query, answer) in enumerate(batch):
-                ids, starts[n] = query + answer, len(query)
-                tokens[n, : len(ids)], mask[n, : len(ids)] = ids, True
-            mask[len(batch) :, 0] = True  # rows that only fill up
-            scored = score_fn(reward.params, *map(jnp.asarray, (tokens, mask, starts)))
-            scores.append(np.asarray(scored)[: len(batch)])
-        return np.concatenate(scores).astype(float)
+        pairs = zip(prompts, responses, strict=True)
+        rows = [Comparison(prompt, (response,), (0,)) for prompt, response in pairs]
+        return score_rows(reward.params, rows).scores[:, 0].astype(float)
 
     return score
 

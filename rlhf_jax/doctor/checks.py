@@ -128,7 +128,8 @@ def logprob_findings(p: Patient, episodes: Episodes) -> list[Finding]:
 
 def score_findings(p: Patient, episodes: Episodes) -> list[Finding]:
     """Whether the score is read at the last token and nowhere in padding."""
-    score_fn = jax.jit(p.exact.reward_model.score)
+    query_length = episodes.few.queries.shape[1]
+    score_fn = jax.jit(partial(p.exact.reward_model.score, start=query_length))
 
     def score_of(tokens, mask):
         return score_fn(p.reward.params, tokens, mask, None)

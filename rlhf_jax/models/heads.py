@@ -92,7 +92,7 @@ class ScalarModel(NamedTuple):
     """(outputs [B T], mask [B T], *, start) -> scores: ``pooled`` as the model has it."""
     score: Callable[..., Float[Array, "B"]]
     """(params, tokens, mask, dropout_key | None, *, start) -> scores of whole rows, whose answers
-    begin in column ``start``: an int, or one for each row, [B 1]. Only a mean asks for it."""
+    begin in column ``start``; only a mean asks for it."""
     score_packed: Callable[..., Float[Array, "B K"]]
     """(params, queries, query_mask, responses, mask) -> the same scores from the real tokens alone,
     in blocks of rows; 0 of an absent response."""

@@ -15,7 +15,7 @@ def pooled(
     outputs: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    start: int | Int[Array, "B 1"],
+    start: int,
     pooling: Literal["last", "mean"],
 ) -> Float[Array, "B"]:
     """Scores of rows: the output at the last real token, as in InstructGPT, or the answer's mean.

@@ -35,6 +35,7 @@ from rlhf_jax.doctor import invariants_ppo as of_ppo
 from rlhf_jax.doctor.patient import Patient, sample_episodes
 from rlhf_jax.errors import InputError, RunError
 from rlhf_jax.models import heads, trunk
+from rlhf_jax.models import scores as model_scores
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.objectives import policy_losses
 from rlhf_jax.objectives.language_losses import count_targets, lm_loss
@@ -285,6 +286,21 @@ def test_a_scorer_that_reads_the_token_before_the_end(patient, episodes, monkeyp
     """Bug 5 with padding = end of text."""
     monkeypatch.setattr(heads, "last_index", lambda mask: jnp.maximum(last_index(mask) - 1, 0))
     assert failed(checks.score_findings(patient, episodes)) == {LAST}
+
+
+def with_a_mean(patient):
+    model = replace(patient.reward.model, pooling="mean")
+    return patient._replace(reward=patient.reward._replace(model=model))
+
+
+def test_a_score_that_is_a_mean_is_sound(patient, episodes):
+    assert failed(checks.score_findings(with_a_mean(patient), episodes)) == set()
+
+
+def test_a_mean_over_the_padding_too(patient, episodes, monkeypatch):
+    everywhere = lambda x, mask, axis: x.mean(axis=axis)
+    monkeypatch.setattr(model_scores, "masked_mean", everywhere)
+    assert failed(checks.score_findings(with_a_mean(patient), episodes)) == {JUNK}
 
 
 SUM, FRACTION = "rewards sum to score − β KL", "a score of 0.3 stays 0.3"

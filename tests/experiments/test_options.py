@@ -208,12 +208,13 @@ def test_scanned_and_recomputed_layers_compute_the_same(run):
     assert scanned.done["heldout"] == pytest.approx(unrolled.done["heldout"], rel=SAME)
 
 
-def test_bfloat16_is_for_products_only(run):
+def test_bfloat16_is_for_products_only(run, capsys):
     model = run("pretrain").config.model
     with jax.enable_x64(False):
         full, half = (
             run("pretrain", model=replace(model, dtype=dtype)) for dtype in ("float32", "bfloat16")
         )
+    assert capsys.readouterr().err.count("note: model.dtype is bfloat16") == 1
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("float32")}
     train = newest(half, "train")["opt_state"]
     kinds = {str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(train)}

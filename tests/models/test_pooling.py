@@ -1,5 +1,6 @@
 """A reward model whose score is the mean of its outputs at the answer's tokens."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config import ModelConfig
+from rlhf_jax.data.tokenizers import train_bpe
 from rlhf_jax.errors import InputError
 from rlhf_jax.interop.huggingface import save_pretrained
+from rlhf_jax.interop.peft import save_adapter
 from rlhf_jax.models.heads import make_language_model, make_scalar_model
 from rlhf_jax.models.scores import pooled
+from rlhf_jax.runs.model_card import save_model_card
 
 V, B, K, Q, R = 11, 3, 3, 4, 5
 CONFIG = ModelConfig(n_layers=2, d_model=16, n_heads=2, context=16, dtype="float64", pooling="mean")
@@ -47,9 +51,6 @@ def ways(model):
     tokens, mask = rows()
     return {
         "in whole rows": lambda p: model.score(p, tokens, mask, None, start=Q).reshape(B, K),
-        "a start for each row": lambda p: model.score(
-            p, tokens, mask, None, start=jnp.full((B * K, 1), Q)
-        ).reshape(B, K),
         "query once": lambda p: model.score_responses(p, *ROWS, None),
         "packed": lambda p: model.score_packed(p, *ROWS),
     }
@@ -113,3 +114,21 @@ def test_no_classifier_of_transformers_has_a_mean(tmp_path, kind):
     with pytest.raises(InputError, match="mean over an answer's tokens"):
         export()
     assert not (tmp_path / "out").exists()
+
+
+def test_nor_has_peft(tmp_path):
+    config = replace(CONFIG, dtype="float32")
+    params = make_language_model(config, V).init(jax.random.key(1))
+    params = make_scalar_model(config, V).init(jax.random.key(0), params["trunk"])
+    with pytest.raises(InputError, match="mean over an answer's tokens"):
+        save_adapter(
+            tmp_path / "out", config, params, vocab_size=V, kind="scalar", base="somebody/model"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_network_that_started_from_a_mean_is_read_state_by_state(tmp_path):
+    tokenizer = train_bpe(["ab"], vocab_size=259)
+    save_model_card(tmp_path, CONFIG, 259, tokenizer, kind="lm", value=CONFIG)
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert [card[name]["pooling"] for name in ("model", "value")] == ["mean", "last"]
