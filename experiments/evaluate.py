@@ -100,10 +100,9 @@ def run(config: EvaluateConfig) -> dict:
         answer = make_answer(config, parallel, policies[baseline], rewards, task.gold, second)
         answers = {}
         for name, policy in policies.items():
-            best = config.best_of if name == baseline and config.reward else (1,)
-            n = max(config.samples_for_pass, *best)
+            picked = config.samples_for_best if name == baseline and config.reward else 1
+            n, like = max(config.samples_for_pass, picked), answers.get(baseline)
             progress = partial(stage.each, of=name)
-            like = answers.get(baseline)
             answers[name] = answer(policy, prompts, key, n=n, each=progress, like=like)
             stage.log_samples(sample_rows(name, texts, answers[name]))
             if config.alpaca_eval:
@@ -136,6 +135,7 @@ def run(config: EvaluateConfig) -> dict:
             None,
             baseline=baseline,
             policies=table,
+            best_of_curve=describe_curves(base, config),
             baselines=without_model,
             text=losses_described,
             text_change=text_change(losses, "pretrain" if "pretrain" in losses else baseline),
@@ -180,6 +180,27 @@ def describe_scores(answers: Answers, config: EvaluateConfig) -> dict:
     if config.second_reward is not None:
         figures["second_score"] = measure.mean_ci(answers.second_scores[:, 0])
     return figures
+
+
+def describe_curves(base: Answers, config: EvaluateConfig) -> dict[str, list[dict]]:
+    """Of each reward model, KL, gold and its own score of the best of n by it alone, n by n."""
+    if not (config.reward and config.best_of_curve):
+        return {}
+    curves = {}
+    for name, scores in zip(
+        reward_names(config.reward), np.moveaxis(base.scores_of_each, -1, 0), strict=True
+    ):
+        best = partial(measure.best_of_n_mean, scores)
+        curves[name] = [
+            {
+                "n": n,
+                "kl": measure.best_of_n_kl(n),
+                "gold": measure.mean_ci(best(base.gold, n)),
+                "score": measure.mean_ci(best(scores, n)),
+            }
+            for n in config.best_of_curve
+        ]
+    return curves
 
 
 def describe_passes(answers: Answers, config: EvaluateConfig) -> dict:

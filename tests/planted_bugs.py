@@ -986,6 +986,31 @@ PLANTS = (
         "tests/experiments/test_reward_options.py"
         "::test_a_score_that_is_a_mean_learns_is_kept_and_is_not_exported",
     ),
+    Plant(
+        172,
+        "the best of n is counted as if an answer could be drawn twice",
+        "rlhf_jax/evaluation/metrics.py",
+        "(np.maximum(ranks - n, 0) / (ranks - 1))",
+        "(((ranks - 1) / ranks) ** n * (ranks / (ranks - 1)))",
+        "tests/evaluation/test_evaluation_metrics.py::test_best_of_n_is_the_mean_over_all_subsets",
+    ),
+    Plant(
+        173,
+        "a law is judged on the points that it was fitted to",
+        "rlhf_jax/studies/laws.py",
+        "*fit(law, d[below], gold[below])",
+        "*fit(law, d, gold)",
+        "tests/studies/test_laws.py"
+        "::test_the_law_that_made_a_curve_has_the_smallest_error_beyond_its_fit",
+    ),
+    Plant(
+        174,
+        "an arm's best of n is picked by the first reward model and not by its own",
+        "rlhf_jax/studies/results.py",
+        "points = best_of[names[reward]]",
+        "points = next(iter(best_of.values()))",
+        f"{STUDY}results.py::test_each_arm_has_the_curve_of_its_own_reward_model",
+    ),
 )
 
 

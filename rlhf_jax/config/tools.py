@@ -62,6 +62,11 @@ class EvaluateConfig:
         ]
     ] = (4, 16)
     """Also measure the best of so many answers, as the reward model scores them."""
+    best_of_curve: Annotated[
+        tuple[Count, ...], only(suite="task"), idle(sampling__temperature=0), idle(reward=())
+    ] = ()
+    """Also gold and score of the best of so many answers by each reward model for itself, over all
+    choices of so many among the largest of these numbers: 1, 2, 4 to 512, say. Unbiased."""
     pass_k: Main[Annotated[tuple[Count, ...], only(suite="task")]] = ()
     """Also measure pass@k: how often one of k answers is right, by the gold scorer of a task whose
     scores are 0 and 1. Unbiased (Chen et al. 2021)."""
@@ -121,12 +126,15 @@ class EvaluateConfig:
             "pass_samples)",
         )
         check(
-            self.suite == "safety"
-            or not self.reward
-            or max(self.best_of, default=1) <= self.batch_size,
-            f"batch_size={self.batch_size} holds no {max(self.best_of, default=1)} answers to a "
-            "prompt (best_of)",
+            self.suite == "safety" or not self.reward or self.samples_for_best <= self.batch_size,
+            f"batch_size={self.batch_size} holds no {self.samples_for_best} answers to a prompt "
+            "(best_of, best_of_curve)",
         )
+
+    @property
+    def samples_for_best(self) -> int:
+        """Answers of the first policy to each prompt among which reward models pick."""
+        return max((*self.best_of, *self.best_of_curve), default=1)
 
     @property
     def samples_for_pass(self) -> int:

@@ -222,6 +222,33 @@ def pass_at_k(right: Num[np.ndarray, "P n"], k: int) -> Float[np.ndarray, "P"]:
     return 1 - np.concatenate([[1.0], missed])[right.sum(axis=1).astype(int)]
 
 
+def best_of_n_mean(
+    scores: Float[np.ndarray, "P N"], values: Float[np.ndarray, "P N"], n: int
+) -> Float[np.ndarray, "P"]:
+    """Expected value of the best of n answers to a prompt by score, from N ≥ n answers: unbiased.
+
+    Σᵢ C(i − 1, n − 1) / C(N, n) v₍ᵢ₎, v₍ᵢ₎ the value of the answer with the i-th lowest score
+    (Nakano et al. 2021, appendix I): the mean over all subsets of n, each of which has the i-th as
+    its best in C(i − 1, n − 1) of them. Answers of equal score are as likely to be taken.
+    """
+    N = scores.shape[1]
+    if not 1 <= n <= N:
+        raise ValueError(f"best of {n} among {N} answers")
+    # wᵢ₋₁ / wᵢ = (i − n) / (i − 1) from w_N = n / N down: the binomials would overflow.
+    ranks = np.arange(N, 1, -1)
+    weights = n / N * np.cumprod([1.0, *(np.maximum(ranks - n, 0) / (ranks - 1))])[::-1]
+    order = np.argsort(scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=1)
+    ranked_values = np.take_along_axis(np.asarray(values, float), order, axis=1)
+    expected = np.empty(len(scores))
+    for row, (s, v) in enumerate(zip(ranked, ranked_values, strict=True)):
+        starts = np.flatnonzero(np.concatenate([[True], s[1:] != s[:-1]]))
+        sizes = np.diff([*starts, N])
+        tied = np.add.reduceat(v, starts) / sizes
+        expected[row] = np.add.reduceat(weights, starts) @ tied
+    return expected
+
+
 def best_of_n_kl(n: int) -> float:
     """KL(best-of-n ‖ policy) = ln n − (n − 1)/n nats.
 

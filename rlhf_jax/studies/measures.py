@@ -1,12 +1,16 @@
 """Figures of an arm: what of an evaluation stands in a study's rows, and what follows from rows."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Figures = Mapping[str, float]
 """By name. What cannot be measured of an arm is left out."""
+Curves = Mapping[str, Mapping[str, Sequence[float | int]]]
+"""What was measured at several points. "training": each of ``Study.along``, iteration by iteration;
+"best_of_n": n, KL, gold and score of the SFT model's best answers by the arm's reward model."""
 
 
 class Measured(NamedTuple):
@@ -21,6 +25,16 @@ class Measured(NamedTuple):
     """The same of the SFT model."""
     training: Mapping[str, Any]
     """Summary of the stage that trained it."""
+    curves: Curves = MappingProxyType({})
+    reward: Mapping[str, Any] = MappingProxyType({})
+    """Figures on held-out comparisons of its chain's reward model; empty where it has none."""
+
+
+class Result(NamedTuple):
+    """What a row says of an arm in one seed."""
+
+    figures: Figures
+    curves: Curves = MappingProxyType({})
 
 
 def standard_figures(m: Measured) -> dict[str, float]:
@@ -49,13 +63,13 @@ def standard_figures(m: Measured) -> dict[str, float]:
     return figures
 
 
-def no_more_figures(figures: Mapping[str, Figures]) -> dict[str, Figures]:
+def no_more_figures(results: Mapping[str, Result]) -> dict[str, Figures]:
     """None but those that were measured."""
-    return {arm: {} for arm in figures}
+    return {arm: {} for arm in results}
 
 
 def gold_over_curve(
-    figures: Mapping[str, Figures], curve: Sequence[str], *, gold: str = "gold_in_sd"
+    results: Mapping[str, Result], curve: Sequence[str], *, gold: str = "gold_in_sd"
 ) -> dict[str, Figures]:
     """``gold_at_kl``: an arm's gold less that of the curve's arms at the same KL, of one seed.
 
@@ -63,6 +77,7 @@ def gold_over_curve(
     gold = d (α − β d), d = √KL. An arm beyond the curve's ends has no such figure: nothing is
     extrapolated. Nor has an arm of the curve, where it would be 0 by construction.
     """
+    figures = {arm: result.figures for arm, result in results.items()}
     # The SFT model's KL from itself is 0 but for rounding, and may be below.
     points = sorted(
         (max(figures[arm]["kl"], 0.0), figures[arm][gold]) for arm in curve if arm in figures

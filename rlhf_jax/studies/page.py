@@ -12,8 +12,8 @@ from rlhf_jax.errors import InputError, counted
 from rlhf_jax.evaluation.metrics import mean_ci
 from rlhf_jax.evaluation.numbers import decimals_of, show
 from rlhf_jax.studies.figure import save_figure
-from rlhf_jax.studies.measures import Figures
-from rlhf_jax.studies.results import Row, figures_of
+from rlhf_jax.studies.measures import Figures, Result
+from rlhf_jax.studies.results import Row, results_of
 from rlhf_jax.studies.statistics import Difference, holm, paired_difference, verdict
 from rlhf_jax.studies.study import Study
 
@@ -48,17 +48,23 @@ def write_page(study: Study, rows: Sequence[Row], config: StudyConfig) -> Path:
     name = config.file.stem
     figures = all_figures(study, rows)
     comparisons, left_out = compare_arms(study, rows, figures, few=config.few)
+    names = names_of(study)
     x, y = study.axes
-    labels = NAMES.get(x, x), NAMES.get(y, y)
+    labels = names.get(x, x), names.get(y, y)
     save_figure(study, figures, config.results / name, labels=labels)
+    curves = ""
+    if study.draw is not None:
+        study.draw(study, by_arm(rows), config.results / f"{name}_curves")
+        curves = f"![The curves of the arms, means over seeds]({name}_curves.png)"
     parts = [
         f"# {name}: {study.question}",
         f"<!-- Made of {name}.jsonl by the command below; edits are lost. -->",
         study.design,
+        curves,
         f"![{labels[1]} against {labels[0]}, with 95 % intervals over seeds]({name}.png)",
         "## Each arm",
         "Mean ± 95 % interval (Student's t) over the seeds of the whole chain; n is their number.",
-        arms_table(study, rows, figures),
+        *arms_tables(study, figures),
         f"## Against {study.baseline}",
         *compared(study, comparisons),
         *(f"Left out: {why}." for why in left_out),
@@ -72,6 +78,11 @@ def write_page(study: Study, rows: Sequence[Row], config: StudyConfig) -> Path:
     return path
 
 
+def names_of(study: Study) -> dict[str, str]:
+    """Figures as a reader knows them, those that the study names first and as it calls them."""
+    return {**study.names, **NAMES, **study.names}
+
+
 # --- figures and comparisons ----------------------------------------------------------------------
 
 
@@ -79,12 +90,21 @@ def all_figures(study: Study, rows: Sequence[Row]) -> dict[str, dict[int, Figure
     """{arm: {seed: figures}}, derived ones and seconds of training among them."""
     found: dict[str, dict[int, Figures]] = {arm.name: {} for arm in study.arms}
     seconds = {(row["arm"], row["seed"]): row["seconds"].get("arm") for row in rows}
-    for seed, arms in figures_of(rows).items():
+    for seed, arms in results_of(rows).items():
         more = study.derive(arms)
         for arm, own in arms.items():
             took = seconds[arm, seed]
             timed = {} if took is None else {"seconds": took}
-            found[arm][seed] = {**own, **more.get(arm, {}), **timed}
+            found[arm][seed] = {**own.figures, **more.get(arm, {}), **timed}
+    return found
+
+
+def by_arm(rows: Sequence[Row]) -> dict[str, dict[int, Result]]:
+    """{arm: {seed: result}}."""
+    found: dict[str, dict[int, Result]] = {}
+    for seed, arms in results_of(rows).items():
+        for arm, result in arms.items():
+            found.setdefault(arm, {})[seed] = result
     return found
 
 
@@ -153,12 +173,27 @@ def paired_seeds(study: Study, rows: Sequence[Row]) -> tuple[dict[str, set[int]]
 # --- tables ---------------------------------------------------------------------------------------
 
 
+def arms_tables(study: Study, figures: Mapping[str, Mapping[int, Figures]]) -> list[str]:
+    """The tables that the study asks for, each below its title; or one of all figures."""
+    present = {name for seeds in figures.values() for own in seeds.values() for name in own}
+    known = names_of(study)
+    names = [name for name in known if name in present] + sorted(present - known.keys())
+    if not study.tables:
+        return [arms_table(study, names, figures)]
+    parts = []
+    for title, listed in study.tables.items():
+        shown = [name for name in listed if name in present]
+        parts += [f"### {title}", arms_table(study, shown, figures)]
+    # What no table of the study's has is shown all the same.
+    others = [name for name in names if not any(name in listed for listed in study.tables.values())]
+    return [*parts, "### Others", arms_table(study, others, figures)] if others else parts
+
+
 def arms_table(
-    study: Study, rows: Sequence[Row], figures: Mapping[str, Mapping[int, Figures]]
+    study: Study, names: Sequence[str], figures: Mapping[str, Mapping[int, Figures]]
 ) -> str:
     """A line an arm, a column a figure; behind a mean of fewer seeds stands their number."""
-    present = {name for seeds in figures.values() for own in seeds.values() for name in own}
-    names = [name for name in NAMES if name in present] + sorted(present - NAMES.keys())
+    known = names_of(study)
     columns, arms = [], [arm.name for arm in study.arms if figures[arm.name]]
     for name in names:
         values = {arm: of_figure(figures[arm], name) for arm in arms}
@@ -171,7 +206,7 @@ def arms_table(
             cells[arm] = show(means.get(arm), decimals=decimals) + fewer
         columns.append(cells)
     lines = [
-        f"| arm | n | {' | '.join(NAMES.get(name, name) for name in names)} |",
+        f"| arm | n | {' | '.join(known.get(name, name) for name in names)} |",
         f"| --- | --- |{' --- |' * len(names)}",
     ]
     for arm in arms:
@@ -183,7 +218,7 @@ def arms_table(
 def compared(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     """How to read the comparisons, and a line for each; or why there are none, once."""
     if any(comparison.difference is not None for comparison in comparisons):
-        return [explanation(study, comparisons), comparisons_table(comparisons)]
+        return [explanation(study, comparisons), comparisons_table(study, comparisons)]
     reasons = sorted({comparison.verdict for comparison in comparisons})
     return [
         f"Nothing is compared yet ({'; '.join(reasons)})." if reasons else "Nothing to compare."
@@ -202,14 +237,15 @@ def explanation(study: Study, comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def comparisons_table(comparisons: Sequence[Comparison]) -> str:
+def comparisons_table(study: Study, comparisons: Sequence[Comparison]) -> str:
     """A line a comparison."""
     lines = [
         "| arm | figure | difference | pairs | p | p, signs | p, Holm | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    names = names_of(study)
     for comparison in comparisons:
-        d, name = comparison.difference, NAMES.get(comparison.figure, comparison.figure)
+        d, name = comparison.difference, names.get(comparison.figure, comparison.figure)
         if d is None:
             lines.append(f"| {comparison.arm} | {name} | | | | | | {comparison.verdict} |")
             continue

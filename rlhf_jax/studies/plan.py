@@ -80,6 +80,8 @@ class SeedPlan(NamedTuple):
     """Folder of the base chain's SFT model, with which the evaluation compares."""
     policies: dict[str, Path]
     """Folder of the policy of each arm that is no best-of-n."""
+    rewards: dict[str, Path]
+    """Folder of the reward model of each arm whose chain has one."""
     evaluate: EvaluateConfig
     """Without policies: how all of them are measured."""
     digests: dict[str, str]
@@ -99,16 +101,20 @@ def plan_seed(
     evaluate = replace(
         base.evaluate,
         best_of=best_of,
+        best_of_curve=study.best_of_curve,
         text_only=(),
         policies=(),
         cache=root / f"seed{seed}" / "answers",
     )
     # Part of every row's digest: another judge or another prompt makes other figures.
     judges = digest_of(evaluate, "evaluate", root)
-    policies, digests, changes, wanted = {}, {}, {}, [base.sft.run.dir, *evaluate.reward]
+    policies, rewards, digests, changes = {}, {}, {}, {}
+    wanted = [base.sft.run.dir, *evaluate.reward]
     for arm in arms:
-        chain = place_chain(arm.chain(study.base), seed, root, jobs)
+        chain = place_arm(arm, study.base, seed, root, jobs)
         folder, changed = chain.sft.run.dir, {}
+        if chain.has_reward_model:
+            rewards[arm.name] = chain.reward.run.dir
         if arm.policy is not None:
             job = arm_job(arm, chain, seed, root)
             folder, changed = jobs.setdefault(job.folder, job).folder, changes_of(job.config, base)
@@ -121,7 +127,7 @@ def plan_seed(
         wanted.append(folder)
     kept = needed(wanted, jobs)
     ordered = tuple(job for folder, job in jobs.items() if folder in kept)
-    return SeedPlan(seed, ordered, base.sft.run.dir, policies, evaluate, digests, changes)
+    return SeedPlan(seed, ordered, base.sft.run.dir, policies, rewards, evaluate, digests, changes)
 
 
 def evaluation(plan: SeedPlan, policies: Sequence[Path], root: Path) -> Job:
@@ -129,11 +135,25 @@ def evaluation(plan: SeedPlan, policies: Sequence[Path], root: Path) -> Job:
     # An arm that trains nothing has the SFT model's folder, which is there already.
     models = tuple(dict.fromkeys((plan.sft, *policies)))
     config = replace(plan.evaluate, policies=models)
+    if config.best_of_curve:
+        own = [r for arm, r in plan.rewards.items() if plan.policies.get(arm) in policies]
+        config = replace(config, reward=tuple(dict.fromkeys((*config.reward, *own))))
     before = (*models, *config.reward)
     return make_job("evaluate", plan.seed, "experiments.evaluate", config, root, before)
 
 
 # --- where runs lie -------------------------------------------------------------------------------
+
+
+def place_arm(
+    arm: Arm, base: InstructGPTConfig, seed: int, root: Path, jobs: dict[Path, Job]
+) -> InstructGPTConfig:
+    """The chain of ``arm`` as ``place_chain`` gives it, after that which its reward model needs."""
+    chain = arm.chain(base)
+    if arm.reward_from is not None:
+        other = place_chain(arm.reward_from(chain), seed, root, jobs)
+        chain = replace(chain, reward_init=other.sft.run.dir)
+    return place_chain(chain, seed, root, jobs)
 
 
 def place_chain(
@@ -145,8 +165,7 @@ def place_chain(
     places = {base / "data": data_folder(chain, root)}
     for name, field in STAGES.items():
         config = with_places(getattr(c, field), places)
-        before = [folder for folder in places.values() if folder in jobs]
-        job = make_job(name, seed, f"experiments.{field}", config, root, before)
+        job = make_job(name, seed, f"experiments.{field}", config, root, jobs)
         # Of equal stages the first stays: arms that share a digest share a run.
         job = jobs.setdefault(job.folder, job)
         places[base / name] = job.folder

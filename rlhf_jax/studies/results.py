@@ -4,17 +4,20 @@ The page, its tables and its figure are made from rows alone, on any machine.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.config import EvaluateConfig
+from rlhf_jax.config.rewards import reward_names
 from rlhf_jax.data.files import read_rows, write_atomically
 from rlhf_jax.errors import InputError, check
+from rlhf_jax.runs.kept_steps import figures_of
 from rlhf_jax.runs.records import read_done, read_object
-from rlhf_jax.studies.measures import Figures, Measured
+from rlhf_jax.studies.measures import Curves, Measured, Result
 from rlhf_jax.studies.plan import Job, SeedPlan, needed
-from rlhf_jax.studies.study import Study
+from rlhf_jax.studies.study import Arm, Study
 
 Row = dict[str, Any]
 FIELDS = ("arm", "seed", "figures", "digest", "runs", "data", "changes", "seconds")
@@ -90,12 +93,16 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str) -> list[R
         # Its run failed; the seed's other arms keep their rows.
         if name not in summary["policies"]:
             continue
+        curves = curves_of(study, plan, job, arm, summary.get("best_of_curve", {}))
+        reward = plan.rewards.get(arm.name)
         measured = Measured(
             arm.name,
-            summary["policies"][name],
+            without_scores(summary["policies"][name], job.config),
             summary["text"].get(name, {}),
             summary["text"].get(summary["baseline"], {}),
             read_done(folder or plan.sft) or {},
+            curves,
+            figures_of(reward) if reward else {},
         )
         # Of best-of-n the policy is the SFT model, and the reward model picks.
         made_from = [plan.sft, *(plan.evaluate.reward if folder is None else (folder,))]
@@ -107,6 +114,7 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str) -> list[R
                 "changes": plan.changes[arm.name],
                 # JSON has no NaN; a figure that is missing in a row is missing in the table.
                 "figures": {k: v for k, v in study.measure(measured).items() if isfinite(v)},
+                **({"curves": curves} if curves else {}),
                 "seconds": seconds_of(runs, job, own=folder if arm.policy else None),
                 "digest": plan.digests[arm.name],
                 "runs": {each.folder.name: outcome(each) for each in runs},
@@ -117,6 +125,52 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str) -> list[R
             }
         )
     return rows
+
+
+def without_scores(policy: Mapping[str, Any], config: EvaluateConfig) -> Mapping[str, Any]:
+    """A policy's figures; without scores where those are of all arms' reward models as one."""
+    if not config.best_of_curve:
+        return policy
+    of_all = ("score", "win_rate_by_reward_model")
+    return {name: figure for name, figure in policy.items() if name not in of_all}
+
+
+def curves_of(
+    study: Study, plan: SeedPlan, job: Job, arm: Arm, best_of: Mapping[str, Sequence[Mapping]]
+) -> Curves:
+    """An arm's curves; ``best_of`` has those of the evaluation's reward models by their names."""
+    curves: dict[str, dict[str, Any]] = {}
+    if study.along and arm.policy is not None:
+        curves["training"] = along(plan.policies[arm.name] / "metrics.jsonl", study.along)
+    reward = plan.rewards.get(arm.name)
+    if reward in job.config.reward and best_of:
+        names = dict(zip(job.config.reward, reward_names(job.config.reward), strict=True))
+        points = best_of[names[reward]]
+        curves["best_of_n"] = {
+            "n": [point["n"] for point in points],
+            "kl": short(point["kl"] for point in points),
+            "gold": short(point["gold"]["mean"] for point in points),
+            "score": short(point["score"]["mean"] for point in points),
+        }
+    return curves
+
+
+def along(path: Path, names: Sequence[str]) -> dict[str, list[float]]:
+    """The logged values of these metrics, of the rows that have them all."""
+    logged = [row for _, row in read_rows(path)]
+    for name in names:
+        check(
+            any(name in row for row in logged),
+            f"{path}: no {name} is logged; expected one of "
+            f"{', '.join(sorted({key for row in logged for key in row}))}",
+        )
+    rows = [row for row in logged if all(name in row for name in names)]
+    return {name: short(row[name] for row in rows) for name in names}
+
+
+def short(values: Iterable[float]) -> list[float]:
+    """Five digits of each: a file of many curves is to be small."""
+    return [float(f"{value:.5g}") for value in values]
 
 
 def outcome(job: Job) -> str | None:
@@ -140,9 +194,10 @@ def commit_of(record: Mapping[str, Any]) -> str:
     return f"{git['sha'][:12]}{'+' * git['dirty']}" if git else ""
 
 
-def figures_of(rows: Sequence[Row]) -> dict[int, dict[str, Figures]]:
-    """{seed: {arm: figures}}."""
-    by_seed: dict[int, dict[str, Figures]] = {}
+def results_of(rows: Sequence[Row]) -> dict[int, dict[str, Result]]:
+    """{seed: {arm: result}}."""
+    by_seed: dict[int, dict[str, Result]] = {}
     for row in rows:
-        by_seed.setdefault(row["seed"], {})[row["arm"]] = row["figures"]
+        result = Result(row["figures"], row.get("curves", {}))
+        by_seed.setdefault(row["seed"], {})[row["arm"]] = result
     return by_seed

@@ -10,15 +10,21 @@ def get_study() -> Study:
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config import InstructGPTConfig
 from rlhf_jax.errors import check
 from rlhf_jax.python_files import in_file, load_file
-from rlhf_jax.studies.measures import Figures, Measured, no_more_figures, standard_figures
+from rlhf_jax.studies.measures import (
+    Figures,
+    Measured,
+    Result,
+    no_more_figures,
+    standard_figures,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -45,6 +51,9 @@ class Arm:
     chain: Callable[[InstructGPTConfig], InstructGPTConfig] = same
     """What of the base chain is otherwise for this arm: another reward model, say. What comes out
     equal is shared with the other arms."""
+    reward_from: Callable[[InstructGPTConfig], InstructGPTConfig] | None = None
+    """The chain, made from the arm's, whose SFT model the reward model starts from: one of another
+    size, say. None: the arm's own SFT model."""
     command: str | None = None
     """Module of the stage where it is a fork, as experiments.proj.rloo.ppo; None: the project's."""
 
@@ -83,8 +92,19 @@ class Study:
     """What a reader of the results must know besides: what is held equal, and what is not."""
     measure: Callable[[Measured], Figures] = standard_figures
     """The figures of an arm of one seed, from its evaluation and its training."""
-    derive: Callable[[Mapping[str, Figures]], Mapping[str, Figures]] = no_more_figures
+    derive: Callable[[Mapping[str, Result]], Mapping[str, Figures]] = no_more_figures
     """More figures of each arm, from those of all arms of one seed; made when the page is."""
+    along: tuple[str, ...] = ()
+    """Metrics of which a row keeps every logged value of the arm's training: objective/kl, say."""
+    best_of_curve: tuple[int, ...] = ()
+    """Numbers n of which a row keeps gold and score of the best of n by the arm's reward model."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the page calls figures of the study's own."""
+    tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By title, the figures of each table of the page; empty: one table of all."""
+    draw: Callable[["Study", Mapping[str, Mapping[int, Result]], Path], None] | None = None
+    """Draws the curves of {arm: {seed: result}}, beside the plot along ``axes``, as the path with
+    .svg and .png."""
     axes: tuple[str, str] = ("kl", "gold_in_sd")
     """Figures along x and y of the plot."""
 
@@ -100,6 +120,11 @@ class Study:
         check(
             self.base.has_reward_model or all(arm.best_of == 1 for arm in self.arms),
             "best_of picks by a reward model, but the base chain's ppo.reward names none",
+        )
+        check(
+            not self.best_of_curve or all(arm.best_of == 1 for arm in self.arms),
+            f"best_of_curve={self.best_of_curve} is measured by the reward model of each arm, "
+            "best_of by the base chain's alone: expected one of the two",
         )
 
 

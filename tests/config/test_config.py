@@ -97,6 +97,10 @@ def test_ppo_refuses_to_score_another_density():
         ({"batch_size": 8}, "batch_size=8 holds no 16 answers"),
         ({"reward": (), "suite": "safety"}, "suite=safety needs one: give --reward"),
         ({"reward": (), "second_reward": pathlib.Path("r")}, "there is a second_reward (r)"),
+        (
+            {"best_of_curve": (1, 512)},
+            "batch_size=256 holds no 512 answers to a prompt (best_of, best_of_curve)",
+        ),
         ({"pass_k": (1, 9), "pass_samples": 4}, "pass_k=9 cannot be told from pass_samples=4"),
         ({"pass_k": (300,)}, "batch_size=256 holds no 300 answers to a prompt (pass_k, pass_sam"),
         (

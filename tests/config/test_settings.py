@@ -471,6 +471,7 @@ IDLE = [
     ("EvaluateConfig", "--suite safety --combine.clip 1", "suite is safety"),
     ("EvaluateConfig", "--reward --combine.clip 1", "reward is not given"),
     ("EvaluateConfig", "--reward --best-of 4", "reward is not given"),
+    ("EvaluateConfig", "--reward --best-of-curve 1 4", "reward is not given"),
     ("EvaluateConfig", "--pass-samples 4", "pass-k is not given"),
     ("EvaluateConfig", "--suite-rows 4", "suite is task"),
     ("EvaluateConfig", "--text-batches 4", "text.path is not given"),

@@ -240,3 +240,32 @@ def test_best_of_n_kl_is_that_of_the_best_of_n_distribution():
 def test_no_jax_is_imported():
     program = "import sys, rlhf_jax.evaluation.metrics; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_best_of_n_is_the_mean_over_all_subsets():
+    rng = np.random.default_rng(0)
+    scores, values = rng.normal(size=(3, 7)), rng.normal(size=(3, 7))
+    for n in range(1, 8):
+        subsets = np.array(list(itertools.combinations(range(7), n)))
+        best = scores[:, subsets].argmax(axis=2)
+        picked = subsets[np.arange(len(subsets)), best]
+        expected = np.take_along_axis(values, picked, axis=1).mean(axis=1)
+        np.testing.assert_allclose(metrics.best_of_n_mean(scores, values, n), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="best of 8 among 7"):
+        metrics.best_of_n_mean(scores, values, 8)
+
+
+def test_answers_of_equal_score_are_as_likely_to_be_the_best():
+    scores, values = np.array([[1.0, 2.0, 2.0, 0.0]]), np.array([[5.0, 1.0, 3.0, 7.0]])
+    assert metrics.best_of_n_mean(scores, values, 4) == pytest.approx([2.0])
+    # Of two: {1,2}, {1,3}, {2,3}, {2,0}, {3,0} and {1,0}, one of the tied being the best of five.
+    assert metrics.best_of_n_mean(scores, values, 2) == pytest.approx([(1 + 3 + 2 + 1 + 3 + 5) / 6])
+
+
+def test_best_of_n_of_many_answers_is_a_number():
+    scores = np.random.default_rng(0).normal(size=(2, 4096))
+    for n in (1, 2, 512, 4096):
+        found = metrics.best_of_n_mean(scores, scores, n)
+        assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, scores.max(axis=1))
+    np.testing.assert_allclose(metrics.best_of_n_mean(scores, scores, 1), scores.mean(axis=1))

@@ -327,6 +327,36 @@ def test_evaluate_with_a_second_reward(chain, tmp_path):
     assert row["score"]["mean"] <= min(each) + bound
 
 
+def test_the_best_of_n_is_measured_for_each_reward_model_by_itself(chain, tmp_path):
+    """Of as many answers as there are it is the best of them, as the table's row says; of 1 it is
+    any of them."""
+    c, _ = chain
+    fields = dict(text=TextDataConfig(), cache=tmp_path / "answers", best_of=(1, 2))
+    config = replace(c.resolve().evaluate, **fields, best_of_curve=(1, 2))
+
+    def run(name, **changes):
+        done = evaluate.run(
+            replace(config, run=replace(config.run, dir=tmp_path / name), **changes)
+        )
+        return done["policies"], done["best_of_curve"]
+
+    policies, curves = run("one")
+    first, second = curves["task"]
+    assert (first["n"], first["kl"], second["n"]) == (1, 0, 2)
+    for figure in ("gold", "score"):
+        assert second[figure] == policies["best_of_2"][figure]
+    assert second["score"]["mean"] > first["score"]["mean"]
+
+    tokenizer = load_tokenizer(c.dir / "pretrain" / "tokenizer")
+    shape = dict(kind="scalar", context=c.pretrain.model.context)
+    other = save_model(tmp_path / "other", tokenizer, **shape)
+    _, both = run("two", reward=(*config.reward, other))
+    assert {*both} == {"reward", "other"}
+    for own, alone in zip(both["reward"], curves["task"], strict=True):
+        assert own["score"]["mean"] == pytest.approx(alone["score"]["mean"], rel=1e-4)
+    assert both["other"] != both["reward"]
+
+
 def test_policies_of_two_runs_and_two_sizes(chain, tmp_path):
     """Folders of one name are told apart, and each policy is run as what it is."""
     c, summary = chain

@@ -90,6 +90,45 @@ def test_a_stage_is_planned_after_what_it_reads_and_knows_it():
     assert job.config.best_of == (1, 2)
 
 
+def smaller(chain):
+    model = replace(chain.pretrain.model, d_model=64)
+    return replace(chain, pretrain=replace(chain.pretrain, model=model))
+
+
+def test_a_reward_model_of_another_size_learns_from_the_arms_own_comparisons():
+    arms = (Arm("a", ppo), Arm("b", ppo, reward_from=smaller))
+    plan = plan_seed(study_of(*arms), 0, ROOT)
+    made = [(job.label, job.folder) for job in plan.jobs]
+    assert [label for label, _ in made].count("comparisons") == 1
+    assert [label for label, _ in made].count("sft") == 2
+    jobs = {job.folder: job for job in plan.jobs}
+    rewards = [jobs[plan.rewards[arm]] for arm in "ab"]
+    assert rewards[0].config.data == rewards[1].config.data
+    small = jobs[rewards[1].config.init]
+    assert small.label == "sft" and small.folder in rewards[1].needs
+    assert jobs[small.config.init].config.model.d_model == 64
+    # The policy is the same; what rewards it is not.
+    a, b = (jobs[plan.policies[arm]].config for arm in "ab")
+    assert a.init == b.init == plan.sft != small.folder and a.reward != b.reward
+    assert plan.digests["a"] != plan.digests["b"]
+
+
+def test_every_reward_model_measures_its_own_best_of_n():
+    arms = (Arm("a", ppo), Arm("b", ppo, reward_from=smaller))
+    plan = plan_seed(study_of(*arms, best_of_curve=(1, 4)), 0, ROOT)
+    both = evaluation(plan, [*plan.policies.values()], ROOT)
+    assert both.config.best_of_curve == (1, 4)
+    assert both.config.reward == (plan.rewards["a"], plan.rewards["b"])
+    # Of an arm whose run failed there is no row, and so no curve.
+    one = evaluation(plan, [plan.policies["a"]], ROOT)
+    assert one.config.reward == (plan.rewards["a"],)
+    plain = plan_seed(study_of(*arms), 0, ROOT)
+    assert evaluation(plain, [*plain.policies.values()], ROOT).config.reward == (
+        plain.rewards["a"],
+    )
+    assert plain.digests["a"] != plan.digests["a"]
+
+
 def test_arms_that_have_their_rows_need_nothing():
     study = study_of(Arm("a", ppo), Arm("sft"))
     assert "a" not in folders(plan_seed(study, 0, ROOT, arms=study.arms[1:]))

@@ -11,12 +11,13 @@ import pytest
 from configs import quickstart
 from rlhf_jax.config import StudyConfig
 from rlhf_jax.errors import InputError
-from rlhf_jax.studies.measures import Measured, gold_over_curve, standard_figures
+from rlhf_jax.studies.measures import Measured, Result, gold_over_curve, standard_figures
 from rlhf_jax.studies.page import all_figures, compare_arms, write_page
 from rlhf_jax.studies.plan import evaluation, plan_seed
 from rlhf_jax.studies.results import (
     check_current,
     check_data,
+    curves_of,
     read_results,
     rows_of_seed,
     write_results,
@@ -100,6 +101,80 @@ def test_a_row_names_all_that_its_figures_were_made_from(tmp_path):
     assert all(row["figures"] == {"score": 0.5} for row in rows)
     assert {row["machine"] for row in rows} == {"2 of Y"}  # the run's, not whose file this is
     assert [row["seconds"].get("arm") for row in rows] == [None, None, 1.0]
+
+
+def test_a_row_keeps_the_curves_of_its_training_and_of_its_own_reward_model(tmp_path):
+    study = replace(
+        STUDY,
+        arms=(Arm("sft"), Arm("ppo", lambda chain: chain.ppo)),
+        along=("objective/kl", "gold"),
+        best_of_curve=(1, 2),
+        measure=lambda m: dict.fromkeys([*m.policy, *m.reward], m.curves["best_of_n"]["gold"][1]),
+    )
+    plan = plan_seed(study, 0, tmp_path)
+    job = evaluation(plan, [*plan.policies.values()], tmp_path)
+    for each in (*plan.jobs, job):
+        each.folder.mkdir(parents=True)
+        (each.folder / "config.json").write_text(json.dumps({"devices": ["cpu"], "git": None}))
+        (each.folder / "DONE").write_text(json.dumps({"heldout": {"eval/accuracy": 0.7}}))
+    logged = [{"step": 1, "objective/kl": 0.123456789, "gold": 1.0}, {"step": 2, "other": 3.0}]
+    metrics = plan.policies["ppo"] / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in logged))
+    point = {"kl": 0.5, "gold": {"mean": 2.0, "ci": 1.0}, "score": {"mean": 3.0, "ci": 1.0}}
+    policy = {"kl": {"mean": 1.0}, "score": {"mean": 9.0}}
+    summary = {
+        "policies": {plan.sft.name: policy, plan.policies["ppo"].name: policy},
+        "text": {},
+        "baseline": plan.sft.name,
+        "best_of_curve": {"task": [{"n": 1, **point}, {"n": 2, **point}]},
+    }
+    (job.folder / "DONE").write_text(json.dumps(summary))
+    sft, ppo = rows_of_seed(study, plan, job, data="d")
+    best = {"n": [1, 2], "kl": [0.5, 0.5], "gold": [2.0, 2.0], "score": [3.0, 3.0]}
+    trained = {"objective/kl": [0.12346], "gold": [1.0]}
+    assert sft["curves"] == {"best_of_n": best}
+    assert ppo["curves"] == {"training": trained, "best_of_n": best}
+    # The scores of an evaluation by the reward models of all arms are nobody's.
+    assert ppo["figures"] == {"kl": 2.0, "eval/accuracy": 2.0}
+    with pytest.raises(InputError, match=r"no objective/golt is logged; expected one of gold, "):
+        rows_of_seed(replace(study, along=("objective/golt",)), plan, job, data="d")
+
+
+def smaller(chain):
+    model = replace(chain.pretrain.model, d_model=64)
+    return replace(chain, pretrain=replace(chain.pretrain, model=model))
+
+
+def test_each_arm_has_the_curve_of_its_own_reward_model(tmp_path):
+    arms = [Arm("a", lambda chain: chain.ppo)]
+    arms += [Arm("b", lambda chain: chain.ppo, reward_from=smaller)]
+    study = replace(STUDY, arms=tuple(arms), baseline="a", best_of_curve=(1,))
+    plan = plan_seed(study, 0, tmp_path)
+    job = evaluation(plan, [*plan.policies.values()], tmp_path)
+    point = {"n": 1, "kl": 0.0, "gold": {"mean": 0.5}}
+    curves = {
+        plan.rewards[arm].name: [point | {"score": {"mean": score}}]
+        for arm, score in {"a": 1.0, "b": 2.0}.items()
+    }
+    found = [curves_of(study, plan, job, arm, curves)["best_of_n"] for arm in arms]
+    assert [curve["score"] for curve in found] == [[1.0], [2.0]]
+
+
+def test_a_page_has_the_tables_that_the_study_asks_for(tmp_path):
+    drawn = []
+    study = replace(
+        STUDY,
+        tables={"What it is worth": ("gold", "none")},
+        names={"gold": "worth"},
+        draw=lambda study, results, path: drawn.append((sorted(results), path)),
+    )
+    config = StudyConfig(file=Path("configs/studies/mine.py"), results=tmp_path)
+    page = write_page(study, make_rows(range(2)), config).read_text()
+    first, others = page.partition("### What it is worth")[2].split("### Others")
+    assert "| arm | n | worth |" in first and "KL from SFT" not in first
+    assert "| arm | n | KL from SFT, nats | seconds of training |" in others
+    assert drawn == [(["best_of_4", "ppo", "sft"], tmp_path / "mine_curves")]
+    assert "(mine_curves.png)" in page
 
 
 def test_stale_rows_are_named():
@@ -189,7 +264,8 @@ def test_gold_at_the_same_kl_is_linear_in_the_root_of_kl():
         "far": {"kl": 4.01, "gold_in_sd": 1.0},
         "below": {"kl": -0.01, "gold_in_sd": 0.0},
     }
-    found = gold_over_curve(figures, ("sft", "best_of_4", "best_of_9"))
+    results = {arm: Result(own) for arm, own in figures.items()}
+    found = gold_over_curve(results, ("sft", "best_of_4", "best_of_9"))
     assert found["ppo"] == {"gold_at_kl": pytest.approx(1.0 - (0.5 + 0.9) / 2)}
     assert found["far"] == found["below"] == found["sft"] == found["best_of_4"] == {}
 

@@ -97,9 +97,12 @@ def iteration(config, packed, objective=None, pooling="last"):
         objective=objective,
     )
 
+    K = config.samples_per_prompt
+    prompts = jax.tree.map(lambda x: jnp.repeat(x[::K], K, axis=0), queries())
+
     @jax.jit
     def run(params, key):
-        episodes = ppo.rollout(*params, queries(), key)
+        episodes = ppo.rollout(*params, prompts, key)
         minibatches, metrics = ppo.prepare(episodes, {"kl_coef": jnp.float64(0.2)}, key)
         state = make_state(params[0], TX, ema_decay=0.0)
         state, update_metrics = ppo.update(state, (minibatches, None), key)

@@ -1,0 +1,148 @@
+"""How far can a reward model be optimised before people like the answers less?
+
+python -m experiments.study configs/studies/overoptimization.py --seeds 5 --jobs 2
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from configs import quickstart
+from rlhf_jax.config import (
+    CombineConfig,
+    InstructGPTConfig,
+    KLConfig,
+    PPOConfig,
+    TextDataConfig,
+)
+from rlhf_jax.studies.overoptimization import (
+    draw_ways,
+    gold_metric,
+    law_figures,
+    over_early_stopping,
+)
+from rlhf_jax.studies.study import Arm, Study
+
+SIZES = {"small": (1, 32, 2), "medium": (2, 64, 2), "large": (4, 128, 4)}
+"""Layers, width and heads of the model that a reward model starts from."""
+AMOUNTS = (150, 600, 2400)
+"""Prompts with six ranked answers each."""
+PENALTIES = {"medium_600_kl_0.1": 0.1, "medium_600_kl_0.3": 0.3}
+CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+GOLD = gold_metric("sentiment")
+
+
+def sized(chain: InstructGPTConfig, size: str) -> InstructGPTConfig:
+    """The chain whose models have this size."""
+    n_layers, d_model, n_heads = SIZES[size]
+    model = replace(chain.pretrain.model, n_layers=n_layers, d_model=d_model, n_heads=n_heads)
+    return replace(chain, pretrain=replace(chain.pretrain, model=model))
+
+
+def base_chain() -> InstructGPTConfig:
+    """The quickstart's, of a smaller policy that nothing holds back."""
+    chain = sized(quickstart.get_config(), "medium")
+    ppo = replace(
+        chain.ppo,
+        iterations=80,
+        reward=(Path("reward"), Path("gold:sentiment")),
+        # The gold scorer is asked beside the reward model, and counts for nothing.
+        combine=CombineConfig(weights=(1.0, 0.0)),
+        kl=KLConfig(coef=0.0),
+        force=True,  # reward models that hardly order anything are part of the question
+        optim=replace(chain.ppo.optim, schedule="constant"),
+        value_optim=replace(chain.ppo.value_optim, schedule="constant"),
+        run=replace(chain.ppo.run, save_every=40, eval_every=40),
+    )
+    # At PPO's temperature, so that both ways begin at the same answers.
+    sampling = replace(chain.evaluate.sampling, temperature=1.0)
+    evaluate = replace(chain.evaluate, sampling=sampling, num_prompts=64, batch_size=max(CURVE))
+    rates = replace(chain.reward.optim, warmup_steps=None, warmup_share=0.1)
+    return replace(
+        chain, ppo=ppo, evaluate=evaluate, reward=replace(chain.reward, optim=rates, epochs=1)
+    )
+
+
+def with_amount(chain: InstructGPTConfig, amount: int) -> InstructGPTConfig:
+    return replace(chain, compare=replace(chain.compare, num_prompts=amount))
+
+
+def ppo(chain: InstructGPTConfig, coef: float = 0.0) -> PPOConfig:
+    """Whatever the reward model's size, the value network is one of the policy's."""
+    return replace(
+        chain.ppo,
+        value_init=chain.ppo.init,
+        kl=replace(chain.ppo.kl, coef=coef),
+        ptx_coef=0.0,
+        ptx_batch_size=PPOConfig.ptx_batch_size,
+        ptx_data=TextDataConfig(),
+    )
+
+
+def arm(size: str, amount: int, name: str = "", coef: float = 0.0) -> Arm:
+    return Arm(
+        name or f"{size}_{amount}",
+        partial(ppo, coef=coef),
+        chain=partial(with_amount, amount=amount),
+        reward_from=None if size == "medium" else partial(sized, size=size),
+    )
+
+
+def get_study() -> Study:
+    arms = [arm(size, amount) for size in SIZES for amount in AMOUNTS]
+    penalised = [arm("medium", 600, name, coef) for name, coef in PENALTIES.items()]
+    ways = ("best_of_n", "training")
+    return Study(
+        question="How far can a reward model be optimised before gold falls, by size and data?",
+        base=with_amount(base_chain(), AMOUNTS[-1]),
+        arms=(*arms, *penalised),
+        baseline="medium_600",
+        compared=("accuracy", "best_of_n_peak", "training_peak", "training_lost"),
+        measure=partial(law_figures, gold=GOLD),
+        derive=partial(
+            over_early_stopping, stopped=dict.fromkeys(PENALTIES, "medium_600"), gold=GOLD
+        ),
+        along=("objective/kl", "objective/scores", GOLD),
+        best_of_curve=CURVE,
+        axes=("accuracy", "training_peak"),
+        names={
+            "accuracy": "held-out pairs ordered as labelled",
+            **{
+                f"{way}_{figure}": text
+                for way in ways
+                for figure, text in {
+                    "alpha": "α",
+                    "beta": "β",
+                    "peak": "most gold over SFT",
+                    "peak_kl": "at nats",
+                    "lost": "gold lost after",
+                    "end_kl": "last nats",
+                    "error_quadratic": "error of d (α − β d)",
+                    "error_logarithmic": "of d (α − β ln d)",
+                    "error_saturating": "of α (1 − exp(−β d))",
+                }.items()
+            },
+            "over_stopping": "gold over early stopping at the same KL",
+        },
+        tables={
+            "Best of n": tuple(f"best_of_n_{f}" for f in ("alpha", "beta", "peak", "lost")),
+            "PPO": (
+                *(f"training_{f}" for f in ("alpha", "beta", "peak", "peak_kl", "lost", "end_kl")),
+                "over_stopping",
+            ),
+            "Laws, beyond the distances of their fit": tuple(
+                f"{way}_error_{law}"
+                for way in ways
+                for law in ("quadratic", "logarithmic", "saturating")
+            ),
+        },
+        draw=partial(
+            draw_ways,
+            columns={
+                size: {f"{size}_{amount}": f"{amount} prompts" for amount in AMOUNTS}
+                for size in SIZES
+            },
+            gold=GOLD,
+        ),
+        design="",
+    )

@@ -1,0 +1,160 @@
+"""Over-optimisation: gold along two ways away from the SFT model, best-of-n and training.
+
+Gao et al. 2022 drive a policy by a reward model, the proxy, and ask another scorer, the gold, what
+it is worth. Along both ways the distance is d = √KL, and gold and proxy are what they are over the
+SFT model's own answers.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rlhf_jax.report.drawing import INK, STYLE, load_matplotlib
+from rlhf_jax.report.figures import COLORS, band
+from rlhf_jax.studies.laws import LAWS, Distances, fit, heldout_error, turn
+from rlhf_jax.studies.measures import Curves, Measured, Result
+from rlhf_jax.studies.study import Study
+
+OWN = {"best_of_n": "quadratic", "training": "logarithmic"}
+"""The law that Gao et al. found for each way."""
+WAYS = {"best_of_n": "best of n", "training": "PPO"}
+WINDOW = 5
+"""Iterations over whose mean the turn of training is looked for: one has a batch's noise."""
+KL, PROXY = "objective/kl", "objective/scores"
+
+
+class Way(NamedTuple):
+    """Points of a way, in its order."""
+
+    kl: Distances
+    gold: Distances
+    proxy: Distances
+
+
+def gold_metric(task: str) -> str:
+    """What training logs of the gold scorer where ``ppo.reward`` names gold:TASK with weight 0."""
+    return f"objective/gold_{task}_scores"
+
+
+def ways(curves: Curves, gold: str) -> dict[str, Way]:
+    """Both ways of an arm; ``gold`` is the metric of training."""
+    best, trained = curves["best_of_n"], curves["training"]
+    # Best of 1 is the SFT model: of 64 prompts and hundreds of answers, where training begins with
+    # one batch.
+    start = best["gold"][best["n"].index(1)]
+    arrays = {name: np.array(best[name]) for name in ("kl", "gold", "score")}
+    along = {name: np.array(trained[name]) for name in (KL, gold, PROXY)}
+    # An estimate of a KL that is nearly 0 may be below.
+    kl = np.maximum(along[KL], 0.0)
+    return {
+        "best_of_n": Way(
+            arrays["kl"], arrays["gold"] - start, arrays["score"] - arrays["score"][0]
+        ),
+        "training": Way(kl, along[gold] - start, along[PROXY] - along[PROXY][0]),
+    }
+
+
+def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
+    """Coefficients, turns and errors of the laws along both ways, and the proxy's accuracy.
+
+    ``WAY_alpha`` and ``WAY_beta`` are those of the way's own law; ``WAY_peak`` is the most gold
+    along it, at ``WAY_peak_kl`` nats, and ``WAY_lost`` what is lost until its end, at
+    ``WAY_end_kl``. ``WAY_error_LAW`` is the law's error beyond the distances of its fit.
+    """
+    figures = {}
+    if "eval/accuracy" in m.reward:
+        figures["accuracy"] = m.reward["eval/accuracy"]
+    for way, points in ways(m.curves, gold).items():
+        d = np.sqrt(points.kl)
+        alpha, beta = fit(LAWS[OWN[way]], d, points.gold)
+        top = turn(points.kl, points.gold, window=WINDOW if way == "training" else 1)
+        figures |= {
+            f"{way}_alpha": alpha,
+            f"{way}_beta": beta,
+            f"{way}_peak": top.gold,
+            f"{way}_peak_kl": top.kl,
+            f"{way}_lost": top.lost,
+            f"{way}_end_kl": float(points.kl[-1]),
+        }
+        for name, law in LAWS.items():
+            figures[f"{way}_error_{name}"] = heldout_error(law, d, points.gold)
+    return figures
+
+
+def over_early_stopping(
+    results: Mapping[str, Result], *, stopped: Mapping[str, str], gold: str
+) -> dict[str, dict[str, float]]:
+    """``over_stopping``: gold at an arm's end less that of another arm's training at the same KL.
+
+    ``stopped`` names for each arm, trained with a KL penalty, the one without that is stopped
+    early. Both are means over ``WINDOW`` iterations; between two of them gold is linear in √KL. An
+    arm that ends beyond the other's last KL has no such figure.
+    """
+    figures: dict[str, dict[str, float]] = {arm: {} for arm in results}
+    for arm, other in stopped.items():
+        if arm not in results or other not in results:
+            continue
+        own, without = (ways(results[each].curves, gold)["training"] for each in (arm, other))
+        kl, end = own.kl[-WINDOW:].mean(), own.gold[-WINDOW:].mean()
+        d, golds = (smoothed(values) for values in (np.sqrt(without.kl), without.gold))
+        order = np.argsort(d)
+        if d.min() <= np.sqrt(kl) <= d.max():
+            early = np.interp(np.sqrt(kl), d[order], golds[order])
+            figures[arm] = {"over_stopping": float(end - early)}
+    return figures
+
+
+def smoothed(values: Distances) -> Float[np.ndarray, "m"]:
+    """Means of ``WINDOW`` neighbours."""
+    return np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
+
+
+def draw_ways(
+    study: Study,
+    results: Mapping[str, Mapping[int, Result]],
+    path: Path,
+    *,
+    columns: Mapping[str, Mapping[str, str]],
+    gold: str,
+) -> None:
+    """``path`` with .svg and .png: both ways one below the other, gold solid and proxy dashed.
+
+    A column has a title and its arms, each with a label. Lines are means over seeds, at each n or
+    iteration, and bands their 95 % intervals.
+    """
+    matplotlib, figure_class = load_matplotlib()
+    with matplotlib.rc_context(STYLE):
+        size = (3.1 * len(columns) + 1.2, 2.7 * len(WAYS))
+        figure = figure_class(figsize=size, layout="constrained")
+        grid = figure.subplots(len(WAYS), len(columns), sharex="row", sharey="row", squeeze=False)
+        for row, (way, name) in zip(grid, WAYS.items(), strict=True):
+            for axes, (title, arms) in zip(row, columns.items(), strict=True):
+                for n, (arm, label) in enumerate(arms.items()):
+                    seeds = [ways(each.curves, gold)[way] for each in results.get(arm, {}).values()]
+                    if seeds:
+                        draw_way(axes, seeds, COLORS[n], label if way == "training" else "")
+                axes.axhline(0, color=INK, linewidth=0.8)
+                axes.set_title(f"{name}, {title}", loc="left", fontsize=9)
+            row[0].set_ylabel("over the SFT model")
+        for axes in grid[-1]:
+            axes.set_xlabel("√KL, √nats")
+        handles, labels = grid[-1][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(path.with_suffix(".svg"), metadata=metadata)
+        figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
+
+
+def draw_way(axes, seeds: list[Way], color: str, label: str) -> None:
+    """Gold with its band, and the proxy's score in units of its own."""
+    d = np.sqrt(np.mean([each.kl for each in seeds], axis=0))
+    gold, half = band(np.stack([each.gold for each in seeds]))
+    axes.plot(d, gold, color=color, linewidth=1.5, label=label and f"gold, {label}")
+    if len(seeds) > 1:
+        axes.fill_between(d, gold - half, gold + half, color=color, alpha=0.18, linewidth=0)
+    proxy = np.mean([each.proxy for each in seeds], axis=0)
+    axes.plot(d, proxy, color=color, linewidth=1, linestyle=(0, (4, 3)))
