@@ -61,8 +61,8 @@ def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
     """Coefficients, turns and errors of the laws along both ways, and the proxy's accuracy.
 
     ``WAY_alpha`` and ``WAY_beta`` are those of the way's own law; ``WAY_peak`` is the most gold
-    along it, at ``WAY_peak_kl`` nats, and ``WAY_lost`` what is lost until its end, at
-    ``WAY_end_kl``. ``WAY_error_LAW`` is the law's error beyond the distances of its fit.
+    along it, at ``WAY_peak_kl`` nats, and ``WAY_lost`` what is lost until its end; there it is
+    ``WAY_end``, at ``WAY_end_kl``. ``WAY_error_LAW`` is the law's error beyond the distances of its fit.
     """
     figures = {}
     if "eval/accuracy" in m.reward:
@@ -70,14 +70,16 @@ def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
     for way, points in ways(m.curves, gold).items():
         d = np.sqrt(points.kl)
         alpha, beta = fit(LAWS[OWN[way]], d, points.gold)
-        top = turn(points.kl, points.gold, window=WINDOW if way == "training" else 1)
+        last = WINDOW if way == "training" else 1
+        top = turn(points.kl, points.gold, window=last)
         figures |= {
             f"{way}_alpha": alpha,
             f"{way}_beta": beta,
             f"{way}_peak": top.gold,
             f"{way}_peak_kl": top.kl,
             f"{way}_lost": top.lost,
-            f"{way}_end_kl": float(points.kl[-1]),
+            f"{way}_end": float(points.gold[-last:].mean()),
+            f"{way}_end_kl": float(points.kl[-last:].mean()),
         }
         for name, law in LAWS.items():
             figures[f"{way}_error_{name}"] = heldout_error(law, d, points.gold)
