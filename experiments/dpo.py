@@ -71,9 +71,7 @@ def run(config: DPOConfig) -> dict:
             config, stage, rows, heldout, tokenizer, parallel, context=context
         )
 
-        packing = choose_packing(
-            config.packing, batches.data, parallel, shared_query=False, stage="dpo"
-        )
+        packing = choose_packing(config.packing, batches.data, parallel, stage="dpo")
         stage.note(packing=packing)
 
         # States

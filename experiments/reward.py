@@ -210,9 +210,7 @@ def answer_scores(
 ) -> Callable[..., Array]:
     """(model, params, batch, key) -> scores [B K] in training, of packed answers or of padded."""
     plain = not config.dropout and isinstance(batches, Batches)
-    packing = plain and choose_packing(
-        config.packing, batches.data, parallel, shared_query=True, stage="reward"
-    )
+    packing = plain and choose_packing(config.packing, batches.data, parallel, stage="reward")
     stage.note(packing=packing)
 
     def scores(model, params, batch, key):

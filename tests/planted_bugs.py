@@ -541,13 +541,10 @@ PLANTS = (
     ),
     Plant(
         70,
-        "DPO counts the prompt's tokens",
+        "DPO predicts a response from its first token on, and not from the prompt's last",
         PREFERENCE_TRAINING,
-        "        logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)\n"
-        "        logprobs = token_logprobs(logits, responses)\n",
-        "        tokens = jnp.concatenate([queries, responses], axis=1)[:, 1:]\n"
-        "        mask = jnp.concatenate([query_mask, mask], axis=1)[:, 1:]\n"
-        "        logprobs = token_logprobs(lm.logits(params, *inputs, start=0), tokens)\n",
+        "logits = jnp.repeat(first, K, axis=0)[:, None], later",
+        "logits = later[:, :1], later",
         "tests/experiments/test_dpo.py::test_sequence_logprobs_is_the_sum_over_the_response",
     ),
     Plant(
@@ -1000,8 +997,7 @@ PLANTS = (
         "rlhf_jax/studies/laws.py",
         "*fit(law, d[below], gold[below])",
         "*fit(law, d, gold)",
-        "tests/studies/test_laws.py"
-        "::test_the_law_that_made_a_curve_has_the_smallest_error_beyond_its_fit",
+        "tests/studies/test_laws.py::test_a_law_is_judged_on_points_that_it_has_not_seen",
     ),
     Plant(
         174,

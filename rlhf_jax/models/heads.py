@@ -35,7 +35,7 @@ from rlhf_jax.models.transformer import (
     as_layout,
     positions_of,
 )
-from rlhf_jax.models.trunk import Trunk, make_trunk, padded_rows, read_rows
+from rlhf_jax.models.trunk import Trunk, make_trunk, padded_rows, read_answers, read_rows, with_room
 from rlhf_jax.objectives.logprobs import token_logprobs, token_logprobs_in_parts
 from rlhf_jax.objectives.masked import last_index
 from rlhf_jax.types import LMBatch, Params
@@ -62,6 +62,10 @@ class LanguageModel(NamedTuple):
     """(params, tokens [B T], mask [B T], *, start) -> logits of positions start..T-1."""
     read: Callable[[Params, TokenRows], Float[Array, "N M V"]]
     """(params, rows) -> logits at their columns."""
+    answer_logits: Callable[..., tuple[Float[Array, "B V"], Float[Array, "A L V"]]]
+    """(params, queries, query_mask, responses [B K R], mask [B K R]) -> logits of the first token
+    of a query's responses, and of the R-1 later tokens of each of all A = B · K. A query is read
+    once."""
     packed_logits: Callable[..., Float[Array, "B T V"]]
     """(params, LMBatch, dropout_key | None) -> logits; dropout acts only when a key is given."""
     packed_logprobs: Callable[..., Float[Array, "B L"]]
@@ -166,6 +170,11 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     def logits(params, tokens, mask, *, start):
         return read(params, padded_rows(tokens, mask, start=start))
 
+    def answer_logits(params, queries, query_mask, responses, mask):
+        rows = (queries, query_mask, responses[..., :-1], mask[..., :-1])
+        seen, written = read_answers(trunk, params["trunk"], *rows)
+        return head(params, seen[:, -1]), head(params, written)
+
     def packed_hidden(params, batch: LMBatch, dropout_key):
         apply, segments = trunk.applied(dropout_key), in_segments(batch.segment_ids)
         return apply(params["trunk"], batch.tokens, batch.positions, segments)[0]
@@ -182,6 +191,7 @@ def make_language_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
         init=init,
         logits=logits,
         read=read,
+        answer_logits=answer_logits,
         packed_logits=packed_logits,
         packed_logprobs=packed_logprobs,
         prefill=prefill,
@@ -281,44 +291,18 @@ def make_scalar_model(config: ModelConfig, vocab_size: int) -> ScalarModel:
         return apply_head(params["head"], at_position(hidden, last_index(mask)))
 
     def score_responses(params, queries, query_mask, responses, mask, dropout_key):
-        Q, (B, K, R) = queries.shape[1], mask.shape
-        # Query and answers are read in two passes, each with dropout of its own.
-        k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        read, go_on = trunk.applied(k_query), trunk.applied(k_response)
-        positions = positions_of(query_mask)
-        seen, layers = read(params["trunk"], queries, positions, segments_from_mask(query_mask))
-
-        def per_response(x, axis=0):
-            return jnp.repeat(x, K, axis=axis)
-
-        # The rows of keys and values are the fourth axis from the end: scanned layers have one more
-        # in front, that of the layers.
-        cache = jax.tree.map(lambda x: with_room(per_response(x, x.ndim - 4), length=R), layers)
+        (B, K, R), rows = mask.shape, (queries, query_mask, responses, mask)
+        seen, written = read_answers(trunk, params["trunk"], *rows, dropout_key)
         mask = mask.reshape(B * K, R)
-        keys = jnp.concatenate([per_response(query_mask), mask], axis=1)
-        written, _ = go_on(
-            params["trunk"],
-            responses.reshape(B * K, R),
-            # An answer goes on counting where its query's real tokens end.
-            per_response(query_mask.sum(axis=1))[:, None] + positions_of(mask),
-            Segments(mask.astype(jnp.int32), keys.astype(jnp.int32)),
-            cache,
-            jnp.int32(Q),
-        )
         if config.pooling == "mean":
             return pool(apply_head(params["head"], written), mask, start=0).reshape(B, K)
         # An absent response has no token: the query's last stands for it, at index 0, and the last
         # of R' tokens is at index R'.
-        hidden = jnp.concatenate([per_response(seen[:, -1:]), written], axis=1)
+        hidden = jnp.concatenate([jnp.repeat(seen[:, -1:], K, axis=0), written], axis=1)
         return apply_head(params["head"], at_position(hidden, mask.sum(axis=1))).reshape(B, K)
 
     packed = partial(packed_scores, read, config.pooling)
     return ScalarModel(init, values, read, pool, score, packed, score_responses)
-
-
-def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:
-    """Keys or values with ``length`` empty slots behind them."""
-    return layout.heads(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)]))
 
 
 def at_position(x: Float[Array, "B T D"], index: Int[Array, "B"]) -> Float[Array, "B D"]:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.config import ModelConfig
 from rlhf_jax.errors import check
-from rlhf_jax.models.attention import in_segments, segments_from_mask
+from rlhf_jax.models import layout
+from rlhf_jax.models.attention import Segments, in_segments, segments_from_mask
 from rlhf_jax.models.packing import TokenRows
 from rlhf_jax.models.transformer import (
     KeyValues,
@@ -77,3 +78,44 @@ def read_rows(trunk: Trunk, params: Params, rows: TokenRows) -> Float[Array, "N 
     if isinstance(rows.columns, int):
         return hidden[:, rows.columns :]
     return jnp.take_along_axis(hidden, rows.columns[..., None], axis=1)
+
+
+def read_answers(
+    trunk: Trunk,
+    params: Params,
+    queries: Int[Array, "B Q"],
+    query_mask: Bool[Array, "B Q"],
+    responses: Int[Array, "B K R"],
+    mask: Bool[Array, "B K R"],
+    dropout_key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "B Q D"], Float[Array, "A R D"]]:
+    """Hidden states of queries, and of the A = B · K responses: the trunk reads a query once."""
+    Q, (B, K, R) = queries.shape[1], mask.shape
+    # Query and answers are read in two passes, each with dropout of its own.
+    k_query, k_response = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    read, go_on = trunk.applied(k_query), trunk.applied(k_response)
+    seen, layers = read(params, queries, positions_of(query_mask), segments_from_mask(query_mask))
+
+    def per_response(x, axis=0):
+        return jnp.repeat(x, K, axis=axis)
+
+    # The rows of keys and values are the fourth axis from the end: scanned layers have one more in
+    # front, that of the layers.
+    cache = jax.tree.map(lambda x: with_room(per_response(x, x.ndim - 4), length=R), layers)
+    mask = mask.reshape(B * K, R)
+    keys = jnp.concatenate([per_response(query_mask), mask], axis=1)
+    written, _ = go_on(
+        params,
+        responses.reshape(B * K, R),
+        # An answer goes on counting where its query's real tokens end.
+        per_response(query_mask.sum(axis=1))[:, None] + positions_of(mask),
+        Segments(mask.astype(jnp.int32), keys.astype(jnp.int32)),
+        cache,
+        jnp.int32(Q),
+    )
+    return seen, written
+
+
+def with_room(x: Float[Array, "*N B H T Dh"], *, length: int) -> Float[Array, "*N B H S Dh"]:
+    """Keys or values with ``length`` empty slots behind them."""
+    return layout.heads(jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)]))

@@ -190,20 +190,19 @@ def choose_packing(
     data: ComparisonBatch,
     parallel: Parallel,
     *,
-    shared_query: bool,
     stage: str,
 ) -> bool:
     """Whether an update reads answers packed: ``packing``, or for None what is less work.
 
-    With padding a query stands before each answer, or with ``shared_query`` once before all. What
-    is packed is read forward twice, and a tenth of the rows is empty (models/packing.py). Where
+    With padding a query is read once for all its answers, packed it stands before each; what is
+    packed is read forward twice, and a tenth of the rows is empty (models/packing.py). Where
     devices share the weights (fsdp) each block would gather them anew: None is padding there.
     """
     queries, K, R = data.queries.shape[1], *np.shape(data.mask)[1:]
     lengths = np.asarray(data.mask).sum(axis=2)
     real = lengths + np.asarray(data.query_mask).sum(axis=1, keepdims=True)
     packed = float(real[lengths > 0].sum()) * (4 / 3) / 0.9
-    padded = len(lengths) * (queries + K * R if shared_query else K * (queries + R))
+    padded = len(lengths) * (queries + K * R)
     whole = parallel.mesh.shape["fsdp"] == 1
     chosen = whole and packed < padded if packing is None else packing
     if chosen:

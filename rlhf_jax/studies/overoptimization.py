@@ -62,7 +62,8 @@ def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
 
     ``WAY_alpha`` and ``WAY_beta`` are those of the way's own law; ``WAY_peak`` is the most gold
     along it, at ``WAY_peak_kl`` nats, and ``WAY_lost`` what is lost until its end; there it is
-    ``WAY_end``, at ``WAY_end_kl``. ``WAY_error_LAW`` is the law's error beyond the distances of its fit.
+    ``WAY_end``, at ``WAY_end_kl``. ``WAY_error_LAW`` is the law's error beyond the distances of its
+    fit.
     """
     figures = {}
     if "eval/accuracy" in m.reward:
@@ -125,7 +126,7 @@ def draw_ways(
     """``path`` with .svg and .png: both ways one below the other, gold solid and proxy dashed.
 
     A column has a title and its arms, each with a label. Lines are means over seeds, at each n or
-    iteration, and bands their 95 % intervals.
+    iteration, and bands their 95 % intervals. Gold, and not the proxy, sets the scale.
     """
     matplotlib, figure_class = load_matplotlib()
     with matplotlib.rc_context(STYLE):
@@ -133,14 +134,18 @@ def draw_ways(
         figure = figure_class(figsize=size, layout="constrained")
         grid = figure.subplots(len(WAYS), len(columns), sharex="row", sharey="row", squeeze=False)
         for row, (way, name) in zip(grid, WAYS.items(), strict=True):
+            golds = [0.0]
             for axes, (title, arms) in zip(row, columns.items(), strict=True):
                 for n, (arm, label) in enumerate(arms.items()):
                     seeds = [ways(each.curves, gold)[way] for each in results.get(arm, {}).values()]
                     if seeds:
-                        draw_way(axes, seeds, COLORS[n], label if way == "training" else "")
+                        draw_way(axes, seeds, COLORS[n], label)
+                        golds += [value for each in seeds for value in each.gold]
                 axes.axhline(0, color=INK, linewidth=0.8)
                 axes.set_title(f"{name}, {title}", loc="left", fontsize=9)
             row[0].set_ylabel("over the SFT model")
+            # Gold fills the panels, and a score that runs away leaves them.
+            row[0].set_ylim(min(golds) - 0.1, 2.5 * max(golds) + 0.1)
         for axes in grid[-1]:
             axes.set_xlabel("√KL, √nats")
         handles, labels = grid[-1][0].get_legend_handles_labels()
@@ -155,7 +160,7 @@ def draw_way(axes, seeds: list[Way], color: str, label: str) -> None:
     """Gold with its band, and the proxy's score in units of its own."""
     d = np.sqrt(np.mean([each.kl for each in seeds], axis=0))
     gold, half = band(np.stack([each.gold for each in seeds]))
-    axes.plot(d, gold, color=color, linewidth=1.5, label=label and f"gold, {label}")
+    axes.plot(d, gold, color=color, linewidth=1.5, label=f"gold, {label}")
     if len(seeds) > 1:
         axes.fill_between(d, gold - half, gold + half, color=color, alpha=0.18, linewidth=0)
     proxy = np.mean([each.proxy for each in seeds], axis=0)

@@ -38,18 +38,21 @@ def sequence_logprobs(
 ) -> Float[Array, "B K"]:
     """Σₜ log π(yₜ | x, y₍<ₜ₎) of every response, of the distribution at ``temperature``.
 
-    With ``packing`` the real tokens alone are read, in blocks of rows.
+    A query is read once for all its responses. With ``packing`` the real tokens alone are read, in
+    blocks of rows, and a query before each of its responses.
     """
-    K, Q = batch.ranks.shape[1], batch.queries.shape[1]
-    queries, query_mask = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
+    K = batch.ranks.shape[1]
     responses, mask = (x.reshape(-1, x.shape[-1]) for x in (batch.responses, batch.mask))
-    inputs = episode_inputs(queries, query_mask, responses, mask)
     if packing:
+        queries = (jnp.repeat(x, K, axis=0) for x in (batch.queries, batch.query_mask))
+        inputs = episode_inputs(*queries, responses, mask)
         logprobs = packed_logprobs(lm, params, inputs, responses, mask, temperature=temperature)
     else:
-        # From the query's last position on, whose logits are those of the first response token.
-        logits = scale_logits(lm.logits(params, *inputs, start=Q - 1), temperature)
-        logprobs = token_logprobs(logits, responses)
+        first, later = lm.answer_logits(params, *batch[:4])
+        logits = jnp.repeat(first, K, axis=0)[:, None], later
+        tokens = responses[:, :1], responses[:, 1:]
+        parts = map(token_logprobs, (scale_logits(x, temperature) for x in logits), tokens)
+        logprobs = jnp.concatenate([*parts], axis=1)
     return masked_sum(logprobs, mask, axis=1).reshape(batch.ranks.shape)
 
 

@@ -183,24 +183,21 @@ ONE = make_parallel(ParallelConfig(devices=1))
 SPLIT = ONE._replace(mesh=SimpleNamespace(shape={"data": 1, "fsdp": 2, "tensor": 1}))
 PACKING = {
     # 3 × (5 + 8) tokens read 4/3 times in rows of which a tenth is empty: 57.8 positions of a
-    # prompt, beside 3 × 30 of padded rows and 10 + 3 × 20 of rows that share the query.
-    "less work than padded rows": (None, 5, [8, 8, 8], ONE, False, "0.64", True),
-    "less work than a shared query": (None, 5, [8, 8, 8], ONE, True, "0.83", True),
-    "more work than a shared query": (None, 8, [10, 10, 10], ONE, True, "", False),
-    "more work, but asked for": (True, 8, [10, 10, 10], ONE, True, "1.14", True),
-    "less work, but not wanted": (False, 5, [8, 8, 8], ONE, False, "", False),
-    "absent answers have no query": (None, 8, [15, 0, 0], ONE, True, "0.49", True),
-    "weights would be gathered for each block": (None, 5, [8, 8, 8], SPLIT, False, "", False),
-    "gathered, but asked for": (True, 5, [8, 8, 8], SPLIT, False, "0.64", True),
+    # prompt, beside 10 + 3 × 20 of padded rows, which share the query.
+    "less work than padded rows": (None, 5, [8, 8, 8], ONE, "0.83", True),
+    "more work than padded rows": (None, 8, [10, 10, 10], ONE, "", False),
+    "more work, but asked for": (True, 8, [10, 10, 10], ONE, "1.14", True),
+    "less work, but not wanted": (False, 5, [8, 8, 8], ONE, "", False),
+    "absent answers have no query": (None, 8, [15, 0, 0], ONE, "0.49", True),
+    "weights would be gathered for each block": (None, 5, [8, 8, 8], SPLIT, "", False),
+    "gathered, but asked for": (True, 5, [8, 8, 8], SPLIT, "0.83", True),
 }
 
 
 @pytest.mark.parametrize("case", PACKING.values(), ids=PACKING)
 def test_answers_are_packed_where_it_is_less_work(case, capsys):
-    packing, query, answers, parallel, shared, work, chosen = case
-    found = choose_packing(
-        packing, ranked(query, answers), parallel, shared_query=shared, stage="dpo"
-    )
+    packing, query, answers, parallel, work, chosen = case
+    found = choose_packing(packing, ranked(query, answers), parallel, stage="dpo")
     assert found == chosen
     said = f"dpo: answers are packed: {work} of the work of padded rows\n"
     assert capsys.readouterr().err == (said if chosen else "")

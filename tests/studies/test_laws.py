@@ -33,6 +33,12 @@ def test_the_law_that_made_a_curve_has_the_smallest_error_beyond_its_fit(name):
     assert errors[name] < 1e-5 < 0.01 < min(v for n, v in errors.items() if n != name)
 
 
+def test_a_law_is_judged_on_points_that_it_has_not_seen():
+    law = LAWS["quadratic"]
+    gold = law.gold(D, 1.5, 0.25) + 0.7 * (D > 0.6 * D.max())
+    assert heldout_error(law, D, gold) == pytest.approx(0.7)
+
+
 def test_what_cannot_be_fitted_is_no_number():
     law = LAWS["quadratic"]
     assert np.isnan(fit(law, D[:2], D[:2])).all()
