@@ -99,6 +99,34 @@ def test_functions_have_their_docstrings_on_it(site):
     assert "kl_penalised_rewards" in page
 
 
+QUESTIONS = {
+    "what is the reward model's loss": (["the losses"], r"log σ\(r\(x, y_w\)"),
+    "how do I change the advantage estimator": (["algorithms"], r"--advantage"),
+    "what does val/ratio mean": (["metrics"], r"val/ratio</span></code></p></td>\s*<td><p>mean ρ"),
+    "how do I resume": (["resume and continue"], r"Type the same command again"),
+    "has it run on a TPU": (
+        ["no; what was done instead"],
+        r"Nothing in this project has run on a real TPU",
+    ),
+}
+"""What a new reader asks: the links to click from the first page on, and what answers."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_new_reader_finds_answers_in_a_few_clicks(site, question):
+    clicks, answer = QUESTIONS[question]
+    page = site / "index.html"
+    for text in clicks:
+        html = page.read_text(encoding="utf-8")
+        # In the text of the page and not in the side bar, which lists everything.
+        links = re.findall(r'href="([^"#]+)[^"]*"><span class="[^"]*">([^<]+)</span>', html)
+        (target,) = {href for href, shown in links if shown == text}
+        page = (page.parent / target).resolve()
+    assert len(clicks) <= 3
+    assert re.search(answer, page.read_text(encoding="utf-8")), page.name
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
