@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
+from configs.studies import details
 from rlhf_jax.cli import say_idle, set_in
 from rlhf_jax.config import PPOConfig
 from rlhf_jax.errors import InputError
@@ -202,6 +203,20 @@ def test_arms_of_the_studies_that_ship_set_nothing_without_effect(path, capsys):
 
 
 @pytest.mark.slow
+def test_each_detail_changes_what_it_says_and_nothing_else():
+    plan = plan_seed(read_study(STUDIES / "details.py"), 0, ROOT)
+    plain, folders = plan.changes["ppo"], list(plan.policies.values())
+    for name, fields in details.DETAILS.items():
+        changed = {
+            field
+            for field, value in plan.changes[name].items()
+            if field not in plain or plain[field] != value
+        }
+        assert changed == {*fields}, name
+    # No two are the same run, but for the SFT model's own.
+    assert len({*folders}) == len(folders)
+
+
 def test_the_frontier_holds_sampled_tokens_and_labels_equal():
     plan = plan_seed(read_study(STUDIES / "frontier.py"), 0, ROOT)
     jobs = {job.label: job for job in plan.jobs}
