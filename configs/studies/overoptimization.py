@@ -17,10 +17,12 @@ from rlhf_jax.config import (
 )
 from rlhf_jax.studies.measures import Measured
 from rlhf_jax.studies.overoptimization import (
+    NAMES,
+    TABLES,
+    derived,
     draw_ways,
     gold_metric,
     law_figures,
-    over_early_stopping,
 )
 from rlhf_jax.studies.study import Arm, Study
 
@@ -121,7 +123,6 @@ def figures(m: Measured) -> dict[str, float]:
 def get_study() -> Study:
     arms = [arm(size, amount) for size in SIZES for amount in AMOUNTS]
     penalised = [arm("medium", 600, name, coef) for name, coef in PENALTIES.items()]
-    ways = ("best_of_n", "training")
     return Study(
         question="How far can a reward model be optimised before gold falls, by size and data?",
         base=with_amount(base_chain(), AMOUNTS[-1]),
@@ -129,46 +130,12 @@ def get_study() -> Study:
         baseline="medium_600",
         compared=("accuracy", "best_of_n_peak", "training_peak", "training_lost"),
         measure=figures,
-        derive=partial(
-            over_early_stopping, stopped=dict.fromkeys(PENALTIES, "medium_600"), gold=GOLD
-        ),
+        derive=partial(derived, stopped=dict.fromkeys(PENALTIES, "medium_600"), gold=GOLD),
         along=("objective/kl", "objective/scores", GOLD),
         best_of_curve=CURVE,
         axes=("accuracy", "training_peak"),
-        names={
-            "accuracy": "held-out pairs ordered as labelled",
-            **{
-                f"{way}_{figure}": text
-                for way in ways
-                for figure, text in {
-                    "alpha": "α",
-                    "beta": "β",
-                    "peak": "most gold over SFT",
-                    "peak_kl": "at nats",
-                    "lost": "gold lost after",
-                    "end": "gold over SFT at the end",
-                    "end_kl": "nats at the end",
-                    "error_quadratic": "error of d (α − β d)",
-                    "error_logarithmic": "of d (α − β ln d)",
-                    "error_saturating": "of α (1 − exp(−β d))",
-                }.items()
-            },
-            "over_stopping": "gold over early stopping at the same KL",
-        },
-        tables={
-            "Reward models": ("accuracy",),
-            "Best of n": tuple(f"best_of_n_{f}" for f in ("alpha", "beta", "peak", "lost")),
-            "PPO": (
-                *(f"training_{f}" for f in ("alpha", "beta", "peak", "peak_kl", "lost")),
-                *(f"training_{f}" for f in ("end", "end_kl")),
-                "over_stopping",
-            ),
-            "Laws, beyond the distances of their fit": tuple(
-                f"{way}_error_{law}"
-                for way in ways
-                for law in ("quadratic", "logarithmic", "saturating")
-            ),
-        },
+        names=NAMES,
+        tables=TABLES,
         draw=partial(
             draw_ways,
             columns={

@@ -5,8 +5,9 @@ it is worth. Along both ways the distance is d = √KL, and gold and proxy are w
 SFT model's own answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,56 @@ WAYS = {"best_of_n": "best of n", "training": "PPO"}
 WINDOW = 5
 """Iterations over whose mean the turn of training is looked for: one has a batch's noise."""
 KL, PROXY = "objective/kl", "objective/scores"
+
+
+def _names(way: str) -> dict[str, str]:
+    """What a page calls the figures of a way."""
+    words = {
+        "alpha": "α",
+        "beta": "β",
+        "peak": "most gold over SFT",
+        "peak_kl": "at nats",
+        "lost": "gold lost after",
+        "end": "gold over SFT at the end",
+        "end_kl": "nats at the end",
+        f"error_{OWN[way]}": f"error of {LAWS[OWN[way]].formula}",
+        **{f"worse_{name}": f"more of {law.formula}" for name, law in LAWS.items()},
+    }
+    return {f"{way}_{figure}": text for figure, text in words.items()}
+
+
+def _table(way: str, *figures: str) -> tuple[str, ...]:
+    return tuple(f"{way}_{figure}" for figure in figures)
+
+
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "accuracy": "held-out pairs ordered as labelled",
+        **_names("best_of_n"),
+        **_names("training"),
+        "over_stopping": "gold over early stopping at the same KL",
+    }
+)
+"""``Study.names`` of the figures below."""
+TABLES: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "Reward models": ("accuracy",),
+        "Best of n": _table("best_of_n", "alpha", "beta", "peak", "lost"),
+        "PPO": (
+            *_table("training", "alpha", "beta", "peak", "peak_kl", "lost", "end", "end_kl"),
+            "over_stopping",
+        ),
+        **{
+            f"Laws of {title}, beyond the distances of their fit": _table(
+                way,
+                f"error_{OWN[way]}",
+                *(f"worse_{law}" for law in LAWS if law != OWN[way]),
+            )
+            for way, title in WAYS.items()
+        },
+    }
+)
+"""``Study.tables`` of them."""
 
 
 class Way(NamedTuple):
@@ -85,6 +136,28 @@ def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
         for name, law in LAWS.items():
             figures[f"{way}_error_{name}"] = heldout_error(law, d, points.gold)
     return figures
+
+
+def derived(
+    results: Mapping[str, Result], *, stopped: Mapping[str, str], gold: str
+) -> dict[str, dict[str, float]]:
+    """``over_early_stopping`` and ``rivals`` of all arms of a seed."""
+    early = over_early_stopping(results, stopped=stopped, gold=gold)
+    return {arm: early[arm] | rivals(result) for arm, result in results.items()}
+
+
+def rivals(result: Result) -> dict[str, float]:
+    """``WAY_worse_LAW``: the error of another law less that of the way's own, of one seed.
+
+    The two are of the same points, so that over seeds their difference has the smaller interval.
+    """
+    errors, differences = result.figures, {}
+    for way, own in OWN.items():
+        for law in LAWS:
+            pair = f"{way}_error_{law}", f"{way}_error_{own}"
+            if law != own and all(name in errors for name in pair):
+                differences[f"{way}_worse_{law}"] = errors[pair[0]] - errors[pair[1]]
+    return differences
 
 
 def over_early_stopping(

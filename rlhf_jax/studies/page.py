@@ -176,17 +176,15 @@ def paired_seeds(study: Study, rows: Sequence[Row]) -> tuple[dict[str, set[int]]
 def arms_tables(study: Study, figures: Mapping[str, Mapping[int, Figures]]) -> list[str]:
     """The tables that the study asks for, each below its title; or one of all figures."""
     present = {name for seeds in figures.values() for own in seeds.values() for name in own}
-    known = names_of(study)
-    names = [name for name in known if name in present] + sorted(present - known.keys())
     if not study.tables:
+        known = names_of(study)
+        names = [name for name in known if name in present] + sorted(present - known.keys())
         return [arms_table(study, names, figures)]
     parts = []
     for title, listed in study.tables.items():
         shown = [name for name in listed if name in present]
         parts += [f"### {title}", arms_table(study, shown, figures)]
-    # What no table of the study's has is shown all the same.
-    others = [name for name in names if not any(name in listed for listed in study.tables.values())]
-    return [*parts, "### Others", arms_table(study, others, figures)] if others else parts
+    return parts
 
 
 def arms_table(
@@ -194,7 +192,11 @@ def arms_table(
 ) -> str:
     """A line an arm, a column a figure; behind a mean of fewer seeds stands their number."""
     known = names_of(study)
-    columns, arms = [], [arm.name for arm in study.arms if figures[arm.name]]
+    # An arm of which none of them was measured has no line.
+    arms = [
+        arm.name for arm in study.arms if any(of_figure(figures[arm.name], name) for name in names)
+    ]
+    columns = []
     for name in names:
         values = {arm: of_figure(figures[arm], name) for arm in arms}
         means = {arm: mean_ci([*by_seed.values()]) for arm, by_seed in values.items() if by_seed}

@@ -101,7 +101,8 @@ class Study:
     names: Mapping[str, str] = field(default_factory=dict)
     """What the page calls figures of the study's own."""
     tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By title, the figures of each table of the page; empty: one table of all."""
+    """By title, the figures of each table of the page, which has no others then; empty: one table
+    of all."""
     draw: Callable[["Study", Mapping[str, Mapping[int, Result]], Path], None] | None = None
     """Draws the curves of {arm: {seed: result}}, beside the plot along ``axes``, as the path with
     .svg and .png."""

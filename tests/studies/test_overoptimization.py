@@ -11,6 +11,10 @@ from rlhf_jax.evaluation.metrics import best_of_n_kl
 from rlhf_jax.studies.laws import LAWS
 from rlhf_jax.studies.measures import Measured, Result
 from rlhf_jax.studies.overoptimization import (
+    NAMES,
+    OWN,
+    TABLES,
+    derived,
     draw_ways,
     gold_metric,
     law_figures,
@@ -86,6 +90,17 @@ def test_a_penalty_is_compared_with_stopping_at_its_own_kl():
     # 0.5 d more gold at d = 2, less the last five points' distance from there.
     assert found["held"]["over_stopping"] == pytest.approx(0.5 * 2, abs=0.06)
     assert found["beyond"] == found["free"] == {}  # its KL lies beyond: nothing is extrapolated
+
+
+def test_laws_are_compared_on_the_points_of_one_seed():
+    figures = law_figures(measured(planted_curves()), gold=GOLD)
+    found = derived({"a": Result(figures, planted_curves())}, stopped={}, gold=GOLD)["a"]
+    assert {*found} == {
+        f"{way}_worse_{law}" for way, own in OWN.items() for law in LAWS if law != own
+    }
+    assert all(worse > 0 for worse in found.values())
+    listed = {name for table in TABLES.values() for name in table}
+    assert listed <= {*NAMES} and {*found} <= listed
 
 
 def test_the_drawing_shows_every_arm_and_is_the_same_twice(tmp_path):
