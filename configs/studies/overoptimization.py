@@ -15,14 +15,13 @@ from rlhf_jax.config import (
     PPOConfig,
     TextDataConfig,
 )
-from rlhf_jax.studies.measures import Measured
 from rlhf_jax.studies.overoptimization import (
     NAMES,
     TABLES,
+    accuracy,
     derived,
     draw_ways,
     gold_metric,
-    law_figures,
 )
 from rlhf_jax.studies.study import Arm, Study
 
@@ -113,13 +112,6 @@ def arm(size: str, amount: int, name: str = "", coef: float = 0.0) -> Arm:
     )
 
 
-def figures(m: Measured) -> dict[str, float]:
-    """Those of the laws; of an arm that a penalty holds back only where its training ends."""
-    found = law_figures(m, gold=GOLD)
-    kept = ("accuracy", "training_end", "training_end_kl")
-    return {name: found[name] for name in kept} if m.arm in PENALTIES else found
-
-
 def get_study() -> Study:
     arms = [arm(size, amount) for size in SIZES for amount in AMOUNTS]
     penalised = [arm("medium", 600, name, coef) for name, coef in PENALTIES.items()]
@@ -129,7 +121,7 @@ def get_study() -> Study:
         arms=(*arms, *penalised),
         baseline="medium_600",
         compared=("accuracy", "best_of_n_peak", "training_peak", "training_lost"),
-        measure=figures,
+        measure=accuracy,
         derive=partial(derived, stopped=dict.fromkeys(PENALTIES, "medium_600"), gold=GOLD),
         along=("objective/kl", "objective/scores", GOLD),
         best_of_curve=CURVE,

@@ -22,8 +22,11 @@ from rlhf_jax.studies.study import Study
 OWN = {"best_of_n": "quadratic", "training": "logarithmic"}
 """The law that Gao et al. found for each way."""
 WAYS = {"best_of_n": "best of n", "training": "PPO"}
+DASHED = (0, (4, 3))
 WINDOW = 5
 """Iterations over whose mean the turn of training is looked for: one has a batch's noise."""
+START = 0.05
+"""Nats within which a policy's answers are the SFT model's: the first iterations, and best of 1."""
 KL, PROXY = "objective/kl", "objective/scores"
 
 
@@ -93,33 +96,39 @@ def gold_metric(task: str) -> str:
 def ways(curves: Curves, gold: str) -> dict[str, Way]:
     """Both ways of an arm; ``gold`` is the metric of training."""
     best, trained = curves["best_of_n"], curves["training"]
-    # Best of 1 is the SFT model: of 64 prompts and hundreds of answers, where training begins with
-    # one batch.
-    start = best["gold"][best["n"].index(1)]
-    arrays = {name: np.array(best[name]) for name in ("kl", "gold", "score")}
-    along = {name: np.array(trained[name]) for name in (KL, gold, PROXY)}
-    # An estimate of a KL that is nearly 0 may be below.
-    kl = np.maximum(along[KL], 0.0)
     return {
-        "best_of_n": Way(
-            arrays["kl"], arrays["gold"] - start, arrays["score"] - arrays["score"][0]
-        ),
-        "training": Way(kl, along[gold] - start, along[PROXY] - along[PROXY][0]),
+        "best_of_n": from_start(*(np.array(best[name]) for name in ("kl", "gold", "score"))),
+        "training": from_start(*(np.array(trained[name]) for name in (KL, gold, PROXY))),
     }
 
 
-def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
-    """Coefficients, turns and errors of the laws along both ways, and the proxy's accuracy.
+def from_start(kl: Distances, gold: Distances, proxy: Distances) -> Way:
+    """Gold and proxy over what they are at the points within ``START`` of the SFT model.
+
+    Each way has a start of its own, as it has prompts of its own.
+    """
+    # An estimate of a KL that is nearly 0 may be below.
+    kl = np.maximum(kl, 0.0)
+    start = kl <= START
+    return Way(kl, gold - gold[start].mean(), proxy - proxy[start].mean())
+
+
+def accuracy(m: Measured) -> dict[str, float]:
+    """``accuracy``: held-out pairs that the reward model orders as labelled."""
+    return {"accuracy": m.reward["eval/accuracy"]} if "eval/accuracy" in m.reward else {}
+
+
+def law_figures(curves: Curves, *, gold: str) -> dict[str, float]:
+    """Coefficients, turns and errors of the laws along both ways.
 
     ``WAY_alpha`` and ``WAY_beta`` are those of the way's own law; ``WAY_peak`` is the most gold
     along it, at ``WAY_peak_kl`` nats, and ``WAY_lost`` what is lost until its end; there it is
     ``WAY_end``, at ``WAY_end_kl``. ``WAY_error_LAW`` is the law's error beyond the distances of its
-    fit.
+    fit, and ``WAY_worse_LAW`` by how much it is over that of the way's own law: the two are of the
+    same points, so that over seeds their difference has the smaller interval.
     """
     figures = {}
-    if "eval/accuracy" in m.reward:
-        figures["accuracy"] = m.reward["eval/accuracy"]
-    for way, points in ways(m.curves, gold).items():
+    for way, points in ways(curves, gold).items():
         d = np.sqrt(points.kl)
         alpha, beta = fit(LAWS[OWN[way]], d, points.gold)
         last = WINDOW if way == "training" else 1
@@ -133,31 +142,28 @@ def law_figures(m: Measured, *, gold: str) -> dict[str, float]:
             f"{way}_end": float(points.gold[-last:].mean()),
             f"{way}_end_kl": float(points.kl[-last:].mean()),
         }
-        for name, law in LAWS.items():
-            figures[f"{way}_error_{name}"] = heldout_error(law, d, points.gold)
+        errors = {name: heldout_error(law, d, points.gold) for name, law in LAWS.items()}
+        figures |= {f"{way}_error_{name}": error for name, error in errors.items()}
+        own = errors.pop(OWN[way])
+        figures |= {f"{way}_worse_{name}": error - own for name, error in errors.items()}
     return figures
 
 
 def derived(
     results: Mapping[str, Result], *, stopped: Mapping[str, str], gold: str
 ) -> dict[str, dict[str, float]]:
-    """``over_early_stopping`` and ``rivals`` of all arms of a seed."""
-    early = over_early_stopping(results, stopped=stopped, gold=gold)
-    return {arm: early[arm] | rivals(result) for arm, result in results.items()}
+    """``law_figures`` of every arm; of those in ``stopped`` the end, and ``over_early_stopping``.
 
-
-def rivals(result: Result) -> dict[str, float]:
-    """``WAY_worse_LAW``: the error of another law less that of the way's own, of one seed.
-
-    The two are of the same points, so that over seeds their difference has the smaller interval.
+    A penalty holds these near the SFT model, where there is nothing to fit.
     """
-    errors, differences = result.figures, {}
-    for way, own in OWN.items():
-        for law in LAWS:
-            pair = f"{way}_error_{law}", f"{way}_error_{own}"
-            if law != own and all(name in errors for name in pair):
-                differences[f"{way}_worse_{law}"] = errors[pair[0]] - errors[pair[1]]
-    return differences
+    early = over_early_stopping(results, stopped=stopped, gold=gold)
+    figures = {}
+    for arm, result in results.items():
+        own = law_figures(result.curves, gold=gold)
+        if arm in stopped:
+            own = {name: own[name] for name in ("training_end", "training_end_kl")}
+        figures[arm] = {n: v for n, v in (own | early[arm]).items() if np.isfinite(v)}
+    return figures
 
 
 def over_early_stopping(
@@ -222,7 +228,9 @@ def draw_ways(
         for axes in grid[-1]:
             axes.set_xlabel("√KL, √nats")
         handles, labels = grid[-1][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        dashed = grid[-1][0].plot([], [], color=INK, linewidth=1, linestyle=DASHED)
+        labels += ["the reward model's score"]
+        figure.legend(handles + dashed, labels, loc="outside right upper", frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(path.with_suffix(".svg"), metadata=metadata)
@@ -237,4 +245,4 @@ def draw_way(axes, seeds: list[Way], color: str, label: str) -> None:
     if len(seeds) > 1:
         axes.fill_between(d, gold - half, gold + half, color=color, alpha=0.18, linewidth=0)
     proxy = np.mean([each.proxy for each in seeds], axis=0)
-    axes.plot(d, proxy, color=color, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(d, proxy, color=color, linewidth=1, linestyle=DASHED)

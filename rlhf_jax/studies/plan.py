@@ -123,7 +123,7 @@ def plan_seed(
         digests[arm.name] = config_digest(
             {"policy": jobs[folder].digest, "n": arm.best_of} | judges
         )
-        changes[arm.name] = changed | changes_between(base, chain)
+        changes[arm.name] = changed | changes_between(base, chain) | changes_of_start(arm, study)
         wanted.append(folder)
     kept = needed(wanted, jobs)
     ordered = tuple(job for folder, job in jobs.items() if folder in kept)
@@ -298,7 +298,8 @@ def changes_of(config: Any, base: InstructGPTConfig) -> dict[str, Any]:
     """Fields in which an arm's stage is not the base chain's of its kind (of DPO: the defaults)."""
     stages = (base.ppo, base.sft, base.reward, base.pretrain)
     like = next((stage for stage in stages if type(stage) is type(config)), type(config)())
-    places = ("run", "init", "reward", "data", "heldout", "prompts", "demonstrations", "ptx_data")
+    places = ("run", "init", "value_init", "reward", "data", "heldout", "prompts")
+    places += ("demonstrations", "ptx_data")
     return different(like, config, ignore=(*NOT_TOLD, *places))
 
 
@@ -310,6 +311,15 @@ def changes_between(base: InstructGPTConfig, chain: InstructGPTConfig) -> dict[s
         changed = different(*both, ignore=(*NOT_TOLD, "init", *READS))
         changes |= {f"{field}.{name}": value for name, value in changed.items()}
     return changes
+
+
+def changes_of_start(arm: Arm, study: Study) -> dict[str, Any]:
+    """Those of the chain that the arm's reward model starts from, where it is another one."""
+    if arm.reward_from is None:
+        return {}
+    chain = arm.chain(study.base)
+    changes = changes_between(chain, arm.reward_from(chain))
+    return {f"reward_from.{name}": value for name, value in changes.items()}
 
 
 def different(was: Any, now: Any, *, ignore: Sequence[str]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from rlhf_jax.studies.overoptimization import (
     NAMES,
     OWN,
     TABLES,
+    accuracy,
     derived,
     draw_ways,
     gold_metric,
     law_figures,
-    over_early_stopping,
 )
 
 GOLD = gold_metric("sentiment")
@@ -48,13 +48,8 @@ def planted_curves(*, start=0.3, kl=None, training=TRAINING):
     }
 
 
-def measured(curves, **reward):
-    return Measured("a", {}, {}, {}, {}, curves, reward)
-
-
 def test_the_figures_are_those_that_were_planted():
-    figures = law_figures(measured(planted_curves(), **{"eval/accuracy": 0.7}), gold=GOLD)
-    assert figures["accuracy"] == 0.7
+    figures = law_figures(planted_curves(), gold=GOLD)
     for way, (alpha, beta) in {"best_of_n": BEST_OF, "training": TRAINING}.items():
         assert figures[f"{way}_alpha"] == pytest.approx(alpha)
         assert figures[f"{way}_beta"] == pytest.approx(beta)
@@ -69,14 +64,31 @@ def test_the_figures_are_those_that_were_planted():
     assert figures["training_end"] == pytest.approx(end)
     assert figures["training_lost"] > 0.3
     assert figures["best_of_n_peak"] == pytest.approx(1.5**2 / 2, rel=0.02)
-    assert "accuracy" not in law_figures(measured(planted_curves()), gold=GOLD)
+    for way, own in OWN.items():
+        worse = {n: v for n, v in figures.items() if n.startswith(f"{way}_worse_")}
+        assert {*worse} == {f"{way}_worse_{law}" for law in LAWS if law != own}
+        assert min(worse.values()) > 0
+    assert {name for table in TABLES.values() for name in table} <= {*NAMES}
+
+
+def test_a_reward_models_accuracy_is_that_of_its_own_held_out_pairs():
+    measured = Measured("a", {}, {}, {}, {}, {}, {"eval/accuracy": 0.7, "eval/margin": 1.0})
+    assert accuracy(measured) == {"accuracy": 0.7}
+    assert accuracy(measured._replace(reward={})) == {}
+
+
+def test_each_way_is_measured_from_its_own_start():
+    curves = planted_curves()
+    curves["training"][GOLD] = [value + 0.5 for value in curves["training"][GOLD]]
+    expected = law_figures(planted_curves(), gold=GOLD)
+    assert law_figures(curves, gold=GOLD) == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_kl_estimated_below_zero_is_zero():
     kl = np.array([-1e-3, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
     curves = planted_curves(kl=np.maximum(kl, 0))
     curves["training"]["objective/kl"] = kl.tolist()
-    assert np.isfinite([*law_figures(measured(curves), gold=GOLD).values()]).all()
+    assert np.isfinite([*law_figures(curves, gold=GOLD).values()]).all()
 
 
 def test_a_penalty_is_compared_with_stopping_at_its_own_kl():
@@ -86,21 +98,12 @@ def test_a_penalty_is_compared_with_stopping_at_its_own_kl():
     results = {"free": planted_curves(), "held": near, "beyond": far}
     results = {arm: Result({}, curves) for arm, curves in results.items()}
     stopped = {"held": "free", "beyond": "free", "missing": "free"}
-    found = over_early_stopping(results, stopped=stopped, gold=GOLD)
+    found = derived(results, stopped=stopped, gold=GOLD)
     # 0.5 d more gold at d = 2, less the last five points' distance from there.
     assert found["held"]["over_stopping"] == pytest.approx(0.5 * 2, abs=0.06)
-    assert found["beyond"] == found["free"] == {}  # its KL lies beyond: nothing is extrapolated
-
-
-def test_laws_are_compared_on_the_points_of_one_seed():
-    figures = law_figures(measured(planted_curves()), gold=GOLD)
-    found = derived({"a": Result(figures, planted_curves())}, stopped={}, gold=GOLD)["a"]
-    assert {*found} == {
-        f"{way}_worse_{law}" for way, own in OWN.items() for law in LAWS if law != own
-    }
-    assert all(worse > 0 for worse in found.values())
-    listed = {name for table in TABLES.values() for name in table}
-    assert listed <= {*NAMES} and {*found} <= listed
+    assert {*found["held"]} == {"over_stopping", "training_end", "training_end_kl"}
+    assert "over_stopping" not in found["beyond"]  # its KL lies beyond: nothing is extrapolated
+    assert found["free"] == law_figures(planted_curves(), gold=GOLD)
 
 
 def test_the_drawing_shows_every_arm_and_is_the_same_twice(tmp_path):

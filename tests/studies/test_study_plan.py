@@ -112,6 +112,7 @@ def test_a_reward_model_of_another_size_learns_from_the_arms_own_comparisons():
     a, b = (jobs[plan.policies[arm]].config for arm in "ab")
     assert a.init == b.init == plan.sft != small.folder and a.reward != b.reward
     assert plan.digests["a"] != plan.digests["b"]
+    assert plan.changes == {"a": {}, "b": {"reward_from.pretrain.model.d_model": 64}}
 
 
 def test_every_reward_model_measures_its_own_best_of_n():
