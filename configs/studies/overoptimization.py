@@ -121,7 +121,8 @@ def get_study() -> Study:
         arms=(*arms, *penalised),
         baseline="medium_600",
         compared=("accuracy", "best_of_n_peak", "training_peak", "training_lost"),
-        measure=accuracy,
+        # Those with a penalty have the baseline's reward model.
+        measure=lambda m: {} if m.arm in PENALTIES else accuracy(m),
         derive=partial(derived, stopped=dict.fromkeys(PENALTIES, "medium_600"), gold=GOLD),
         along=("objective/kl", "objective/scores", GOLD),
         best_of_curve=CURVE,

@@ -32,13 +32,14 @@ KL, PROXY = "objective/kl", "objective/scores"
 
 def _names(way: str) -> dict[str, str]:
     """What a page calls the figures of a way."""
+    title = WAYS[way]
     words = {
         "alpha": "α",
         "beta": "β",
-        "peak": "most gold over SFT",
+        "peak": f"{title}: most gold over SFT",
         "peak_kl": "at nats",
-        "lost": "gold lost after",
-        "end": "gold over SFT at the end",
+        "lost": f"{title}: gold lost after",
+        "end": f"{title}: gold over SFT at the end",
         "end_kl": "nats at the end",
         f"error_{OWN[way]}": f"error of {LAWS[OWN[way]].formula}",
         **{f"worse_{name}": f"more of {law.formula}" for name, law in LAWS.items()},
@@ -189,9 +190,26 @@ def over_early_stopping(
     return figures
 
 
-def smoothed(values: Distances) -> Float[np.ndarray, "m"]:
-    """Means of ``WINDOW`` neighbours."""
-    return np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
+def smoothed(values: Distances, window: int = WINDOW) -> Float[np.ndarray, "m"]:
+    """Means of ``window`` neighbours."""
+    return np.convolve(values, np.ones(window) / window, mode="valid")
+
+
+def at_common_distances(
+    seeds: Sequence[Way], *, window: int, points: int = 80
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "S n"], Float[np.ndarray, "S n"]]:
+    """d, and each seed's gold and proxy at it, linear between means of ``window`` neighbours.
+
+    Iterations of two seeds lie at different distances. d ends where the first seed does: beyond it
+    the mean would be of other seeds.
+    """
+    d = [smoothed(np.sqrt(each.kl), window) for each in seeds]
+    grid = np.linspace(max(x.min() for x in d), min(x.max() for x in d), points)
+    rows = []
+    for values in ([each.gold for each in seeds], [each.proxy for each in seeds]):
+        ordered = [(np.argsort(x), smoothed(y, window), x) for x, y in zip(d, values, strict=True)]
+        rows.append(np.stack([np.interp(grid, x[order], y[order]) for order, y, x in ordered]))
+    return grid, rows[0], rows[1]
 
 
 def draw_ways(
@@ -204,8 +222,8 @@ def draw_ways(
 ) -> None:
     """``path`` with .svg and .png: both ways one below the other, gold solid and proxy dashed.
 
-    A column has a title and its arms, each with a label. Lines are means over seeds, at each n or
-    iteration, and bands their 95 % intervals. Gold, and not the proxy, sets the scale.
+    A column has a title and its arms, each with a label. Lines are means over seeds at the same
+    distance, and bands their 95 % intervals. Gold, and not the proxy, sets the scale.
     """
     matplotlib, figure_class = load_matplotlib()
     with matplotlib.rc_context(STYLE):
@@ -218,7 +236,8 @@ def draw_ways(
                 for n, (arm, label) in enumerate(arms.items()):
                     seeds = [ways(each.curves, gold)[way] for each in results.get(arm, {}).values()]
                     if seeds:
-                        draw_way(axes, seeds, COLORS[n], label)
+                        window = WINDOW if way == "training" else 1
+                        draw_way(axes, seeds, COLORS[n], label, window=window)
                         golds += [value for each in seeds for value in each.gold]
                 axes.axhline(0, color=INK, linewidth=0.8)
                 axes.set_title(f"{name}, {title}", loc="left", fontsize=9)
@@ -237,12 +256,11 @@ def draw_ways(
         figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
 
 
-def draw_way(axes, seeds: list[Way], color: str, label: str) -> None:
+def draw_way(axes, seeds: list[Way], color: str, label: str, *, window: int) -> None:
     """Gold with its band, and the proxy's score in units of its own."""
-    d = np.sqrt(np.mean([each.kl for each in seeds], axis=0))
-    gold, half = band(np.stack([each.gold for each in seeds]))
+    d, golds, proxies = at_common_distances(seeds, window=window)
+    gold, half = band(golds)
     axes.plot(d, gold, color=color, linewidth=1.5, label=f"gold, {label}")
     if len(seeds) > 1:
         axes.fill_between(d, gold - half, gold + half, color=color, alpha=0.18, linewidth=0)
-    proxy = np.mean([each.proxy for each in seeds], axis=0)
-    axes.plot(d, proxy, color=color, linewidth=1, linestyle=DASHED)
+    axes.plot(d, proxies.mean(axis=0), color=color, linewidth=1, linestyle=DASHED)

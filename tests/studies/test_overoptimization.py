@@ -15,10 +15,12 @@ from rlhf_jax.studies.overoptimization import (
     OWN,
     TABLES,
     accuracy,
+    at_common_distances,
     derived,
     draw_ways,
     gold_metric,
     law_figures,
+    ways,
 )
 
 GOLD = gold_metric("sentiment")
@@ -104,6 +106,17 @@ def test_a_penalty_is_compared_with_stopping_at_its_own_kl():
     assert {*found["held"]} == {"over_stopping", "training_end", "training_end_kl"}
     assert "over_stopping" not in found["beyond"]  # its KL lies beyond: nothing is extrapolated
     assert found["free"] == law_figures(planted_curves(), gold=GOLD)
+
+
+def test_seeds_are_averaged_at_the_same_distance():
+    """And not at the same iteration: one seed has gone twice as far in as many."""
+    near, far = (planted_curves(kl=np.linspace(0, end, 40) ** 2) for end in (2, 4))
+    seeds = [ways(curves, GOLD)["training"] for curves in (near, far)]
+    d, golds, proxies = at_common_distances(seeds, window=1)
+    assert d[0] == 0 and d[-1] == 2 and golds.shape == proxies.shape == (2, 80)
+    expected = LAWS["logarithmic"].gold(d, *TRAINING)
+    np.testing.assert_allclose(golds, [expected, expected], atol=0.02)
+    np.testing.assert_allclose(proxies, [d**2, d**2], atol=0.02)
 
 
 def test_the_drawing_shows_every_arm_and_is_the_same_twice(tmp_path):
