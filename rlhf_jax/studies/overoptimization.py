@@ -25,7 +25,7 @@ WAYS = {"best_of_n": "best of n", "training": "PPO"}
 DASHED = (0, (4, 3))
 WINDOW = 5
 """Iterations over whose mean the turn of training is looked for: one has a batch's noise."""
-START = 0.05
+START = 0.01
 """Nats within which a policy's answers are the SFT model's: the first iterations, and best of 1."""
 KL, PROXY = "objective/kl", "objective/scores"
 

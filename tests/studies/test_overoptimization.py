@@ -110,12 +110,13 @@ def test_a_penalty_is_compared_with_stopping_at_its_own_kl():
 
 def test_seeds_are_averaged_at_the_same_distance():
     """And not at the same iteration: one seed has gone twice as far in as many."""
-    near, far = (planted_curves(kl=np.linspace(0, end, 40) ** 2) for end in (2, 4))
+    near, far = (planted_curves(kl=np.arange(0, end, 0.11) ** 2) for end in (2.1, 4.1))
     seeds = [ways(curves, GOLD)["training"] for curves in (near, far)]
     d, golds, proxies = at_common_distances(seeds, window=1)
-    assert d[0] == 0 and d[-1] == 2 and golds.shape == proxies.shape == (2, 80)
-    expected = LAWS["logarithmic"].gold(d, *TRAINING)
-    np.testing.assert_allclose(golds, [expected, expected], atol=0.02)
+    assert d[0] == 0 and d[-1] == pytest.approx(2.09) and golds.shape == proxies.shape == (2, 80)
+    far = d > 0.3  # nearer the law is steep between two points
+    expected = LAWS["logarithmic"].gold(d, *TRAINING)[far]
+    np.testing.assert_allclose(golds[:, far], [expected, expected], atol=0.02)
     np.testing.assert_allclose(proxies, [d**2, d**2], atol=0.02)
 
 
