@@ -44,10 +44,11 @@ A reward model starts from an SFT model of its own size (two layers of 64 is the
 the same text and demonstrations, and learns from rankings of six answers to each of 150, 600 or
 2,400 prompts, once. Its score is divided by its spread, so that a unit is the same for all.
 
-Both ways begin at the SFT model. Best of n takes the n answers from 512 to each of 64 prompts, by
-the mean over all choices of n; its KL is the formula's. PPO has no KL penalty, a constant rate and
-a value network of the policy's size for every reward model; KL, gold and score are those of each
-iteration's 128 answers, before it learns from them. Nothing of what is measured reaches training.
+Both ways begin at the SFT model, from whose gold and score they are counted. Best of n takes the n
+answers from 512 to each of 64 prompts, by the mean over all choices of n; its KL is the formula's.
+PPO has no KL penalty, a constant rate and a value network of the policy's size for every reward
+model; KL, gold and score are those of each iteration's 128 answers, before it learns from them.
+Nothing of what is measured reaches training.
 
 `α` and `β` are those of d (α − β d) for best of n and of d (α − β ln d) for PPO, d = √KL, fitted to
 all points of a seed. The errors are of fits to the points below 0.6 of the largest d, beyond it:
