@@ -62,6 +62,7 @@ def write_page(study: Study, rows: Sequence[Row], config: StudyConfig) -> Path:
         study.design,
         curves,
         f"![{labels[1]} against {labels[0]}, with 95 % intervals over seeds]({name}.png)",
+        *(("## What it shows", study.findings) if study.findings else ()),
         "## Each arm",
         "Mean ± 95 % interval (Student's t) over the seeds of the whole chain; n is their number.",
         *arms_tables(study, figures),

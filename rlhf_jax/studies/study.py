@@ -90,6 +90,8 @@ class Study:
     correction."""
     design: str = ""
     """What a reader of the results must know besides: what is held equal, and what is not."""
+    findings: str = ""
+    """What the rows show and what not, of how many seeds: written when they are there."""
     measure: Callable[[Measured], Figures] = standard_figures
     """The figures of an arm of one seed, from its evaluation and its training."""
     derive: Callable[[Mapping[str, Result]], Mapping[str, Figures]] = no_more_figures

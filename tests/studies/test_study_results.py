@@ -166,6 +166,7 @@ def test_a_page_has_the_tables_that_the_study_asks_for(tmp_path):
         STUDY,
         tables={"What it is worth": ("gold", "none")},
         names={"gold": "worth"},
+        findings="Nothing yet.",
         draw=lambda study, results, path: drawn.append((sorted(results), path)),
     )
     config = StudyConfig(file=Path("configs/studies/mine.py"), results=tmp_path)
@@ -173,7 +174,7 @@ def test_a_page_has_the_tables_that_the_study_asks_for(tmp_path):
     table = page.partition("### What it is worth")[2].partition("\n## ")[0]
     assert "| arm | n | worth |" in table and "KL from SFT" not in table
     assert drawn == [(["best_of_4", "ppo", "sft"], tmp_path / "mine_curves")]
-    assert "(mine_curves.png)" in page
+    assert "(mine_curves.png)" in page and "## What it shows\n\nNothing yet.\n" in page
 
 
 def test_stale_rows_are_named():
