@@ -120,9 +120,12 @@ def plan_seed(
             folder, changed = jobs.setdefault(job.folder, job).folder, changes_of(job.config, base)
         if arm.best_of == 1:
             policies[arm.name] = folder
-        digests[arm.name] = config_digest(
-            {"policy": jobs[folder].digest, "n": arm.best_of} | judges
-        )
+        made_from = {"policy": jobs[folder].digest, "n": arm.best_of}
+        if study.best_of_curve and arm.name in rewards:
+            wanted.append(rewards[arm.name])
+            if arm.policy is None:  # else the policy's digest knows it
+                made_from["reward"] = jobs[rewards[arm.name]].digest
+        digests[arm.name] = config_digest(made_from | judges)
         changes[arm.name] = changed | changes_between(base, chain) | changes_of_start(arm, study)
         wanted.append(folder)
     kept = needed(wanted, jobs)

@@ -106,6 +106,8 @@ def rows_of_seed(study: Study, plan: SeedPlan, job: Job, *, data: str) -> list[R
         )
         # Of best-of-n the policy is the SFT model, and the reward model picks.
         made_from = [plan.sft, *(plan.evaluate.reward if folder is None else (folder,))]
+        if study.best_of_curve and reward:
+            made_from.append(reward)
         runs = [jobs[each] for each in sorted(needed(made_from, jobs))]
         rows.append(
             {

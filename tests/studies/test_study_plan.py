@@ -131,6 +131,15 @@ def test_every_reward_model_measures_its_own_best_of_n():
     assert plain.digests["a"] != plan.digests["a"]
 
 
+def test_an_arm_may_be_a_reward_model_alone_whose_best_of_n_is_measured():
+    arms = (Arm("own"), Arm("smaller", reward_from=smaller))
+    plan = plan_seed(study_of(*arms, best_of_curve=(1, 4)), 0, ROOT)
+    assert [job.label for job in plan.jobs].count("reward") == 2
+    job = evaluation(plan, [plan.sft], ROOT)
+    assert job.config.reward == (plan.rewards["own"], plan.rewards["smaller"])
+    assert {*job.config.reward} <= {*job.needs} and plan.digests["own"] != plan.digests["smaller"]
+
+
 def test_arms_that_have_their_rows_need_nothing():
     study = study_of(Arm("a", ppo), Arm("sft"))
     assert "a" not in folders(plan_seed(study, 0, ROOT, arms=study.arms[1:]))
